@@ -1,0 +1,1 @@
+"""The online side: answers `Segment` and `Recommend` over gRPC."""

@@ -1,0 +1,1 @@
+"""The offline side: turns a behaviour log into a release, one file per stage."""

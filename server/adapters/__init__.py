@@ -1,0 +1,1 @@
+"""I/O behind Protocols: Triton, history stores, the release directory."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: services, validation, conversion, interceptors, health and TLS."""
