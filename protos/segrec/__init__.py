@@ -1,0 +1,1 @@
+"""Client of the Segrec services: segments and recommendations over gRPC."""

@@ -1,4 +1,7 @@
-"""The Protocols behind which all I/O of the server lives. Each implementation passes the same contract tests."""
+"""The Protocols behind which all I/O of the server lives. Each implementation passes the same contract tests.
+
+The errors named here are those of `server.core.errors`.
+"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,10 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.core.history import Event, History
-
-
-class EncoderUnavailable(Exception):
-    """The encoder could not answer in time; the message says why. Callers fall back, and say so."""
 
 
 class Encoder(Protocol):
@@ -59,7 +58,7 @@ class HistoryStore(Protocol):
         ...
 
     async def erase(self, user_id: str) -> int:
-        """Delete all that is stored of a user, durably; returns the number of events erased. Raises `StoreUnavailable`."""
+        """Delete all that is stored of a user, durably; returns the events erased. Raises `StoreUnavailable`."""
         ...
 
     async def bulk_load(self, source: Path, on_progress: "Progress") -> int:
@@ -81,7 +80,3 @@ class Progress(Protocol):
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` units are done."""
         ...
-
-
-class StoreUnavailable(Exception):
-    """The history store could not answer; the message says why."""

@@ -1,0 +1,82 @@
+"""All errors that the server raises on purpose, each with its gRPC status and machine-readable reason.
+
+SegrecError
+├── InvalidArgument      INVALID_ARGUMENT     a field of the request is wrong; names the field
+├── NotFound             NOT_FOUND            a named thing does not exist; names the field
+├── NoRelease            UNAVAILABLE          no release is active yet
+├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; callers fall back where they can
+├── StoreUnavailable     UNAVAILABLE          the history store did not answer
+├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
+├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
+└── SetupError           FAILED_PRECONDITION  the process cannot start: one sentence with what to do
+"""
+
+from typing import ClassVar
+
+
+class SegrecError(Exception):
+    """Base of the tree. `str(error)` is a sentence for people: what, where, and how to mend it."""
+
+    code: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, field: str = "") -> None:
+        super().__init__(message)
+        self.field = field
+        """Path of the request's field at fault, such as `events[3].value`; empty where none is."""
+
+
+class InvalidArgument(SegrecError):
+    """A field of the request is wrong."""
+
+    code = "INVALID_ARGUMENT"
+    reason = "INVALID_ARGUMENT"
+
+
+class NotFound(SegrecError):
+    """A thing that the request names does not exist."""
+
+    code = "NOT_FOUND"
+    reason = "NOT_FOUND"
+
+
+class NoRelease(SegrecError):
+    """No release is active yet."""
+
+    code = "UNAVAILABLE"
+    reason = "NO_RELEASE"
+
+
+class EncoderUnavailable(SegrecError):
+    """The encoder could not answer in time."""
+
+    code = "UNAVAILABLE"
+    reason = "ENCODER_UNAVAILABLE"
+
+
+class StoreUnavailable(SegrecError):
+    """The history store could not answer."""
+
+    code = "UNAVAILABLE"
+    reason = "STORE_UNAVAILABLE"
+
+
+class Overloaded(SegrecError):
+    """Too much work is waiting; try again later."""
+
+    code = "RESOURCE_EXHAUSTED"
+    reason = "OVERLOADED"
+
+
+class DamagedRelease(SegrecError):
+    """A release directory fails its checks."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DAMAGED_RELEASE"
+
+
+class SetupError(SegrecError):
+    """The process cannot start."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "SETUP"
