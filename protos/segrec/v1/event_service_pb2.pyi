@@ -1,0 +1,68 @@
+from segrec.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class UserEvent(_message.Message):
+    __slots__ = ("user_id", "event")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    event: _common_pb2.Event
+    def __init__(self, user_id: _Optional[str] = ..., event: _Optional[_Union[_common_pb2.Event, _Mapping]] = ...) -> None: ...
+
+class RecordEventsRequest(_message.Message):
+    __slots__ = ("events",)
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[UserEvent]
+    def __init__(self, events: _Optional[_Iterable[_Union[UserEvent, _Mapping]]] = ...) -> None: ...
+
+class RefusedEvent(_message.Message):
+    __slots__ = ("index", "status")
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    index: int
+    status: _common_pb2.RowStatus
+    def __init__(self, index: _Optional[int] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+
+class RecordEventsResponse(_message.Message):
+    __slots__ = ("stored_count", "duplicate_count", "refused")
+    STORED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DUPLICATE_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    stored_count: int
+    duplicate_count: int
+    refused: _containers.RepeatedCompositeFieldContainer[RefusedEvent]
+    def __init__(self, stored_count: _Optional[int] = ..., duplicate_count: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedEvent, _Mapping]]] = ...) -> None: ...
+
+class GetUserHistoryRequest(_message.Message):
+    __slots__ = ("user_id", "limit")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    limit: int
+    def __init__(self, user_id: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+
+class GetUserHistoryResponse(_message.Message):
+    __slots__ = ("events", "stored_event_count")
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    STORED_EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    events: _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]
+    stored_event_count: int
+    def __init__(self, events: _Optional[_Iterable[_Union[_common_pb2.Event, _Mapping]]] = ..., stored_event_count: _Optional[int] = ...) -> None: ...
+
+class EraseUserRequest(_message.Message):
+    __slots__ = ("user_id",)
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    def __init__(self, user_id: _Optional[str] = ...) -> None: ...
+
+class EraseUserResponse(_message.Message):
+    __slots__ = ("erased_event_count",)
+    ERASED_EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    erased_event_count: int
+    def __init__(self, erased_event_count: _Optional[int] = ...) -> None: ...

@@ -1,0 +1,314 @@
+from segrec.v1 import common_pb2 as _common_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class SegmentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SEGMENT_STATE_UNSPECIFIED: _ClassVar[SegmentState]
+    SEGMENT_STATE_ASSIGNED: _ClassVar[SegmentState]
+    SEGMENT_STATE_NO_HISTORY: _ClassVar[SegmentState]
+    SEGMENT_STATE_UNAVAILABLE: _ClassVar[SegmentState]
+
+class Strategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STRATEGY_UNSPECIFIED: _ClassVar[Strategy]
+    STRATEGY_HYBRID: _ClassVar[Strategy]
+    STRATEGY_PERSONAL: _ClassVar[Strategy]
+    STRATEGY_SEGMENT: _ClassVar[Strategy]
+    STRATEGY_POPULAR: _ClassVar[Strategy]
+
+class ItemReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ITEM_REASON_UNSPECIFIED: _ClassVar[ItemReason]
+    ITEM_REASON_PERSONAL: _ClassVar[ItemReason]
+    ITEM_REASON_SEGMENT: _ClassVar[ItemReason]
+    ITEM_REASON_PERSONAL_AND_SEGMENT: _ClassVar[ItemReason]
+    ITEM_REASON_POPULAR: _ClassVar[ItemReason]
+SEGMENT_STATE_UNSPECIFIED: SegmentState
+SEGMENT_STATE_ASSIGNED: SegmentState
+SEGMENT_STATE_NO_HISTORY: SegmentState
+SEGMENT_STATE_UNAVAILABLE: SegmentState
+STRATEGY_UNSPECIFIED: Strategy
+STRATEGY_HYBRID: Strategy
+STRATEGY_PERSONAL: Strategy
+STRATEGY_SEGMENT: Strategy
+STRATEGY_POPULAR: Strategy
+ITEM_REASON_UNSPECIFIED: ItemReason
+ITEM_REASON_PERSONAL: ItemReason
+ITEM_REASON_SEGMENT: ItemReason
+ITEM_REASON_PERSONAL_AND_SEGMENT: ItemReason
+ITEM_REASON_POPULAR: ItemReason
+
+class SegmentAssignment(_message.Message):
+    __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance")
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    state: SegmentState
+    segment_id: int
+    label: str
+    distance: float
+    runner_up_segment_id: int
+    runner_up_distance: float
+    def __init__(self, state: _Optional[_Union[SegmentState, str]] = ..., segment_id: _Optional[int] = ..., label: _Optional[str] = ..., distance: _Optional[float] = ..., runner_up_segment_id: _Optional[int] = ..., runner_up_distance: _Optional[float] = ...) -> None: ...
+
+class RecommendedItem(_message.Message):
+    __slots__ = ("item_id", "title", "score", "reason", "seen")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SEEN_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    title: str
+    score: float
+    reason: ItemReason
+    seen: bool
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[ItemReason, str]] = ..., seen: _Optional[bool] = ...) -> None: ...
+
+class RecommendOptions(_message.Message):
+    __slots__ = ("top_k", "strategy", "exclude_seen", "exclude_item_ids", "exclude_categories", "include_categories", "candidate_item_ids", "diversity")
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDE_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
+    DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    top_k: int
+    strategy: Strategy
+    exclude_seen: bool
+    exclude_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    exclude_categories: _containers.RepeatedScalarFieldContainer[str]
+    include_categories: _containers.RepeatedScalarFieldContainer[str]
+    candidate_item_ids: _containers.RepeatedScalarFieldContainer[str]
+    diversity: float
+    def __init__(self, top_k: _Optional[int] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., exclude_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., exclude_categories: _Optional[_Iterable[str]] = ..., include_categories: _Optional[_Iterable[str]] = ..., candidate_item_ids: _Optional[_Iterable[str]] = ..., diversity: _Optional[float] = ...) -> None: ...
+
+class SegmentRequest(_message.Message):
+    __slots__ = ("user_id", "events", "release")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    events: _common_pb2.EventList
+    release: int
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+
+class SegmentResponse(_message.Message):
+    __slots__ = ("assignment", "info")
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    assignment: SegmentAssignment
+    info: _common_pb2.AnswerInfo
+    def __init__(self, assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
+
+class RecommendRequest(_message.Message):
+    __slots__ = ("user_id", "events", "options", "release")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    events: _common_pb2.EventList
+    options: RecommendOptions
+    release: int
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+
+class RecommendResponse(_message.Message):
+    __slots__ = ("items", "assignment", "info")
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
+    ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
+    INFO_FIELD_NUMBER: _ClassVar[int]
+    items: _containers.RepeatedCompositeFieldContainer[RecommendedItem]
+    assignment: SegmentAssignment
+    info: _common_pb2.AnswerInfo
+    def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
+
+class StreamSegmentRequest(_message.Message):
+    __slots__ = ("chunk_id", "user_ids", "release")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_IDS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    user_ids: _containers.RepeatedScalarFieldContainer[str]
+    release: int
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ...) -> None: ...
+
+class SegmentRow(_message.Message):
+    __slots__ = ("user_id", "result", "status")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    result: SegmentResponse
+    status: _common_pb2.RowStatus
+    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[SegmentResponse, _Mapping]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+
+class StreamSegmentResponse(_message.Message):
+    __slots__ = ("chunk", "summary")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    chunk: SegmentChunk
+    summary: StreamSummary
+    def __init__(self, chunk: _Optional[_Union[SegmentChunk, _Mapping]] = ..., summary: _Optional[_Union[StreamSummary, _Mapping]] = ...) -> None: ...
+
+class SegmentChunk(_message.Message):
+    __slots__ = ("chunk_id", "rows", "status")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    rows: _containers.RepeatedCompositeFieldContainer[SegmentRow]
+    status: _common_pb2.RowStatus
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[SegmentRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+
+class StreamSummary(_message.Message):
+    __slots__ = ("chunk_count", "received_count", "answered_count", "failed_count", "degraded_count")
+    CHUNK_COUNT_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ANSWERED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FAILED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    chunk_count: int
+    received_count: int
+    answered_count: int
+    failed_count: int
+    degraded_count: int
+    def __init__(self, chunk_count: _Optional[int] = ..., received_count: _Optional[int] = ..., answered_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., degraded_count: _Optional[int] = ...) -> None: ...
+
+class StreamRecommendRequest(_message.Message):
+    __slots__ = ("chunk_id", "user_ids", "options", "release")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_IDS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    user_ids: _containers.RepeatedScalarFieldContainer[str]
+    options: RecommendOptions
+    release: int
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+
+class RecommendRow(_message.Message):
+    __slots__ = ("user_id", "result", "status")
+    USER_ID_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    user_id: str
+    result: RecommendResponse
+    status: _common_pb2.RowStatus
+    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[RecommendResponse, _Mapping]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+
+class StreamRecommendResponse(_message.Message):
+    __slots__ = ("chunk", "summary")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    chunk: RecommendChunk
+    summary: StreamSummary
+    def __init__(self, chunk: _Optional[_Union[RecommendChunk, _Mapping]] = ..., summary: _Optional[_Union[StreamSummary, _Mapping]] = ...) -> None: ...
+
+class RecommendChunk(_message.Message):
+    __slots__ = ("chunk_id", "rows", "status")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    rows: _containers.RepeatedCompositeFieldContainer[RecommendRow]
+    status: _common_pb2.RowStatus
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+
+class SegmentItem(_message.Message):
+    __slots__ = ("item_id", "title", "score", "lift")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    LIFT_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    title: str
+    score: float
+    lift: float
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
+
+class Trait(_message.Message):
+    __slots__ = ("kind", "name", "share", "lift")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    LIFT_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    name: str
+    share: float
+    lift: float
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
+
+class SegmentRecord(_message.Message):
+    __slots__ = ("release", "user_count", "share")
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    release: int
+    user_count: int
+    share: float
+    def __init__(self, release: _Optional[int] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+
+class SegmentProfile(_message.Message):
+    __slots__ = ("segment_id", "label", "user_count", "share", "traits", "top_items", "mean_distance", "silhouette", "history")
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    LABEL_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    TRAITS_FIELD_NUMBER: _ClassVar[int]
+    TOP_ITEMS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    SILHOUETTE_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_FIELD_NUMBER: _ClassVar[int]
+    segment_id: int
+    label: str
+    user_count: int
+    share: float
+    traits: _containers.RepeatedCompositeFieldContainer[Trait]
+    top_items: _containers.RepeatedCompositeFieldContainer[SegmentItem]
+    mean_distance: float
+    silhouette: float
+    history: _containers.RepeatedCompositeFieldContainer[SegmentRecord]
+    def __init__(self, segment_id: _Optional[int] = ..., label: _Optional[str] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ..., top_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ..., mean_distance: _Optional[float] = ..., silhouette: _Optional[float] = ..., history: _Optional[_Iterable[_Union[SegmentRecord, _Mapping]]] = ...) -> None: ...
+
+class ListSegmentsRequest(_message.Message):
+    __slots__ = ("release",)
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    release: int
+    def __init__(self, release: _Optional[int] = ...) -> None: ...
+
+class ListSegmentsResponse(_message.Message):
+    __slots__ = ("segments", "release")
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[SegmentProfile]
+    release: int
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ...) -> None: ...
+
+class GetSegmentRequest(_message.Message):
+    __slots__ = ("segment_id", "release")
+    SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    segment_id: int
+    release: int
+    def __init__(self, segment_id: _Optional[int] = ..., release: _Optional[int] = ...) -> None: ...
+
+class GetSegmentResponse(_message.Message):
+    __slots__ = ("segment", "release")
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    segment: SegmentProfile
+    release: int
+    def __init__(self, segment: _Optional[_Union[SegmentProfile, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
