@@ -1,0 +1,322 @@
+"""The release format: what one model version needs, in one directory, read back and checked.
+
+manifest.json        everything about the release, with size and SHA-256 of every other file
+model.onnx           the encoder; inputs and output as in `server.core.features` and `OUTPUT`
+preprocessing.json   `Preprocessing`
+items.parquet        the catalogue; row r is item index r + 1
+item_embeddings.npy  float32 (V, D)
+centroids.npy        float32 (K, D), in the space of L2-normalised user embeddings
+segments.json        one `SegmentProfile` per centroid, in the same order
+segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from server.core.errors import DamagedRelease
+from server.core.features import Inputs
+from server.core.preprocessing import Preprocessing
+
+MODEL_NAME = "user_encoder"
+"""The model's name in Triton and its directory in the model repository."""
+
+OUTPUT = "user_embedding"
+"""The encoder's output, float32 (B, D). Its inner product with an item embedding is that item's logit."""
+
+SCHEMA_VERSION = 1
+GOLDEN_TOLERANCE = 1e-4
+"""Largest difference allowed between an embedding and its golden value; other processors round otherwise."""
+
+FILES = (
+    "model.onnx",
+    "preprocessing.json",
+    "items.parquet",
+    "item_embeddings.npy",
+    "centroids.npy",
+    "segments.json",
+    "segment_items.parquet",
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileRecord(_Model):
+    """A file of the release."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    size_bytes: int = Field(ge=0)
+
+
+class Golden(_Model):
+    """Inputs and the embeddings that they must give, so that a release proves itself on the machine that serves it."""
+
+    item_index: list[list[int]]
+    action_index: list[list[int]]
+    value: list[list[float]]
+    gap_index: list[list[int]]
+    user_embedding: list[list[float]]
+
+    def inputs(self) -> Inputs:
+        """Encoder inputs, (B, L) each."""
+        return {
+            "item_index": np.array(self.item_index, np.int32),
+            "action_index": np.array(self.action_index, np.int32),
+            "value": np.array(self.value, np.float32),
+            "gap_index": np.array(self.gap_index, np.int32),
+        }
+
+    def difference(self, embeddings: NDArray[np.float32]) -> float:
+        """Largest absolute difference to the golden embeddings; infinite for another shape or for NaN."""
+        expected = np.array(self.user_embedding, np.float32)
+        if embeddings.shape != expected.shape or not np.isfinite(embeddings).all():
+            return float("inf")
+        return float(np.abs(embeddings - expected).max())
+
+
+class Manifest(_Model):
+    """`manifest.json`."""
+
+    schema_version: int = SCHEMA_VERSION
+    release: int = Field(ge=1, lt=10**18)
+    created_time: datetime
+    data_cutoff_time: datetime | None = Field(default=None, description="Newest event; none for a log without clock.")
+    parent_release: int = Field(default=0, ge=0)
+    embedding_dim: int = Field(ge=1)
+    max_length: int = Field(ge=1)
+    item_count: int = Field(ge=1)
+    segment_count: int = Field(ge=1)
+    hybrid_weight: float = Field(ge=0, le=1, description="Share of the personal score in the hybrid; rest: segment.")
+    figures: dict[str, float] = Field(default_factory=dict, description="Quality by name; larger is better.")
+    files: dict[str, FileRecord]
+    golden: Golden
+
+
+class Trait(_Model):
+    """Something that a segment does more than everyone else; see the API's `Trait`."""
+
+    kind: str
+    name: str
+    share: float = Field(ge=0, le=1)
+    lift: float = Field(ge=0)
+
+
+class SegmentRecord(_Model):
+    """What a segment was in one release."""
+
+    release: int = Field(ge=1)
+    user_count: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+
+
+class SegmentProfile(_Model):
+    """A segment; see the API's `SegmentProfile` for units."""
+
+    segment_id: int = Field(ge=1)
+    label: str
+    user_count: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+    traits: tuple[Trait, ...] = ()
+    mean_distance: float = Field(ge=0)
+    silhouette: float = Field(ge=-1, le=1)
+    history: tuple[SegmentRecord, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RankedItems:
+    """Items best first: `item_index` int32 (M,), `score` and `lift` float32 (M,). Scores are log-probabilities."""
+
+    item_index: NDArray[np.int32]
+    score: NDArray[np.float32]
+    lift: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release in memory. V items, K segments, D dimensions."""
+
+    manifest: Manifest
+    preprocessing: Preprocessing
+    items: pl.DataFrame
+    item_embeddings: NDArray[np.float32]
+    centroids: NDArray[np.float32]
+    segments: tuple[SegmentProfile, ...]
+    segment_items: dict[int, RankedItems]
+
+    @property
+    def number(self) -> int:
+        """The release's number."""
+        return self.manifest.release
+
+    @cached_property
+    def item_ids(self) -> list[str]:
+        """Item ids by row (V); row r is item index r + 1."""
+        return self.items["item_id"].to_list()
+
+    @cached_property
+    def titles(self) -> list[str]:
+        """Titles by row (V); empty where there is none."""
+        return self.items["title"].fill_null("").to_list()
+
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """Item id → item index, from 1."""
+        return {item_id: row + 1 for row, item_id in enumerate(self.item_ids)}
+
+    @cached_property
+    def actions(self) -> dict[str, int]:
+        """Action → action index, from 1."""
+        return {action.name: row + 1 for row, action in enumerate(self.preprocessing.actions)}
+
+    @cached_property
+    def popularity(self) -> NDArray[np.float32]:
+        """Log-probability of each item in the whole population, (V,)."""
+        return self.items["popularity"].to_numpy().astype(np.float32)
+
+    @cached_property
+    def popular_rows(self) -> NDArray[np.intp]:
+        """Rows of all items (V,), the most popular first."""
+        return np.argsort(-self.popularity, kind="stable")
+
+    @cached_property
+    def category_rows(self) -> dict[str, NDArray[np.intp]]:
+        """Category → rows of its items."""
+        exploded = self.items.with_row_index("row").select("row", "category").explode("category").drop_nulls()
+        groups = exploded.group_by("category", maintain_order=True).agg("row")
+        return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
+
+    @cached_property
+    def item_search(self) -> faiss.IndexFlatIP:
+        """Exact inner-product search over the item embeddings."""
+        index = faiss.IndexFlatIP(self.item_embeddings.shape[1])
+        index.add(self.item_embeddings)
+        return index
+
+    def warm(self) -> None:
+        """Build the look-ups now, so that no request pays for them."""
+        for name in ("item_ids", "titles", "vocabulary", "actions", "popular_rows", "category_rows", "item_search"):
+            getattr(self, name)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """The manifest's record of a file."""
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def read_release(directory: Path) -> Release:
+    """Read and check a release. Raises `DamagedRelease`, which says what is wrong and where."""
+    try:
+        manifest = read_manifest(directory)
+        _check_files(directory, manifest)
+        release = Release(
+            manifest,
+            Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes()),
+            pl.read_parquet(directory / "items.parquet"),
+            np.ascontiguousarray(np.load(directory / "item_embeddings.npy", allow_pickle=False)),
+            np.ascontiguousarray(np.load(directory / "centroids.npy", allow_pickle=False)),
+            _read_segments(directory / "segments.json"),
+            _read_segment_items(directory / "segment_items.parquet"),
+        )
+        _check_shapes(release)
+    except DamagedRelease:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise DamagedRelease(f"release {directory} cannot be read: {_first_line(error)}") from error
+    return release
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """Read `manifest.json` alone. Raises `DamagedRelease`."""
+    path = directory / "manifest.json"
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DamagedRelease(f"release {directory} has no manifest.json: the copy is not complete") from error
+    except (OSError, ValidationError) as error:
+        raise DamagedRelease(f"{path} cannot be read: {_first_line(error)}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DamagedRelease(f"{path} has schema version {manifest.schema_version}; this build reads {SCHEMA_VERSION}")
+    if str(manifest.release) != directory.name:
+        raise DamagedRelease(f"{path} is of release {manifest.release}, but its directory is named {directory.name}")
+    return manifest
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_files(directory: Path, manifest: Manifest) -> None:
+    missing = sorted(set(FILES) - set(manifest.files))
+    if missing:
+        raise DamagedRelease(f"the manifest of {directory} lacks {', '.join(missing)}")
+    for name, record in manifest.files.items():
+        path = directory / name
+        if Path(name).name != name or not path.is_file():
+            raise DamagedRelease(f"release {directory} lacks {name}: copy it again")
+        if path.stat().st_size != record.size_bytes or sha256_of(path) != record.sha256:
+            raise DamagedRelease(f"{path} is not the file that was published (size or SHA-256 differs): copy it again")
+
+
+def _read_segments(path: Path) -> tuple[SegmentProfile, ...]:
+    return tuple(SegmentProfile.model_validate(entry) for entry in json.loads(path.read_bytes()))
+
+
+def _read_segment_items(path: Path) -> dict[int, RankedItems]:
+    frame = pl.read_parquet(path)
+    return {
+        int(segment_id): RankedItems(
+            part["item_index"].to_numpy().astype(np.int32),
+            part["score"].to_numpy().astype(np.float32),
+            part["lift"].to_numpy().astype(np.float32),
+        )
+        for (segment_id,), part in frame.partition_by("segment_id", as_dict=True, maintain_order=True).items()
+    }
+
+
+def _check_shapes(release: Release) -> None:
+    manifest, where = release.manifest, f"release {release.number}"
+    items = (manifest.item_count, manifest.embedding_dim)
+    segments = (manifest.segment_count, manifest.embedding_dim)
+    checks: list[tuple[str, Any, Any]] = [
+        ("items.parquet rows", release.items.height, manifest.item_count),
+        ("item_embeddings.npy shape", release.item_embeddings.shape, items),
+        ("centroids.npy shape", release.centroids.shape, segments),
+        ("segments.json entries", len(release.segments), manifest.segment_count),
+        ("preprocessing.json max_length", release.preprocessing.max_length, manifest.max_length),
+        ("distinct segment ids", len({s.segment_id for s in release.segments}), manifest.segment_count),
+    ]
+    for name, found, expected in checks:
+        if found != expected:
+            raise DamagedRelease(f"{where}: {name} is {found}, the manifest says {expected}")
+    for name, array in (("item_embeddings.npy", release.item_embeddings), ("centroids.npy", release.centroids)):
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
+    for ranked in release.segment_items.values():
+        if (
+            len(ranked.item_index)
+            and not 1 <= ranked.item_index.min() <= ranked.item_index.max() <= manifest.item_count
+        ):
+            raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
+    if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
+        raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")

@@ -1,0 +1,43 @@
+"""Which segment a user embedding belongs to."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Nearest:
+    """The nearest and second nearest centroid of B embeddings.
+
+    `first` and `second` are centroid indexes (B,), from 0; distances are Euclidean, float64 (B,), 0 to 2. With one
+    centroid only, `second` equals `first`.
+    """
+
+    first: NDArray[np.intp]
+    first_distance: NDArray[np.float64]
+    second: NDArray[np.intp]
+    second_distance: NDArray[np.float64]
+
+
+def normalised(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Scale embeddings (B, D) to length 1; a zero vector stays zero."""
+    wide = embeddings.astype(np.float64)
+    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
+    scaled: NDArray[np.float64] = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
+    return scaled
+
+
+def nearest(embeddings: NDArray[np.float32], centroids: NDArray[np.float32]) -> Nearest:
+    """Find the centroids (K, D) nearest to the normalised embeddings (B, D).
+
+    Computed in float64, since the difference of near squares loses half of its digits.
+    """
+    points = normalised(embeddings)
+    centers = centroids.astype(np.float64)
+    squared = (points**2).sum(1)[:, None] - 2.0 * points @ centers.T + (centers**2).sum(1)
+    distances = np.sqrt(np.maximum(squared, 0.0))
+    order = np.argsort(distances, axis=1, kind="stable")[:, :2]
+    first, second = order[:, 0], order[:, -1]
+    rows = np.arange(len(points))
+    return Nearest(first, distances[rows, first], second, distances[rows, second])
