@@ -1,0 +1,219 @@
+"""A tiny but whole release, made in a fraction of a second, for tests that need one without training.
+
+Items fall into as many groups as there are segments: item number i (from 1) is of group (i - 1) % segments, and a
+history within one group lands in that group's segment. Every embedding depends on number and seed, and labels and
+titles name the number, so that a test can tell which release answered.
+"""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import polars as pl
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from server.core.features import GAP_COUNT, Inputs, batches, features_of
+from server.core.history import Event, History, history_of
+from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
+from server.core.release import (
+    FILES,
+    MODEL_NAME,
+    OUTPUT,
+    Golden,
+    Manifest,
+    SegmentProfile,
+    SegmentRecord,
+    Trait,
+    record_of,
+)
+from server.core.segments import normalised
+
+ACTIONS = {"view": 0.3, "cart": 0.6, "purchase": 1.0, "return": -1.0}
+START_MS = 1_700_000_000_000
+HOUR_MS = 3_600_000
+CUTOFF = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def item_id(number: int) -> str:
+    """Id of the item with this number, from 1."""
+    return f"item-{number:03d}"
+
+
+def group_history(group: int, length: int = 10, segments: int = 4, items: int = 50) -> History:
+    """A history of hourly events on the items of one group (from 0), which lands in segment group + 1."""
+    members = range(group + 1, items + 1, segments)
+    actions = ("view", "view", "cart", "purchase")
+    return history_of(
+        Event(item_id(members[place % len(members)]), actions[place % 4], 1.0 + place % 3, START_MS + place * HOUR_MS)
+        for place in range(length)
+    )
+
+
+def tiny_release(
+    repository: Path,
+    number: int = 1,
+    seed: int = 0,
+    items: int = 50,
+    dim: int = 16,
+    segments: int = 4,
+    max_length: int = 32,
+) -> Path:
+    """Publish release `number` into the model repository, with its model's config.pbtxt; returns its directory.
+
+    It is written elsewhere and renamed in, so that a running server never sees half of it.
+    """
+    directory = repository / ".staging" / f"tiny-{seed}-{number}" / str(number)
+    directory.mkdir(parents=True)
+    _copy_config(repository)
+    rng = np.random.default_rng([seed, number])
+    groups = np.linalg.qr(rng.normal(size=(dim, dim)))[0][:segments] * 2.0
+    vectors = (groups[np.arange(items) % segments] + rng.normal(scale=0.2, size=(items, dim))).astype(np.float32)
+    preprocessing = Preprocessing(
+        max_length=max_length,
+        actions=tuple(Action(name=name, weight=weight) for name, weight in ACTIONS.items()),
+        value=ValueNormaliser(method="log", center=1.0, scale=0.5),
+        has_clock=True,
+        exclude_seen=False,
+    )
+    write_mean_encoder(directory / "model.onnx", vectors, rng)
+    (directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
+    popularity = _write_items(directory, items, segments, number)
+    np.save(directory / "item_embeddings.npy", vectors)
+    np.save(directory / "centroids.npy", normalised(groups).astype(np.float32))
+    profiles = "[" + ",".join(_profile(group, segments, number).model_dump_json() for group in range(segments)) + "]"
+    (directory / "segments.json").write_text(profiles)
+    _write_segment_items(directory, popularity, segments)
+    manifest = Manifest(
+        release=number,
+        created_time=datetime.now(UTC),
+        data_cutoff_time=CUTOFF,
+        parent_release=number - 1,
+        embedding_dim=dim,
+        max_length=max_length,
+        item_count=items,
+        segment_count=segments,
+        hybrid_weight=0.5,
+        figures={"ndcg_at_10": 0.1},
+        files={name: record_of(directory / name) for name in FILES},
+        golden=_golden(directory / "model.onnx", preprocessing, items, segments),
+    )
+    (directory / "manifest.json").write_text(manifest.model_dump_json())
+    return directory.rename(repository / MODEL_NAME / str(number))
+
+
+def encode_with_onnx(model: Path, inputs: Inputs) -> NDArray[np.float32]:
+    """User embeddings (B, D) by ONNX Runtime in this process."""
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    embeddings: NDArray[np.float32] = session.run([OUTPUT], dict(inputs))[0]
+    return embeddings
+
+
+def write_mean_encoder(path: Path, item_vectors: NDArray[np.float32], rng: np.random.Generator) -> None:
+    """Write a model that averages over the history: item vector + small action, gap and value vectors.
+
+    Padding adds nothing. `item_vectors` is (V, D); row r belongs to item index r + 1.
+    """
+    dim = item_vectors.shape[1]
+    tables = {
+        "item_table": np.vstack([np.zeros((1, dim)), item_vectors]),
+        "action_table": np.vstack([np.zeros((1, dim)), rng.normal(scale=0.1, size=(len(ACTIONS), dim))]),
+        "gap_table": np.vstack([np.zeros((1, dim)), rng.normal(scale=0.05, size=(GAP_COUNT - 1, dim))]),
+        "value_row": rng.normal(scale=0.02, size=(1, 1, dim)),
+        "one": np.ones(1),
+    }
+    weights = [numpy_helper.from_array(array.astype(np.float32), name) for name, array in tables.items()]
+    axes = {"last_axis": np.array([2]), "length_axis": np.array([1])}
+    weights += [numpy_helper.from_array(array.astype(np.int64), name) for name, array in axes.items()]
+    weights.append(numpy_helper.from_array(np.zeros(1, np.int32), "padding"))
+    nodes = [
+        helper.make_node("Gather", [f"{name}_table", f"{name}_index"], [f"{name}_rows"])
+        for name in ("item", "action", "gap")
+    ]
+    nodes += [
+        helper.make_node("Unsqueeze", ["value", "last_axis"], ["value_column"]),
+        helper.make_node("Mul", ["value_column", "value_row"], ["value_rows"]),
+        helper.make_node("Sum", ["item_rows", "action_rows", "gap_rows", "value_rows"], ["rows"]),
+        helper.make_node("ReduceSum", ["rows", "length_axis"], ["total"], keepdims=0),
+        helper.make_node("Greater", ["item_index", "padding"], ["valid"]),
+        helper.make_node("Cast", ["valid"], ["valid_float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["valid_float", "length_axis"], ["event_count"], keepdims=1),
+        helper.make_node("Max", ["event_count", "one"], ["divisor"]),
+        helper.make_node("Div", ["total", "divisor"], [OUTPUT]),
+    ]
+    kinds = {"item_index": TensorProto.INT32, "action_index": TensorProto.INT32, "value": TensorProto.FLOAT}
+    kinds["gap_index"] = TensorProto.INT32
+    inputs = [helper.make_tensor_value_info(name, kind, ["batch", "length"]) for name, kind in kinds.items()]
+    output = helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dim])
+    graph = helper.make_graph(nodes, "mean_encoder", inputs, [output], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+
+
+def _copy_config(repository: Path) -> None:
+    target = repository / MODEL_NAME / "config.pbtxt"
+    source = Path(__file__).parents[2] / "model_repository" / MODEL_NAME / "config.pbtxt"
+    if not target.exists():
+        target.write_bytes(source.read_bytes())
+
+
+def _write_items(directory: Path, items: int, segments: int, number: int) -> NDArray[np.float64]:
+    """Write the catalogue; popularity falls as 1 / rank, starting from the item whose number is the release's."""
+    ranks = (np.arange(items) - (number - 1)) % items + 1
+    popularity: NDArray[np.float64] = np.log(1 / ranks / (1 / ranks).sum())
+    pl.DataFrame(
+        {
+            "item_id": [item_id(i) for i in range(1, items + 1)],
+            "title": [f"Item {i} of release {number}" for i in range(1, items + 1)],
+            "category": [[f"category-{i % segments + 1}"] for i in range(items)],
+            "event_count": np.round(1000 / ranks).astype(np.int64),
+            "popularity": popularity.astype(np.float32),
+        }
+    ).write_parquet(directory / "items.parquet")
+    return popularity
+
+
+def _profile(group: int, segments: int, number: int) -> SegmentProfile:
+    return SegmentProfile(
+        segment_id=group + 1,
+        label=f"Category {group + 1} (release {number})",
+        user_count=100 + group,
+        share=1 / segments,
+        traits=(Trait(kind="category", name=f"category-{group + 1}", share=0.9, lift=float(segments)),),
+        mean_distance=0.2,
+        silhouette=0.5,
+        history=(SegmentRecord(release=number, user_count=100 + group, share=1 / segments),),
+    )
+
+
+def _write_segment_items(directory: Path, popularity: NDArray[np.float64], segments: int) -> None:
+    """Each segment lists its own group's items, ten times as likely as elsewhere."""
+    parts = []
+    for group in range(segments):
+        rows = np.arange(group, len(popularity), segments)
+        rows = rows[np.argsort(-popularity[rows], kind="stable")]
+        score = popularity[rows] - np.log(np.exp(popularity[rows]).sum())
+        parts.append(
+            pl.DataFrame(
+                {
+                    "segment_id": np.full(len(rows), group + 1, np.int64),
+                    "item_index": (rows + 1).astype(np.int32),
+                    "score": score.astype(np.float32),
+                    "lift": np.exp(score - popularity[rows]).astype(np.float32),
+                }
+            )
+        )
+    pl.concat(parts).write_parquet(directory / "segment_items.parquet")
+
+
+def _golden(model: Path, preprocessing: Preprocessing, items: int, segments: int) -> Golden:
+    histories = [group_history(place % segments, length, segments, items) for place, length in enumerate((1, 3, 6, 8))]
+    vocabulary = {item_id(number): number for number in range(1, items + 1)}
+    actions = {name: row + 1 for row, name in enumerate(ACTIONS)}
+    features = features_of(histories, vocabulary, actions, preprocessing)
+    [(_, inputs)] = batches(features, preprocessing.max_length)
+    embeddings = encode_with_onnx(model, inputs)
+    return Golden(**{name: array.tolist() for name, array in inputs.items()}, user_embedding=embeddings.tolist())
