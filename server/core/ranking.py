@@ -153,10 +153,11 @@ def _personal_pools(
     pools: list[NDArray[np.intp]] = [np.empty(0, np.intp) for _ in subjects]
     if query.strategy not in (Strategy.HYBRID, Strategy.PERSONAL):
         return pools
-    places = [place for place, subject in enumerate(subjects) if subject.embedding is not None]
-    if not places or (allowed is not None and not len(allowed)):
+    known = {place: subject.embedding for place, subject in enumerate(subjects) if subject.embedding is not None}
+    if not known or (allowed is not None and not len(allowed)):
         return pools
-    embeddings = np.stack([subjects[place].embedding for place in places]).astype(np.float32)  # type: ignore[arg-type]
+    places = list(known)
+    embeddings = np.stack(list(known.values())).astype(np.float32)
     longest_seen = max(len(subjects[place].seen_rows) for place in places) if exclude_seen else 0
     wanted = _pool_size(query) + longest_seen
     if allowed is None:
