@@ -156,6 +156,7 @@ def write_mean_encoder(path: Path, item_vectors: NDArray[np.float32], rng: np.ra
 def _copy_config(repository: Path) -> None:
     target = repository / MODEL_NAME / "config.pbtxt"
     source = Path(__file__).parents[2] / "model_repository" / MODEL_NAME / "config.pbtxt"
+    target.parent.mkdir(parents=True, exist_ok=True)
     if not target.exists():
         target.write_bytes(source.read_bytes())
 
