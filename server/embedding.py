@@ -1,0 +1,165 @@
+"""Histories → user embeddings and segments: features in a worker thread, encoding in Triton, micro-batched."""
+
+import asyncio
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from time import monotonic
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.adapters.ports import Encoder
+from server.cache import Embedded
+from server.core.errors import EncoderUnavailable, Overloaded
+from server.core.features import Inputs, batches, features_of
+from server.core.history import History
+from server.core.release import Release
+from server.core.segments import nearest
+
+ENCODINGS_IN_FLIGHT = 4
+"""Encoder batches under way at once, over all calls: enough to keep two Triton instances busy."""
+
+
+class Embedder:
+    """Embeds many histories with one release."""
+
+    def __init__(self, encoder: Encoder, executor: Executor) -> None:
+        self._encoder = encoder
+        self._executor = executor
+        self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
+
+    async def embed(self, release: Release, histories: Sequence[History], timeout_seconds: float) -> list[Embedded]:
+        """One result per history, in order. Raises `EncoderUnavailable` when Triton gives no answer in time."""
+        loop = asyncio.get_running_loop()
+        deadline = monotonic() + timeout_seconds
+        work = await loop.run_in_executor(self._executor, _prepare, release, histories)
+        tasks = [asyncio.ensure_future(self._encode(release.number, inputs, deadline)) for _, inputs in work.batches]
+        try:
+            encoded = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return await loop.run_in_executor(self._executor, _assign, release, work, encoded)
+
+    async def _encode(self, release: int, inputs: Inputs, deadline: float) -> NDArray[np.float32]:
+        async with self._in_flight:
+            remaining = deadline - monotonic()
+            if remaining <= 0:
+                raise EncoderUnavailable("the encoder has more work than it can do in time")
+            return await self._encoder.encode(release, inputs, remaining)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    batches: list[tuple[NDArray[np.intp], Inputs]]
+    lengths: NDArray[np.int64]
+    ignored: NDArray[np.int32]
+
+
+def _prepare(release: Release, histories: Sequence[History]) -> _Work:
+    features = features_of(histories, release.vocabulary, release.actions, release.preprocessing)
+    return _Work(batches(features, release.preprocessing.max_length), features.lengths, features.ignored)
+
+
+def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]]) -> list[Embedded]:
+    results = [Embedded(None, 0, ignored) for ignored in work.ignored.tolist()]
+    if not work.batches:
+        return results
+    rows = np.concatenate([rows for rows, _ in work.batches])
+    embeddings = np.concatenate(encoded)
+    place = nearest(embeddings, release.centroids)
+    columns = zip(
+        rows.tolist(),
+        embeddings,
+        work.lengths[rows].tolist(),
+        work.ignored[rows].tolist(),
+        place.first.tolist(),
+        place.first_distance.tolist(),
+        place.second.tolist(),
+        place.second_distance.tolist(),
+        strict=True,
+    )
+    for row, *fields in columns:
+        results[row] = Embedded(*fields)
+    return results
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """Calls of one release that wait for the next micro-batch."""
+
+    release: Release
+    histories: list[History] = field(default_factory=list)
+    futures: list[asyncio.Future[Embedded]] = field(default_factory=list)
+    deadlines: list[float] = field(default_factory=list)
+
+
+class MicroBatcher:
+    """Joins concurrent single calls into one feature call and one encoder call.
+
+    The first call starts at once; those that arrive while two batches are under way wait for the next one. No call
+    waits for a clock.
+    """
+
+    BATCHES_IN_FLIGHT = 2
+
+    def __init__(self, embedder: Embedder, max_batch: int, max_waiting: int) -> None:
+        self._embedder = embedder
+        self._max_batch = max_batch
+        self._max_waiting = max_waiting
+        self._waiting: dict[int, _Waiting] = {}
+        self._waiting_count = 0
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
+        """Embed one history. Raises `EncoderUnavailable`, and `Overloaded` when too many calls wait already."""
+        if self._waiting_count >= self._max_waiting:
+            raise Overloaded(f"{self._max_waiting} calls are waiting already: try again later")
+        waiting = self._waiting.setdefault(release.number, _Waiting(release))
+        future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
+        waiting.histories.append(history)
+        waiting.futures.append(future)
+        waiting.deadlines.append(monotonic() + timeout_seconds)
+        self._waiting_count += 1
+        self._start()
+        try:
+            return await asyncio.wait_for(future, timeout_seconds)
+        except TimeoutError as error:
+            raise EncoderUnavailable("the encoder did not answer in time") from error
+
+    def _start(self) -> None:
+        while self._waiting and len(self._running) < self.BATCHES_IN_FLIGHT:
+            batch = self._take()
+            task = asyncio.get_running_loop().create_task(self._run(batch))
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._start()
+
+    def _take(self) -> _Waiting:
+        number = next(iter(self._waiting))
+        waiting = self._waiting.pop(number)
+        size = self._max_batch
+        rest = _Waiting(waiting.release, waiting.histories[size:], waiting.futures[size:], waiting.deadlines[size:])
+        if rest.futures:
+            self._waiting[number] = rest
+        batch = _Waiting(waiting.release, waiting.histories[:size], waiting.futures[:size], waiting.deadlines[:size])
+        self._waiting_count -= len(batch.futures)
+        return batch
+
+    async def _run(self, batch: _Waiting) -> None:
+        try:
+            timeout = max(batch.deadlines) - monotonic()
+            results = await self._embedder.embed(batch.release, batch.histories, timeout)
+        except Exception as error:
+            for future in batch.futures:
+                if not future.done():
+                    future.set_exception(error)
+            return
+        for future, result in zip(batch.futures, results, strict=True):
+            if not future.done():
+                future.set_result(result)

@@ -1,0 +1,170 @@
+"""One request, from history to answer: snapshot → history store → features → Triton → nearest centroid → items."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
+from enum import Enum, auto
+from typing import TypeVar
+
+import numpy as np
+
+from server.adapters.ports import HistoryStore
+from server.cache import Embedded, EmbeddingCache
+from server.core.errors import EncoderUnavailable, StoreUnavailable
+from server.core.history import EMPTY, Event, History
+from server.core.ranking import Query, Ranked, Subject, rank
+from server.core.release import Release
+from server.embedding import Embedder, MicroBatcher
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+RANK_IN_THREAD_FROM = 4
+"""Rankings of fewer users than this are quicker than a change of thread."""
+
+
+class Degraded(Enum):
+    """Why an answer is less than it could be; see the API's `DegradedReason`."""
+
+    NO = auto()
+    STALE_EMBEDDING = auto()
+    ENCODER_UNAVAILABLE = auto()
+    STORE_UNAVAILABLE = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is known of one user: the embedding with its segment, the history, and whether that is less than all."""
+
+    embedded: Embedded
+    history: History
+    degraded: Degraded = Degraded.NO
+
+
+_NOTHING = Embedded(None)
+
+
+class Pipeline:
+    """Answers for users and for histories given inline. Every answer is of the one release handed in."""
+
+    def __init__(
+        self,
+        store: HistoryStore,
+        cache: EmbeddingCache,
+        embedder: Embedder,
+        batcher: MicroBatcher,
+        executor: Executor,
+    ) -> None:
+        self._store = store
+        self._cache = cache
+        self._embedder = embedder
+        self._batcher = batcher
+        self._executor = executor
+        self.on_encoder_failure: Callable[[], None] = lambda: None
+        """Called whenever the encoder did not answer a call."""
+
+    async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
+        """The answer for a stored user; falls back, and says so, when the store or the encoder does not answer."""
+        try:
+            history = await self._store.get(user_id)
+        except StoreUnavailable as error:
+            log.warning("the history store did not answer: %s", error)
+            return Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE)
+        cached = self._cache.get(release.number, user_id, history.revision)
+        if cached is not None:
+            return Answer(cached, history)
+        if not history:
+            return Answer(_NOTHING, history)
+        try:
+            embedded = await self._batcher.embed(release, history, timeout_seconds)
+        except EncoderUnavailable as error:
+            return self._fallback(release, user_id, history, error)
+        self._cache.put(release.number, user_id, history.revision, embedded)
+        return Answer(embedded, history)
+
+    async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
+        """The answer for a history given inline. Unknown items and actions are counted over all of it."""
+        unknown = sum(
+            item_id not in release.vocabulary or action not in release.actions
+            for item_id, action in zip(history.item_ids, history.actions, strict=True)
+        )
+        try:
+            embedded = await self._batcher.embed(release, history, timeout_seconds)
+        except EncoderUnavailable as error:
+            self._report(error)
+            return Answer(replace(_NOTHING, ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
+        return Answer(replace(embedded, ignored_count=unknown), history)
+
+    async def answer_users(self, release: Release, user_ids: Sequence[str], timeout_seconds: float) -> list[Answer]:
+        """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm."""
+        try:
+            histories = await self._store.get_many(user_ids)
+        except StoreUnavailable as error:
+            log.warning("the history store did not answer: %s", error)
+            return [Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE) for _ in user_ids]
+        answers: list[Answer] = []
+        missing: list[int] = []
+        for place, (user_id, history) in enumerate(zip(user_ids, histories, strict=True)):
+            cached = self._cache.get(release.number, user_id, history.revision)
+            if cached is None and history:
+                missing.append(place)
+            answers.append(Answer(cached or _NOTHING, history))
+        if not missing:
+            return answers
+        try:
+            embedded = await self._embedder.embed(release, [histories[place] for place in missing], timeout_seconds)
+        except EncoderUnavailable as error:
+            for place in missing:
+                answers[place] = self._fallback(release, user_ids[place], histories[place], error)
+            return answers
+        for place, result in zip(missing, embedded, strict=True):
+            answers[place] = Answer(result, histories[place])
+        return answers
+
+    async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
+        """Rank items for each answer; see `server.core.ranking.rank`."""
+        if len(answers) < RANK_IN_THREAD_FROM:
+            return _rank(release, query, answers)
+        return await self._in_thread(_rank, release, query, answers)
+
+    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
+        """Store a user's events durably; returns (stored, duplicates). Raises `StoreUnavailable`."""
+        return await self._store.record(user_id, events)
+
+    async def history(self, user_id: str) -> History:
+        """What is stored of a user. Raises `StoreUnavailable`."""
+        return await self._store.get(user_id)
+
+    async def erase(self, user_id: str, releases: list[int]) -> int:
+        """Forget a user, cached embeddings of these releases included; returns the events erased."""
+        erased = await self._store.erase(user_id)
+        self._cache.forget_user(user_id, releases)
+        return erased
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
+        self._report(error)
+        latest = self._cache.latest(release.number, user_id)
+        if latest is None or latest[1].embedding is None:
+            return Answer(_NOTHING, history, Degraded.ENCODER_UNAVAILABLE)
+        return Answer(latest[1], history, Degraded.STALE_EMBEDDING)
+
+    def _report(self, error: EncoderUnavailable) -> None:
+        log.debug("the encoder did not answer a call: %s", error)
+        self.on_encoder_failure()
+
+
+def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
+    return rank(release, query, [_subject(release, answer) for answer in answers])
+
+
+def _subject(release: Release, answer: Answer) -> Subject:
+    embedded = answer.embedded
+    segment_id = release.segments[embedded.segment_index].segment_id if embedded.embedding is not None else 0
+    known = {release.vocabulary.get(item_id, 0) for item_id in answer.history.item_ids}
+    rows = np.array([index - 1 for index in known if index], np.intp)
+    return Subject(embedded.embedding, segment_id, rows)

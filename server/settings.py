@@ -1,0 +1,69 @@
+"""Configuration of the server: a frozen value, built once at the edge from flags, environment and a TOML file."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. Environment variables are the names in capitals after `SEGREC_`."""
+
+    model_config = SettingsConfigDict(env_prefix="SEGREC_", frozen=True, extra="forbid")
+
+    address: str = Field(default="127.0.0.1:50051", description="Where SegrecService and EventService listen.")
+    model_address: str = Field(default="127.0.0.1:50052", description="Where ModelService listens; keep it internal.")
+    metrics_address: str = Field(default="127.0.0.1:50053", description="Where Prometheus reads /metrics.")
+    repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
+    triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of a Triton's gRPC endpoint.")
+    triton_environment: Path = Field(default=Path(".triton"), description="Where `segrec-triton install` put Triton.")
+    store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis:// or rediss:// URL.")
+    history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
+    bootstrap_events: Path | None = Field(default=None, description="Log that fills the store on first start.")
+    cache_entries: int = Field(default=200_000, ge=0, description="Embeddings kept in memory.")
+    keep_releases: int = Field(default=2, ge=1, description="Releases kept loaded, the active one included.")
+    poll_seconds: float = Field(default=0.5, gt=0, description="How often the repository is looked at.")
+    encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for Triton in one call.")
+    max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
+    max_waiting: int = Field(default=4096, ge=1, description="Unary calls that may wait; more are refused.")
+    drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted work at the end.")
+    tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; with it, only TLS.")
+    tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")
+    tls_client_ca: Path | None = Field(default=None, description="PEM roots; with it, clients need a certificate.")
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            raise ValueError("tls_certificate and tls_key go together: give both or neither")
+        if self.tls_client_ca is not None and self.tls_certificate is None:
+            raise ValueError("tls_client_ca needs tls_certificate and tls_key")
+        return self
+
+
+def load_settings(toml: Path | None, overrides: dict[str, object]) -> Settings:
+    """Build the settings: `overrides` (flags) go before the environment, that before the file, that before defaults.
+
+    Raises `pydantic.ValidationError`, and `OSError` or `tomllib.TOMLDecodeError` for the file.
+    """
+
+    class _WithFile(Settings):
+        @classmethod
+        def settings_customise_sources(
+            cls,
+            settings_cls: type[BaseSettings],
+            init_settings: PydanticBaseSettingsSource,
+            env_settings: PydanticBaseSettingsSource,
+            dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 the signature is the library's
+            file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        ) -> tuple[PydanticBaseSettingsSource, ...]:
+            return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
+
+    if toml is not None and not toml.is_file():
+        raise FileNotFoundError(f"configuration file {toml} does not exist")
+    return _WithFile(**overrides)  # type: ignore[arg-type]
