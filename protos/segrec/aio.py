@@ -1,0 +1,329 @@
+"""The asyncio clients: the same methods as the sync ones."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar, Unpack
+
+import grpc
+from google.protobuf.message import Message
+
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_aio_channel
+from segrec.errors import SegrecError, StreamStalled, error_of_call
+from segrec.requests import (
+    MAX_EVENTS_PER_CALL,
+    Choice,
+    add_response,
+    recommend_options,
+    recommend_request,
+    record_requests,
+    segment_request,
+    sendable,
+    stream_recommend_request,
+    stream_segment_request,
+)
+from segrec.v1.common_pb2 import Event
+from segrec.v1.event_service_pb2 import (
+    EraseUserRequest,
+    EraseUserResponse,
+    GetUserHistoryRequest,
+    GetUserHistoryResponse,
+    RecordEventsResponse,
+    UserEvent,
+)
+from segrec.v1.event_service_pb2_grpc import EventServiceStub
+from segrec.v1.model_service_pb2 import GetReleaseRequest, ListReleasesRequest, Release
+from segrec.v1.model_service_pb2_grpc import ModelServiceStub
+from segrec.v1.segrec_service_pb2 import (
+    GetSegmentRequest,
+    GetSegmentResponse,
+    ListSegmentsRequest,
+    ListSegmentsResponse,
+    RecommendResponse,
+    RecommendRow,
+    SegmentResponse,
+    SegmentRow,
+    StreamSummary,
+)
+from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
+from segrec.window import Request, Response, RowT, StreamSettings, Window, is_lost_connection
+
+MessageT = TypeVar("MessageT", bound=Message)
+OpenCall = Callable[..., Any]
+UserIds = Iterable[str] | AsyncIterable[str]
+
+
+class AsyncRowStream(Generic[RowT]):
+    """The rows of a stream, as `segrec.streaming.RowStream` has them, for `async for`.
+
+    Close it, or use it in `async with`, when you leave it before its end.
+    """
+
+    def __init__(
+        self,
+        open_call: OpenCall,
+        window: Window[RowT],
+        user_ids: UserIds,
+        settings: StreamSettings,
+        address: str,
+    ) -> None:
+        self._open_call = open_call
+        self._window = window
+        self._user_ids = aiter(user_ids) if isinstance(user_ids, AsyncIterable) else _as_async(user_ids)
+        self._settings = settings
+        self._address = address
+        self._chunks = self._run()
+
+    @property
+    def counts(self) -> StreamSummary:
+        """What has been answered so far, counted from the rows, over all connections."""
+        return self._window.counts
+
+    @property
+    def summary(self) -> StreamSummary | None:
+        """The server's counts of the last connection, already found equal to ours; None until the end."""
+        return self._window.summary
+
+    def chunks(self) -> AsyncIterator[list[RowT]]:
+        """The rows of one answered chunk at a time."""
+        return self._chunks
+
+    async def __aiter__(self) -> AsyncIterator[RowT]:
+        async with aclosing(self._chunks):
+            async for rows in self._chunks:
+                for row in rows:
+                    yield row
+
+    async def close(self) -> None:
+        """Ends the call; chunks without an answer are dropped."""
+        await self._chunks.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _run(self) -> AsyncGenerator[list[RowT], None]:
+        while True:
+            connection = _Connection(self._open_call, self._window.reconnect(), self._address)
+            try:
+                async with aclosing(self._converse(connection)) as chunks:
+                    async for rows in chunks:
+                        yield rows
+                return
+            except SegrecError as error:
+                pause = self._window.back_off() if is_lost_connection(error) else None
+                if pause is None:
+                    raise
+            finally:
+                connection.close()
+            await asyncio.sleep(pause)
+
+    async def _converse(self, connection: "_Connection") -> AsyncGenerator[list[RowT], None]:
+        while True:
+            await self._fill(connection)
+            response = await connection.receive(self._settings.stall_seconds)
+            if response is None:
+                self._window.check_end()
+                return
+            rows = self._window.accept(response)
+            if rows is not None:
+                yield rows
+
+    async def _fill(self, connection: "_Connection") -> None:
+        while not self._window.is_full and not connection.is_finished:
+            user_ids: list[str] = []
+            while len(user_ids) < self._settings.chunk_size:
+                user_id = await anext(self._user_ids, None)
+                if user_id is None:
+                    break
+                user_ids.append(user_id)
+            if user_ids:
+                connection.send(self._window.add(user_ids))
+            else:
+                connection.finish()
+
+
+class _Connection:
+    """One call. Its time limit cancels the call rather than the read: a cancelled read leaks in grpc.aio."""
+
+    def __init__(self, open_call: OpenCall, requests: list[Request], address: str) -> None:
+        self._address = address
+        self._requests: asyncio.Queue[Request | None] = asyncio.Queue()
+        self._has_stalled = False
+        self.is_finished = False
+        for request in requests:
+            self._requests.put_nowait(request)
+        self._call = open_call(self._outgoing())
+
+    async def _outgoing(self) -> AsyncIterator[Request]:
+        while (request := await self._requests.get()) is not None:
+            yield request
+
+    def send(self, request: Request) -> None:
+        self._requests.put_nowait(request)
+
+    def finish(self) -> None:
+        """No more requests will follow."""
+        self.is_finished = True
+        self._requests.put_nowait(None)
+
+    async def receive(self, timeout_seconds: float) -> Response | None:
+        """The next answer; None at the end of the stream."""
+        watchdog = asyncio.get_running_loop().call_later(timeout_seconds, self._give_up)
+        try:
+            response = await self._call.read()
+        except grpc.RpcError as error:
+            raise error_of_call(error, self._address) from error
+        except asyncio.CancelledError:
+            if not self._has_stalled:
+                raise
+            message = f"{self._address} has answered nothing for {timeout_seconds:g} s: the stream was given up"
+            raise StreamStalled(message, reason="STREAM_STALLED") from None
+        finally:
+            watchdog.cancel()
+        return None if response is grpc.aio.EOF else response
+
+    def _give_up(self) -> None:
+        self._has_stalled = True
+        self._call.cancel()
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._requests.put_nowait(None)
+
+
+async def _as_async(user_ids: Iterable[str]) -> AsyncIterator[str]:
+    for user_id in user_ids:
+        yield user_id
+
+
+class _AsyncClient:
+    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float) -> None:
+        self._address = address
+        self._timeout_seconds = timeout_seconds
+        self._channel = open_aio_channel(address, tls)
+
+    async def _call(self, method: Callable[..., Awaitable[MessageT]], request: Message) -> MessageT:
+        try:
+            return await method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self._address, self._timeout_seconds) from error
+
+    async def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncSegrecClient(_AsyncClient):
+    """What SegrecClient does, for asyncio. Make it where its loop runs."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
+        super().__init__(address, tls, timeout_seconds)
+        self._segrec = SegrecServiceStub(self._channel)
+        self._events = EventServiceStub(self._channel)
+
+    async def segment(
+        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int = 0
+    ) -> SegmentResponse:
+        """See SegrecClient.segment."""
+        return await self._call(self._segrec.Segment, segment_request(user_id, events, release))
+
+    async def recommend(
+        self,
+        user_id: str | None = None,
+        *,
+        events: Iterable[Event] | None = None,
+        release: int = 0,
+        **choice: Unpack[Choice],
+    ) -> RecommendResponse:
+        """See SegrecClient.recommend."""
+        return await self._call(self._segrec.Recommend, recommend_request(user_id, events, release, choice))
+
+    def stream_segment(
+        self,
+        user_ids: UserIds,
+        *,
+        release: int = 0,
+        chunk_size: int = 256,
+        max_in_flight: int = 8,
+        stall_seconds: float = 30.0,
+    ) -> AsyncRowStream[SegmentRow]:
+        """See SegrecClient.stream_segment; takes async iterables too."""
+        settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
+        make_request = partial(stream_segment_request, release=release)
+        window = Window(make_request, SegmentRow, settings.max_in_flight)
+        return AsyncRowStream(self._segrec.StreamSegment, window, user_ids, settings, self._address)
+
+    def stream_recommend(
+        self,
+        user_ids: UserIds,
+        *,
+        release: int = 0,
+        chunk_size: int = 256,
+        max_in_flight: int = 8,
+        stall_seconds: float = 30.0,
+        **choice: Unpack[Choice],
+    ) -> AsyncRowStream[RecommendRow]:
+        """See SegrecClient.stream_recommend; takes async iterables too."""
+        settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
+        make_request = partial(stream_recommend_request, release=release, options=recommend_options(choice))
+        window = Window(make_request, RecommendRow, settings.max_in_flight)
+        return AsyncRowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
+
+    async def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
+        """See SegrecClient.record."""
+        total = RecordEventsResponse()
+        for number, request in enumerate(record_requests(events)):
+            add_response(total, await self._call(self._events.RecordEvents, request), number * MAX_EVENTS_PER_CALL)
+        return total
+
+    async def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
+        """See SegrecClient.history."""
+        request = GetUserHistoryRequest(user_id=sendable(user_id), limit=limit)
+        return await self._call(self._events.GetUserHistory, request)
+
+    async def erase(self, user_id: str) -> EraseUserResponse:
+        """See SegrecClient.erase."""
+        return await self._call(self._events.EraseUser, EraseUserRequest(user_id=sendable(user_id)))
+
+    async def list_segments(self, release: int = 0) -> ListSegmentsResponse:
+        """See SegrecClient.list_segments."""
+        return await self._call(self._segrec.ListSegments, ListSegmentsRequest(release=release))
+
+    async def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
+        """See SegrecClient.get_segment."""
+        return await self._call(self._segrec.GetSegment, GetSegmentRequest(segment_id=segment_id, release=release))
+
+
+class AsyncModelClient(_AsyncClient):
+    """What ModelClient does, for asyncio."""
+
+    def __init__(
+        self, address: str = DEFAULT_MODEL_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0
+    ) -> None:
+        super().__init__(address, tls, timeout_seconds)
+        self._models = ModelServiceStub(self._channel)
+
+    async def list_releases(self) -> list[Release]:
+        """See ModelClient.list_releases."""
+        response = await self._call(self._models.ListReleases, ListReleasesRequest())
+        return list(response.releases)
+
+    async def get_release(self, release: int) -> Release:
+        """See ModelClient.get_release."""
+        response = await self._call(self._models.GetRelease, GetReleaseRequest(release=release))
+        return response.release

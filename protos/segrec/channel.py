@@ -1,0 +1,94 @@
+"""How the client connects: TLS, retries, keepalive and message sizes, the same for sync and async."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+
+from segrec.errors import InvalidArgument
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+"""Where `segrec-serve` listens unless told otherwise."""
+DEFAULT_MODEL_ADDRESS = "127.0.0.1:50052"
+"""Where its ModelService listens unless told otherwise."""
+
+_MAX_MESSAGE_BYTES = 64 * 1024 * 1024
+
+_RETRY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+# Streams are resumed by the client itself, which knows what was answered.
+_SERVICE_CONFIG = {
+    "methodConfig": [
+        {"name": [{}], "retryPolicy": _RETRY},
+        {
+            "name": [
+                {"service": "segrec.v1.SegrecService", "method": "StreamSegment"},
+                {"service": "segrec.v1.SegrecService", "method": "StreamRecommend"},
+            ]
+        },
+    ]
+}
+
+# Keepalive also sets TCP_USER_TIMEOUT: a connection whose peer has vanished is given up after 10 s, not 15 minutes.
+CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """Files in PEM form for an encrypted connection.
+
+    `root_ca` holds the certificates to trust; empty: those of gRPC. `client_certificate` and `client_key` say who the
+    caller is, where the server asks; both or neither.
+    """
+
+    root_ca: str = ""
+    client_certificate: str = ""
+    client_key: str = ""
+
+    def credentials(self) -> grpc.ChannelCredentials:
+        """Reads the files. Raises InvalidArgument when one cannot be read or half of a pair is missing."""
+        if bool(self.client_certificate) != bool(self.client_key):
+            raise InvalidArgument("A client certificate needs its key, and a key its certificate: give both or neither")
+        return grpc.ssl_channel_credentials(
+            root_certificates=_read(self.root_ca),
+            private_key=_read(self.client_key),
+            certificate_chain=_read(self.client_certificate),
+        )
+
+
+def _read(path: str) -> bytes | None:
+    if not path:
+        return None
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"Cannot read {path}: {error.strerror}") from error
+
+
+def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
+    """A channel to `host:port`; it connects at the first call."""
+    if tls is None:
+        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+
+
+def open_aio_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
+    """The same for asyncio; call it where a loop runs."""
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    return grpc.aio.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)

@@ -1,0 +1,187 @@
+"""The sync clients. Safe to share between threads."""
+
+from collections.abc import Iterable
+from functools import partial
+from types import TracebackType
+from typing import Self, TypeVar, Unpack
+
+import grpc
+from google.protobuf.message import Message
+
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_channel
+from segrec.errors import error_of_call
+from segrec.requests import (
+    MAX_EVENTS_PER_CALL,
+    Choice,
+    add_response,
+    recommend_options,
+    recommend_request,
+    record_requests,
+    segment_request,
+    sendable,
+    stream_recommend_request,
+    stream_segment_request,
+)
+from segrec.streaming import RowStream
+from segrec.v1.common_pb2 import Event
+from segrec.v1.event_service_pb2 import (
+    EraseUserRequest,
+    EraseUserResponse,
+    GetUserHistoryRequest,
+    GetUserHistoryResponse,
+    RecordEventsResponse,
+    UserEvent,
+)
+from segrec.v1.event_service_pb2_grpc import EventServiceStub
+from segrec.v1.model_service_pb2 import GetReleaseRequest, ListReleasesRequest, Release
+from segrec.v1.model_service_pb2_grpc import ModelServiceStub
+from segrec.v1.segrec_service_pb2 import (
+    GetSegmentRequest,
+    GetSegmentResponse,
+    ListSegmentsRequest,
+    ListSegmentsResponse,
+    RecommendResponse,
+    RecommendRow,
+    SegmentResponse,
+    SegmentRow,
+)
+from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
+from segrec.window import StreamSettings, Window
+
+RequestT = TypeVar("RequestT", bound=Message)
+ResponseT = TypeVar("ResponseT", bound=Message)
+
+
+class _Client:
+    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float) -> None:
+        self._address = address
+        self._timeout_seconds = timeout_seconds
+        self._channel = open_channel(address, tls)
+
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT) -> ResponseT:
+        try:
+            return method(request, timeout=self._timeout_seconds)
+        except grpc.RpcError as error:
+            raise error_of_call(error, self._address, self._timeout_seconds) from error
+
+    def close(self) -> None:
+        """Closes the connection; calls in flight are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+
+class SegrecClient(_Client):
+    """Segments, recommendations and events. Every method raises an error of `segrec.errors` when it fails.
+
+    `address` is `host:port`. `timeout_seconds`, default 2, is the deadline of every call but the streams, its retries
+    included: a call that finds no server is repeated up to three times within it. `tls` None: not encrypted.
+    """
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
+        super().__init__(address, tls, timeout_seconds)
+        self._segrec = SegrecServiceStub(self._channel)
+        self._events = EventServiceStub(self._channel)
+
+    def segment(
+        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int = 0
+    ) -> SegmentResponse:
+        """The segment of a known user, or of a history of 1 to 4,096 events given here. `release` 0: the active one."""
+        return self._call(self._segrec.Segment, segment_request(user_id, events, release))
+
+    def recommend(
+        self,
+        user_id: str | None = None,
+        *,
+        events: Iterable[Event] | None = None,
+        release: int = 0,
+        **choice: Unpack[Choice],
+    ) -> RecommendResponse:
+        """Items for a known user, or for a history given here, best first.
+
+        `choice` takes the fields of `segrec.v1.RecommendOptions` by name: top_k, strategy ("hybrid", "personal",
+        "segment", "popular"), exclude_seen, exclude_item_ids, exclude_categories, include_categories,
+        candidate_item_ids, diversity.
+        """
+        return self._call(self._segrec.Recommend, recommend_request(user_id, events, release, choice))
+
+    def stream_segment(
+        self,
+        user_ids: Iterable[str],
+        *,
+        release: int = 0,
+        chunk_size: int = 256,
+        max_in_flight: int = 8,
+        stall_seconds: float = 30.0,
+    ) -> RowStream[SegmentRow]:
+        """The segments of any number of users; see RowStream and StreamSettings. There is no overall deadline."""
+        settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
+        make_request = partial(stream_segment_request, release=release)
+        window = Window(make_request, SegmentRow, settings.max_in_flight)
+        return RowStream(self._segrec.StreamSegment, window, user_ids, settings, self._address)
+
+    def stream_recommend(
+        self,
+        user_ids: Iterable[str],
+        *,
+        release: int = 0,
+        chunk_size: int = 256,
+        max_in_flight: int = 8,
+        stall_seconds: float = 30.0,
+        **choice: Unpack[Choice],
+    ) -> RowStream[RecommendRow]:
+        """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
+        settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
+        make_request = partial(stream_recommend_request, release=release, options=recommend_options(choice))
+        window = Window(make_request, RecommendRow, settings.max_in_flight)
+        return RowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
+
+    def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
+        """Stores events, 1,024 a call; durable when it returns. Refused ones are named by their index in `events`.
+
+        Recording the same events again stores nothing twice: an event is known by its id, by its content where that
+        has a time, and by a random id that is filled in here otherwise. So repeat a call that failed half-way.
+        """
+        total = RecordEventsResponse()
+        for number, request in enumerate(record_requests(events)):
+            add_response(total, self._call(self._events.RecordEvents, request), number * MAX_EVENTS_PER_CALL)
+        return total
+
+    def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
+        """The newest `limit` events of a user, 1 to 4,096, oldest first; none for unknown users."""
+        request = GetUserHistoryRequest(user_id=sendable(user_id), limit=limit)
+        return self._call(self._events.GetUserHistory, request)
+
+    def erase(self, user_id: str) -> EraseUserResponse:
+        """Deletes all that is stored of a user, durably."""
+        return self._call(self._events.EraseUser, EraseUserRequest(user_id=sendable(user_id)))
+
+    def list_segments(self, release: int = 0) -> ListSegmentsResponse:
+        """The segments of a release, largest first. `release` 0: the active one."""
+        return self._call(self._segrec.ListSegments, ListSegmentsRequest(release=release))
+
+    def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
+        """One segment of a release, by its stable id."""
+        return self._call(self._segrec.GetSegment, GetSegmentRequest(segment_id=segment_id, release=release))
+
+
+class ModelClient(_Client):
+    """Releases and their state. ModelService listens at an address of its own."""
+
+    def __init__(
+        self, address: str = DEFAULT_MODEL_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0
+    ) -> None:
+        super().__init__(address, tls, timeout_seconds)
+        self._models = ModelServiceStub(self._channel)
+
+    def list_releases(self) -> list[Release]:
+        """The releases in the model repository, newest first, damaged ones with what is wrong."""
+        return list(self._call(self._models.ListReleases, ListReleasesRequest()).releases)
+
+    def get_release(self, release: int) -> Release:
+        """One release. Raises NotFound."""
+        return self._call(self._models.GetRelease, GetReleaseRequest(release=release)).release

@@ -1,0 +1,132 @@
+"""Builds request messages from Python arguments, the same for sync and async. Nothing here talks to a server."""
+
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import TypedDict
+
+from segrec.errors import InvalidArgument
+from segrec.v1.common_pb2 import Event, EventList
+from segrec.v1.event_service_pb2 import RecordEventsRequest, RecordEventsResponse, UserEvent
+from segrec.v1.segrec_service_pb2 import (
+    RecommendOptions,
+    RecommendRequest,
+    SegmentRequest,
+    Strategy,
+    StreamRecommendRequest,
+    StreamSegmentRequest,
+)
+
+MAX_EVENTS_PER_CALL = 1024
+"""Most events that one RecordEvents takes; `record` sends more in several calls."""
+
+
+class Choice(TypedDict, total=False):
+    """What to recommend and what not: the fields of `segrec.v1.RecommendOptions`, all optional."""
+
+    top_k: int
+    strategy: str | int
+    exclude_seen: bool
+    exclude_item_ids: Sequence[str]
+    exclude_categories: Sequence[str]
+    include_categories: Sequence[str]
+    candidate_item_ids: Sequence[str]
+    diversity: float
+
+
+def strategy_of(name: str | int) -> int:
+    """`hybrid`, `personal`, `segment` or `popular` as the enum; an enum value as it is. Raises InvalidArgument."""
+    if not isinstance(name, str):
+        return name
+    try:
+        return Strategy.Value(f"STRATEGY_{name.upper()}")
+    except ValueError:
+        message = f"Unknown strategy {name!r}: choose hybrid, personal, segment or popular"
+        raise InvalidArgument(message, field="options.strategy") from None
+
+
+def recommend_options(choice: Choice) -> RecommendOptions:
+    """The message of the options given. Raises InvalidArgument when one has the wrong type or range of integer."""
+    fields = dict(choice)
+    if "strategy" in fields:
+        fields["strategy"] = strategy_of(choice["strategy"])
+    try:
+        return RecommendOptions(**fields)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"Bad option: {error}", field="options") from error
+
+
+def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int) -> SegmentRequest:
+    """Asks for the segment of a known user or of a history given here."""
+    if _is_inline(user_id, events):
+        return SegmentRequest(events=EventList(events=events), release=release)
+    return SegmentRequest(user_id=sendable(user_id), release=release)
+
+
+def recommend_request(
+    user_id: str | None, events: Iterable[Event] | None, release: int, choice: Choice
+) -> RecommendRequest:
+    """Asks for recommendations to a known user or for a history given here."""
+    options = recommend_options(choice)
+    if _is_inline(user_id, events):
+        return RecommendRequest(events=EventList(events=events), options=options, release=release)
+    return RecommendRequest(user_id=sendable(user_id), options=options, release=release)
+
+
+def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
+    if (user_id is None) == (events is None):
+        raise InvalidArgument("Give either user_id or events", field="subject")
+    return events is not None
+
+
+def sendable(user_id: str | None) -> str:
+    """The id, when it can be sent as UTF-8. Raises InvalidArgument when not."""
+    problem = id_problem(user_id or "")
+    if problem:
+        raise InvalidArgument(f"The user id {problem}", field="user_id")
+    return user_id or ""
+
+
+def id_problem(user_id: str) -> str:
+    """Why the id cannot even be sent; empty when it can. The finer rules are the server's."""
+    if len(user_id) > 4096:
+        return "is far longer than 256 bytes"
+    try:
+        user_id.encode()
+    except UnicodeEncodeError:
+        return "is not valid UTF-8"
+    return ""
+
+
+def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int) -> StreamSegmentRequest:
+    """One chunk whose segments are wanted."""
+    return StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids, release=release)
+
+
+def stream_recommend_request(
+    chunk_id: int, user_ids: Sequence[str], release: int, options: RecommendOptions
+) -> StreamRecommendRequest:
+    """One chunk to which items are to be recommended."""
+    return StreamRecommendRequest(chunk_id=chunk_id, user_ids=user_ids, release=release, options=options)
+
+
+def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest]:
+    """Requests of at most 1,024 events each, in order.
+
+    An event without id and time gets a random id, in place, so that sending it again does not store it again. One
+    with a time needs none: the server takes its content as its id.
+    """
+    remaining = iter(events)
+    while chunk := list(islice(remaining, MAX_EVENTS_PER_CALL)):
+        for event in chunk:
+            if not event.event.event_id and not event.event.HasField("timestamp"):
+                event.event.event_id = uuid.uuid4().hex
+        yield RecordEventsRequest(events=chunk)
+
+
+def add_response(total: RecordEventsResponse, response: RecordEventsResponse, first_index: int) -> None:
+    """Adds the answer of one request to `total`; its indexes count from `first_index`."""
+    total.stored_count += response.stored_count
+    total.duplicate_count += response.duplicate_count
+    for refused in response.refused:
+        total.refused.add(index=first_index + refused.index, status=refused.status)

@@ -1,0 +1,153 @@
+"""The sync stream: user ids in, rows out, across lost connections."""
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from itertools import islice
+from types import TracebackType
+from typing import Any, Generic, Self
+
+import grpc
+
+from segrec.errors import SegrecError, StreamStalled, error_of_call
+from segrec.v1.segrec_service_pb2 import StreamSummary
+from segrec.window import Request, Response, RowT, StreamSettings, Window, is_lost_connection
+
+OpenCall = Callable[..., Any]
+"""A stub's stream method; both kinds of row share this code, which their generated types cannot say."""
+
+
+class RowStream(Generic[RowT]):
+    """The rows of a stream: one for each user id, in the order given, each exactly once.
+
+    Iterate over it for rows, or over `chunks()` for lists of rows. A row holds a `result` or a `status`. Ids are taken
+    from the iterable in the iterating thread, never more than `max_in_flight` chunks ahead of the answers. When the
+    connection is lost, it connects again with growing pauses and sends again only what was not answered.
+
+    Iterating raises Unavailable when no connection comes back, StreamStalled when no answer does, DataLoss when what
+    arrives is not what was asked for or the server's counts differ, and the server's own errors.
+    """
+
+    def __init__(
+        self,
+        open_call: OpenCall,
+        window: Window[RowT],
+        user_ids: Iterable[str],
+        settings: StreamSettings,
+        address: str,
+    ) -> None:
+        self._open_call = open_call
+        self._window = window
+        self._user_ids = iter(user_ids)
+        self._settings = settings
+        self._address = address
+        self._chunks = self._run()
+
+    @property
+    def counts(self) -> StreamSummary:
+        """What has been answered so far, counted from the rows, over all connections."""
+        return self._window.counts
+
+    @property
+    def summary(self) -> StreamSummary | None:
+        """The server's counts of the last connection, already found equal to ours; None until the end."""
+        return self._window.summary
+
+    def chunks(self) -> Iterator[list[RowT]]:
+        """The rows of one answered chunk at a time."""
+        return self._chunks
+
+    def __iter__(self) -> Iterator[RowT]:
+        try:
+            for rows in self._chunks:
+                yield from rows
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Ends the call; chunks without an answer are dropped."""
+        self._chunks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()
+
+    def _run(self) -> Generator[list[RowT], None, None]:
+        while True:
+            connection = _Connection(self._open_call, self._window.reconnect(), self._address)
+            try:
+                yield from self._converse(connection)
+                return
+            except SegrecError as error:
+                pause = self._window.back_off() if is_lost_connection(error) else None
+                if pause is None:
+                    raise
+            finally:
+                connection.close()
+            threading.Event().wait(pause)
+
+    def _converse(self, connection: "_Connection") -> Iterator[list[RowT]]:
+        while True:
+            self._fill(connection)
+            response = connection.receive(self._settings.stall_seconds)
+            if response is None:
+                self._window.check_end()
+                return
+            rows = self._window.accept(response)
+            if rows is not None:
+                yield rows
+
+    def _fill(self, connection: "_Connection") -> None:
+        while not self._window.is_full and not connection.is_finished:
+            user_ids = list(islice(self._user_ids, self._settings.chunk_size))
+            if user_ids:
+                connection.send(self._window.add(user_ids))
+            else:
+                connection.finish()
+
+
+class _Connection:
+    """One call. A thread of its own reads, so that waiting can have a limit and Ctrl-C gets through."""
+
+    def __init__(self, open_call: OpenCall, requests: list[Request], address: str) -> None:
+        self._address = address
+        self._requests: queue.SimpleQueue[Request | None] = queue.SimpleQueue()
+        self._responses: queue.SimpleQueue[Response | grpc.RpcError | None] = queue.SimpleQueue()
+        self.is_finished = False
+        for request in requests:
+            self._requests.put(request)
+        self._call = open_call(iter(self._requests.get, None))
+        threading.Thread(target=self._read, name="segrec-stream", daemon=True).start()
+
+    def _read(self) -> None:
+        try:
+            for response in self._call:
+                self._responses.put(response)
+            self._responses.put(None)
+        except grpc.RpcError as error:
+            self._responses.put(error)
+
+    def send(self, request: Request) -> None:
+        self._requests.put(request)
+
+    def finish(self) -> None:
+        """No more requests will follow."""
+        self.is_finished = True
+        self._requests.put(None)
+
+    def receive(self, timeout_seconds: float) -> Response | None:
+        """The next answer; None at the end of the stream."""
+        try:
+            response = self._responses.get(timeout=timeout_seconds)
+        except queue.Empty:
+            message = f"{self._address} has answered nothing for {timeout_seconds:g} s: the stream was given up"
+            raise StreamStalled(message, reason="STREAM_STALLED") from None
+        if isinstance(response, grpc.RpcError):
+            raise error_of_call(response, self._address)
+        return response
+
+    def close(self) -> None:
+        self._call.cancel()
+        self._requests.put(None)

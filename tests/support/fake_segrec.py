@@ -1,0 +1,309 @@
+"""An in-process gRPC server with rule-based answers, for tests of the client alone.
+
+Rules: an id that is empty or starts with `bad` is refused; `cold…` has no history; `slow…` is answered degraded; every
+other id has segment `1 + len(id) % 3`. Release 9 does not exist. Item `i<k>` is the k-th best of every user.
+"""
+
+# ruff: noqa: N802 - gRPC names the methods
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import grpc
+from segrec.v1 import (
+    common_pb2,
+    event_service_pb2,
+    event_service_pb2_grpc,
+    model_service_pb2,
+    model_service_pb2_grpc,
+    segrec_service_pb2_grpc,
+)
+from segrec.v1 import segrec_service_pb2 as pb
+from segrec.v1.common_pb2 import RowStatus
+
+WAIT_SECONDS = 20.0
+RowT = TypeVar("RowT", pb.SegmentRow, pb.RecommendRow)
+
+
+@dataclass
+class Script:
+    """What the fake does besides answering, and what it saw. Counts are over all streams."""
+
+    answered_chunks: int = 0
+    received_chunks: int = 0
+    unary_calls: int = 0
+    before_answer: Callable[[int], None] = lambda number: None
+    """Called with the number of the chunk about to be answered, from 1; may block or raise."""
+    summary_error: int = 0
+    """Added to the summary's received and answered counts."""
+    unary_failures: int = 0
+    """How many unary calls fail with UNAVAILABLE before one succeeds."""
+    skip_row: bool = False
+    """Leave the last row out of every chunk."""
+    stored: dict[str, list[common_pb2.Event]] = field(default_factory=dict)
+    event_ids: set[str] = field(default_factory=set)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class StreamLost(Exception):
+    """Raised from `before_answer` to end the stream as if the server had gone."""
+
+
+def abort(context: grpc.ServicerContext, status: RowStatus) -> None:
+    """Ends a call as the real server does, with the status in trailing metadata."""
+    context.set_trailing_metadata((("segrec-error-bin", status.SerializeToString()),))
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    context.abort(code, status.message)
+
+
+def refusal(user_id: str, path: str) -> RowStatus | None:
+    if user_id and not user_id.startswith("bad"):
+        return None
+    return RowStatus(code=3, reason="INVALID_ARGUMENT", message="The user id is bad", field=path)
+
+
+def info_of(user_id: str, release: int) -> common_pb2.AnswerInfo:
+    is_slow = user_id.startswith("slow")
+    return common_pb2.AnswerInfo(
+        release=release or 1,
+        history_event_count=0 if user_id.startswith("cold") else 5,
+        degraded=is_slow,
+        degraded_reason=common_pb2.DEGRADED_REASON_STALE_EMBEDDING
+        if is_slow
+        else common_pb2.DEGRADED_REASON_UNSPECIFIED,
+    )
+
+
+def assignment_of(user_id: str) -> pb.SegmentAssignment:
+    if user_id.startswith("cold"):
+        return pb.SegmentAssignment(state=pb.SEGMENT_STATE_NO_HISTORY)
+    segment_id = 1 + len(user_id) % 3
+    return pb.SegmentAssignment(
+        state=pb.SEGMENT_STATE_ASSIGNED, segment_id=segment_id, label=f"Segment {segment_id}", distance=0.25
+    )
+
+
+def segment_of(user_id: str, release: int) -> pb.SegmentResponse:
+    return pb.SegmentResponse(assignment=assignment_of(user_id), info=info_of(user_id, release))
+
+
+def items_of(user_id: str, release: int, options: pb.RecommendOptions) -> pb.RecommendResponse:
+    top_k = options.top_k if options.HasField("top_k") else 10
+    reason = pb.ITEM_REASON_POPULAR if options.strategy == pb.STRATEGY_POPULAR else pb.ITEM_REASON_PERSONAL
+    names = [f"i{k}" for k in range(1, 1000) if f"i{k}" not in set(options.exclude_item_ids)]
+    items = [
+        pb.RecommendedItem(item_id=name, title=f"Item, {name}", score=1.0 / rank, reason=reason)
+        for rank, name in enumerate(names[:top_k], start=1)
+    ]
+    return pb.RecommendResponse(items=items, assignment=assignment_of(user_id), info=info_of(user_id, release))
+
+
+def no_release(release: int) -> RowStatus | None:
+    if release != 9:
+        return None
+    return RowStatus(code=5, reason="NOT_FOUND", message="Release 9 is not loaded", field="release")
+
+
+class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def _check(self, request: pb.SegmentRequest | pb.RecommendRequest, context: Any) -> str:
+        with self.script.lock:
+            self.script.unary_calls += 1
+            fails = self.script.unary_failures > 0
+            self.script.unary_failures -= fails
+        if fails:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        user_id = "inline" if request.HasField("events") else request.user_id
+        problem = refusal(user_id, "user_id") or no_release(request.release)
+        if problem:
+            abort(context, problem)
+        return user_id
+
+    def Segment(self, request: pb.SegmentRequest, context: Any) -> pb.SegmentResponse:
+        return segment_of(self._check(request, context), request.release)
+
+    def Recommend(self, request: pb.RecommendRequest, context: Any) -> pb.RecommendResponse:
+        return items_of(self._check(request, context), request.release, request.options)
+
+    def StreamSegment(self, request_iterator: Any, context: Any) -> Iterator[pb.StreamSegmentResponse]:
+        summary = pb.StreamSummary()
+        for request in request_iterator:
+            self._begin_answer(context)
+            chunk = pb.SegmentChunk(chunk_id=request.chunk_id, status=no_release(request.release))
+            rows = [self._segment_row(user_id, n, request) for n, user_id in enumerate(request.user_ids)]
+            chunk.rows.extend(self._kept(chunk, rows))
+            self._count(summary, chunk, rows)
+            yield pb.StreamSegmentResponse(chunk=chunk)
+        summary.received_count += self.script.summary_error
+        summary.answered_count += self.script.summary_error
+        yield pb.StreamSegmentResponse(summary=summary)
+
+    def StreamRecommend(self, request_iterator: Any, context: Any) -> Iterator[pb.StreamRecommendResponse]:
+        summary = pb.StreamSummary()
+        for request in request_iterator:
+            self._begin_answer(context)
+            chunk = pb.RecommendChunk(chunk_id=request.chunk_id, status=no_release(request.release))
+            rows = [self._recommend_row(user_id, n, request) for n, user_id in enumerate(request.user_ids)]
+            chunk.rows.extend(self._kept(chunk, rows))
+            self._count(summary, chunk, rows)
+            yield pb.StreamRecommendResponse(chunk=chunk)
+        yield pb.StreamRecommendResponse(summary=summary)
+
+    def _begin_answer(self, context: Any) -> None:
+        with self.script.lock:
+            self.script.received_chunks += 1
+            number = self.script.answered_chunks + 1
+        try:
+            self.script.before_answer(number)
+        except StreamLost:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
+        with self.script.lock:
+            self.script.answered_chunks += 1
+
+    def _segment_row(self, user_id: str, number: int, request: pb.StreamSegmentRequest) -> pb.SegmentRow:
+        problem = refusal(user_id, f"user_ids[{number}]")
+        if problem:
+            return pb.SegmentRow(user_id=user_id, status=problem)
+        return pb.SegmentRow(user_id=user_id, result=segment_of(user_id, request.release))
+
+    def _recommend_row(self, user_id: str, number: int, request: pb.StreamRecommendRequest) -> pb.RecommendRow:
+        problem = refusal(user_id, f"user_ids[{number}]")
+        if problem:
+            return pb.RecommendRow(user_id=user_id, status=problem)
+        return pb.RecommendRow(user_id=user_id, result=items_of(user_id, request.release, request.options))
+
+    def _kept(self, chunk: pb.SegmentChunk | pb.RecommendChunk, rows: list[RowT]) -> list[RowT]:
+        if chunk.HasField("status"):
+            return []
+        return rows[:-1] if self.script.skip_row else rows
+
+    def _count(self, summary: pb.StreamSummary, chunk: Any, rows: list[RowT]) -> None:
+        failed = len(rows) if chunk.HasField("status") else sum(row.HasField("status") for row in rows)
+        summary.chunk_count += 1
+        summary.received_count += len(rows)
+        summary.failed_count += failed
+        summary.answered_count += len(rows) - failed
+        if not chunk.HasField("status"):
+            summary.degraded_count += sum(row.result.info.degraded for row in rows)
+
+    def ListSegments(self, request: pb.ListSegmentsRequest, context: Any) -> pb.ListSegmentsResponse:
+        problem = no_release(request.release)
+        if problem:
+            abort(context, problem)
+        return pb.ListSegmentsResponse(segments=[profile(1), profile(2)], release=1)
+
+    def GetSegment(self, request: pb.GetSegmentRequest, context: Any) -> pb.GetSegmentResponse:
+        if request.segment_id not in (1, 2):
+            message = f"Release 1 has no segment {request.segment_id}"
+            abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="segment_id"))
+        return pb.GetSegmentResponse(segment=profile(request.segment_id), release=1)
+
+
+def profile(segment_id: int) -> pb.SegmentProfile:
+    return pb.SegmentProfile(
+        segment_id=segment_id,
+        label=f"Segment {segment_id} 茶",
+        user_count=1000 * segment_id,
+        share=0.5,
+        traits=[pb.Trait(kind="category", name="Tea", share=0.3, lift=2.5)],
+        top_items=[pb.SegmentItem(item_id="i1", title="Item 1", score=1.0, lift=2.0)],
+        mean_distance=0.4,
+        silhouette=0.2,
+        history=[pb.SegmentRecord(release=1, user_count=1000 * segment_id, share=0.5)],
+    )
+
+
+class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
+    def __init__(self, script: Script) -> None:
+        self.script = script
+
+    def RecordEvents(self, request: event_service_pb2.RecordEventsRequest, context: Any) -> Any:
+        response = event_service_pb2.RecordEventsResponse()
+        if len(request.events) > 1024:
+            abort(context, RowStatus(code=3, reason="INVALID_ARGUMENT", message="Too many events", field="events"))
+        for index, event in enumerate(request.events):
+            self._record(index, event, response)
+        return response
+
+    def _record(self, index: int, event: event_service_pb2.UserEvent, response: Any) -> None:
+        key = event.event.event_id or event.event.SerializeToString().hex()
+        if event.user_id.startswith("bad") or event.event.value < 0:
+            status = RowStatus(code=3, reason="INVALID_ARGUMENT", message="Refused", field=f"events[{index}]")
+            response.refused.add(index=index, status=status)
+        elif f"{event.user_id} {key}" in self.script.event_ids:
+            response.duplicate_count += 1
+        else:
+            self.script.event_ids.add(f"{event.user_id} {key}")
+            self.script.stored.setdefault(event.user_id, []).append(event.event)
+            response.stored_count += 1
+
+    def GetUserHistory(self, request: event_service_pb2.GetUserHistoryRequest, context: Any) -> Any:
+        events = self.script.stored.get(request.user_id, [])
+        return event_service_pb2.GetUserHistoryResponse(events=events[-request.limit :], stored_event_count=len(events))
+
+    def EraseUser(self, request: event_service_pb2.EraseUserRequest, context: Any) -> Any:
+        return event_service_pb2.EraseUserResponse(erased_event_count=len(self.script.stored.pop(request.user_id, [])))
+
+
+class FakeModelService(model_service_pb2_grpc.ModelServiceServicer):
+    def ListReleases(self, request: Any, context: Any) -> model_service_pb2.ListReleasesResponse:
+        return model_service_pb2.ListReleasesResponse(releases=[release_of(2), release_of(1)])
+
+    def GetRelease(self, request: model_service_pb2.GetReleaseRequest, context: Any) -> Any:
+        if request.release not in (1, 2):
+            message = f"There is no release {request.release}"
+            abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="release"))
+        return model_service_pb2.GetReleaseResponse(release=release_of(request.release))
+
+
+def release_of(number: int) -> model_service_pb2.Release:
+    state = model_service_pb2.RELEASE_STATE_ACTIVE if number == 2 else model_service_pb2.RELEASE_STATE_STANDBY
+    return model_service_pb2.Release(
+        release=number,
+        state=state,
+        parent_release=number - 1,
+        item_count=999,
+        segment_count=2,
+        figures={"ndcg@10": 0.1},
+    )
+
+
+class FakeSegrec:
+    """The fake server: `address` while it runs; `restart()` drops every connection and listens there again."""
+
+    def __init__(self, script: Script | None = None, credentials: grpc.ServerCredentials | None = None) -> None:
+        self.script = script or Script()
+        self._credentials = credentials
+        self._server = self._start("127.0.0.1:0")
+
+    def _start(self, address: str) -> grpc.Server:
+        server = grpc.server(ThreadPoolExecutor(8), options=[("grpc.so_reuseport", 0)])
+        segrec_service_pb2_grpc.add_SegrecServiceServicer_to_server(FakeSegrecService(self.script), server)
+        event_service_pb2_grpc.add_EventServiceServicer_to_server(FakeEventService(self.script), server)
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(FakeModelService(), server)
+        if self._credentials:
+            port = server.add_secure_port(address, self._credentials)
+        else:
+            port = server.add_insecure_port(address)
+        self.address = f"127.0.0.1:{port}"
+        server.start()
+        return server
+
+    def stop(self) -> None:
+        self._server.stop(grace=None).wait(WAIT_SECONDS)
+
+    def restart(self) -> None:
+        self.stop()
+        self._server = self._start(self.address)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.stop()
