@@ -1,0 +1,147 @@
+"""A Triton backend named `onnxruntime`, written in Python, for a Triton that ships without NVIDIA's native one.
+
+It runs the `model.onnx` of a version directory with ONNX Runtime on the CPU and reads the same `config.pbtxt` as
+the native backend. An option that the native backend knows is either obeyed or refused when the model loads; an
+option that neither knows is refused too, so that a typing error does not pass.
+
+This file runs inside Triton's Python stub with the packages of the embedded environment, never inside the server.
+"""
+
+import json
+import os
+
+import numpy as np
+import onnxruntime as ort
+import triton_python_backend_utils as pb_utils
+
+MODEL_FILE = "model.onnx"
+GRAPH_LEVELS = {
+    "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "1": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "2": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+SWITCHES = {"0": False, "false": False, "1": True, "true": True}
+
+
+def _switch(key, text):
+    if text.lower() not in SWITCHES:
+        raise pb_utils.TritonModelException(f"parameter {key} is {text!r}, expected 0 or 1")
+    return SWITCHES[text.lower()]
+
+
+def _count(key, text):
+    if not text.isdecimal():
+        raise pb_utils.TritonModelException(f"parameter {key} is {text!r}, expected a count of 0 or more")
+    return int(text)
+
+
+def _apply_parameter(options, key, text):
+    """Set what one `parameters` entry of config.pbtxt asks for; raise for anything that cannot be obeyed."""
+    if key == "intra_op_thread_count":
+        options.intra_op_num_threads = _count(key, text)
+    elif key == "inter_op_thread_count":
+        options.inter_op_num_threads = _count(key, text)
+    elif key == "execution_mode":
+        parallel = _switch(key, text)
+        options.execution_mode = ort.ExecutionMode.ORT_PARALLEL if parallel else ort.ExecutionMode.ORT_SEQUENTIAL
+    elif key == "enable_mem_arena":
+        options.enable_cpu_mem_arena = _switch(key, text)
+    elif key == "enable_mem_pattern":
+        options.enable_mem_pattern = _switch(key, text)
+    elif key == "session.use_device_allocator_for_initializers":
+        options.add_session_config_entry(key, "1" if _switch(key, text) else "0")
+    else:
+        raise pb_utils.TritonModelException(f"parameter {key} is not supported by the embedded ONNX Runtime backend")
+
+
+def session_options(config):
+    """Turn a model configuration (Triton's JSON form, as a dict) into ONNX Runtime session options."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    for key, value in config.get("parameters", {}).items():
+        _apply_parameter(options, key, value["string_value"])
+    optimization = config.get("optimization", {})
+    if optimization.get("execution_accelerators"):
+        raise pb_utils.TritonModelException("execution_accelerators need NVIDIA's own Triton: this one runs on the CPU")
+    level = str(optimization.get("graph", {}).get("level", 0))
+    if level not in GRAPH_LEVELS:
+        raise pb_utils.TritonModelException(f"optimization graph level is {level}, expected one of -1, 0, 1, 2")
+    options.graph_optimization_level = GRAPH_LEVELS[level]
+    return options
+
+
+def _check_tensors(kind, declared, found):
+    """Raise unless config.pbtxt and the ONNX file name the same tensors."""
+    wanted, given = sorted(tensor["name"] for tensor in declared), sorted(node.name for node in found)
+    if wanted != given:
+        raise pb_utils.TritonModelException(f"{kind}s are {wanted} in config.pbtxt and {given} in {MODEL_FILE}")
+
+
+class TritonPythonModel:
+    """One instance of one version: one ONNX Runtime session in a process of its own."""
+
+    @staticmethod
+    def auto_complete_config(auto_complete_model_config):
+        """Return the configuration as it is: config.pbtxt says everything."""
+        return auto_complete_model_config
+
+    def initialize(self, args):
+        """Load the version's ONNX file. Raises when it is missing, damaged, or does not fit config.pbtxt."""
+        config = json.loads(args["model_config"])
+        path = os.path.join(args["model_repository"], args["model_version"], MODEL_FILE)
+        if not os.path.isfile(path):
+            raise pb_utils.TritonModelException(f"{path} is missing")
+        self.session = ort.InferenceSession(path, session_options(config), providers=["CPUExecutionProvider"])
+        self.input_names = [tensor["name"] for tensor in config["input"]]
+        self.output_names = [tensor["name"] for tensor in config["output"]]
+        _check_tensors("input", config["input"], self.session.get_inputs())
+        _check_tensors("output", config["output"], self.session.get_outputs())
+        if args["model_instance_kind"] == "GPU":
+            pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
+
+    def execute(self, requests):
+        """Answer every request: those of equal shape in one run, each with its own error when its run fails."""
+        responses = [None] * len(requests)
+        groups = {}
+        for position, request in enumerate(requests):
+            try:
+                inputs = [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names]
+            except Exception as error:
+                responses[position] = self._failure(error)
+                continue
+            shape = tuple(array.shape[1:] for array in inputs)
+            groups.setdefault(shape, []).append((position, inputs))
+        for group in groups.values():
+            self._answer_group(group, responses)
+        return responses
+
+    def _answer_group(self, group, responses):
+        """Run a group as one batch; when that fails, run its requests one by one to find whose fault it is."""
+        try:
+            answers = self._run_batch([inputs for _, inputs in group])
+        except Exception as error:
+            if len(group) == 1:
+                responses[group[0][0]] = self._failure(error)
+            else:
+                for member in group:
+                    self._answer_group([member], responses)
+            return
+        for (position, _), answer in zip(group, answers, strict=True):
+            tensors = [pb_utils.Tensor(name, array) for name, array in zip(self.output_names, answer, strict=True)]
+            responses[position] = pb_utils.InferenceResponse(output_tensors=tensors)
+
+    def _run_batch(self, batch):
+        """Outputs of each request, in order; one ONNX Runtime call for all of them."""
+        if len(batch) == 1:
+            return [self.session.run(self.output_names, dict(zip(self.input_names, batch[0], strict=True)))]
+        joined = [np.concatenate(arrays) for arrays in zip(*batch, strict=True)]
+        outputs = self.session.run(self.output_names, dict(zip(self.input_names, joined, strict=True)))
+        ends = np.cumsum([inputs[0].shape[0] for inputs in batch])[:-1]
+        return list(zip(*(np.split(array, ends) for array in outputs), strict=True))
+
+    @staticmethod
+    def _failure(error):
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(f"{type(error).__name__}: {error}"))

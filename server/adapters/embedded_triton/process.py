@@ -1,0 +1,153 @@
+"""One `tritonserver` process with its stubs: starting it, asking how it is, and ending all of it."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from server.adapters.embedded_triton.environment import TritonEnvironment
+from server.core.errors import SetupError
+
+HOST = "127.0.0.1"
+_LAUNCHER = Path(__file__).with_name("launch.py")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps its regions; it offers no choice
+_EXIT_SECONDS = 5
+_LOG_TAIL_LINES = 15
+
+
+def choose_port(port: int = 0) -> int:
+    """Return `port` when nobody uses it, or a free one for 0. Raises `SetupError` when it is taken."""
+    with socket.socket() as probe:
+        probe.settimeout(1.0)
+        if port and probe.connect_ex((HOST, port)) == 0:
+            raise SetupError(f"Port {port} on {HOST} is in use: choose another or stop what answers there")
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError as error:
+            raise SetupError(f"Port {port} on {HOST} cannot be used: {error.strerror}") from error
+        return int(probe.getsockname()[1])
+
+
+class TritonProcess:
+    """A running `tritonserver`, leader of a process group of its own that its stubs belong to."""
+
+    def __init__(self, process: asyncio.subprocess.Process, shared_memory_prefix: str) -> None:
+        self._process = process
+        self._shared_memory_prefix = shared_memory_prefix
+
+    @classmethod
+    async def start(
+        cls, environment: TritonEnvironment, repository: Path, port: int, log_path: Path
+    ) -> "TritonProcess":
+        """Start Triton on `port` without a model loaded; its output is appended to `log_path`.
+
+        It ends with this process even when this process is killed. Returns before Triton answers.
+        """
+        prefix = f"segrec_triton_{os.getpid()}_{port}_"
+        remove_orphaned_shared_memory()
+        command = [sys.executable, "-I", str(_LAUNCHER), str(os.getpid()), str(environment.server)]
+        log_path.parent.mkdir(parents=True, exist_ok=True)
+        with log_path.open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                *_server_flags(environment, repository, port, prefix),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment.variables(),
+                start_new_session=True,
+            )
+        return cls(process, prefix)
+
+    @property
+    def pid(self) -> int:
+        """Process id of `tritonserver`."""
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """None while it runs; negative is the signal that ended it."""
+        return self._process.returncode
+
+    async def wait(self) -> int:
+        """Wait until `tritonserver` ends; returns its exit code."""
+        return await self._process.wait()
+
+    def stubs(self) -> list[psutil.Process]:
+        """The live stub processes: one for each model instance of each loaded version."""
+        return [process for process in _group_members(self.pid) if process.pid != self.pid]
+
+    def kill(self) -> None:
+        """End `tritonserver` at once, without waiting; its stubs remain until `stop`."""
+        if self.exit_code is None:
+            self._process.kill()
+
+    async def stop(self) -> None:
+        """End Triton and its stubs: asked first, killed after a few seconds. Returns when all are gone."""
+        if self.exit_code is None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                await asyncio.wait_for(self._process.wait(), _EXIT_SECONDS + 2)
+            except TimeoutError:
+                self._process.kill()
+        await self._process.wait()
+        await asyncio.to_thread(self._end_remains)
+
+    def _end_remains(self) -> None:
+        """Kill stubs that outlived Triton and drop their shared memory."""
+        remaining = list(_group_members(self.pid))
+        for process in remaining:
+            process.kill()
+        psutil.wait_procs(remaining, timeout=_EXIT_SECONDS)
+        for region in _SHARED_MEMORY.glob(f"{self._shared_memory_prefix}*"):
+            region.unlink(missing_ok=True)
+
+
+def log_tail(path: Path, start: int = 0) -> str:
+    """The last lines of a log from byte `start` on."""
+    with path.open("rb") as log:
+        log.seek(start)
+        lines = log.read().decode(errors="replace").splitlines()
+    return "\n".join(line for line in lines[-_LOG_TAIL_LINES:] if line.strip())
+
+
+def remove_orphaned_shared_memory() -> None:
+    """Remove the regions that Tritons of dead parents left, which happens when they were killed."""
+    for region in _SHARED_MEMORY.glob("segrec_triton_*"):
+        owner = region.name.split("_")[2]
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            region.unlink(missing_ok=True)
+
+
+def _server_flags(environment: TritonEnvironment, repository: Path, port: int, prefix: str) -> list[str]:
+    return [
+        f"--model-repository={repository}",
+        f"--backend-directory={environment.backends}",
+        "--model-control-mode=explicit",
+        "--strict-readiness=false",  # otherwise one damaged version makes the whole server unready
+        "--disable-auto-complete-config",
+        f"--grpc-address={HOST}",
+        f"--grpc-port={port}",
+        "--allow-http=false",
+        "--allow-metrics=false",
+        "--pinned-memory-pool-byte-size=0",
+        f"--exit-timeout-secs={_EXIT_SECONDS}",
+        f"--backend-config=onnxruntime,shm-region-prefix-name={prefix}",
+    ]
+
+
+def _group_members(group: int) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue

@@ -1,0 +1,287 @@
+"""Keeps one Triton alive: starts it, watches it and its stubs, mends what broke, and ends it without a trace."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import grpc
+import psutil
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
+from server.adapters.embedded_triton.process import HOST, TritonProcess, choose_port, log_tail
+from server.core.errors import EncoderUnavailable, SetupError
+
+logger = logging.getLogger(__name__)
+
+START_SECONDS = 30.0
+"""How long Triton may take until it answers."""
+STABLE_SECONDS = 60.0
+"""A Triton that ran this long starts the back-off anew when it dies."""
+FIRST_BACKOFF_SECONDS = 0.1
+LONGEST_BACKOFF_SECONDS = 10.0
+WATCH_SECONDS = 0.5
+"""Between two looks at the stubs."""
+PROBE_SECONDS = 5.0
+"""Between two probes with a real inference."""
+TRIES_BEFORE_RESTART = 2
+"""Failed probes in a row, or reloads that left a version without its stubs, before Triton is restarted."""
+
+MODEL_NAME = "user_encoder"
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 200),
+)
+
+Callback = Callable[[], Awaitable[None]]
+
+
+class EmbeddedTriton:
+    """The real Triton as a child process.
+
+    Three things are watched. When `tritonserver` ends, it is started again on the same port, with back-off. When a
+    stub ends, which Triton's readiness does not show, its version's directory gets a new time stamp, so that the
+    next load replaces that version alone while the rest goes on answering. When `probe` fails twice in a row, as
+    it does when a stub hangs, Triton is restarted. After each of these `on_restart` is called, which must load the
+    releases again (loading one that is loaded costs a millisecond); it is repeated with back-off until it succeeds.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        environment: Path = DEFAULT_PATH,
+        *,
+        port: int = 0,
+        log_path: Path = Path("triton.log"),
+        on_restart: Callback | None = None,
+        probe: Callback | None = None,
+    ) -> None:
+        self.restart_count = 0
+        """How often Triton was started again since `start`."""
+        self.repair_count = 0
+        """How often versions were handed to `on_restart` because a stub had ended."""
+        self._repository = repository.absolute()
+        self._environment_path = environment
+        self._port = port
+        self._log_path = log_path
+        self._on_restart = on_restart
+        self._probe = probe
+        self._process: TritonProcess | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._restart_lock = asyncio.Lock()
+
+    def set_callbacks(self, on_restart: Callback, probe: Callback | None = None) -> None:
+        """Say what to call after a restart, and how to probe; for those who need `address` to know."""
+        self._on_restart = on_restart
+        self._probe = probe
+
+    @property
+    def address(self) -> str:
+        """`host:port` of Triton's gRPC endpoint; the same across restarts."""
+        return f"{HOST}:{self._port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of `tritonserver`; None while there is none."""
+        return self._process.pid if self._process and self._process.exit_code is None else None
+
+    def stub_pids(self) -> list[int]:
+        """Process ids of the stubs, one for each instance of each loaded version."""
+        return [stub.pid for stub in self._process.stubs()] if self._process else []
+
+    async def start(self) -> None:
+        """Start Triton and return when it answers; the watch begins.
+
+        Raises `SetupError` when the environment is missing, the port is taken, or Triton ends or stays silent;
+        then the message holds the end of Triton's log.
+        """
+        self._environment = check_environment(self._environment_path)
+        if not self._repository.is_dir():
+            raise SetupError(f"The model repository {self._repository} does not exist")
+        self._instance_count = _instance_count(self._repository / MODEL_NAME / "config.pbtxt")
+        self._port = choose_port(self._port)
+        await self._launch()
+        self._tasks = [asyncio.create_task(self._keep(watch)) for watch in (self._watch_server, self._watch_stubs)]
+        self._tasks.append(asyncio.create_task(self._keep(self._watch_probe)))
+
+    async def stop(self) -> None:
+        """End the watch, Triton and its stubs. Returns when no process is left; safe to call twice."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks = []
+        if self._process:
+            await self._process.stop()
+            self._process = None
+
+    async def _launch(self) -> None:
+        """Start a process and wait until it answers; leaves none behind when it does not."""
+        log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
+        self._process = process = await TritonProcess.start(
+            self._environment, self._repository, self._port, self._log_path
+        )
+        try:
+            await self._wait_until_ready(process)
+        except BaseException as error:
+            await asyncio.shield(process.stop())
+            if isinstance(error, SetupError):
+                tail = log_tail(self._log_path, log_start)
+                raise SetupError(f"{error}. The end of its log {self._log_path}:\n{tail}") from None
+            raise
+        logger.info("Triton answers on %s (pid %d, log %s)", self.address, process.pid, self._log_path)
+
+    async def _wait_until_ready(self, process: TritonProcess) -> None:
+        ended = asyncio.create_task(process.wait())
+        ready = asyncio.create_task(_answers(self.address))
+        try:
+            await asyncio.wait({ended, ready}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                raise SetupError(f"Triton ended at its start with exit code {ended.result()}")
+            if not ready.done():
+                raise SetupError(f"Triton did not answer within {START_SECONDS:.0f} seconds")
+            ready.result()
+        finally:
+            for task in (ended, ready):
+                task.cancel()
+            await asyncio.gather(ended, ready, return_exceptions=True)
+
+    async def _keep(self, watch: Callback) -> None:
+        """Run a watch for ever: an error in it is logged, never the end of it."""
+        while True:
+            try:
+                await watch()
+            except Exception:
+                logger.exception("the watch over Triton failed; it goes on")
+                await asyncio.sleep(WATCH_SECONDS)
+
+    async def _watch_server(self) -> None:
+        """Start Triton again each time it ends."""
+        loop, backoff = asyncio.get_running_loop(), FIRST_BACKOFF_SECONDS
+        while self._process:
+            started = loop.time()
+            exit_code = await self._process.wait()
+            if loop.time() - started > STABLE_SECONDS:
+                backoff = FIRST_BACKOFF_SECONDS
+            logger.error("Triton ended with exit code %d; starting it again in %.1f s", exit_code, backoff)
+            await asyncio.sleep(backoff)
+            backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+            await self._process.stop()  # its stubs, which end by themselves only after two seconds
+            try:
+                await self._launch()
+            except SetupError as error:
+                logger.error("%s", error)
+                continue
+            self.restart_count += 1
+            await self._call_on_restart()
+
+    async def _watch_stubs(self) -> None:
+        """Mend versions that say ready and lack a stub; restart Triton when that did not help."""
+        tries: Counter[int] = Counter()
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            broken = await self._versions_without_stub()
+            tries = Counter({version: tries[version] + 1 for version in broken})
+            if not broken:
+                continue
+            logger.error("a stub of releases %s ended; loading them again", sorted(broken))
+            if max(tries.values()) > TRIES_BEFORE_RESTART:
+                self._kill("reloading did not bring the stubs back")
+                continue
+            self.repair_count += 1
+            for version in broken:
+                os.utime(self._repository / MODEL_NAME / str(version))
+            await self._call_on_restart()
+
+    async def _versions_without_stub(self) -> set[int]:
+        """Versions that Triton calls ready and that have fewer stubs than instances."""
+        if self.pid is None or self._process is None:
+            return set()
+        ready = await _ready_versions(self.address)
+        stubs = Counter(_version_of(stub) for stub in self._process.stubs())
+        return {version for version in ready if stubs[version] < self._instance_count}
+
+    async def _watch_probe(self) -> None:
+        """Restart Triton when the probe fails several times in a row."""
+        failures = 0
+        while True:
+            await asyncio.sleep(PROBE_SECONDS)
+            if self._probe is None or self.pid is None:
+                continue
+            try:
+                await self._probe()
+                failures = 0
+            except EncoderUnavailable as error:
+                failures += 1
+                logger.warning("probe %d of Triton failed: %s", failures, error)
+            if failures >= TRIES_BEFORE_RESTART:
+                failures = 0
+                self._kill("it answers no probe")
+
+    def _kill(self, why: str) -> None:
+        """End Triton at once; the watch starts it again."""
+        logger.error("restarting Triton: %s", why)
+        if self._process:
+            self._process.kill()
+
+    async def _call_on_restart(self) -> None:
+        """Call `on_restart` until it succeeds or Triton ends."""
+        backoff = FIRST_BACKOFF_SECONDS
+        while self._on_restart and self.pid is not None:
+            try:
+                await self._on_restart()
+            except EncoderUnavailable as error:
+                logger.error("loading after a restart failed, again in %.1f s: %s", backoff, error)
+                await asyncio.sleep(backoff)
+                backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
+            else:
+                return
+
+
+def _instance_count(config_path: Path) -> int:
+    """How many stubs a version has at least, as config.pbtxt says."""
+    try:
+        config = text_format.Parse(config_path.read_text(), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise SetupError(f"{config_path} cannot be read: {error}") from error
+    return sum(group.count or 1 for group in config.instance_group) or 1
+
+
+def _version_of(stub: psutil.Process) -> int | None:
+    """The version whose model file a stub was started with."""
+    with contextlib.suppress(psutil.Error):
+        for argument in stub.cmdline():
+            match = re.search(rf"/{MODEL_NAME}/(\d+)/", argument)
+            if match:
+                return int(match[1])
+    return None
+
+
+@contextlib.asynccontextmanager
+async def _connect(address: str) -> AsyncIterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
+
+
+async def _answers(address: str) -> None:
+    """Return when Triton says that it is ready; connecting is tried again until then."""
+    async with _connect(address) as triton:
+        await triton.ServerReady(service_pb2.ServerReadyRequest(), wait_for_ready=True)
+
+
+async def _ready_versions(address: str) -> set[int]:
+    """Versions that Triton calls ready; empty when it does not answer."""
+    request = service_pb2.RepositoryIndexRequest(ready=True)
+    async with _connect(address) as triton:
+        try:
+            index = await triton.RepositoryIndex(request, timeout=WATCH_SECONDS)
+        except grpc.aio.AioRpcError:
+            return set()
+    return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}

@@ -1,0 +1,266 @@
+"""The encoder behind Triton's gRPC API: NVIDIA's container and the embedded Triton alike.
+
+Loading, as measured on Triton 2.51.0: a load whose `config` names the wanted versions under `version_policy.specific`
+starts the new ones, drops those no longer named once their calls have ended, and leaves the others alone, to the very
+processes; naming what is loaded already takes about a millisecond. A damaged version fails the whole load and changes
+nothing, so the others are then loaded without it. A version whose directory is missing is left out silently, so the
+index is read after each load. With such a `config`, a new time stamp on `config.pbtxt` reloads nothing, and a new one
+on a version's directory reloads that version.
+
+Calls are never cancelled: a client deadline that cancels a call in flight can crash this Triton. A call that outlives
+its time is left to end by itself, and is counted.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+import numpy as np
+from google.protobuf import json_format, text_format
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+
+from server.core.errors import EncoderUnavailable, SetupError
+
+logger = logging.getLogger(__name__)
+
+MODEL_NAME = "user_encoder"
+OUTPUT_NAME = "user_embedding"
+FIRST_INPUT = "item_index"
+DATA_TYPES = {"item_index": "INT32", "action_index": "INT32", "value": "FP32", "gap_index": "INT32"}
+NUMPY_TYPES: dict[str, np.dtype[Any]] = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4")}
+MOST_ABANDONED = 64
+"""Calls that may be left to end by themselves at a time; more fail at once, without being sent."""
+LOAD_SECONDS = 120.0
+QUERY_SECONDS = 5.0
+_CHANNEL_OPTIONS = (
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_receive_message_length", -1),
+    # Pings less often than Triton's limit of five minutes; their time-out is also the one after which a peer that
+    # acknowledges nothing counts as dead, so that calls to a vanished host end.
+    ("grpc.keepalive_time_ms", 310_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+Answer = TypeVar("Answer")
+
+
+class TritonEncoder:
+    """An `Encoder` that asks Triton, which may be absent, restarted or replaced at any time.
+
+    `config_path` is the repository's `user_encoder/config.pbtxt`: the batch limit is read from it, and each load
+    sends it with the wanted versions filled in.
+    """
+
+    def __init__(self, address: str, config_path: Path) -> None:
+        self._address = address
+        self._config = read_config(config_path)
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._abandoned: set[asyncio.Task[Any]] = set()
+        self._wanted: tuple[int, ...] = ()
+        self._load_lock = asyncio.Lock()
+        self._reload_task: asyncio.Task[None] | None = None
+
+    @property
+    def abandoned_count(self) -> int:
+        """Calls whose caller has gone and that Triton has not answered yet."""
+        return len(self._abandoned)
+
+    async def encode(
+        self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        """Return user embeddings, float32 (B, D), for inputs of shape (B, L) each; see `Encoder.encode`.
+
+        More histories than one call may hold are sent as several calls at once.
+        """
+        batch = len(inputs[FIRST_INPUT])
+        limit = self._config.max_batch_size
+        if batch <= limit:
+            return await self._infer(release, inputs, timeout_seconds)
+        parts = [{name: array[at : at + limit] for name, array in inputs.items()} for at in range(0, batch, limit)]
+        return np.concatenate(await asyncio.gather(*(self._infer(release, part, timeout_seconds) for part in parts)))
+
+    async def load(self, releases: Sequence[int]) -> None:
+        """Make exactly these releases answer; see `Encoder.load` and this module's notes."""
+        async with self._load_lock:
+            self._wanted = tuple(sorted(set(releases)))
+            await self._load_wanted()
+
+    async def reload(self) -> None:
+        """Load again what the last `load` asked for: for a Triton that restarted with an empty memory."""
+        async with self._load_lock:
+            if self._wanted:
+                await self._load_wanted()
+
+    async def is_ready(self, release: int) -> bool:
+        """Whether Triton says that this release answers. Never raises."""
+        request = service_pb2.ModelReadyRequest(name=MODEL_NAME, version=str(release))
+        try:
+            return bool((await self._call(self._triton.ModelReady, request, QUERY_SECONDS)).ready)
+        except (EncoderUnavailable, grpc.aio.AioRpcError):
+            return False
+
+    async def close(self) -> None:
+        """Wait a few seconds for the calls in flight, then drop the connection."""
+        if self._reload_task:
+            self._reload_task.cancel()
+            await asyncio.gather(self._reload_task, return_exceptions=True)
+        if self._abandoned:
+            await asyncio.wait(self._abandoned, timeout=QUERY_SECONDS)
+        await self._channel.close()
+
+    async def _infer(
+        self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        """One call of at most `max_batch_size` histories."""
+        request = build_request(release, inputs, timeout_seconds)
+        try:
+            response = await self._call(self._triton.ModelInfer, request, timeout_seconds)
+        except grpc.aio.AioRpcError as error:
+            details = error.details() or ""
+            if "unknown model" in details:
+                self._reload_soon(release)
+            raise EncoderUnavailable(f"Triton at {self._address}: {error.code().name}: {details}") from error
+        return read_embeddings(response, len(inputs[FIRST_INPUT]))
+
+    async def _call(self, method: Callable[[Any], Awaitable[Answer]], request: Message, seconds: float) -> Answer:
+        """Send a request and wait `seconds` at most, leaving the call to end by itself after that.
+
+        Raises `AioRpcError` for what Triton or the transport reports, `EncoderUnavailable` when time is up or too
+        many calls are still waited for.
+        """
+        if len(self._abandoned) >= MOST_ABANDONED:
+            raise EncoderUnavailable(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
+        task = asyncio.ensure_future(_finish(method(request)))
+        try:
+            await asyncio.wait((task,), timeout=seconds)
+        finally:
+            if not task.done():  # time is up, or our own caller was cancelled
+                self._abandoned.add(task)
+                task.add_done_callback(self._drained)
+        if not task.done():
+            raise EncoderUnavailable(f"Triton at {self._address} did not answer within {seconds:.3f} s")
+        return task.result()
+
+    def _drained(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: its caller has gone
+
+    def _reload_soon(self, release: int) -> None:
+        """Load again in the background when Triton does not know a release that it was told to load."""
+        loading = self._load_lock.locked() or (self._reload_task and not self._reload_task.done())
+        if release in self._wanted and not loading:
+            self._reload_task = asyncio.create_task(self._reload_quietly())
+
+    async def _reload_quietly(self) -> None:
+        try:
+            await self.reload()
+        except EncoderUnavailable as error:
+            logger.warning("loading the releases again failed: %s", error)
+
+    async def _load_wanted(self) -> None:
+        """Load all that is wanted; when Triton refuses, each by itself, beside whatever answers already."""
+        try:
+            reason = await self._load_exactly(self._wanted)
+            if not reason:
+                return
+            kept, reasons = await self._ready_releases(), {}
+            for release in sorted(set(self._wanted) - kept):
+                reason = await self._load_exactly((*sorted(kept), release))
+                if reason:
+                    reasons[release] = reason
+                else:
+                    kept.add(release)
+        except grpc.aio.AioRpcError as error:
+            raise EncoderUnavailable(f"Triton at {self._address} cannot load: {error.details()}") from error
+        self._wanted = tuple(sorted(kept))
+        if reasons:
+            raise EncoderUnavailable(
+                "; ".join(f"release {key} cannot be loaded: {why}" for key, why in reasons.items())
+            )
+
+    async def _load_exactly(self, releases: Sequence[int]) -> str:
+        """Ask Triton for these releases and no other; returns why they do not all answer, or an empty string."""
+        if not releases:
+            request = service_pb2.RepositoryModelUnloadRequest(model_name=MODEL_NAME)
+            await self._call(self._triton.RepositoryModelUnload, request, LOAD_SECONDS)
+            return ""
+        try:
+            await self._call(self._triton.RepositoryModelLoad, build_load_request(self._config, releases), LOAD_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if error.code() == grpc.StatusCode.UNAVAILABLE:  # the transport: Triton itself does not answer
+                raise
+            return error.details() or error.code().name
+        missing = sorted(set(releases) - await self._ready_releases())
+        return f"not in Triton's model repository: {missing}" if missing else ""
+
+    async def _ready_releases(self) -> set[int]:
+        request = service_pb2.RepositoryIndexRequest(ready=True)
+        index = await self._call(self._triton.RepositoryIndex, request, QUERY_SECONDS)
+        return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}
+
+
+async def _finish(call: Awaitable[Answer]) -> Answer:
+    """Own a call, so that nobody who waits for it can cancel it."""
+    return await call
+
+
+def read_config(path: Path) -> model_config_pb2.ModelConfig:
+    """Read a config.pbtxt by Triton's own protobuf. Raises `SetupError`."""
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
+    except (OSError, text_format.ParseError) as error:
+        raise SetupError(f"{path} cannot be read: {error}") from error
+
+
+def build_load_request(
+    config: model_config_pb2.ModelConfig, releases: Sequence[int]
+) -> service_pb2.RepositoryModelLoadRequest:
+    """A load of exactly these versions, whatever version policy the file names."""
+    chosen = model_config_pb2.ModelConfig()
+    chosen.CopyFrom(config)
+    chosen.version_policy.specific.versions[:] = releases
+    request = service_pb2.RepositoryModelLoadRequest(model_name=MODEL_NAME)
+    text = json_format.MessageToJson(chosen, preserving_proto_field_name=True, indent=None)
+    request.parameters["config"].string_param = text
+    return request
+
+
+def build_request(
+    release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+) -> service_pb2.ModelInferRequest:
+    """Put arrays of shape (B, L) into a request as raw bytes; Triton drops it when it waits longer than the time."""
+    request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, model_version=str(release))
+    request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))
+    for name, data_type in DATA_TYPES.items():
+        array = inputs[name]
+        request.inputs.add(name=name, datatype=data_type, shape=array.shape)
+        request.raw_input_contents.append(array.astype(NUMPY_TYPES[data_type], copy=False).tobytes())
+    return request
+
+
+def read_embeddings(response: service_pb2.ModelInferResponse, batch: int) -> NDArray[np.float32]:
+    """The response's embeddings, float32 (batch, D). Raises `EncoderUnavailable` unless they are whole and finite."""
+    if len(response.outputs) != 1 or len(response.raw_output_contents) != 1:
+        raise EncoderUnavailable(f"Triton's answer has {len(response.outputs)} outputs, expected {OUTPUT_NAME} alone")
+    output, content = response.outputs[0], response.raw_output_contents[0]
+    shape = tuple(output.shape)
+    named = output.name == OUTPUT_NAME and output.datatype == "FP32"
+    if not named or len(shape) != 2 or shape[0] != batch or len(content) != 4 * shape[0] * shape[1] or not content:
+        raise EncoderUnavailable(
+            f"Triton's answer is {output.name} {output.datatype} {shape} in {len(content)} bytes, "
+            f"expected {OUTPUT_NAME} FP32 ({batch}, D)"
+        )
+    embeddings = np.frombuffer(content, dtype=np.float32).reshape(shape)
+    if not np.isfinite(embeddings).all():
+        raise EncoderUnavailable("Triton's answer holds embeddings that are not finite")
+    return embeddings
