@@ -1,0 +1,126 @@
+"""Per-segment items: weights, fading, smoothing and order, on logs whose right answer is obvious."""
+
+import numpy as np
+import polars as pl
+import pytest
+from numpy.typing import NDArray
+
+from server.core.preprocessing import Action, Preprocessing
+from training import segment_items as si
+from training.segment_items import Behaviour, Smoothing, behaviour_of, choose_smoothing, popularity, segment_items
+
+DAY_MS = 86_400_000
+NO_FADING = Smoothing(half_life=1e9, prior=1e-6)
+
+
+def preprocessing(has_clock: bool = True) -> Preprocessing:
+    actions = (Action(name="purchase", weight=1.0), Action(name="return", weight=-1.0), Action(name="view", weight=0.5))
+    return Preprocessing(max_length=8, actions=actions, has_clock=has_clock, exclude_seen=False)
+
+
+def behaviour(events: list[tuple[int, int, int, int]], items: int = 3, has_clock: bool = True) -> Behaviour:
+    """Events are (user row, item index, action index, day)."""
+    users, item_index, action_index, days = (list(column) for column in zip(*events, strict=True))
+    frame = pl.DataFrame(
+        {
+            "row": pl.Series(users, dtype=pl.UInt32),
+            "item_index": pl.Series(item_index, dtype=pl.Int32),
+            "action_index": pl.Series(action_index, dtype=pl.Int32),
+            "timestamp": [day * DAY_MS for day in days],
+        }
+    )
+    return behaviour_of(frame, preprocessing(has_clock), items)
+
+
+def items_of(frame: pl.DataFrame, segment_id: int) -> list[int]:
+    return frame.filter(pl.col("segment_id") == segment_id)["item_index"].to_list()
+
+
+def test_each_segment_gets_what_its_users_did() -> None:
+    log = behaviour([(0, 1, 1, 0), (0, 1, 1, 1), (0, 2, 1, 1), (1, 3, 1, 1)])
+    found = segment_items(log, np.array([0, 1]), [7, 4], NO_FADING)
+    assert items_of(found, 7)[:2] == [1, 2]
+    assert items_of(found, 4)[0] == 3
+    assert found["segment_id"].unique(maintain_order=True).to_list() == [7, 4]
+    assert found["item_index"].dtype == pl.Int32
+    assert found["score"].dtype == found["lift"].dtype == pl.Float32
+    first = found.row(0, named=True)
+    assert first["score"] == pytest.approx(np.log(2 / 3), abs=1e-4)
+    assert first["lift"] == pytest.approx((2 / 3) / (0.99 * 0.5 + 0.01 / 3), abs=1e-4)
+
+
+def test_actions_weigh_and_returns_subtract() -> None:
+    log = behaviour([(0, 1, 1, 0), (0, 1, 2, 0), (0, 2, 3, 0), (0, 3, 1, 0)])
+    probability = np.exp(
+        segment_items(log, np.zeros(1, np.intp), [1], NO_FADING).sort("item_index")["score"].to_numpy()
+    )
+    np.testing.assert_allclose(probability, [0, 1 / 3, 2 / 3], atol=1e-4)
+
+
+def test_more_returns_than_purchases_count_as_nothing() -> None:
+    log = behaviour([(0, 1, 2, 0), (0, 1, 2, 0), (0, 2, 1, 0)])
+    everyone = popularity(log, 1e9)
+    assert everyone.sum() == pytest.approx(1)
+    assert (everyone > 0).all()
+    np.testing.assert_allclose(everyone[0], si.UNIFORM_SHARE / 3)
+
+
+def test_only_returns_make_all_items_equal() -> None:
+    np.testing.assert_allclose(popularity(behaviour([(0, 1, 2, 0)]), 30.0), np.full(3, 1 / 3))
+
+
+def test_an_event_a_half_life_ago_weighs_half() -> None:
+    log = behaviour([(0, 1, 1, 0), (0, 2, 1, 30)])
+    np.testing.assert_allclose(log.weights(30.0), [0.5, 1.0])
+
+
+def test_without_a_clock_age_counts_a_users_own_events() -> None:
+    log = behaviour([(0, 1, 1, 0), (0, 2, 1, 1), (1, 3, 1, 2)], has_clock=False)
+    np.testing.assert_allclose(log.weights(1.0), [0.5, 1.0, 1.0])
+
+
+def test_a_segment_of_few_events_is_drawn_to_everyone() -> None:
+    log = behaviour([(0, 1, 1, 0)] * 50 + [(1, 2, 1, 0)])
+    clusters = np.array([0, 1])
+    loose = segment_items(log, clusters, [1, 2], Smoothing(1e9, 0.1))
+    firm = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1000.0))
+    assert items_of(loose, 2)[0] == 2
+    assert items_of(firm, 2)[0] == 1
+
+
+def test_lists_are_cut_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(si, "TOP_ITEMS", 2)
+    log = behaviour([(0, 1, 1, 0), (0, 3, 1, 0)])
+    assert items_of(segment_items(log, np.zeros(1, np.intp), [1], NO_FADING), 1) == [1, 3]
+
+
+def test_an_empty_cluster_gets_what_is_popular() -> None:
+    log = behaviour([(0, 2, 1, 0)])
+    assert items_of(segment_items(log, np.zeros(1, np.intp), [1, 2], NO_FADING), 2)[0] == 2
+
+
+def shifting_log() -> tuple[Behaviour, tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Everyone liked item 1 for a year and item 2 in the last week, and goes on with item 2."""
+    log = behaviour([(user, 1, 1, day) for user in range(4) for day in range(0, 350, 5)] + [(0, 2, 1, 365)] * 20)
+    return log, (np.arange(4), np.full(4, 1))
+
+
+def test_fading_is_chosen_by_what_came_next() -> None:
+    log, targets = shifting_log()
+    chosen = choose_smoothing(log, np.zeros(4, np.intp), 1, targets, si.HALF_LIVES_DAYS)
+    assert chosen.half_life == 7.0
+
+
+def test_the_prior_is_small_where_segments_differ_and_large_where_they_do_not() -> None:
+    events = [(user, user % 2 + 1, 1, 0) for user in range(40) for _ in range(5)]
+    clusters, users = np.arange(40) % 2, np.arange(40)
+    differ = choose_smoothing(behaviour(events), clusters, 2, (users, users % 2), [30.0])
+    alike = choose_smoothing(behaviour(events), clusters, 2, (users, 1 - users % 2), [30.0])
+    assert differ.prior == min(si.PRIORS)
+    assert alike.prior == max(si.PRIORS)
+
+
+def test_without_targets_a_middle_way_is_taken() -> None:
+    none = np.empty(0, np.intp)
+    chosen = choose_smoothing(behaviour([(0, 1, 1, 0)]), np.zeros(1, np.intp), 1, (none, none), (7.0, 30.0))
+    assert chosen == Smoothing(30.0, si.PRIORS[2])
