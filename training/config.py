@@ -1,0 +1,231 @@
+"""Configuration of a run: a frozen value read once from a TOML file. Without a file every default holds."""
+
+import difflib
+import tomllib
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from training.errors import ConfigError
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Columns(_Section):
+    """Which column of the log is what; a name left out is recognised where it is a common one."""
+
+    user_id: str | None = None
+    item_id: str | None = None
+    action: str | None = Field(None, description="Without such a column every event is an `event`.")
+    value: str | None = Field(None, description="A price, rating, amount or quantity.")
+    timestamp: str | None = Field(None, description="Without such a column the order of the rows is the time.")
+
+
+class ItemColumns(_Section):
+    """Which column of the item table is what, like `Columns`."""
+
+    item_id: str | None = None
+    title: str | None = None
+    category: tuple[str, ...] | str | None = Field(None, description="One column, or several from coarse to fine.")
+    category_separator: str = Field("|", min_length=1, description="Parts one text into several categories.")
+
+
+class UserColumns(_Section):
+    """Which column of the user table holds the id; every other column is a label."""
+
+    user_id: str | None = None
+
+
+class ActionSetting(_Section):
+    """What an action of the log is called, and what one such event says for an item."""
+
+    name: str | None = Field(None, min_length=1, description="Name from here on; the log's own where left out.")
+    weight: float = Field(allow_inf_nan=False, description="Negative for returns and dislikes.")
+
+
+def _weight_alone(raw: object) -> object:
+    return {"weight": raw} if isinstance(raw, int | float) and not isinstance(raw, bool) else raw
+
+
+def _method_alone(raw: object) -> object:
+    return {"method": raw} if isinstance(raw, str) else raw
+
+
+class Missing(_Section):
+    """What is done where a column has no value.
+
+    `keep` leaves it missing, which only the value may be. `interpolate` takes the line between the user's
+    neighbouring events. Statistics are learned on the training part of the log.
+    """
+
+    method: Literal["keep", "drop", "constant", "mean", "median", "most_frequent", "interpolate"]
+    fill: str | float | None = Field(None, description="What `constant` fills in.")
+
+    @model_validator(mode="after")
+    def _constant_has_fill(self) -> Self:
+        if (self.method == "constant") != (self.fill is not None):
+            raise ValueError("`fill` goes with the method `constant`, and only with it")
+        return self
+
+
+MissingSetting = Annotated[Missing, BeforeValidator(_method_alone)]
+_OF_USERS = ("drop", "constant")
+_OF_TEXT = (*_OF_USERS, "most_frequent")
+
+
+class MissingColumns(_Section):
+    """Treatment of missing values, column by column."""
+
+    user_id: MissingSetting = Missing(method="drop")
+    item_id: MissingSetting = Missing(method="drop")
+    action: MissingSetting = Missing(method="drop")
+    value: MissingSetting = Missing(method="keep")
+    timestamp: MissingSetting = Missing(method="drop")
+
+    @model_validator(mode="after")
+    def _methods_fit_columns(self) -> Self:
+        for column in ("user_id", "item_id", "action"):
+            missing: Missing = getattr(self, column)
+            allowed = _OF_USERS if column == "user_id" else _OF_TEXT
+            if missing.method not in allowed:
+                raise ValueError(f"{column} can be {' or '.join(allowed)}, not {missing.method}")
+            if missing.method == "constant" and not (isinstance(missing.fill, str) and missing.fill.strip()):
+                raise ValueError(f"{column} needs a text as `fill`")
+        for column in ("value", "timestamp"):
+            missing = getattr(self, column)
+            if isinstance(missing.fill, str):
+                raise ValueError(f"{column} needs a number as `fill`; a time is milliseconds since 1970")
+        if self.timestamp.method == "keep":
+            raise ValueError("an event without a time cannot be kept; drop it, or fill it in")
+        return self
+
+
+class Outliers(_Section):
+    """What is done with events whose value lies far off."""
+
+    method: Literal["none", "z_score", "iqr", "isolation_forest"] = "none"
+    action: Literal["drop", "clip"] = "clip"
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        description="z_score: standard deviations, 3 where left out. iqr: interquartile ranges beyond the quartiles, "
+        "1.5. isolation_forest: the share of values taken for outliers, below 0.5; scikit-learn's `auto`.",
+    )
+
+    @model_validator(mode="after")
+    def _share_below_half(self) -> Self:
+        if self.method == "isolation_forest" and self.threshold is not None and self.threshold > 0.5:
+            raise ValueError("the threshold of isolation_forest is a share, at most 0.5")
+        return self
+
+
+OutlierSetting = Annotated[Outliers, BeforeValidator(_method_alone)]
+
+
+class Clean(_Section):
+    """What is dropped from the log, filled in and clipped, and how the value is scaled."""
+
+    drop_duplicates: bool = True
+    missing: MissingColumns = MissingColumns()
+    outliers: OutlierSetting = Outliers()
+    normalise: Literal["none", "z_score", "min_max", "robust", "log"] = "log"
+    min_events_per_user: int = Field(1, ge=1, description="Users with fewer events are dropped.")
+    min_events_per_item: int = Field(1, ge=1, description="Items with fewer events are dropped.")
+    exclude_seen: bool | None = Field(
+        None, description="Leave items already in the history out of recommendations; left out: chosen from the log."
+    )
+
+
+class Train(_Section):
+    """The encoder and how it is trained."""
+
+    max_length: int = Field(0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log.")
+    embedding_dim: int = Field(64, ge=2, le=4096, description="Size of item and user embeddings.")
+    layers: int = Field(2, ge=1, le=64, description="Transformer blocks.")
+    heads: int = Field(2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
+    dropout: float = Field(0.2, ge=0, lt=1, description="On embeddings and residuals.")
+    learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW.")
+    batch_size: int = Field(128, ge=1, description="Users a step.")
+    epochs: int = Field(30, ge=1, description="At most so many passes over the users.")
+    max_minutes: float | None = Field(None, gt=0, description="Training stops after so long; left out: no limit.")
+    patience: int = Field(3, ge=1, description="Validations without gain before training stops.")
+    negatives: int | None = Field(None, ge=1, description="Sampled negatives; left out: chosen from the catalogue.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
+    device: str = Field("auto", description="auto, cpu or cuda; a named one that is not there is an error.")
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.embedding_dim % self.heads:
+            raise ValueError(f"embedding_dim {self.embedding_dim} is not a multiple of heads {self.heads}")
+        return self
+
+
+class Segment(_Section):
+    """K-means over user embeddings."""
+
+    k: int = Field(8, ge=2, le=65536, description="Number of segments.")
+    backend: Literal["auto", "sklearn", "cuml"] = Field("auto", description="auto asks the GPU driver.")
+    seed: int = Field(0, ge=0, lt=2**32, description="Seeds the first centroids.")
+    min_users: int = Field(1, ge=1, description="Segments with fewer users are told of in the report.")
+
+
+class Config(_Section):
+    """All settings of a run."""
+
+    columns: Columns = Columns()
+    actions: dict[str, Annotated[ActionSetting, BeforeValidator(_weight_alone)]] = {}
+    items: ItemColumns = ItemColumns()
+    users: UserColumns = UserColumns()
+    clean: Clean = Clean()
+    train: Train = Train()
+    segment: Segment = Segment()
+
+
+def load_config(path: Path | None) -> Config:
+    """Read a TOML file; None gives the defaults. Raises ConfigError."""
+    if path is None:
+        return Config()
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from error
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(_sentence(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors())
+        raise ConfigError(f"{path}: {problems}.") from error
+
+
+def _sentence(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One problem of a configuration for people, with the known key nearest to an unknown one."""
+    key = ".".join(str(part) for part in loc) or "the file"
+    if kind != "extra_forbidden":
+        return f"{key}: {message.removeprefix('Value error, ')}"
+    known = _known_keys(loc[:-1])
+    near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
+    hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
+    return f"unknown key `{key}` ({hint})"
+
+
+def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings in the section at `loc`."""
+    section: type[BaseModel] = Config
+    for part in loc:
+        field = section.model_fields.get(str(part))
+        inner = _model_in(field.annotation) if field else None
+        section = inner or section
+    return list(section.model_fields)
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field's annotation holds, if any: itself, or the values of a dict."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next((model for part in typing.get_args(annotation) if (model := _model_in(part))), None)

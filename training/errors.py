@@ -1,0 +1,23 @@
+"""All errors that training raises on purpose; a command line prints `str(error)` and exits non-zero.
+
+TrainingError
+├── ConfigError   the TOML file, or a setting in it, is wrong; names file, key and the nearest known key
+├── LogError      the behaviour log, or an item or user table, cannot be read; names file, column and first bad rows
+└── RunError      a run directory lacks what an earlier stage should have left there; names the command to run first
+"""
+
+
+class TrainingError(Exception):
+    """Base of the tree. `str(error)` is a sentence for people: what, where, and how to mend it."""
+
+
+class ConfigError(TrainingError):
+    """A configuration file or a setting is wrong."""
+
+
+class LogError(TrainingError):
+    """A log or a table cannot be read or has nothing in it to learn from."""
+
+
+class RunError(TrainingError):
+    """A run directory is not in the state that a stage needs."""

@@ -1,0 +1,129 @@
+"""Opens a table file as a Polars LazyFrame: format by suffix, and for text its encoding and delimiter."""
+
+import codecs
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+import polars as pl
+from polars.exceptions import PolarsError
+
+from training.errors import LogError
+
+SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+"""What `scan_table` opens, case aside."""
+
+_HEAD_BYTES = 1 << 20
+_GB2312_SHARE = 0.8  # of the two-byte characters of Chinese text; accented Latin text has next to none
+
+
+def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
+    """The table in `path`; columns of text formats without types come as text.
+
+    Text that is not UTF-8 but GB18030 or UTF-16 is rewritten once as UTF-8 under `scratch`.
+    Raises LogError for a missing or empty file, an unknown suffix or another encoding.
+    """
+    kind = _kind(path)
+    if not path.is_file():
+        raise LogError(f"There is no file {path}.")
+    if path.stat().st_size == 0:
+        raise LogError(f"{path} is empty.")
+    with readable(path):
+        if kind == "parquet":
+            frame = pl.scan_parquet(path)
+        elif kind == "ndjson":
+            frame = pl.scan_ndjson(_as_utf8(path, scratch), infer_schema_length=10_000)
+        else:
+            source = _as_utf8(path, scratch)
+            frame = pl.scan_csv(source, separator=_separator(source, kind), infer_schema=False)
+        frame.collect_schema()
+    return frame
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Turn what Polars raises about the content of `path` into a LogError."""
+    try:
+        yield
+    except (PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise LogError(f"{path} cannot be read as {_kind(path)}: {reason}.") from error
+
+
+def column_names(frame: pl.LazyFrame) -> list[str]:
+    """Names of the columns, in order."""
+    return frame.collect_schema().names()
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    suffix = next((known for known in SUFFIXES if name.endswith(known)), None)
+    if suffix is None:
+        raise LogError(f"{path} has a suffix that is not known; save it as one of {', '.join(SUFFIXES)}.")
+    kind = suffix.split(".")[1]
+    return "ndjson" if kind == "jsonl" else kind
+
+
+def _open(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+
+
+def _as_utf8(path: Path, scratch: Path) -> Path:
+    """`path` itself where its start is UTF-8, else a copy in UTF-8."""
+    with _open(path) as file:
+        encoding = _encoding(file.read(_HEAD_BYTES), path)
+    if encoding == "utf-8":
+        return path
+    scratch.mkdir(parents=True, exist_ok=True)
+    copy = scratch / path.name.removesuffix(path.suffix if path.suffix.lower() == ".gz" else "")
+    with io.TextIOWrapper(_open(path), encoding=encoding, newline="") as old, copy.open("w", encoding="utf-8") as new:
+        while block := old.read(_HEAD_BYTES):
+            new.write(block)
+    return copy
+
+
+def _encoding(head: bytes, path: Path) -> str:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if _decodes(head, "utf-8"):
+        return "utf-8"
+    if _decodes(head, "gb18030") and _gb2312_share(head) >= _GB2312_SHARE:
+        return "gb18030"
+    raise LogError(
+        f"{path} is neither UTF-8 nor GB18030 text; save it as UTF-8, for instance with "
+        f"`iconv -f ENCODING -t UTF-8 {path.name} > utf8-{path.name}`."
+    )
+
+
+def _decodes(head: bytes, encoding: str) -> bool:
+    """Whether `head` is text in `encoding`; its last character may be cut off."""
+    try:
+        codecs.getincrementaldecoder(encoding)().decode(head, final=False)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _gb2312_share(head: bytes) -> float:
+    """Share of the characters beyond ASCII whose second byte is one, too, as it is in everyday Chinese."""
+    pairs = both = position = 0
+    while position < len(head) - 1:
+        if head[position] < 0x80:
+            position += 1
+            continue
+        pairs += 1
+        both += head[position + 1] >= 0xA1
+        position += 2
+    return both / pairs if pairs else 0.0
+
+
+def _separator(path: Path, kind: str) -> str:
+    """The delimiter: a tab for TSV; for CSV the comma, or what the first line has in its place."""
+    if kind == "tsv":
+        return "\t"
+    with _open(path) as file:
+        line = file.readline(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
+    return "," if "," in line else next((mark for mark in ";\t|" if mark in line), ",")
