@@ -16,6 +16,7 @@ from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     Choice,
     add_response,
+    build,
     recommend_options,
     recommend_request,
     record_requests,
@@ -293,20 +294,22 @@ class AsyncSegrecClient(_AsyncClient):
 
     async def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
         """See SegrecClient.history."""
-        request = GetUserHistoryRequest(user_id=sendable(user_id), limit=limit)
+        request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
         return await self._call(self._events.GetUserHistory, request)
 
     async def erase(self, user_id: str) -> EraseUserResponse:
         """See SegrecClient.erase."""
-        return await self._call(self._events.EraseUser, EraseUserRequest(user_id=sendable(user_id)))
+        return await self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
     async def list_segments(self, release: int = 0) -> ListSegmentsResponse:
         """See SegrecClient.list_segments."""
-        return await self._call(self._segrec.ListSegments, ListSegmentsRequest(release=release))
+        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, release=release))
 
     async def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
         """See SegrecClient.get_segment."""
-        return await self._call(self._segrec.GetSegment, GetSegmentRequest(segment_id=segment_id, release=release))
+        return await self._call(
+            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, release=release)
+        )
 
 
 class AsyncModelClient(_AsyncClient):
@@ -325,5 +328,5 @@ class AsyncModelClient(_AsyncClient):
 
     async def get_release(self, release: int) -> Release:
         """See ModelClient.get_release."""
-        response = await self._call(self._models.GetRelease, GetReleaseRequest(release=release))
+        response = await self._call(self._models.GetRelease, build(GetReleaseRequest, release=release))
         return response.release

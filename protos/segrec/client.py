@@ -14,6 +14,7 @@ from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     Choice,
     add_response,
+    build,
     recommend_options,
     recommend_request,
     record_requests,
@@ -153,20 +154,20 @@ class SegrecClient(_Client):
 
     def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
         """The newest `limit` events of a user, 1 to 4,096, oldest first; none for unknown users."""
-        request = GetUserHistoryRequest(user_id=sendable(user_id), limit=limit)
+        request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
         return self._call(self._events.GetUserHistory, request)
 
     def erase(self, user_id: str) -> EraseUserResponse:
         """Deletes all that is stored of a user, durably."""
-        return self._call(self._events.EraseUser, EraseUserRequest(user_id=sendable(user_id)))
+        return self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
     def list_segments(self, release: int = 0) -> ListSegmentsResponse:
         """The segments of a release, largest first. `release` 0: the active one."""
-        return self._call(self._segrec.ListSegments, ListSegmentsRequest(release=release))
+        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, release=release))
 
     def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
         """One segment of a release, by its stable id."""
-        return self._call(self._segrec.GetSegment, GetSegmentRequest(segment_id=segment_id, release=release))
+        return self._call(self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, release=release))
 
 
 class ModelClient(_Client):
@@ -184,4 +185,4 @@ class ModelClient(_Client):
 
     def get_release(self, release: int) -> Release:
         """One release. Raises NotFound."""
-        return self._call(self._models.GetRelease, GetReleaseRequest(release=release)).release
+        return self._call(self._models.GetRelease, build(GetReleaseRequest, release=release)).release

@@ -1,9 +1,11 @@
 """Builds request messages from Python arguments, the same for sync and async. Nothing here talks to a server."""
 
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
+
+from google.protobuf.message import Message
 
 from segrec.errors import InvalidArgument
 from segrec.v1.common_pb2 import Event, EventList
@@ -16,6 +18,8 @@ from segrec.v1.segrec_service_pb2 import (
     StreamRecommendRequest,
     StreamSegmentRequest,
 )
+
+MessageT = TypeVar("MessageT", bound=Message)
 
 MAX_EVENTS_PER_CALL = 1024
 """Most events that one RecordEvents takes; `record` sends more in several calls."""
@@ -45,22 +49,27 @@ def strategy_of(name: str | int) -> int:
         raise InvalidArgument(message, field="options.strategy") from None
 
 
+def build(kind: Callable[..., MessageT], **fields: Any) -> MessageT:
+    """A message. Raises InvalidArgument when a field has the wrong type, is too large, or is not UTF-8."""
+    try:
+        return kind(**fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(f"A value cannot be sent: {error}") from error
+
+
 def recommend_options(choice: Choice) -> RecommendOptions:
-    """The message of the options given. Raises InvalidArgument when one has the wrong type or range of integer."""
-    fields = dict(choice)
+    """The message of the options given."""
+    fields: dict[str, Any] = dict(choice)
     if "strategy" in fields:
         fields["strategy"] = strategy_of(choice["strategy"])
-    try:
-        return RecommendOptions(**fields)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"Bad option: {error}", field="options") from error
+    return build(RecommendOptions, **fields)
 
 
 def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int) -> SegmentRequest:
     """Asks for the segment of a known user or of a history given here."""
     if _is_inline(user_id, events):
-        return SegmentRequest(events=EventList(events=events), release=release)
-    return SegmentRequest(user_id=sendable(user_id), release=release)
+        return build(SegmentRequest, events=build(EventList, events=events), release=release)
+    return build(SegmentRequest, user_id=sendable(user_id), release=release)
 
 
 def recommend_request(
@@ -69,8 +78,8 @@ def recommend_request(
     """Asks for recommendations to a known user or for a history given here."""
     options = recommend_options(choice)
     if _is_inline(user_id, events):
-        return RecommendRequest(events=EventList(events=events), options=options, release=release)
-    return RecommendRequest(user_id=sendable(user_id), options=options, release=release)
+        return build(RecommendRequest, events=build(EventList, events=events), options=options, release=release)
+    return build(RecommendRequest, user_id=sendable(user_id), options=options, release=release)
 
 
 def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
@@ -100,14 +109,14 @@ def id_problem(user_id: str) -> str:
 
 def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int) -> StreamSegmentRequest:
     """One chunk whose segments are wanted."""
-    return StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids, release=release)
+    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, release=release)
 
 
 def stream_recommend_request(
     chunk_id: int, user_ids: Sequence[str], release: int, options: RecommendOptions
 ) -> StreamRecommendRequest:
     """One chunk to which items are to be recommended."""
-    return StreamRecommendRequest(chunk_id=chunk_id, user_ids=user_ids, release=release, options=options)
+    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, release=release, options=options)
 
 
 def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest]:

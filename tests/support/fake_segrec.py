@@ -94,7 +94,8 @@ def segment_of(user_id: str, release: int) -> pb.SegmentResponse:
 def items_of(user_id: str, release: int, options: pb.RecommendOptions) -> pb.RecommendResponse:
     top_k = options.top_k if options.HasField("top_k") else 10
     reason = pb.ITEM_REASON_POPULAR if options.strategy == pb.STRATEGY_POPULAR else pb.ITEM_REASON_PERSONAL
-    names = [f"i{k}" for k in range(1, 1000) if f"i{k}" not in set(options.exclude_item_ids)]
+    excluded = set(options.exclude_item_ids)
+    names = [f"i{k}" for k in range(1, top_k + len(excluded) + 1) if f"i{k}" not in excluded]
     items = [
         pb.RecommendedItem(item_id=name, title=f"Item, {name}", score=1.0 / rank, reason=reason)
         for rank, name in enumerate(names[:top_k], start=1)

@@ -1,0 +1,40 @@
+"""Exit codes of `segrec`, and which error gives which."""
+
+import grpc
+
+from segrec.errors import SegrecError
+
+OK = 0
+OTHER = 1
+USAGE = 2
+NOT_FOUND = 3
+UNAVAILABLE = 4
+ROWS_FAILED = 5
+DOES_NOT_ADD_UP = 6
+INTERRUPTED = 130
+BROKEN_PIPE = 141
+
+_BY_CODE = {
+    grpc.StatusCode.INVALID_ARGUMENT: USAGE,
+    grpc.StatusCode.NOT_FOUND: NOT_FOUND,
+    grpc.StatusCode.UNAVAILABLE: UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED: UNAVAILABLE,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: UNAVAILABLE,
+    grpc.StatusCode.DATA_LOSS: DOES_NOT_ADD_UP,
+}
+
+HELP = """\
+exit codes:
+  0    all done
+  1    any other failure
+  2    a wrong argument, option or file
+  3    not found: a release, a segment
+  4    no server answers, or not in time
+  5    done, but some users failed or some events were refused
+  6    the answers or counts do not add up
+  130  interrupted (Ctrl-C)"""
+
+
+def exit_code(error: SegrecError) -> int:
+    """The exit code of an error that ended a command."""
+    return _BY_CODE.get(error.code, OTHER)

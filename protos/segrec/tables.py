@@ -1,0 +1,176 @@
+"""Answers as flat records, and records as aligned tables for people."""
+
+import json
+import unicodedata
+from collections.abc import Iterable, Sequence
+from datetime import UTC
+from typing import Any
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from segrec.errors import status_code
+from segrec.v1.common_pb2 import AnswerInfo, DegradedReason, RowStatus
+from segrec.v1.segrec_service_pb2 import (
+    ItemReason,
+    RecommendedItem,
+    RecommendRow,
+    SegmentAssignment,
+    SegmentRow,
+    SegmentState,
+)
+
+Record = dict[str, Any]
+
+SEGMENT_COLUMNS = (
+    "user_id",
+    "state",
+    "segment_id",
+    "label",
+    "distance",
+    "release",
+    "history_event_count",
+    "degraded",
+    "code",
+    "reason",
+    "message",
+)
+"""Of one user: `code` is OK or the status; `reason` says why the answer failed or is degraded."""
+ITEM_COLUMNS = (
+    "user_id",
+    "rank",
+    "item_id",
+    "title",
+    "score",
+    "reason",
+    "segment_id",
+    "release",
+    "history_event_count",
+    "degraded",
+    "code",
+    "message",
+)
+"""Of one item of a user; a user without items has one record without rank, and its `reason` says why if it failed."""
+
+
+def segment_record(row: SegmentRow) -> Record:
+    """One record with SEGMENT_COLUMNS; None where a failed row has nothing to say."""
+    if not row.HasField("result"):
+        return dict.fromkeys(SEGMENT_COLUMNS) | {"user_id": row.user_id} | _failure(row.status)
+    return {"user_id": row.user_id} | _assignment(row.result.assignment) | _info(row.result.info)
+
+
+def recommend_record(row: RecommendRow) -> Record:
+    """One record a user, its items as a list."""
+    if not row.HasField("result"):
+        return {"user_id": row.user_id, "items": []} | _failure(row.status)
+    result = row.result
+    items = [_item(item) for item in result.items]
+    return {"user_id": row.user_id, "items": items} | _assignment(result.assignment) | _info(result.info)
+
+
+def item_records(row: RecommendRow) -> list[Record]:
+    """Records with ITEM_COLUMNS, one an item; one alone when there are no items."""
+    base: Record = dict.fromkeys(ITEM_COLUMNS)
+    base["user_id"] = row.user_id
+    if not row.HasField("result"):
+        return [base | _failure(row.status)]
+    info = _info(row.result.info)
+    base |= {name: info[name] for name in ITEM_COLUMNS if name in info}
+    base["segment_id"] = row.result.assignment.segment_id or None
+    items = [base | _item(item) | {"rank": rank} for rank, item in enumerate(row.result.items, start=1)]
+    for item in items:
+        del item["seen"]
+    return items or [base]
+
+
+def _assignment(assignment: SegmentAssignment) -> Record:
+    has_segment = bool(assignment.segment_id)
+    return {
+        "state": _short(SegmentState.Name(assignment.state), "SEGMENT_STATE_").lower(),
+        "segment_id": assignment.segment_id or None,
+        "label": assignment.label or None,
+        "distance": plain_float(assignment.distance) if has_segment else None,
+    }
+
+
+def _info(info: AnswerInfo) -> Record:
+    reason = _short(DegradedReason.Name(info.degraded_reason), "DEGRADED_REASON_") if info.degraded else ""
+    return {
+        "release": info.release,
+        "history_event_count": info.history_event_count,
+        "degraded": info.degraded,
+        "code": "OK",
+        "reason": reason,
+        "message": "",
+    }
+
+
+def _failure(status: RowStatus) -> Record:
+    return {"code": status_code(status.code).name, "reason": status.reason, "message": status.message}
+
+
+def _item(item: RecommendedItem) -> Record:
+    return {
+        "item_id": item.item_id,
+        "title": item.title,
+        "score": plain_float(item.score),
+        "reason": _short(ItemReason.Name(item.reason), "ITEM_REASON_").lower(),
+        "seen": item.seen,
+    }
+
+
+def _short(name: str, prefix: str) -> str:
+    return name.removeprefix(prefix)
+
+
+def plain_float(value: float) -> float:
+    """A float32 without the digits that float64 would make up."""
+    return float(f"{value:.7g}")
+
+
+def iso_time(time: Timestamp) -> str:
+    """UTC, to the millisecond where there are any."""
+    moment = time.ToDatetime(UTC)
+    return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
+
+
+def json_line(record: Record) -> str:
+    """One JSON object on one line."""
+    return json.dumps(record, ensure_ascii=False)
+
+
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Columns aligned by their width on a terminal, numbers to the right. None and False are blank."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    is_number = [_holds_numbers(column) for column in zip(*cells, strict=True)] or [False] * len(headers)
+    lines = [list(headers), *cells]
+    widths = [max(_width(line[n]) for line in lines) for n in range(len(headers))]
+    return "\n".join(
+        "  ".join(_padded(*part) for part in zip(line, widths, is_number, strict=True)).rstrip() for line in lines
+    )
+
+
+def _cell(value: object) -> str:
+    if value is None or value is False:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+
+
+def _holds_numbers(column: Iterable[str]) -> bool:
+    return all(not cell.strip("0123456789.,-%") for cell in column)
+
+
+def _padded(text: str, width: int, is_number: bool) -> str:
+    blanks = " " * (width - _width(text))
+    return blanks + text if is_number else text + blanks
+
+
+def _width(text: str) -> int:
+    return sum(
+        0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+        for character in text
+    )

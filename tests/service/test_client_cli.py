@@ -1,0 +1,279 @@
+"""The command `segrec` as people run it: output, exit codes, counts that add up, and going on after a kill."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+from segrec import cli
+
+from tests.support.fake_segrec import WAIT_SECONDS, FakeSegrec, StreamLost
+
+USERS = [f"user-{n}" for n in range(2000)]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeSegrec]:
+    monkeypatch.chdir(tmp_path)
+    with FakeSegrec() as server:
+        monkeypatch.setenv("SEGREC_ADDRESS", server.address)
+        monkeypatch.setenv("SEGREC_MODEL_ADDRESS", server.address)
+        yield server
+
+
+@pytest.fixture
+def users_file(tmp_path: Path) -> str:
+    path = tmp_path / "users.csv"
+    path.write_text("user_id\n" + "\n".join(USERS) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def records(text: str) -> list[dict[str, object]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_segments_are_printed_as_a_table_or_json(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["segment", "ab", "cold"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["user", "segment", "label", "distance", "release", "events", "note"]
+    assert lines[2].split() == ["cold", "1", "0", "no", "history"]
+    assert cli.main(["segment", "ab", "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["segment_id"] == 3
+
+
+def test_a_bad_user_does_not_keep_the_others_from_their_answer(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["recommend", "bad", "ab", "--top-k", "2", "--json"]) == 2
+    output = capsys.readouterr()
+    assert output.err == "segrec: 'bad': The user id is bad\n"
+    assert [record["user_id"] for record in records(output.out)] == ["ab"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["segment", "ab", "--release", "9"], 3, "Release 9 is not loaded"),
+        (["segments", "7"], 3, "Release 1 has no segment 7"),
+        (["segments", "99999999999"], 2, "out of range"),
+        (["releases", "7"], 3, "There is no release 7"),
+        (["recommend", "ab", "--strategy", "best"], 2, "hybrid, personal, segment or popular"),
+        (["segment", "ab", "--tls-ca", "missing.pem"], 2, "Cannot read missing.pem"),
+        (["record", "missing.csv"], 2, "Cannot read missing.csv"),
+        (["stream", "--users", "missing.csv", "--out", "out.csv"], 2, "Cannot read missing.csv"),
+    ],
+)
+def test_errors_are_one_sentence_and_a_code(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
+) -> None:
+    assert cli.main(arguments) == code
+    output = capsys.readouterr()
+    assert message in output.err
+    assert (output.out, output.err.count("\n")) == ("", 1)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["segment", "ab"], ["segments"], ["stream", "--users", "users.csv", "--out", "out.csv"]]
+)
+def test_a_server_that_is_not_there_is_named(
+    fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    fake.stop()
+    assert cli.main(arguments) == 4
+    assert f"No server answers at {fake.address}: start it with `segrec-serve`" in capsys.readouterr().err
+    assert os.listdir() == ["users.csv"]
+
+
+def test_a_wrong_option_is_a_usage_error(fake: FakeSegrec) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["segment", "ab", "--timeout", "0"])
+    assert caught.value.code == 2
+
+
+def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("events.csv").write_text("user_id,item_id,action,value,timestamp\nu,i,view,2.5,1700000000\n", encoding="utf-8")
+    assert cli.main(["record", "events.csv"]) == 0
+    for arguments in (["segments"], ["segments", "1"], ["releases"], ["releases", "2"], ["history", "u"]):
+        assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert "Tea ×2.5" in text
+    assert "state: active" in text
+    assert "2023-11-14T22:13:20Z  view    i     2.5000" in text
+    assert cli.main(["erase", "u", "--json"]) == 0
+    assert records(capsys.readouterr().out) == [{"user_id": "u", "erased_event_count": 1}]
+
+
+def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["user_id,item_id,action,value,timestamp"]
+    lines += [f"u{n},i,view,,2024-01-01T00:00:00Z" for n in range(1500)]
+    lines += ["bad,i,view,,", "u,i,view,many,", "u,i,view,,yesterday", "u,,view,,", "u,i,view,,"]
+    Path("events.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert cli.main(["record", "events.csv"]) == 5
+    output = capsys.readouterr()
+    assert output.out == "read 1,505 = stored 1,501 + already there 0 + refused 4\n"
+    assert [line.split(":")[0] for line in output.err.splitlines()] == ["Row 1502", "Row 1503", "Row 1504", "Row 1501"]
+    assert cli.main(["record", "events.csv", "--json"]) == 5
+    assert records(capsys.readouterr().out)[-1] == {
+        "read": 1505,
+        "stored": 0,
+        "duplicate": 1501,
+        "refused": 4,
+        "not_sent": 0,
+    }
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
+def test_a_stream_writes_every_user_once_in_order(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    users = [*USERS, "bad", "", "slow", "cold", 'quoted "one", 二']
+    pl.DataFrame({"user_id": users}).write_parquet("users.parquet")
+    arguments = ["stream", "--users", "users.parquet", "--out", f"out{suffix}", "--json"]
+    assert cli.main(arguments) == 5
+    assert [row["user_id"] for row in read(f"out{suffix}")] == users
+    summary = records(capsys.readouterr().out)[0]
+    assert [summary[name] for name in ("read", "answered", "failed", "degraded")] == [2005, 2003, 2, 1]
+    assert summary["server_received"] == 2005
+    assert sorted(os.listdir()) == sorted([f"out{suffix}", "users.parquet"])
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
+def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> None:
+    out = f"out{suffix}"
+    arguments = ["stream", "--users", users_file, "--out", out, "--recommend", "--top-k", "2", "--exclude-item", "i1"]
+    assert cli.main(arguments) == 0
+    rows = read(out)
+    if suffix == ".ndjson":
+        assert [[item["item_id"] for item in row["items"]] for row in rows] == [["i2", "i3"]] * 2000
+    else:
+        assert [(row["user_id"], str(row["rank"]), row["item_id"]) for row in rows] == [
+            (user_id, rank, item_id) for user_id in USERS for rank, item_id in (("1", "i2"), ("2", "i3"))
+        ]
+
+
+def read(path: str) -> list[dict[str, object]]:
+    if path.endswith(".parquet"):
+        return pl.read_parquet(path).to_dicts()
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file)) if path.endswith(".csv") else [json.loads(line) for line in file]
+
+
+def test_counts_that_do_not_add_up_have_a_code_of_their_own(
+    fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.script.summary_error = 1
+    assert cli.main(["stream", "--users", users_file, "--out", "out.csv"]) == 6
+    assert "The server counted 2001 users" in capsys.readouterr().err
+    assert not Path("out.csv").exists()
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
+def test_a_killed_stream_goes_on_where_it_was(fake: FakeSegrec, users_file: str, suffix: str) -> None:
+    assert cli.main(["stream", "--users", users_file, "--out", f"whole{suffix}", "--chunk-size", "50"]) == 0
+    arguments = ["stream", "--users", users_file, "--out", f"out{suffix}", "--chunk-size", "50"]
+    kill_when_stalled(fake, arguments, 20, signal.SIGKILL)
+    with open(f"out{suffix}.part", "ab") as part:
+        part.write(b"half a row of us")
+    assert cli.main(arguments) == 2
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert read(f"out{suffix}") == read(f"whole{suffix}")
+    assert sorted(os.listdir()) == sorted([f"whole{suffix}", f"out{suffix}", "users.csv"])
+
+
+def test_an_interrupted_stream_says_how_to_go_on(fake: FakeSegrec, users_file: str) -> None:
+    arguments = ["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "50"]
+    first_count = fake.script.answered_chunks
+    code, text = kill_when_stalled(fake, arguments, 20, signal.SIGINT)
+    done = json.loads(Path("out.csv.progress").read_text(encoding="utf-8"))["read_count"]
+    assert code == 130
+    assert f"{done:,} users are done and kept; go on with:\n  segrec stream --users" in text
+    assert "Traceback" not in text
+    assert cli.main([*arguments, "--resume"]) == 0
+    assert [row["user_id"] for row in read("out.csv")] == USERS
+    assert fake.script.answered_chunks - first_count < 60
+
+
+def kill_when_stalled(
+    fake: FakeSegrec, arguments: list[str], chunk_number: int, number: signal.Signals
+) -> tuple[int, str]:
+    """Runs the command until the fake is about to answer that chunk; ends it by the signal."""
+    reached, release = threading.Event(), threading.Event()
+    begin = fake.script.answered_chunks
+
+    def hold(chunk: int) -> None:
+        if chunk - begin >= chunk_number:
+            reached.set()
+            release.wait(WAIT_SECONDS)
+            raise StreamLost
+
+    fake.script.before_answer = hold
+    with subprocess.Popen([sys.executable, "-m", "segrec.cli", *arguments], stderr=subprocess.PIPE, text=True) as child:
+        assert reached.wait(WAIT_SECONDS)
+        child.send_signal(number)
+        _, text = child.communicate(timeout=WAIT_SECONDS)
+    fake.script.before_answer = lambda _: None
+    release.set()
+    return child.returncode, text
+
+
+@pytest.mark.parametrize("change", ["users", "question", "progress", "shorter"])
+def test_resuming_something_else_is_refused(
+    fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    arguments = ["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "50"]
+    kill_when_stalled(fake, arguments, 20, signal.SIGINT)
+    if change == "users":
+        Path(users_file).write_text("user_id\n" + "\n".join(reversed(USERS)), encoding="utf-8")
+    elif change == "progress":
+        Path("out.csv.progress").write_text("{", encoding="utf-8")
+    elif change == "shorter":
+        Path("out.csv.part").write_text("", encoding="utf-8")
+    else:
+        arguments += ["--release", "2"]
+    assert cli.main([*arguments, "--resume"]) == 2
+    assert "Cannot resume" in capsys.readouterr().err
+
+
+def test_resuming_what_is_complete_is_refused(fake: FakeSegrec, users_file: str) -> None:
+    arguments = ["stream", "--users", users_file, "--out", "out.csv"]
+    assert cli.main(arguments) == 0
+    assert cli.main([*arguments, "--resume"]) == 2
+    assert len(read("out.csv")) == 2000
+
+
+def test_a_server_that_goes_away_for_a_moment_is_not_noticed(fake: FakeSegrec, users_file: str) -> None:
+    losses = iter([True])
+
+    def lose_once(number: int) -> None:
+        if number == 5 and next(losses, False):
+            raise StreamLost
+
+    fake.script.before_answer = lose_once
+    assert cli.main(["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "100"]) == 0
+    assert [row["user_id"] for row in read("out.csv")] == USERS
+
+
+def test_a_stalled_server_ends_the_stream_in_time(
+    fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    release = threading.Event()
+    fake.script.before_answer = lambda number: None if release.wait(WAIT_SECONDS) else None
+    assert cli.main(["stream", "--users", users_file, "--out", "out.csv", "--timeout", "0.3"]) == 4
+    release.set()
+    assert "has answered nothing for 0.3 s" in capsys.readouterr().err
+
+
+def test_a_broken_pipe_is_silent(fake: FakeSegrec) -> None:
+    command = f"{sys.executable} -m segrec.cli segments --json | true; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=WAIT_SECONDS, check=True)
+    assert result.stdout in ("141\n", "0\n")
+    assert result.stderr == ""
