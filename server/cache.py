@@ -29,6 +29,8 @@ class EmbeddingCache:
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
+        self.erasures = 0
+        """How often a user was forgotten; see `put`."""
         self._entries: OrderedDict[tuple[int, str], tuple[int, Embedded]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -46,8 +48,14 @@ class EmbeddingCache:
         """The embedding of whatever revision there is, with that revision."""
         return self._entries.get((release, user_id))
 
-    def put(self, release: int, user_id: str, revision: int, embedded: Embedded) -> None:
-        """Remember an embedding, forgetting the least recently used one when full."""
+    def put(self, release: int, user_id: str, revision: int, embedded: Embedded, erasures: int) -> None:
+        """Remember an embedding, forgetting the least recently used one when full.
+
+        `erasures` is what `self.erasures` was before the history was read: an embedding made while a user was being
+        forgotten could be of that very user and is not kept.
+        """
+        if erasures != self.erasures:
+            return
         self._entries[(release, user_id)] = (revision, embedded)
         self._entries.move_to_end((release, user_id))
         if len(self._entries) > self._capacity:
@@ -55,6 +63,7 @@ class EmbeddingCache:
 
     def forget_user(self, user_id: str, releases: list[int]) -> None:
         """Drop all that is kept of a user."""
+        self.erasures += 1
         for release in releases:
             self._entries.pop((release, user_id), None)
 

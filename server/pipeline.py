@@ -44,6 +44,8 @@ class Answer:
 
 
 _NOTHING = Embedded(None)
+NO_ANSWER = Answer(_NOTHING, EMPTY)
+"""The answer for a user without history."""
 
 
 class Pipeline:
@@ -67,6 +69,7 @@ class Pipeline:
 
     async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
         """The answer for a stored user; falls back, and says so, when the store or the encoder does not answer."""
+        erasures = self._cache.erasures
         try:
             history = await self._store.get(user_id)
         except StoreUnavailable as error:
@@ -81,7 +84,7 @@ class Pipeline:
             embedded = await self._batcher.embed(release, history, timeout_seconds)
         except EncoderUnavailable as error:
             return self._fallback(release, user_id, history, error)
-        self._cache.put(release.number, user_id, history.revision, embedded)
+        self._cache.put(release.number, user_id, history.revision, embedded, erasures)
         return Answer(embedded, history)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:

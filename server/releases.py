@@ -79,8 +79,6 @@ class Releases:
         """Called after the active release or the encoder's health has changed."""
         self.on_unload: list[Callable[[int], None]] = []
         """Called with the number of a release that no longer answers."""
-        self.on_encoder_failure: Callable[[], None] = lambda: None
-        """Called when the active release's golden inputs do not come back right."""
 
     @property
     def active(self) -> Release | None:
@@ -111,6 +109,10 @@ class Releases:
     def loaded_numbers(self) -> list[int]:
         """Numbers of all loaded releases, ascending."""
         return sorted(self._loaded)
+
+    def failed_count(self) -> int:
+        """How many releases on disk failed their checks."""
+        return len(self._failures)
 
     def statuses(self) -> list[Status]:
         """All releases on disk, newest first."""
@@ -232,17 +234,26 @@ class Releases:
         self._probed_at = monotonic()
         try:
             if not await self._encoder.is_ready(self._active.number):
-                await self._encoder.load(self.loaded_numbers())
-            await self._prove(self._active)
+                await self.reload()
+            await self.prove_active()
         except SegrecError as error:
             if self.encoder_healthy:
                 log.error("the encoder does not answer: %s", error)
             self._set_healthy(False)
-            self.on_encoder_failure()
             return
         if not self.encoder_healthy:
             log.info("the encoder answers again")
         self._set_healthy(True)
+
+    async def reload(self) -> None:
+        """Load all loaded releases into Triton again. Raises `EncoderUnavailable`."""
+        if self._loaded:
+            await self._encoder.load(self.loaded_numbers())
+
+    async def prove_active(self) -> None:
+        """Run the active release's golden inputs. Raises `SegrecError` when they do not come back right."""
+        if self._active is not None:
+            await self._prove(self._active)
 
     def probe_soon(self) -> None:
         """Have the next round probe the encoder, since a call has just failed."""

@@ -1,11 +1,13 @@
 """Configuration of the server: a frozen value, built once at the edge from flags, environment and a TOML file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import (
     BaseSettings,
+    CliApp,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     TomlConfigSettingsSource,
@@ -15,7 +17,9 @@ from pydantic_settings import (
 class Settings(BaseSettings):
     """Everything that can be set. Environment variables are the names in capitals after `SEGREC_`."""
 
-    model_config = SettingsConfigDict(env_prefix="SEGREC_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix="SEGREC_", frozen=True, extra="forbid", cli_kebab_case=True, cli_prog_name="segrec-serve"
+    )
 
     address: str = Field(default="127.0.0.1:50051", description="Where SegrecService and EventService listen.")
     model_address: str = Field(default="127.0.0.1:50052", description="Where ModelService listens; keep it internal.")
@@ -46,13 +50,18 @@ class Settings(BaseSettings):
         return self
 
 
-def load_settings(toml: Path | None, overrides: dict[str, object]) -> Settings:
-    """Build the settings: `overrides` (flags) go before the environment, that before the file, that before defaults.
+def load_settings(arguments: Sequence[str] | None = None, toml: Path | None = None) -> Settings:
+    """Build the settings: command-line flags go before the environment, that before the file, that before defaults.
 
-    Raises `pydantic.ValidationError`, and `OSError` or `tomllib.TOMLDecodeError` for the file.
+    Raises `pydantic.ValidationError`, and `OSError` or `tomllib.TOMLDecodeError` for the file. Wrong flags and
+    `--help` end the process, as argparse does.
     """
+    if toml is not None and not toml.is_file():
+        raise FileNotFoundError(f"configuration file {toml} does not exist")
 
-    class _WithFile(Settings):
+    class _Sources(Settings):
+        __doc__ = "Serve segments and recommendations over gRPC. Also: --config FILE, these settings as TOML."
+
         @classmethod
         def settings_customise_sources(
             cls,
@@ -64,6 +73,6 @@ def load_settings(toml: Path | None, overrides: dict[str, object]) -> Settings:
         ) -> tuple[PydanticBaseSettingsSource, ...]:
             return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml)
 
-    if toml is not None and not toml.is_file():
-        raise FileNotFoundError(f"configuration file {toml} does not exist")
-    return _WithFile(**overrides)  # type: ignore[arg-type]
+    if arguments is None:
+        return _Sources()
+    return CliApp.run(_Sources, cli_args=list(arguments), cli_exit_on_error=True)

@@ -1,0 +1,79 @@
+"""`segrec-serve`: run the server."""
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import Progress
+
+from server.core.errors import SegrecError
+from server.settings import Settings, load_settings
+
+EXIT_SETUP = 1
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. A wrong setting ends with exit code 2, a start that fails with 1, each with one sentence."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        settings = _settings(arguments)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(map(str, problem["loc"])) or "settings"
+            print(f"error: {name}: {problem['msg']}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE) from None
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_USAGE) from None
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        asyncio.run(_serve(settings))
+    except SegrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_SETUP) from None
+
+
+def _settings(arguments: Sequence[str]) -> Settings:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path, default=None)
+    known, rest = parser.parse_known_args(list(arguments))
+    return load_settings(rest, known.config)
+
+
+async def _serve(settings: Settings) -> None:
+    from server.assembly import running
+
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("loading histories", total=None, visible=False)
+
+        def show(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, visible=True)
+
+        async with running(settings, on_progress=show) as server:
+            progress.stop()
+            host = settings.address.rpartition(":")[0]
+            print(f"segrec listens on {host}:{server.port}", flush=True)
+            announcer = asyncio.create_task(_announce(server.serving))
+            await stop.wait()
+            announcer.cancel()
+            print("draining", flush=True)
+    print("stopped", flush=True)
+
+
+async def _announce(serving: asyncio.Event) -> None:
+    if not serving.is_set():
+        print("waiting for a release", flush=True)
+    await serving.wait()
+    print("serving", flush=True)

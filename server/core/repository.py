@@ -1,0 +1,17 @@
+"""The model repository's fixed part: Triton's description of the encoder."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from server.core.release import MODEL_NAME
+
+CONFIG_NAME = "config.pbtxt"
+
+
+def ensure_repository(repository: Path) -> Path:
+    """Make the model's directory with its `config.pbtxt` where there is none; returns the path of that file."""
+    config = repository / MODEL_NAME / CONFIG_NAME
+    if not config.exists():
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_bytes(files("server.core").joinpath(CONFIG_NAME).read_bytes())
+    return config

@@ -1,0 +1,44 @@
+"""Errors on the wire: google.rpc.Status with ErrorInfo and BadRequest, and the API's own RowStatus."""
+
+import grpc
+from google.protobuf.any_pb2 import Any
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.status_pb2 import Status
+from segrec.v1.common_pb2 import RowStatus
+
+from server.core.errors import SegrecError
+
+DOMAIN = "segrec"
+ROW_STATUS_KEY = "segrec-error-bin"
+"""Trailing metadata with the RowStatus of the whole call, for clients without googleapis packages."""
+
+
+def row_status(error: SegrecError) -> RowStatus:
+    """The error as the status of a row."""
+    code = grpc.StatusCode[error.code].value[0]
+    return RowStatus(code=code, reason=error.reason, message=str(error), field=error.field)
+
+
+def trailing_metadata(error: SegrecError, request_id: str) -> tuple[tuple[str, bytes], ...]:
+    """The error's details for the trailing metadata of a call."""
+    status = row_status(error)
+    info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} if request_id else {})
+    details = [info, *_bad_request(error)]
+    rich = Status(code=status.code, message=status.message, details=[_packed(detail) for detail in details])
+    return (
+        ("grpc-status-details-bin", rich.SerializeToString()),
+        (ROW_STATUS_KEY, status.SerializeToString()),
+    )
+
+
+def _bad_request(error: SegrecError) -> list[BadRequest]:
+    if not error.field:
+        return []
+    violation = BadRequest.FieldViolation(field=error.field, description=str(error), reason=error.reason)
+    return [BadRequest(field_violations=[violation])]
+
+
+def _packed(message: ErrorInfo | BadRequest) -> Any:
+    packed = Any()
+    packed.Pack(message)
+    return packed

@@ -1,0 +1,85 @@
+"""`segrec.v1.EventService`."""
+
+import asyncio
+from typing import Any
+
+from grpc.aio import ServicerContext
+from segrec.v1 import event_service_pb2 as pb
+from segrec.v1 import event_service_pb2_grpc
+
+from server.core.errors import InvalidArgument, SegrecError
+from server.core.history import Event
+from server.metrics import Metrics
+from server.pipeline import Pipeline
+from server.releases import Releases
+from server.rpc.conversion import event_message
+from server.rpc.errors import row_status
+from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
+
+Context = ServicerContext[Any, Any]
+
+DEFAULT_HISTORY_LIMIT = 100
+
+
+class EventServicer(event_service_pb2_grpc.EventServiceServicer):
+    """Writes, reads and erases histories."""
+
+    def __init__(self, pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock) -> None:
+        self._pipeline = pipeline
+        self._releases = releases
+        self._metrics = metrics
+        self._clock = clock
+
+    async def RecordEvents(self, request: pb.RecordEventsRequest, context: Context) -> pb.RecordEventsResponse:
+        """Store events durably; refused ones are named by index, and the others stored."""
+        if not 1 <= len(request.events) <= MAX_RECORDED_EVENTS:
+            raise InvalidArgument(
+                f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed", "events"
+            )
+        response = pb.RecordEventsResponse()
+        by_user: dict[str, list[tuple[int, Event]]] = {}
+        now = self._clock()
+        for index, message in enumerate(request.events):
+            try:
+                user_id = checked_id(message.user_id, f"events[{index}].user_id")
+                event = event_of(message.event, f"events[{index}].event", now)
+            except InvalidArgument as error:
+                _refuse(response, index, error)
+                continue
+            by_user.setdefault(user_id, []).append((index, event))
+        await asyncio.gather(*(self._store(user_id, events, response) for user_id, events in by_user.items()))
+        response.refused.sort(key=lambda refused: refused.index)
+        self._metrics.events.labels("stored").inc(response.stored_count)
+        self._metrics.events.labels("duplicate").inc(response.duplicate_count)
+        self._metrics.events.labels("refused").inc(len(response.refused))
+        return response
+
+    async def _store(self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse) -> None:
+        try:
+            stored, duplicates = await self._pipeline.record(user_id, [event for _, event in events])
+        except SegrecError as error:
+            for index, _ in events:
+                _refuse(response, index, error)
+            return
+        response.stored_count += stored
+        response.duplicate_count += duplicates
+
+    async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
+        """The newest events of a user, oldest first."""
+        user_id = checked_id(request.user_id, "user_id")
+        limit = request.limit if request.HasField("limit") else DEFAULT_HISTORY_LIMIT
+        in_range(limit, 1, MAX_EVENTS, "limit")
+        history = await self._pipeline.history(user_id)
+        return pb.GetUserHistoryResponse(
+            events=[event_message(event) for event in history.events()[-limit:]], stored_event_count=len(history)
+        )
+
+    async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
+        """Forget a user."""
+        user_id = checked_id(request.user_id, "user_id")
+        erased = await self._pipeline.erase(user_id, self._releases.loaded_numbers())
+        return pb.EraseUserResponse(erased_event_count=erased)
+
+
+def _refuse(response: pb.RecordEventsResponse, index: int, error: SegrecError) -> None:
+    response.refused.append(pb.RefusedEvent(index=index, status=row_status(error)))

@@ -1,0 +1,110 @@
+"""What every RPC goes through: request id, tolerant decoding, errors to status, metrics after the handler's end."""
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from time import monotonic
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import Descriptor
+from grpc.aio import ServerInterceptor, ServicerContext
+
+from server.core.errors import SegrecError
+from server.metrics import Metrics
+from server.rpc.decoding import tolerant
+from server.rpc.errors import trailing_metadata
+
+log = logging.getLogger(__name__)
+
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata by which a caller names a call; it comes back in the error's details and in the log."""
+
+_LONGEST_REQUEST_ID = 128
+
+
+class CallInterceptor(ServerInterceptor):
+    """Wraps the handlers of our own services; those of gRPC itself (health, reflection) pass untouched.
+
+    `requests` maps a full method name, such as `/segrec.v1.SegrecService/Segment`, to its request type.
+    """
+
+    def __init__(self, metrics: Metrics, requests: dict[str, Descriptor]) -> None:
+        self._metrics = metrics
+        self._requests = requests
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Return the wrapped handler of the method; made once."""
+        method: str = handler_call_details.method
+        wrapped = self._wrapped.get(method)
+        if wrapped is not None:
+            return wrapped
+        handler = await continuation(handler_call_details)
+        if handler is None or method not in self._requests:
+            return handler
+        self._wrapped[method] = self._wrap(handler, method)
+        return self._wrapped[method]
+
+    def _wrap(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+        deserializer = tolerant(handler.request_deserializer, self._requests[method])
+        name = method.rsplit("/", 1)[-1]
+        if handler.stream_stream:
+            return grpc.stream_stream_rpc_method_handler(
+                self._streaming(handler.stream_stream, name), deserializer, handler.response_serializer
+            )
+        return grpc.unary_unary_rpc_method_handler(
+            self._unary(handler.unary_unary, name), deserializer, handler.response_serializer
+        )
+
+    def _unary(self, handler: Callable[[Any, Any], Awaitable[Any]], name: str) -> Any:
+        seconds = self._metrics.call_seconds.labels(name)
+        succeeded = self._metrics.calls.labels(name, "OK")
+
+        async def call(request: Any, context: ServicerContext[Any, Any]) -> Any:
+            start = monotonic()
+            try:
+                response = await handler(request, context)
+            except Exception as error:
+                await self._abort(context, name, error)
+            finally:
+                seconds.observe(monotonic() - start)
+            succeeded.inc()
+            return response
+
+        return call
+
+    def _streaming(self, handler: Callable[[Any, Any], AsyncIterator[Any]], name: str) -> Any:
+        seconds = self._metrics.call_seconds.labels(name)
+        succeeded = self._metrics.calls.labels(name, "OK")
+
+        async def call(requests: Any, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            start = monotonic()
+            try:
+                async for response in handler(requests, context):
+                    yield response
+            except Exception as error:
+                await self._abort(context, name, error)
+            finally:
+                seconds.observe(monotonic() - start)
+            succeeded.inc()
+
+        return call
+
+    async def _abort(self, context: ServicerContext[Any, Any], name: str, error: Exception) -> None:
+        request_id = _request_id(context)
+        if not isinstance(error, SegrecError):
+            log.error("%s failed (request %s)", name, request_id or "without id", exc_info=error)
+            error = SegrecError("the server failed; its log says why")
+        self._metrics.calls.labels(name, error.code).inc()
+        await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
+
+
+def _request_id(context: ServicerContext[Any, Any]) -> str:
+    for key, value in context.invocation_metadata() or ():
+        if key == REQUEST_ID_KEY and isinstance(value, str):
+            return value[:_LONGEST_REQUEST_ID]
+    return ""

@@ -1,0 +1,253 @@
+"""`segrec.v1.SegrecService`."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from grpc.aio import ServicerContext
+from segrec.v1 import segrec_service_pb2 as pb
+from segrec.v1 import segrec_service_pb2_grpc
+
+from server.core.errors import InvalidArgument, NotFound, SegrecError
+from server.core.ranking import Ranked
+from server.core.release import Release
+from server.metrics import Metrics
+from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
+from server.releases import Releases
+from server.rpc.conversion import profile_of, recommend_response, segment_response
+from server.rpc.errors import row_status
+from server.rpc.streams import answered_in_order
+from server.rpc.validation import (
+    MAX_USERS_PER_CHUNK,
+    Clock,
+    checked_id,
+    checked_release,
+    inline_history,
+    query_of,
+)
+
+Context = ServicerContext[Any, Any]
+
+REPLY_SECONDS = 0.05
+"""Kept back from a caller's deadline for everything after the encoder."""
+
+
+class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
+    """Answers from the pipeline; holds the release of a call until it has ended."""
+
+    def __init__(
+        self, pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock, encode_timeout_seconds: float
+    ) -> None:
+        self._pipeline = pipeline
+        self._releases = releases
+        self._metrics = metrics
+        self._clock = clock
+        self._encode_timeout = encode_timeout_seconds
+
+    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
+        """One user's segment."""
+        with self._releases.lease(checked_release(request.release)) as release:
+            answer = await self._answer(release, request, context)
+            return segment_response(release, answer)
+
+    async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
+        """Items for one user."""
+        query = query_of(request.options)
+        with self._releases.lease(checked_release(request.release)) as release:
+            answer = await self._answer(release, request, context)
+            ranked = await self._pipeline.recommend(release, query, [answer])
+            return recommend_response(release, answer, ranked[0])
+
+    async def StreamSegment(
+        self, request_iterator: AsyncIterator[pb.StreamSegmentRequest], context: Context
+    ) -> AsyncIterator[pb.StreamSegmentResponse]:
+        """Segments of many users."""
+        tally = _Tally(self._metrics, "StreamSegment")
+        with self._releases.lease() as current:
+
+            async def answer(request: pb.StreamSegmentRequest) -> pb.StreamSegmentResponse:
+                chunk = await self._segment_chunk(request, current, tally)
+                return pb.StreamSegmentResponse(chunk=chunk)
+
+            async for response in answered_in_order(request_iterator, answer):
+                yield response
+        yield pb.StreamSegmentResponse(summary=tally.summary())
+
+    async def StreamRecommend(
+        self, request_iterator: AsyncIterator[pb.StreamRecommendRequest], context: Context
+    ) -> AsyncIterator[pb.StreamRecommendResponse]:
+        """Items for many users."""
+        tally = _Tally(self._metrics, "StreamRecommend")
+        with self._releases.lease() as current:
+
+            async def answer(request: pb.StreamRecommendRequest) -> pb.StreamRecommendResponse:
+                chunk = await self._recommend_chunk(request, current, tally)
+                return pb.StreamRecommendResponse(chunk=chunk)
+
+            async for response in answered_in_order(request_iterator, answer):
+                yield response
+        yield pb.StreamRecommendResponse(summary=tally.summary())
+
+    async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:
+        """All segments of a release, largest first."""
+        release = self._releases.get(checked_release(request.release))
+        ordered = sorted(release.segments, key=lambda segment: -segment.user_count)
+        return pb.ListSegmentsResponse(
+            segments=[profile_of(release, segment) for segment in ordered], release=release.number
+        )
+
+    async def GetSegment(self, request: pb.GetSegmentRequest, context: Context) -> pb.GetSegmentResponse:
+        """One segment of a release."""
+        release = self._releases.get(checked_release(request.release))
+        for segment in release.segments:
+            if segment.segment_id == request.segment_id:
+                return pb.GetSegmentResponse(segment=profile_of(release, segment), release=release.number)
+        raise NotFound(f"release {release.number} has no segment {request.segment_id}", "segment_id")
+
+    async def _answer(
+        self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
+    ) -> Answer:
+        subject = request.WhichOneof("subject")
+        timeout = self._timeout(context)
+        if subject == "user_id":
+            answer = await self._pipeline.answer_user(release, checked_id(request.user_id, "user_id"), timeout)
+        elif subject == "events":
+            history = inline_history(request.events, self._clock())
+            answer = await self._pipeline.answer_events(release, history, timeout)
+        else:
+            raise InvalidArgument("give user_id or events", "user_id")
+        if answer.degraded is not Degraded.NO:
+            self._metrics.degraded.labels(answer.degraded.name).inc()
+        return answer
+
+    def _timeout(self, context: Context) -> float:
+        remaining: float | None = context.time_remaining()
+        if remaining is None:
+            return self._encode_timeout
+        return min(self._encode_timeout, max(remaining - REPLY_SECONDS, remaining / 2))
+
+    async def _segment_chunk(
+        self, request: pb.StreamSegmentRequest, current: Release, tally: "_Tally"
+    ) -> pb.SegmentChunk:
+        try:
+            _check_size(request.user_ids)
+            with self._pinned(request.release, current) as release:
+                rows = await self._rows(release, request.user_ids)
+                tally.add(rows)
+                return await asyncio.to_thread(_segment_chunk, release, request.chunk_id, rows)
+        except SegrecError as error:
+            tally.add_refused(len(request.user_ids))
+            return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
+
+    async def _recommend_chunk(
+        self, request: pb.StreamRecommendRequest, current: Release, tally: "_Tally"
+    ) -> pb.RecommendChunk:
+        try:
+            _check_size(request.user_ids)
+            query = query_of(request.options)
+            with self._pinned(request.release, current) as release:
+                rows = await self._rows(release, request.user_ids)
+                answers = [row.answer for row in rows if row.error is None]
+                ranked = await self._pipeline.recommend(release, query, answers)
+                tally.add(rows)
+                return await asyncio.to_thread(_recommend_chunk, release, request.chunk_id, rows, ranked)
+        except SegrecError as error:
+            tally.add_refused(len(request.user_ids))
+            return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
+
+    def _pinned(self, number: int, current: Release) -> Any:
+        """The release of a chunk: the one pinned in it, or the one that was active when the stream began."""
+        return self._releases.lease(checked_release(number)) if number else nullcontext(current)
+
+    async def _rows(self, release: Release, user_ids: Sequence[str]) -> "list[_Row]":
+        rows = [_row(user_id, f"user_ids[{place}]") for place, user_id in enumerate(user_ids)]
+        good = [row for row in rows if row.error is None]
+        answers = await self._pipeline.answer_users(release, [row.user_id for row in good], self._encode_timeout)
+        for row, answer in zip(good, answers, strict=True):
+            row.answer = answer
+        return rows
+
+
+@dataclass(slots=True)
+class _Row:
+    user_id: str
+    error: SegrecError | None = None
+    answer: Answer = NO_ANSWER
+
+    @property
+    def shown_id(self) -> str:
+        """The id as sent; without the mark of one that was not UTF-8."""
+        return self.user_id.lstrip("\0") if self.error else self.user_id
+
+
+def _row(user_id: str, field: str) -> _Row:
+    try:
+        return _Row(checked_id(user_id, field))
+    except InvalidArgument as error:
+        return _Row(user_id, error)
+
+
+def _segment_chunk(release: Release, chunk_id: int, rows: Sequence[_Row]) -> pb.SegmentChunk:
+    messages = [
+        pb.SegmentRow(user_id=row.shown_id, status=row_status(row.error))
+        if row.error is not None
+        else pb.SegmentRow(user_id=row.shown_id, result=segment_response(release, row.answer))
+        for row in rows
+    ]
+    return pb.SegmentChunk(chunk_id=chunk_id, rows=messages)
+
+
+def _recommend_chunk(
+    release: Release, chunk_id: int, rows: Sequence[_Row], ranked: Sequence[Sequence[Ranked]]
+) -> pb.RecommendChunk:
+    items = iter(ranked)
+    messages = [
+        pb.RecommendRow(user_id=row.shown_id, status=row_status(row.error))
+        if row.error is not None
+        else pb.RecommendRow(user_id=row.shown_id, result=recommend_response(release, row.answer, next(items)))
+        for row in rows
+    ]
+    return pb.RecommendChunk(chunk_id=chunk_id, rows=messages)
+
+
+def _check_size(user_ids: Sequence[str]) -> None:
+    if len(user_ids) > MAX_USERS_PER_CHUNK:
+        raise InvalidArgument(
+            f"the chunk has {len(user_ids)} user ids; at most {MAX_USERS_PER_CHUNK} are allowed", "user_ids"
+        )
+
+
+class _Tally:
+    """Counts over one stream, for its summary and for the metrics."""
+
+    def __init__(self, metrics: Metrics, method: str) -> None:
+        self._metrics = metrics
+        self._method = method
+        self._counts = pb.StreamSummary()
+
+    def add(self, rows: Sequence[_Row]) -> None:
+        """Count the rows of a chunk."""
+        failed = sum(row.error is not None for row in rows)
+        degraded = [row.answer.degraded for row in rows if row.answer.degraded is not Degraded.NO]
+        self._count(len(rows) - failed, failed, len(degraded))
+        for reason in set(degraded):
+            self._metrics.degraded.labels(reason.name).inc(degraded.count(reason))
+
+    def add_refused(self, user_count: int) -> None:
+        """Count a chunk that was refused as a whole."""
+        self._count(0, user_count, 0)
+
+    def _count(self, answered: int, failed: int, degraded: int) -> None:
+        self._counts.chunk_count += 1
+        self._counts.received_count += answered + failed
+        self._counts.answered_count += answered
+        self._counts.failed_count += failed
+        self._counts.degraded_count += degraded
+        self._metrics.stream_rows.labels(self._method, "answered").inc(answered)
+        self._metrics.stream_rows.labels(self._method, "failed").inc(failed)
+
+    def summary(self) -> pb.StreamSummary:
+        """The counts so far."""
+        return self._counts

@@ -1,0 +1,143 @@
+"""Requests → core values. Every refusal is an `InvalidArgument` that names the field."""
+
+import math
+import re
+from collections.abc import Callable, Iterable
+
+from segrec.v1.common_pb2 import Event as EventMessage
+from segrec.v1.common_pb2 import EventList
+from segrec.v1.segrec_service_pb2 import RecommendOptions
+
+from server.core.errors import InvalidArgument
+from server.core.history import ID_MAX_BYTES, Event, History, history_of
+from server.core.ranking import Query, Strategy
+from server.rpc.decoding import NOT_UTF8
+
+MAX_USERS_PER_CHUNK = 1024
+MAX_EVENTS = 4096
+MAX_RECORDED_EVENTS = 1024
+MAX_TOP_K = 500
+MAX_ITEM_IDS = 1000
+MAX_CATEGORIES = 100
+FUTURE_TOLERANCE_SECONDS = 300
+LARGEST_SECONDS = 253_402_300_799  # the end of the year 9999, as google.protobuf.Timestamp has it
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_STRATEGIES = {
+    0: Strategy.HYBRID,
+    1: Strategy.HYBRID,
+    2: Strategy.PERSONAL,
+    3: Strategy.SEGMENT,
+    4: Strategy.POPULAR,
+}
+
+
+def checked_id(value: str, field: str) -> str:
+    """The id itself, when it is 1 to 256 bytes of UTF-8 without control characters."""
+    if value.isascii() and value.isprintable() and 0 < len(value) <= ID_MAX_BYTES:
+        return value
+    if not value:
+        raise InvalidArgument(f"{field} is empty", field)
+    if value.startswith(NOT_UTF8):
+        raise InvalidArgument(f"{field} is not valid UTF-8", field)
+    size = len(value.encode())
+    if size > ID_MAX_BYTES:
+        raise InvalidArgument(f"{field} has {size} bytes; at most {ID_MAX_BYTES} are allowed", field)
+    if _CONTROL.search(value):
+        raise InvalidArgument(f"{field} has a control character", field)
+    return value
+
+
+def _checked_event_id(value: str, field: str) -> str:
+    return checked_id(value, field) if value else ""
+
+
+def _timestamp(message: EventMessage, field: str, now_seconds: float) -> int:
+    """The event's time in milliseconds."""
+    seconds = message.timestamp.seconds
+    if not 0 <= message.timestamp.nanos < 1_000_000_000 or not 0 <= seconds <= LARGEST_SECONDS:
+        raise InvalidArgument(f"{field}.timestamp lies before 1970 or is not a valid time", f"{field}.timestamp")
+    if seconds > now_seconds + FUTURE_TOLERANCE_SECONDS:
+        raise InvalidArgument(
+            f"{field}.timestamp lies {seconds - now_seconds:.0f} s in the future; at most "
+            f"{FUTURE_TOLERANCE_SECONDS} are allowed",
+            f"{field}.timestamp",
+        )
+    return seconds * 1000 + message.timestamp.nanos // 1_000_000
+
+
+def event_of(message: EventMessage, field: str, now_seconds: float) -> Event:
+    """One event to record; without a timestamp it happened now."""
+    value = message.value if message.HasField("value") else math.nan
+    if message.HasField("value") and not math.isfinite(value):
+        raise InvalidArgument(f"{field}.value is not a finite number", f"{field}.value")
+    timed = message.HasField("timestamp")
+    return Event(
+        checked_id(message.item_id, f"{field}.item_id"),
+        checked_id(message.action, f"{field}.action"),
+        value,
+        _timestamp(message, field, now_seconds) if timed else int(now_seconds * 1000),
+        _checked_event_id(message.event_id, f"{field}.event_id"),
+    )
+
+
+def inline_history(events: EventList, now_seconds: float) -> History:
+    """A history given in the request. When a timestamp is missing, the order given counts."""
+    if not 1 <= len(events.events) <= MAX_EVENTS:
+        raise InvalidArgument(f"events has {len(events.events)} events; 1 to {MAX_EVENTS} are allowed", "events.events")
+    checked = [event_of(message, f"events.events[{i}]", now_seconds) for i, message in enumerate(events.events)]
+    if all(message.HasField("timestamp") for message in events.events):
+        return history_of(checked)
+    in_order: list[Event] = []
+    latest = 0
+    for message, event in zip(events.events, checked, strict=True):
+        latest = max(latest, event.timestamp) if message.HasField("timestamp") else latest
+        in_order.append(Event(event.item_id, event.action, event.value, latest, event.event_id))
+    return history_of(in_order)
+
+
+def query_of(options: RecommendOptions, field: str = "options") -> Query:
+    """What to recommend and what not."""
+    top_k = options.top_k if options.HasField("top_k") else 10
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise InvalidArgument(f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k")
+    if options.strategy not in _STRATEGIES:
+        raise InvalidArgument(f"{field}.strategy {options.strategy} is unknown", f"{field}.strategy")
+    diversity = options.diversity
+    if not 0.0 <= diversity <= 1.0:
+        raise InvalidArgument(f"{field}.diversity is {diversity:g}; 0 to 1 are allowed", f"{field}.diversity")
+    return Query(
+        top_k,
+        _STRATEGIES[options.strategy],
+        options.exclude_seen if options.HasField("exclude_seen") else None,
+        _checked_ids(options.exclude_item_ids, f"{field}.exclude_item_ids", MAX_ITEM_IDS),
+        _checked_ids(options.exclude_categories, f"{field}.exclude_categories", MAX_CATEGORIES),
+        _checked_ids(options.include_categories, f"{field}.include_categories", MAX_CATEGORIES),
+        _checked_ids(options.candidate_item_ids, f"{field}.candidate_item_ids", MAX_ITEM_IDS),
+        diversity,
+    )
+
+
+def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...]:
+    ids = tuple(values)
+    if len(ids) > most:
+        raise InvalidArgument(f"{field} has {len(ids)} entries; at most {most} are allowed", field)
+    return tuple(checked_id(value, f"{field}[{i}]") for i, value in enumerate(ids))
+
+
+def checked_release(number: int) -> int:
+    """A release number, 0 for the active one."""
+    if number < 0:
+        raise InvalidArgument(f"release is {number}; give 0 for the active one, or a number from 1", "release")
+    return number
+
+
+def in_range(value: int, smallest: int, largest: int, field: str) -> int:
+    """The value itself, when it lies in the range."""
+    if not smallest <= value <= largest:
+        raise InvalidArgument(f"{field} is {value}; {smallest} to {largest} are allowed", field)
+    return value
+
+
+Clock = Callable[[], float]
+"""Seconds since the epoch."""

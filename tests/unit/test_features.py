@@ -1,0 +1,128 @@
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.core.features import (
+    CHUNK_SIZE,
+    GAP_COUNT,
+    GAP_START,
+    batches,
+    features_of,
+    pad,
+    padded_length,
+)
+from server.core.history import Event, History, history_of
+from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
+
+VOCABULARY = {"a": 1, "b": 2, "c": 3}
+ACTIONS = {"view": 1, "buy": 2}
+
+
+def preprocessing(**changes: object) -> Preprocessing:
+    plain = Preprocessing(
+        max_length=4,
+        actions=(Action(name="view", weight=1.0), Action(name="buy", weight=2.0)),
+        value=ValueNormaliser(method="z_score", center=10.0, scale=2.0),
+        has_clock=True,
+        exclude_seen=False,
+    )
+    return plain.model_copy(update=changes)
+
+
+def history(*events: Event) -> History:
+    return history_of(events)
+
+
+def test_events_become_indexes_values_and_gaps() -> None:
+    events = history(Event("a", "view", 12.0, 0), Event("b", "buy", float("nan"), 1000), Event("c", "view", 8.0, 8000))
+    features = features_of([events], VOCABULARY, ACTIONS, preprocessing())
+    assert features.item_index.tolist() == [1, 2, 3]
+    assert features.action_index.tolist() == [1, 2, 1]
+    assert features.value.tolist() == [1.0, 0.0, -1.0]
+    # Gaps of 1 s and 7 s: 1 + 1 = 2^1 and 7 + 1 = 2^3, after the bucket of gaps under a second.
+    assert features.gap_index.tolist() == [GAP_START, GAP_START + 2, GAP_START + 4]
+    assert features.offsets.tolist() == [0, 3]
+
+
+def test_log_values_keep_their_sign() -> None:
+    normaliser = ValueNormaliser(method="log", center=0.0, scale=1.0)
+    events = history(Event("a", "view", -np.expm1(2.0), 0), Event("a", "view", np.expm1(3.0), 1))
+    features = features_of([events], VOCABULARY, ACTIONS, preprocessing(value=normaliser))
+    np.testing.assert_allclose(features.value, [-2.0, 3.0], rtol=1e-6)
+
+
+def test_unknown_items_and_actions_are_counted_and_passed_over() -> None:
+    events = [
+        Event("a", "view", 1.0, 0),
+        Event("?", "view", 1.0, 1),
+        Event("b", "?", 1.0, 2),
+        Event("c", "buy", 1.0, 3),
+    ]
+    features = features_of([history(*events), history()], VOCABULARY, ACTIONS, preprocessing())
+    assert features.item_index.tolist() == [1, 3]
+    assert features.ignored.tolist() == [2, 0]
+    assert features.lengths.tolist() == [2, 0]
+
+
+def test_only_the_newest_known_events_are_read() -> None:
+    events = [
+        Event("a", "view", 1.0, 0),
+        *(Event("b", "view", 1.0, t) for t in range(1, 5)),
+        Event("?", "view", 1.0, 9),
+    ]
+    features = features_of([history(*events)], VOCABULARY, ACTIONS, preprocessing())
+    assert features.item_index.tolist() == [2, 2, 2, 2]
+
+
+def test_without_a_clock_all_gaps_are_alike() -> None:
+    events = history(Event("a", "view", 1.0, 0), Event("b", "view", 1.0, 10**9))
+    features = features_of([events], VOCABULARY, ACTIONS, preprocessing(has_clock=False))
+    assert features.gap_index.tolist() == [GAP_START, GAP_START]
+
+
+def test_windows_are_padded_on_the_left_and_begin_with_an_unknown_gap() -> None:
+    events = history(*(Event("a", "view", 12.0, t * 1000) for t in range(4)))
+    features = features_of([events], VOCABULARY, ACTIONS, preprocessing())
+    window = pad(features, np.array([3]), np.array([2]), 4)
+    assert window["item_index"].tolist() == [[0, 0, 1, 1]]
+    assert window["value"].tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    assert window["gap_index"].tolist() == [[0, 0, GAP_START, GAP_START + 2]]
+    assert {array.dtype.name for array in window.values()} == {"int32", "float32"}
+
+
+def test_an_empty_history_is_in_no_batch() -> None:
+    features = features_of([history()], VOCABULARY, ACTIONS, preprocessing())
+    assert batches(features, 4) == []
+    assert pad(features, np.array([0]), np.array([0]), 4)["item_index"].tolist() == [[0, 0, 0, 0]]
+
+
+def test_padded_lengths_are_few_and_never_short() -> None:
+    found = [padded_length(longest, 200) for longest in range(1, 201)]
+    assert all(length >= min(longest, 200) for longest, length in enumerate(found, 1))
+    assert sorted(set(found)) == [8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 200]
+
+
+event = st.builds(
+    Event,
+    st.sampled_from(["a", "b", "c", "?"]),
+    st.sampled_from(["view", "buy", "?"]),
+    st.floats(-1e6, 1e6) | st.just(float("nan")),
+    st.integers(0, 2**41),
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.lists(event, max_size=12), min_size=1, max_size=2 * CHUNK_SIZE))
+def test_a_history_is_encoded_the_same_alone_and_among_others(many: list[list[Event]]) -> None:
+    histories = [history_of(events) for events in many]
+    together = features_of(histories, VOCABULARY, ACTIONS, preprocessing())
+    seen = set()
+    for rows, inputs in batches(together, 4):
+        assert len(rows) <= CHUNK_SIZE
+        assert inputs["gap_index"].max() < GAP_COUNT
+        for place, row in enumerate(rows.tolist()):
+            seen.add(row)
+            [(_, alone)] = batches(features_of([histories[row]], VOCABULARY, ACTIONS, preprocessing()), 4)
+            for name, array in alone.items():
+                np.testing.assert_array_equal(array[0], inputs[name][place])
+    assert seen == {row for row, length in enumerate(together.lengths.tolist()) if length}

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, rank
+from server.core.release import Release, read_release
+from tests.support.releases import item_id, tiny_release
+
+NOTHING = np.empty(0, np.intp)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+    return read_release(tiny_release(tmp_path_factory.mktemp("repository")))
+
+
+def subject(release: Release, group: int = 0, seen: tuple[int, ...] = ()) -> Subject:
+    """Somebody in the middle of a group's items."""
+    embedding = release.item_embeddings[group::4].mean(0)
+    return Subject(embedding, group + 1, np.array(seen, np.intp))
+
+
+def one(release: Release, query: Query, who: Subject) -> list[Ranked]:
+    return rank(release, query, [who])[0]
+
+
+def rows(items: list[Ranked]) -> list[int]:
+    return [item.row for item in items]
+
+
+def test_personal_is_the_exact_order_of_inner_products(release: Release) -> None:
+    who = subject(release)
+    items = one(release, Query(20, Strategy.PERSONAL), who)
+    assert who.embedding is not None
+    expected = np.argsort(-(release.item_embeddings @ who.embedding), kind="stable")[:20]
+    assert rows(items) == expected.tolist()
+    assert {item.reason for item in items} == {Reason.PERSONAL}
+
+
+def test_segment_gives_the_segments_items(release: Release) -> None:
+    items = one(release, Query(5, Strategy.SEGMENT), subject(release, 2))
+    assert rows(items) == (release.segment_items[3].item_index[:5] - 1).tolist()
+    assert {item.reason for item in items} == {Reason.SEGMENT}
+
+
+def test_a_segment_that_runs_out_ends_with_popular_items(release: Release) -> None:
+    listed = len(release.segment_items[1].item_index)
+    items = one(release, Query(50, Strategy.SEGMENT), subject(release))
+    assert len(rows(items)) == len(set(rows(items))) == 50
+    assert [item.reason for item in items] == [Reason.SEGMENT] * listed + [Reason.POPULAR] * (50 - listed)
+
+
+def test_popular_is_the_order_of_popularity(release: Release) -> None:
+    items = one(release, Query(50, Strategy.POPULAR), subject(release))
+    assert rows(items) == np.argsort(-release.popularity, kind="stable").tolist()
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_somebody_without_history_gets_popular_items(release: Release, strategy: Strategy) -> None:
+    items = one(release, Query(5, strategy), Subject(None, 0, NOTHING))
+    assert rows(items) == release.popular_rows[:5].tolist()
+    assert {item.reason for item in items} == {Reason.POPULAR}
+
+
+def test_hybrid_mixes_logits_and_log_probabilities_by_the_releases_weight(release: Release) -> None:
+    who = subject(release, 1)
+    assert who.embedding is not None
+    listed = release.segment_items[2]
+    expected = np.minimum(release.popularity, listed.score[-1])
+    expected[listed.item_index - 1] = listed.score
+    expected = 0.5 * expected + 0.5 * (release.item_embeddings @ who.embedding)
+    items = one(release, Query(10), who)
+    assert rows(items) == np.argsort(-expected, kind="stable")[:10].tolist()
+    np.testing.assert_allclose([item.score for item in items], np.sort(expected)[::-1][:10], rtol=1e-5)
+    assert Reason.PERSONAL_AND_SEGMENT in {item.reason for item in items}
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_seen_items_are_left_out_when_asked_and_marked_otherwise(release: Release, strategy: Strategy) -> None:
+    who = subject(release, seen=(0, 4, 8))
+    without = one(release, Query(50, strategy, exclude_seen=True), who)
+    assert set(rows(without)) == set(range(50)) - {0, 4, 8}
+    everything = one(release, Query(50, strategy, exclude_seen=False), who)
+    assert {item.row for item in everything if item.seen} == {0, 4, 8}
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_filters_hold_for_every_strategy(release: Release, strategy: Strategy) -> None:
+    query = Query(
+        50,
+        strategy,
+        exclude_item_ids=(item_id(1), "unknown"),
+        exclude_categories=("category-2",),
+        include_categories=("category-1", "category-2", "unknown"),
+    )
+    expected = set(range(0, 50, 4)) - {0}
+    assert set(rows(one(release, query, subject(release)))) == expected
+    allowed = allowed_rows(release, query)
+    assert allowed is not None
+    assert set(allowed.tolist()) == expected
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_only_the_callers_candidates_are_ranked(release: Release, strategy: Strategy) -> None:
+    query = Query(10, strategy, candidate_item_ids=(item_id(7), item_id(30), "unknown"))
+    assert set(rows(one(release, query, subject(release)))) == {6, 29}
+
+
+@pytest.mark.parametrize("strategy", list(Strategy))
+def test_filters_that_leave_nothing_give_nothing(release: Release, strategy: Strategy) -> None:
+    assert one(release, Query(10, strategy, candidate_item_ids=("unknown",)), subject(release)) == []
+
+
+def test_diversity_spreads_over_the_groups(release: Release) -> None:
+    who = subject(release)
+    plain = one(release, Query(8, Strategy.PERSONAL), who)
+    varied = one(release, Query(8, Strategy.PERSONAL, diversity=0.9), who)
+    assert {row % 4 for row in rows(plain)} == {0}
+    assert len({row % 4 for row in rows(varied)}) > 1
+    assert rows(varied)[0] == rows(plain)[0]
+
+
+def test_many_are_ranked_as_each_alone(release: Release) -> None:
+    many = [subject(release, group, (group,)) for group in range(4)] + [Subject(None, 0, NOTHING)]
+    for strategy in Strategy:
+        query = Query(12, strategy, exclude_seen=True)
+        assert rank(release, query, many) == [one(release, query, who) for who in many]

@@ -1,0 +1,119 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.core.errors import DamagedRelease
+from server.core.release import read_release, record_of
+from tests.support.releases import encode_with_onnx, tiny_release
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_release(tmp_path_factory.mktemp("repository"), 7)
+
+
+@pytest.fixture
+def directory(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "7"))
+
+
+def rewrite_manifest(directory: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    manifest = json.loads((directory / "manifest.json").read_text())
+    change(manifest)
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_whole_release_is_read(whole: Path) -> None:
+    release = read_release(whole)
+    release.warm()
+    assert release.number == 7
+    assert release.item_embeddings.shape == (50, 16)
+    assert release.vocabulary["item-003"] == 3
+    assert release.category_rows["category-2"].tolist() == list(range(1, 50, 4))
+    golden = release.manifest.golden
+    assert golden.difference(encode_with_onnx(whole / "model.onnx", golden.inputs())) < 1e-6
+
+
+def test_golden_differences_show_shape_and_nan(whole: Path) -> None:
+    golden = read_release(whole).manifest.golden
+    right = np.array(golden.user_embedding, np.float32)
+    assert golden.difference(right[:1]) == np.inf
+    assert golden.difference(np.full_like(right, np.nan)) == np.inf
+    assert golden.difference(right + np.float32(0.5)) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "items.parquet", "centroids.npy"])
+def test_a_changed_byte_is_noticed_and_named(directory: Path, name: str) -> None:
+    data = bytearray((directory / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (directory / name).write_bytes(data)
+    with pytest.raises(DamagedRelease, match=f"{name} is not the file that was published"):
+        read_release(directory)
+
+
+def test_a_missing_file_is_named(directory: Path) -> None:
+    (directory / "segments.json").unlink()
+    with pytest.raises(DamagedRelease, match=r"lacks segments\.json"):
+        read_release(directory)
+
+
+def test_a_copy_without_manifest_is_said_to_be_incomplete(directory: Path) -> None:
+    (directory / "manifest.json").unlink()
+    with pytest.raises(DamagedRelease, match="copy is not complete"):
+        read_release(directory)
+
+
+def test_a_directory_of_another_number_is_refused(directory: Path) -> None:
+    with pytest.raises(DamagedRelease, match="its directory is named 8"):
+        read_release(directory.rename(directory.parent / "8"))
+
+
+def test_another_schema_version_is_refused(directory: Path) -> None:
+    rewrite_manifest(directory, lambda manifest: manifest.update(schema_version=99))
+    with pytest.raises(DamagedRelease, match="schema version 99"):
+        read_release(directory)
+
+
+def test_an_unknown_key_is_refused(directory: Path) -> None:
+    rewrite_manifest(directory, lambda manifest: manifest.update(surprise=1))
+    with pytest.raises(DamagedRelease, match="surprise"):
+        read_release(directory)
+
+
+def test_a_manifest_that_names_a_path_outside_is_refused(directory: Path) -> None:
+    record = record_of(directory / "model.onnx").model_dump()
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({"../7/model.onnx": record}))
+    with pytest.raises(DamagedRelease, match="lacks"):
+        read_release(directory)
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((3, 16), np.float32), "centroids.npy shape"),
+        (np.full((4, 16), np.nan, np.float32), "finite float32"),
+        (np.zeros((4, 16), np.float64), "finite float32"),
+    ],
+)
+def test_centroids_of_another_shape_or_kind_are_refused(
+    directory: Path,
+    array: np.ndarray,
+    message: str,  # type: ignore[type-arg]
+) -> None:
+    path = directory / "centroids.npy"
+    np.save(path, array)
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
+    with pytest.raises(DamagedRelease, match=message):
+        read_release(directory)
+
+
+def test_arrays_that_need_pickle_are_refused(directory: Path) -> None:
+    path = directory / "centroids.npy"
+    np.save(path, np.array([{"not": "numbers"}], dtype=object), allow_pickle=True)
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
+    with pytest.raises(DamagedRelease, match="cannot be read"):
+        read_release(directory)
