@@ -176,8 +176,7 @@ def drop_duplicates(events: pl.DataFrame, wanted: bool, own_order: bool) -> tupl
     columns = ["user_id", "item_id", "action", "value"]
     if own_order:
         repeats = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in columns)
-        first = pl.int_range(pl.len()) == 0
-        kept = events.filter(first | ~repeats)
+        kept = events.filter((pl.int_range(pl.len()) == 0) | ~repeats)
         return kept, _dropped("duplicates", events, kept, "the same as the user's previous row")
     previous = pl.all_horizontal(
         (pl.col(name) == pl.col(name).shift(1)).fill_null(False) for name in ("user_id", "timestamp")
@@ -198,7 +197,7 @@ def treat_outliers(events: pl.DataFrame, how: Outliers, seed: int) -> tuple[pl.D
         return events, Step(name=name, rows_in=len(events), why=why)
     if how.method == "isolation_forest":
         inliers = _forest_inliers(values, events["value"], how.threshold, seed)
-        low, high = inliers.min(), inliers.max()
+        low, high = inliers[0], inliers[-1]
         inside = pl.col("value").is_in(inliers.implode())
     else:
         low, high = _bounds(values, how)

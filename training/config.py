@@ -2,7 +2,6 @@
 
 import difflib
 import tomllib
-import types
 import typing
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -21,9 +20,9 @@ class Columns(_Section):
 
     user_id: str | None = None
     item_id: str | None = None
-    action: str | None = Field(None, description="Without such a column every event is an `event`.")
-    value: str | None = Field(None, description="A price, rating, amount or quantity.")
-    timestamp: str | None = Field(None, description="Without such a column the order of the rows is the time.")
+    action: str | None = Field(default=None, description="Without such a column every event is an `event`.")
+    value: str | None = Field(default=None, description="A price, rating, amount or quantity.")
+    timestamp: str | None = Field(default=None, description="Without such a column the order of the rows is the time.")
 
 
 class ItemColumns(_Section):
@@ -31,8 +30,10 @@ class ItemColumns(_Section):
 
     item_id: str | None = None
     title: str | None = None
-    category: tuple[str, ...] | str | None = Field(None, description="One column, or several from coarse to fine.")
-    category_separator: str = Field("|", min_length=1, description="Parts one text into several categories.")
+    category: tuple[str, ...] | str | None = Field(
+        default=None, description="One column, or several from coarse to fine."
+    )
+    category_separator: str = Field(default="|", min_length=1, description="Parts one text into several categories.")
 
 
 class UserColumns(_Section):
@@ -44,7 +45,7 @@ class UserColumns(_Section):
 class ActionSetting(_Section):
     """What an action of the log is called, and what one such event says for an item."""
 
-    name: str | None = Field(None, min_length=1, description="Name from here on; the log's own where left out.")
+    name: str | None = Field(default=None, min_length=1, description="Name from here on; the log's own where left out.")
     weight: float = Field(allow_inf_nan=False, description="Negative for returns and dislikes.")
 
 
@@ -64,7 +65,7 @@ class Missing(_Section):
     """
 
     method: Literal["keep", "drop", "constant", "mean", "median", "most_frequent", "interpolate"]
-    fill: str | float | None = Field(None, description="What `constant` fills in.")
+    fill: str | float | None = Field(default=None, description="What `constant` fills in.")
 
     @model_validator(mode="after")
     def _constant_has_fill(self) -> Self:
@@ -111,7 +112,7 @@ class Outliers(_Section):
     method: Literal["none", "z_score", "iqr", "isolation_forest"] = "none"
     action: Literal["drop", "clip"] = "clip"
     threshold: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="z_score: standard deviations, 3 where left out. iqr: interquartile ranges beyond the quartiles, "
         "1.5. isolation_forest: the share of values taken for outliers, below 0.5; scikit-learn's `auto`.",
@@ -134,29 +135,36 @@ class Clean(_Section):
     missing: MissingColumns = MissingColumns()
     outliers: OutlierSetting = Outliers()
     normalise: Literal["none", "z_score", "min_max", "robust", "log"] = "log"
-    min_events_per_user: int = Field(1, ge=1, description="Users with fewer events are dropped.")
-    min_events_per_item: int = Field(1, ge=1, description="Items with fewer events are dropped.")
+    min_events_per_user: int = Field(default=1, ge=1, description="Users with fewer events are dropped.")
+    min_events_per_item: int = Field(default=1, ge=1, description="Items with fewer events are dropped.")
     exclude_seen: bool | None = Field(
-        None, description="Leave items already in the history out of recommendations; left out: chosen from the log."
+        default=None,
+        description="Leave items already in the history out of recommendations; left out: chosen from the log.",
     )
 
 
 class Train(_Section):
     """The encoder and how it is trained."""
 
-    max_length: int = Field(0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log.")
-    embedding_dim: int = Field(64, ge=2, le=4096, description="Size of item and user embeddings.")
-    layers: int = Field(2, ge=1, le=64, description="Transformer blocks.")
-    heads: int = Field(2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
-    dropout: float = Field(0.2, ge=0, lt=1, description="On embeddings and residuals.")
-    learning_rate: float = Field(1e-3, gt=0, description="Peak rate of AdamW.")
-    batch_size: int = Field(128, ge=1, description="Users a step.")
-    epochs: int = Field(30, ge=1, description="At most so many passes over the users.")
-    max_minutes: float | None = Field(None, gt=0, description="Training stops after so long; left out: no limit.")
-    patience: int = Field(3, ge=1, description="Validations without gain before training stops.")
-    negatives: int | None = Field(None, ge=1, description="Sampled negatives; left out: chosen from the catalogue.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
-    device: str = Field("auto", description="auto, cpu or cuda; a named one that is not there is an error.")
+    max_length: int = Field(
+        default=0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log."
+    )
+    embedding_dim: int = Field(default=64, ge=2, le=4096, description="Size of item and user embeddings.")
+    layers: int = Field(default=2, ge=1, le=64, description="Transformer blocks.")
+    heads: int = Field(default=2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
+    dropout: float = Field(default=0.2, ge=0, lt=1, description="On embeddings and residuals.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate of AdamW.")
+    batch_size: int = Field(default=128, ge=1, description="Users a step.")
+    epochs: int = Field(default=30, ge=1, description="At most so many passes over the users.")
+    max_minutes: float | None = Field(
+        default=None, gt=0, description="Training stops after so long; left out: no limit."
+    )
+    patience: int = Field(default=3, ge=1, description="Validations without gain before training stops.")
+    negatives: int | None = Field(
+        default=None, ge=1, description="Sampled negatives; left out: chosen from the catalogue."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
+    device: str = Field(default="auto", description="auto, cpu or cuda; a named one that is not there is an error.")
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -168,10 +176,10 @@ class Train(_Section):
 class Segment(_Section):
     """K-means over user embeddings."""
 
-    k: int = Field(8, ge=2, le=65536, description="Number of segments.")
-    backend: Literal["auto", "sklearn", "cuml"] = Field("auto", description="auto asks the GPU driver.")
-    seed: int = Field(0, ge=0, lt=2**32, description="Seeds the first centroids.")
-    min_users: int = Field(1, ge=1, description="Segments with fewer users are told of in the report.")
+    k: int = Field(default=8, ge=2, le=65536, description="Number of segments.")
+    backend: Literal["auto", "sklearn", "cuml"] = Field(default="auto", description="auto asks the GPU driver.")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds the first centroids.")
+    min_users: int = Field(default=1, ge=1, description="Segments with fewer users are told of in the report.")
 
 
 class Config(_Section):
@@ -226,6 +234,6 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The model that a field's annotation holds, if any: itself, or the values of a dict."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+    if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((model for part in typing.get_args(annotation) if (model := _model_in(part))), None)

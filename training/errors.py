@@ -3,7 +3,8 @@
 TrainingError
 ├── ConfigError   the TOML file, or a setting in it, is wrong; names file, key and the nearest known key
 ├── LogError      the behaviour log, or an item or user table, cannot be read; names file, column and first bad rows
-└── RunError      a run directory lacks what an earlier stage should have left there; names the command to run first
+├── RunError      a run directory lacks what an earlier stage should have left there; names the command to run first
+└── PublishError  a release cannot be put into the model repository; says what stands in the way
 """
 
 
@@ -21,3 +22,7 @@ class LogError(TrainingError):
 
 class RunError(TrainingError):
     """A run directory is not in the state that a stage needs."""
+
+
+class PublishError(TrainingError):
+    """A release cannot be put into the model repository."""

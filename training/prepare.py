@@ -46,6 +46,10 @@ def prepare(
         progress(_STEPS[0], 0, len(_STEPS))
         log = read_log(events, config.columns, scratch)
         log, weights, notes = _named_actions(log, config)
+        if not log.has_clock:
+            notes.append(
+                "no clock: " + ("rows" if log.own_order else "times") + " give the order of events, not when they were"
+            )
         progress(_STEPS[1], 1, len(_STEPS))
         cleaned = clean(log, config.clean, int(time.time() * 1000), config.train.seed)
         progress(_STEPS[2], 2, len(_STEPS))

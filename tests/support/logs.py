@@ -1,0 +1,63 @@
+"""Seeded behaviour logs whose right answer is known: users of a segment keep to the items of that segment."""
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+START_MS = 1_700_000_000_000
+
+
+def planted_log(
+    users: int = 60, items: int = 40, segments: int = 4, events_per_user: int = 20, noise: float = 0.1, seed: int = 0
+) -> tuple[pl.DataFrame, pl.DataFrame]:
+    """Events in time order, and the planted labels (user_id, segment 0..segments-1).
+
+    User u belongs to segment u % segments and item i to segment i % segments. A user walks in a circle over the items
+    of its segment, from a start of its own, so the next item can be learned; a share `noise` of its events goes to
+    any item at all. No two events are equal. Columns: user_id, item_id, action, value, timestamp (milliseconds).
+    """
+    rng = np.random.default_rng(seed)
+    own = items // segments
+    user = np.repeat(np.arange(users), events_per_user)
+    turn = np.tile(np.arange(events_per_user), users)
+    place = (rng.integers(0, own, users)[user] + turn) % own
+    item = np.where(
+        rng.random(len(user)) < noise, rng.integers(0, items, len(user)), place * segments + user % segments
+    )
+    minutes = turn * 60 + rng.integers(0, 60, len(user))
+    events = pl.DataFrame(
+        {
+            "user_id": [f"u{number:05}" for number in user],
+            "item_id": [f"i{number:05}" for number in item],
+            "action": rng.choice(["view", "cart", "purchase"], len(user), p=[0.7, 0.1, 0.2]),
+            "value": np.round(rng.lognormal(2.0, 0.5, len(user)), 2),
+            "timestamp": START_MS + minutes * 60_000,
+        }
+    )
+    numbers = np.arange(users)
+    labels = pl.DataFrame({"user_id": [f"u{number:05}" for number in numbers], "segment": numbers % segments})
+    return events.sort("timestamp", maintain_order=True), labels
+
+
+def planted_items(items: int = 40, segments: int = 4) -> pl.DataFrame:
+    """The item table that goes with `planted_log`: item_id, title, category (the planted segment)."""
+    numbers = range(items)
+    return pl.DataFrame(
+        {
+            "item_id": [f"i{number:05}" for number in numbers],
+            "title": [f"Item {number}" for number in numbers],
+            "category": [[f"group {number % segments}"] for number in numbers],
+        }
+    )
+
+
+def write_planted(directory: Path, **shape: int) -> tuple[Path, Path, Path]:
+    """Files `events.csv`, `items.parquet` and `users.csv` of a planted log of the given shape."""
+    events, labels = planted_log(**shape)  # type: ignore[arg-type]
+    paths = directory / "events.csv", directory / "items.parquet", directory / "users.csv"
+    events.write_csv(paths[0])
+    sizes = {name: shape[name] for name in ("items", "segments") if name in shape}
+    planted_items(**sizes).write_parquet(paths[1])
+    labels.write_csv(paths[2])
+    return paths
