@@ -41,7 +41,7 @@ _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.max_receive_message_length", -1),
     # Pings less often than Triton's limit of five minutes; their time-out is also the one after which a peer that
     # acknowledges nothing counts as dead, so that calls to a vanished host end.
@@ -121,7 +121,7 @@ class TritonEncoder:
         self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
     ) -> NDArray[np.float32]:
         """One call of at most `max_batch_size` histories."""
-        request = build_request(release, inputs, timeout_seconds)
+        request = build_request(release, inputs)
         try:
             response = await self._call(self._triton.ModelInfer, request, timeout_seconds)
         except grpc.aio.AioRpcError as error:
@@ -235,12 +235,9 @@ def build_load_request(
     return request
 
 
-def build_request(
-    release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
-) -> service_pb2.ModelInferRequest:
-    """Put arrays of shape (B, L) into a request as raw bytes; Triton drops it when it waits longer than the time."""
+def build_request(release: int, inputs: Mapping[str, NDArray[np.generic]]) -> service_pb2.ModelInferRequest:
+    """Put arrays of shape (B, L) into a request as raw bytes, pinned to one release."""
     request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, model_version=str(release))
-    request.parameters["timeout"].int64_param = max(1, int(timeout_seconds * 1e6))
     for name, data_type in DATA_TYPES.items():
         array = inputs[name]
         request.inputs.add(name=name, datatype=data_type, shape=array.shape)

@@ -17,7 +17,7 @@ from server.core.errors import SetupError
 HOST = "127.0.0.1"
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps its regions; it offers no choice
-_EXIT_SECONDS = 5
+_EXIT_SECONDS = 2
 _LOG_TAIL_LINES = 15
 
 
@@ -112,11 +112,11 @@ class TritonProcess:
 
 
 def log_tail(path: Path, start: int = 0) -> str:
-    """The last lines of a log from byte `start` on."""
+    """The last lines of a log from byte `start` on, without Triton's tables."""
     with path.open("rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").splitlines()
-    return "\n".join(line for line in lines[-_LOG_TAIL_LINES:] if line.strip())
+    return "\n".join([line for line in lines if line.strip() and line[0] not in "|+"][-_LOG_TAIL_LINES:])
 
 
 def remove_orphaned_shared_memory() -> None:
@@ -140,7 +140,7 @@ def _server_flags(environment: TritonEnvironment, repository: Path, port: int, p
         "--allow-metrics=false",
         "--pinned-memory-pool-byte-size=0",
         f"--exit-timeout-secs={_EXIT_SECONDS}",
-        f"--backend-config=onnxruntime,shm-region-prefix-name={prefix}",
+        f"--backend-config=python,shm-region-prefix-name={prefix}",
     ]
 
 

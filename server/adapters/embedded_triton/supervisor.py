@@ -76,7 +76,8 @@ class EmbeddedTriton:
         self._probe = probe
         self._process: TritonProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._restart_lock = asyncio.Lock()
+        self._settled = asyncio.Event()
+        """Set while Triton runs and knows its releases; unset from its end until it was loaded again."""
 
     def set_callbacks(self, on_restart: Callback, probe: Callback | None = None) -> None:
         """Say what to call after a restart, and how to probe; for those who need `address` to know."""
@@ -109,6 +110,7 @@ class EmbeddedTriton:
         self._instance_count = _instance_count(self._repository / MODEL_NAME / "config.pbtxt")
         self._port = choose_port(self._port)
         await self._launch()
+        self._settled.set()
         self._tasks = [asyncio.create_task(self._keep(watch)) for watch in (self._watch_server, self._watch_stubs)]
         self._tasks.append(asyncio.create_task(self._keep(self._watch_probe)))
 
@@ -168,6 +170,7 @@ class EmbeddedTriton:
         while self._process:
             started = loop.time()
             exit_code = await self._process.wait()
+            self._settled.clear()
             if loop.time() - started > STABLE_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             logger.error("Triton ended with exit code %d; starting it again in %.1f s", exit_code, backoff)
@@ -181,12 +184,15 @@ class EmbeddedTriton:
                 continue
             self.restart_count += 1
             await self._call_on_restart()
+            if self.pid is not None:
+                self._settled.set()
 
     async def _watch_stubs(self) -> None:
         """Mend versions that say ready and lack a stub; restart Triton when that did not help."""
         tries: Counter[int] = Counter()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
+            await self._settled.wait()
             broken = await self._versions_without_stub()
             tries = Counter({version: tries[version] + 1 for version in broken})
             if not broken:
@@ -213,10 +219,10 @@ class EmbeddedTriton:
         failures = 0
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            if self._probe is None or self.pid is None:
-                continue
+            await self._settled.wait()
             try:
-                await self._probe()
+                if self._probe:
+                    await self._probe()
                 failures = 0
             except EncoderUnavailable as error:
                 failures += 1
@@ -228,6 +234,7 @@ class EmbeddedTriton:
     def _kill(self, why: str) -> None:
         """End Triton at once; the watch starts it again."""
         logger.error("restarting Triton: %s", why)
+        self._settled.clear()
         if self._process:
             self._process.kill()
 

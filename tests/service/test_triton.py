@@ -1,0 +1,357 @@
+"""The encoder against the real Triton: right answers, loads under traffic, and every way to break it."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from server.adapters.embedded_triton import EmbeddedTriton
+from server.adapters.embedded_triton.process import choose_port
+from server.adapters.triton import MOST_ABANDONED, TritonEncoder
+from server.core.errors import EncoderUnavailable, SetupError
+from tests.support.onnx_models import random_inputs
+from tests.support.triton import ModelRepository, RunningTriton
+from tests.support.waiting import pause, wait_until, wait_until_async
+
+SECONDS = 10.0
+
+
+@pytest.fixture
+async def encoder(running_triton: RunningTriton) -> AsyncIterator[TritonEncoder]:
+    encoder = running_triton.encoder()
+    await encoder.load([])
+    yield encoder
+    await encoder.close()
+
+
+@pytest.fixture
+async def own_encoder(
+    embedded_triton: EmbeddedTriton, model_repository: ModelRepository
+) -> AsyncIterator[TritonEncoder]:
+    """An encoder on the test's own Triton, with release 1 loaded and told of restarts."""
+    model_repository.add_tiny(1)
+    encoder = TritonEncoder(embedded_triton.address, model_repository.config_path)
+    embedded_triton.set_callbacks(encoder.reload)
+    await encoder.load([1])
+    yield encoder
+    await encoder.close()
+
+
+class Traffic:
+    """Calls for one release, one after the other, until the block ends."""
+
+    def __init__(self, encoder: TritonEncoder, release: int) -> None:
+        self.answered = 0
+        self.errors: list[EncoderUnavailable] = []
+        self._encoder, self._release = encoder, release
+        self._ending = False
+
+    async def __aenter__(self) -> "Traffic":
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._ending = True
+        await self._task
+
+    async def _run(self) -> None:
+        inputs = random_inputs(4, 8)
+        while not self._ending:
+            try:
+                await self._encoder.encode(self._release, inputs, SECONDS)
+                self.answered += 1
+            except EncoderUnavailable as error:
+                self.errors.append(error)
+                await pause(0.02)
+
+    async def flows(self) -> None:
+        """Wait until ten more calls were answered."""
+        goal = self.answered + 10
+
+        async def reached() -> bool:
+            return self.answered >= goal
+
+        await wait_until_async(reached)
+
+
+async def answers(encoder: TritonEncoder, release: int) -> bool:
+    try:
+        await encoder.encode(release, random_inputs(1, 4), SECONDS)
+    except EncoderUnavailable:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 16), (3, 7), (32, 64), (64, 5), (65, 5), (200, 20)])
+async def test_embeddings_equal_onnx_runtime(
+    encoder: TritonEncoder, running_triton: RunningTriton, batch: int, length: int
+) -> None:
+    repository = running_triton.repository
+    if not repository.model_path(11).exists():
+        repository.add_tiny(11)
+    await encoder.load([11])
+    inputs = random_inputs(batch, length, seed=batch)
+    embeddings = await encoder.encode(11, inputs, SECONDS)
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(embeddings, repository.expected(11, inputs), rtol=0, atol=1e-5)
+
+
+async def test_concurrent_calls_each_get_their_own_rows(encoder: TritonEncoder, running_triton: RunningTriton) -> None:
+    running_triton.repository.add_tiny(12)
+    await encoder.load([12])
+    asked = [random_inputs(1 + seed % 5, 4 + seed % 3, seed) for seed in range(60)]
+    given = await asyncio.gather(*(encoder.encode(12, inputs, SECONDS) for inputs in asked))
+    for inputs, embeddings in zip(asked, given, strict=True):
+        np.testing.assert_allclose(embeddings, running_triton.repository.expected(12, inputs), rtol=0, atol=1e-5)
+
+
+async def test_an_error_in_one_request_fails_no_other(encoder: TritonEncoder, running_triton: RunningTriton) -> None:
+    running_triton.repository.add_tiny(13)
+    await encoder.load([13])
+    asked = [random_inputs(1, 6, seed) for seed in range(40)]
+    for inputs in asked[::4]:
+        inputs["item_index"][0, 0] = 10**6
+    results = await asyncio.gather(*(encoder.encode(13, inputs, SECONDS) for inputs in asked), return_exceptions=True)
+    failed = [position for position, result in enumerate(results) if isinstance(result, EncoderUnavailable)]
+    assert failed == list(range(0, 40, 4))
+
+
+async def test_releases_come_and_go_under_traffic_without_a_failure(
+    encoder: TritonEncoder, running_triton: RunningTriton
+) -> None:
+    repository = running_triton.repository
+    repository.add_tiny(21)
+    repository.add_tiny(22)
+    await encoder.load([21])
+    async with Traffic(encoder, 21) as traffic:
+        for releases in ([21, 22], [21], [21, 22]):
+            await encoder.load(releases)
+            await traffic.flows()
+            assert await encoder.is_ready(22) == (22 in releases)
+    async with Traffic(encoder, 22) as other:
+        await encoder.load([22])
+        await other.flows()
+    assert traffic.errors == other.errors == []
+    assert not await answers(encoder, 21)
+    inputs = random_inputs(2, 3)
+    embeddings = await encoder.encode(22, inputs, SECONDS)
+    np.testing.assert_allclose(embeddings, repository.expected(22, inputs), rtol=0, atol=1e-5)
+
+
+async def test_a_damaged_release_is_refused_and_the_others_go_on(
+    encoder: TritonEncoder, running_triton: RunningTriton
+) -> None:
+    repository = running_triton.repository
+    repository.add_tiny(31)
+    repository.add_tiny(33)
+    repository.add_damaged(32)
+    await encoder.load([31])
+    async with Traffic(encoder, 31) as traffic:
+        with pytest.raises(EncoderUnavailable, match=r"release 32 cannot be loaded: .*model\.onnx"):
+            await encoder.load([31, 32, 33])
+        await traffic.flows()
+    assert traffic.errors == []
+    assert [await encoder.is_ready(release) for release in (31, 32, 33)] == [True, False, True]
+    assert await answers(encoder, 33)
+    await encoder.reload()
+
+
+async def test_a_missing_release_is_named(encoder: TritonEncoder, running_triton: RunningTriton) -> None:
+    running_triton.repository.add_tiny(41)
+    with pytest.raises(EncoderUnavailable, match=r"release 49 cannot be loaded: .*repository"):
+        await encoder.load([41, 49])
+    assert await answers(encoder, 41)
+
+
+async def test_a_release_that_is_not_loaded_is_unavailable(encoder: TritonEncoder) -> None:
+    with pytest.raises(EncoderUnavailable, match=r"NOT_FOUND|UNAVAILABLE"):
+        await encoder.encode(999, random_inputs(1, 2), SECONDS)
+
+
+async def test_calls_out_of_time_are_drained_and_harm_nothing(
+    encoder: TritonEncoder, running_triton: RunningTriton
+) -> None:
+    running_triton.repository.add_tiny(51)
+    await encoder.load([51])
+    hurried = (encoder.encode(51, random_inputs(64, 400, seed), 0.001) for seed in range(MOST_ABANDONED + 40))
+    results = await asyncio.gather(*hurried, return_exceptions=True)
+    assert all(isinstance(result, EncoderUnavailable) for result in results if isinstance(result, BaseException))
+    callers = [asyncio.create_task(encoder.encode(51, random_inputs(64, 400, 1), SECONDS)) for _ in range(20)]
+    await pause(0.002)
+    for caller in callers:
+        caller.cancel()
+    await asyncio.gather(*callers, return_exceptions=True)
+
+    async def drained() -> bool:
+        return encoder.abandoned_count == 0
+
+    await wait_until_async(drained)
+    assert await answers(encoder, 51)
+
+
+async def test_an_absent_triton_is_unavailable_at_once(running_triton: RunningTriton) -> None:
+    encoder = TritonEncoder(f"127.0.0.1:{choose_port()}", running_triton.repository.config_path)
+    started = time.monotonic()
+    with pytest.raises(EncoderUnavailable):
+        await encoder.encode(1, random_inputs(1, 2), SECONDS)
+    with pytest.raises(EncoderUnavailable):
+        await encoder.load([1])
+    assert not await encoder.is_ready(1)
+    assert time.monotonic() - started < 5
+    await encoder.close()
+
+
+async def test_a_silent_triton_costs_the_deadline_and_then_nothing(running_triton: RunningTriton) -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    encoder = TritonEncoder(f"127.0.0.1:{port}", running_triton.repository.config_path)
+    calls = (encoder.encode(1, random_inputs(1, 2), 0.05) for _ in range(MOST_ABANDONED))
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(result, EncoderUnavailable) for result in results)
+    with pytest.raises(EncoderUnavailable, match="earlier calls"):
+        await encoder.encode(1, random_inputs(1, 2), SECONDS)
+    server.close()
+    await encoder.close()
+
+
+async def test_killed_triton_is_started_again_and_loaded(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder
+) -> None:
+    first_pid, address = embedded_triton.pid, embedded_triton.address
+    assert first_pid
+    async with Traffic(own_encoder, 1) as traffic:
+        await traffic.flows()
+        os.kill(first_pid, signal.SIGKILL)
+        await traffic.flows()
+        await traffic.flows()
+    assert embedded_triton.restart_count == 1
+    assert embedded_triton.pid != first_pid
+    assert embedded_triton.address == address
+
+
+async def test_a_triton_that_forgot_is_loaded_again_without_being_told(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, model_repository: ModelRepository
+) -> None:
+    other = TritonEncoder(embedded_triton.address, model_repository.config_path)
+    await other.load([])
+    await other.close()
+    await wait_until_async(lambda: answers(own_encoder, 1))
+
+
+@pytest.mark.parametrize("killed", [1, 2])
+async def test_killed_stubs_are_replaced_while_the_other_release_goes_on(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, model_repository: ModelRepository, killed: int
+) -> None:
+    stubs_of_1 = embedded_triton.stub_pids()
+    model_repository.add_tiny(2)
+    await own_encoder.load([1, 2])
+    async with Traffic(own_encoder, 2) as other, Traffic(own_encoder, 1) as broken:
+        await other.flows()
+        for pid in stubs_of_1[:killed]:
+            os.kill(pid, signal.SIGKILL)
+
+        async def repaired() -> bool:
+            return embedded_triton.repair_count == 1 and len(embedded_triton.stub_pids()) == 4
+
+        await wait_until_async(repaired)
+        await broken.flows()
+        failures = len(broken.errors)
+        await broken.flows()
+    assert other.errors == []
+    assert len(broken.errors) == failures
+    assert embedded_triton.restart_count == 0
+
+
+async def test_a_failing_probe_restarts_triton(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.adapters.embedded_triton.supervisor.PROBE_SECONDS", 0.05)
+
+    async def probe() -> None:
+        await own_encoder.encode(1, random_inputs(1, 2), 0.2)
+
+    for pid in embedded_triton.stub_pids():
+        os.kill(pid, signal.SIGSTOP)
+    embedded_triton.set_callbacks(own_encoder.reload, probe)
+
+    async def restarted() -> bool:
+        return embedded_triton.restart_count >= 1 and await answers(own_encoder, 1)
+
+    await wait_until_async(restarted)
+
+
+async def test_stop_leaves_no_process_and_no_shared_memory(
+    triton_environment: Path, model_repository: ModelRepository, tmp_path: Path
+) -> None:
+    triton = EmbeddedTriton(model_repository.path, triton_environment, log_path=tmp_path / "log")
+    await triton.start()
+    model_repository.add_tiny(1)
+    encoder = TritonEncoder(triton.address, model_repository.config_path)
+    await encoder.load([1])
+    pids, port = [*triton.stub_pids(), triton.pid or 0], triton.address.rpartition(":")[2]
+    assert len(pids) == 3
+    await encoder.close()
+    await triton.stop()
+    await triton.stop()
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert triton.pid is None
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"segrec_triton_{os.getpid()}_{port}_")]
+
+
+def test_triton_ends_when_its_parent_is_killed(triton_environment: Path, model_repository: ModelRepository) -> None:
+    code = (
+        "import asyncio, pathlib, sys\n"
+        "from server.adapters.embedded_triton import EmbeddedTriton\n"
+        "from server.adapters.triton import TritonEncoder\n"
+        "async def main():\n"
+        "    repository = pathlib.Path(sys.argv[1])\n"
+        "    triton = EmbeddedTriton(repository, pathlib.Path(sys.argv[2]), log_path=repository / 'log')\n"
+        "    await triton.start()\n"
+        "    await TritonEncoder(triton.address, repository / 'user_encoder/config.pbtxt').load([1])\n"
+        "    print(triton.pid, *triton.stub_pids(), flush=True)\n"
+        "    await asyncio.Event().wait()\n"
+        "asyncio.run(main())\n"
+    )
+    model_repository.add_tiny(1)
+    command = [sys.executable, "-c", code, str(model_repository.path), str(triton_environment)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 3
+        parent.kill()
+    wait_until(lambda: not any(_is_running(pid) for pid in pids))
+
+
+async def test_a_taken_port_is_one_sentence(triton_environment: Path, model_repository: ModelRepository) -> None:
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    with pytest.raises(SetupError, match=f"Port {port} on 127.0.0.1 is in use"):
+        await EmbeddedTriton(model_repository.path, triton_environment, port=port).start()
+    server.close()
+
+
+async def test_a_triton_that_cannot_start_shows_its_log(
+    triton_environment: Path, model_repository: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "server.adapters.embedded_triton.process._server_flags", lambda *_: ["--model-repository=/nowhere"]
+    )
+    triton = EmbeddedTriton(model_repository.path, triton_environment, log_path=tmp_path / "log")
+    with pytest.raises(SetupError, match=r"(?s)ended at its start with exit code \d+.*log.*nowhere"):
+        await triton.start()
+    assert triton.pid is None
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
