@@ -1,0 +1,127 @@
+"""The encoder: a causal Transformer over a user's events, trained to name the next item.
+
+Blocks follow LiGR (Borisyuk et al. 2025, "From Features to Transformers"): norm first, attention and a SwiGLU
+feed-forward part (Shazeer 2020), each added through a learned gate. Nothing depends on how far a batch is padded:
+positions are counted from the newest event, and no event attends to padding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.core.features import GAP_COUNT
+
+VALUE_LIMIT = 10.0
+"""Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
+
+_INIT_STD = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """What fixes the encoder's weights. `item_count` and `action_count` do not count padding."""
+
+    item_count: int
+    action_count: int
+    max_length: int
+    embedding_dim: int
+    layers: int
+    heads: int
+
+
+class Block(nn.Module):
+    """One LiGR block, (B, L, D) → (B, L, D)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        hidden = 8 * -(-dim * 8 // 3 // 8)  # SwiGLU's three matrices then weigh as much as the usual two of 4 × dim
+        self.heads = heads
+        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.attention_out = nn.Linear(dim, dim, bias=False)
+        self.attention_gate = nn.Linear(dim, dim)
+        self.forward_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.forward_in = nn.Linear(dim, 2 * hidden, bias=False)
+        self.forward_out = nn.Linear(hidden, dim, bias=False)
+        self.forward_gate = nn.Linear(dim, dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, visible: Tensor, last_only: bool = False) -> Tensor:
+        """Apply the block; `visible` (B, 1, L or 1, L) is true where a query may look.
+
+        With `last_only` the last position alone is computed, (B, 1, D), and `visible` is that position's row.
+        """
+        normed = self.attention_norm(x)
+        if last_only:
+            x = x[:, -1:]
+        query = self._split(self.query(normed[:, -1:] if last_only else normed))
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended = functional.scaled_dot_product_attention(query, self._split(key), self._split(value), visible)
+        attended = self.attention_out(attended.transpose(1, 2).flatten(2))
+        x = x + self.dropout(attended) * torch.sigmoid(self.attention_gate(x))
+        gate, content = self.forward_in(self.forward_norm(x)).chunk(2, dim=-1)
+        fed = self.forward_out(functional.silu(gate) * content)
+        return x + self.dropout(fed) * torch.sigmoid(self.forward_gate(x))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, heads, L, D / heads)."""
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """Histories → user embeddings; inputs as in `server.core.features.Inputs`, each (B, L), L ≤ `max_length`."""
+
+    def __init__(self, shape: EncoderShape, dropout: float = 0.0) -> None:
+        super().__init__()
+        dim = shape.embedding_dim
+        self.shape = shape
+        self.item = nn.Embedding(shape.item_count + 1, dim)
+        self.action = nn.Embedding(shape.action_count + 1, dim)
+        self.gap = nn.Embedding(GAP_COUNT, dim)
+        self.position = nn.Embedding(shape.max_length, dim)
+        self.value = nn.Linear(1, dim, bias=False)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.item.weight, std=dim**-0.5)
+
+    def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """User embeddings (B, D): the last position alone. Its product with `item_embeddings` rows is the logit."""
+        x, visible = self._embed(item_index, action_index, value, gap_index)
+        for block in self.blocks[:-1]:
+            x = block(x, visible)
+        x = self.blocks[-1](x, visible[:, :, -1:], True)
+        return self.norm(x.squeeze(1))  # type: ignore[no-any-return]
+
+    def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """The embedding that the user had after each event, (B, L, D); rows of padding mean nothing."""
+        x, visible = self._embed(item_index, action_index, value, gap_index)
+        for block in self.blocks:
+            x = block(x, visible)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def item_embeddings(self) -> Tensor:
+        """Row r belongs to item index r + 1, (V, D)."""
+        return self.item.weight[1:]
+
+    def _embed(
+        self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of all inputs' embeddings, (B, L, D), and who may look at whom, (B, 1, L, L)."""
+        length = item_index.shape[1]
+        places = torch.arange(length, device=item_index.device)
+        limited = value.clamp(-VALUE_LIMIT, VALUE_LIMIT).unsqueeze(-1)
+        x = self.item(item_index) * self.shape.embedding_dim**0.5 + self.action(action_index) + self.gap(gap_index)
+        x = x + self.value(limited) + self.position(length - 1 - places)
+        causal = places[:, None] >= places
+        # A row of padding would see nothing and become NaN: every position sees itself.
+        visible = (causal & (item_index > 0)[:, None, :]) | (places[:, None] == places)
+        return self.dropout(x), visible.unsqueeze(1)

@@ -1,0 +1,49 @@
+"""Next-item cross-entropy, over the whole catalogue or over negatives that the whole batch shares."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+FULL_SOFTMAX_ITEMS = 2048
+"""Up to so many items the softmax is over all of them."""
+
+SAMPLED_NEGATIVES = 1024
+
+_SMOOTHING = 0.75
+"""Negatives are drawn by frequency to this power, as in word2vec (Mikolov et al. 2013)."""
+
+
+class NextItemLoss(nn.Module):
+    """Mean cross-entropy of the next item, in nats.
+
+    `negatives` items a batch estimate the softmax's denominator without bias: each weighs one over how often it is
+    expected in the sample (logQ correction), and the target itself stands outside of the estimate uncorrected
+    (Khrylchenko et al. 2025). 0 negatives mean all items.
+    """
+
+    def __init__(self, event_counts: Tensor, negatives: int) -> None:
+        """`event_counts` (V,) says how often each item is a target; items never seen count once."""
+        super().__init__()
+        chance = event_counts.clamp(min=1).double().pow(_SMOOTHING)
+        chance = chance / chance.sum()
+        self.negatives = negatives
+        self.register_buffer("_cumulative", chance.cumsum(0), persistent=False)
+        self.register_buffer("_log_expected", chance.mul(max(negatives, 1)).log().float(), persistent=False)
+
+    def forward(self, users: Tensor, targets: Tensor, items: Tensor) -> Tensor:
+        """`users` (P, D) before their next items; `targets` (P,) item rows; `items` (V, D)."""
+        if not self.negatives:
+            return functional.cross_entropy(users @ items.T, targets)
+        draws = torch.rand(self.negatives, dtype=torch.float64, device=users.device)
+        rows = torch.searchsorted(self._cumulative, draws).clamp(max=len(items) - 1)
+        own = (users * functional.embedding(targets, items)).sum(1, keepdim=True)
+        others = torch.addmm(-self._log_expected[rows], users, functional.embedding(rows, items).T)
+        others = others.masked_fill(targets[:, None] == rows, -math.inf)
+        return functional.cross_entropy(torch.cat([own, others], 1), targets.new_zeros(len(targets)))
+
+
+def choose_negatives(item_count: int) -> int:
+    """How many negatives suit a catalogue; 0 is the full softmax."""
+    return 0 if item_count <= FULL_SOFTMAX_ITEMS else SAMPLED_NEGATIVES

@@ -1,0 +1,58 @@
+"""Ranking metrics over a full catalogue, from the rank of each user's one target; bigger is better in all."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+CUTOFFS = (5, 10, 20)
+_RESAMPLES = 1000
+
+
+def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
+    """How many items come before the target, (B,) int64, for `scores` (B, V) and `target_rows` (B,).
+
+    Among equal scores the lower row comes first, as in a stable sort. An item with score -inf is never ranked:
+    a target that was left out comes last.
+    """
+    own = scores.gather(1, target_rows[:, None])
+    rows = torch.arange(scores.shape[1], device=scores.device)
+    before = (scores > own) | ((scores == own) & (rows < target_rows[:, None]))
+    return torch.where(own.squeeze(1) == -torch.inf, scores.shape[1], before.sum(1))
+
+
+def hit_rate(ranks: NDArray[np.int64], k: int) -> float:
+    """Share of users whose target is among the first k, in [0, 1]."""
+    return float((ranks < k).mean())
+
+
+def ndcg_each(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """Each user's NDCG@k (T,), in [0, 1]: with one target it is 1 / log2(rank + 2), 0 beyond k."""
+    return np.where(ranks < k, 1.0 / np.log2(ranks + 2.0), 0.0)
+
+
+def mean_reciprocal_rank(ranks: NDArray[np.int64]) -> float:
+    """Mean of 1 / (rank + 1) over all users and the whole catalogue, in [0, 1]."""
+    return float((1.0 / (ranks + 1.0)).mean())
+
+
+def coverage(listed: Tensor, item_count: int) -> float:
+    """Share of the catalogue that is in at least one user's list, in [0, 1]; `listed` (T, k) are item rows."""
+    return len(torch.unique(listed)) / item_count
+
+
+def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
+    """Bounds that hold the mean of `each` (T,) with probability `share`, from resampled users (Efron 1979)."""
+    rng = np.random.default_rng(seed)
+    means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(_RESAMPLES)]
+    low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)
+
+
+def ranking_metrics(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> Mapping[str, float]:
+    """HR and NDCG at each cut-off, and MRR, by name such as `ndcg@10`."""
+    figures = {f"hr@{k}": hit_rate(ranks, k) for k in cutoffs}
+    figures |= {f"ndcg@{k}": float(ndcg_each(ranks, k).mean()) for k in cutoffs}
+    return figures | {"mrr": mean_reciprocal_rank(ranks)}
