@@ -65,7 +65,7 @@ def tiny_release(
 
     It is written elsewhere and renamed in, so that a running server never sees half of it.
     """
-    directory = repository / ".staging" / f"tiny-{seed}-{number}" / str(number)
+    directory = repository / ".staging-tiny" / f"tiny-{seed}-{number}" / str(number)
     directory.mkdir(parents=True)
     _copy_config(repository)
     rng = np.random.default_rng([seed, number])

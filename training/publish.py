@@ -1,0 +1,193 @@
+"""Last stage: puts a run's release into the model repository, whole or not at all.
+
+The release is written beside the model's directory, made durable, read back through the code that the server uses,
+and renamed in. Whatever happens before the rename leaves the repository's releases as they were.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import server.core
+from server.core.errors import DamagedRelease
+from server.core.preprocessing import Preprocessing
+from server.core.release import (
+    FILES,
+    GOLDEN_TOLERANCE,
+    MODEL_NAME,
+    OUTPUT,
+    Golden,
+    Manifest,
+    Release,
+    SegmentProfile,
+    SegmentRecord,
+    read_release,
+    record_of,
+)
+from training.errors import PublishError
+from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
+from training.runs import Progress, Run, no_progress, write_atomically
+from training.segmentation import Segmentation
+
+_STAGING = ".staging"
+_SOURCES = {
+    "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
+    "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
+}
+CONFIG = Path(server.core.__file__).with_name("config.pbtxt")
+"""What Triton is told about the model; the same for all releases."""
+
+
+def publish(run: Run, repository: Path, progress: Progress = no_progress) -> int:
+    """Put the run's release into the model repository; returns its number.
+
+    Raises PublishError when someone else is publishing, when a release came in that the run's segment ids do not
+    know of, and when the release fails its own checks; RunError when a stage is missing.
+    """
+    sources = {stage: run.require(stage) for stage in _SOURCES}
+    with run.stage("publish") as stage, locked(repository):
+        progress("publishing", 0, 4)
+        shutil.rmtree(repository / _STAGING, ignore_errors=True)
+        segmentation = Segmentation.read(sources["segment"])
+        parent = newest_release(repository)
+        _check_parent(run, repository, segmentation, parent)
+        ledger = read_ledger(repository)
+        number = ledger.next_release
+        directory = repository / _STAGING / uuid.uuid4().hex / str(number)
+        directory.mkdir(parents=True)
+        try:
+            _assemble(directory, sources, segmentation, parent, _evaluated(run))
+            progress("publishing", 1, 4)
+            _make_durable(directory)
+            progress("publishing", 2, 4)
+            release = check_release(directory)
+            progress("publishing", 3, 4)
+            _move_in(repository, directory, release, ledger)
+        except OSError as error:
+            raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
+        finally:
+            shutil.rmtree(directory.parent, ignore_errors=True)
+        stage.figures |= {"release": number, "repository": str(repository.resolve())}
+        progress("publishing", 4, 4)
+    return number
+
+
+def check_release(directory: Path) -> Release:
+    """Read a release back and let its model prove itself. Raises PublishError."""
+    try:
+        release = read_release(directory)
+    except DamagedRelease as error:
+        raise PublishError(f"The release does not pass the server's checks: {error}.") from error
+    model = directory / "model.onnx"
+    try:
+        graph = onnx.load(str(model), load_external_data=False)
+        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
+            raise PublishError("model.onnx keeps weights in another file; export it in one.")
+        onnx.checker.check_model(str(model))
+        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+        golden = release.manifest.golden
+        difference = golden.difference(session.run([OUTPUT], golden.inputs())[0])
+    except PublishError:
+        raise
+    except Exception as error:  # ONNX and its runtime raise classes of their own, without a common base.
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PublishError(f"model.onnx of the release does not run: {first}.") from error
+    if difference > GOLDEN_TOLERANCE:
+        raise PublishError(f"model.onnx gives embeddings that differ by {difference:.1e} from the golden ones.")
+    return release
+
+
+def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
+    """Segment ids were matched to one release; if another one came in since, they could clash with its ids."""
+    number = parent.number if parent else 0
+    if number == segmentation.parent_release or (parent and _same_segments(run, segmentation, parent)):
+        return
+    raise PublishError(
+        f"The newest release of {repository} is {number or 'none'}, and this run's segment ids were matched to "
+        f"{segmentation.parent_release or 'none'}; run `segrec-train segment --run {run.path.name} "
+        f"--repository {repository}` again, then publish."
+    )
+
+
+def _same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
+    """Whether a release has the very segments of the run, as when a run is published again."""
+    centroids = np.load(run.path / "segment" / "centroids.npy", allow_pickle=False)
+    ids = [[profile.segment_id for profile in profiles] for profiles in (segmentation.profiles, release.segments)]
+    return ids[0] == ids[1] and np.array_equal(centroids, release.centroids)
+
+
+def _assemble(
+    directory: Path,
+    sources: dict[str, Path],
+    segmentation: Segmentation,
+    parent: Release | None,
+    figures: dict[str, float],
+) -> None:
+    number = int(directory.name)
+    for stage, names in _SOURCES.items():
+        for name in names:
+            shutil.copyfile(sources[stage] / name, directory / name)
+    profiles = [_with_history(profile, number, parent) for profile in segmentation.profiles]
+    text = json.dumps([profile.model_dump(mode="json") for profile in profiles], ensure_ascii=False, indent=1)
+    (directory / "segments.json").write_text(text, encoding="utf-8")
+    preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
+    embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    manifest = Manifest(
+        release=number,
+        created_time=datetime.now(UTC),
+        data_cutoff_time=segmentation.data_cutoff_time,
+        parent_release=parent.number if parent else 0,
+        embedding_dim=embeddings.shape[1],
+        max_length=preprocessing.max_length,
+        item_count=len(embeddings),
+        segment_count=len(profiles),
+        hybrid_weight=segmentation.hybrid_weight,
+        figures=figures | segmentation.figures,
+        files={name: record_of(directory / name) for name in FILES},
+        golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
+    )
+    (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _with_history(profile: SegmentProfile, number: int, parent: Release | None) -> SegmentProfile:
+    """The profile with its record in this release before those of the releases before."""
+    now = SegmentRecord(release=number, user_count=profile.user_count, share=profile.share)
+    earlier = next((p.history for p in parent.segments if p.segment_id == profile.segment_id), ()) if parent else ()
+    return profile.model_copy(update={"history": (now, *earlier)})
+
+
+def _evaluated(run: Run) -> dict[str, float]:
+    """Figures of the evaluate stage, where it ran: those that are numbers."""
+    stages: dict[str, Any] = run.record()["stages"]
+    figures = stages.get("evaluate", {}).get("figures", {})
+    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
+
+
+def _make_durable(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger) -> None:
+    """Use up the numbers, then rename: a crash in between wastes a number, and never gives one twice."""
+    model = repository / MODEL_NAME
+    if not model.is_dir():
+        model.mkdir()
+        sync_directory(repository)
+    config = model / "config.pbtxt"
+    if not config.exists():
+        write_atomically(config, CONFIG.read_text(encoding="utf-8"))
+    next_segment_id = max(ledger.next_segment_id, 1 + max(segment.segment_id for segment in release.segments))
+    write_ledger(repository, Ledger(next_release=release.number + 1, next_segment_id=next_segment_id))
+    directory.rename(model / directory.name)
+    sync_directory(model)

@@ -1,0 +1,88 @@
+"""The model repository as publishing sees it: which releases there are, which numbers are used up, and its lock."""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.core.errors import DamagedRelease
+from server.core.release import MODEL_NAME, Release, read_release
+from training.errors import PublishError
+from training.runs import write_atomically
+
+_LEDGER = ".ledger.json"
+_LOCK = ".publish.lock"
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+
+
+class Ledger(BaseModel):
+    """Numbers that may be given next. Kept beside the releases, so that those of a pruned release stay used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    next_release: int = Field(default=1, ge=1)
+    next_segment_id: int = Field(default=1, ge=1)
+
+
+def release_numbers(repository: Path) -> list[int]:
+    """Numbers of the release directories, ascending. Names such as `2.tmp` and `02` are no releases."""
+    names = [path.name for path in (repository / MODEL_NAME).glob("*") if path.is_dir()]
+    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+
+
+def newest_release(repository: Path) -> Release | None:
+    """The newest release that passes its checks; None where there is none."""
+    for number in reversed(release_numbers(repository)):
+        try:
+            return read_release(repository / MODEL_NAME / str(number))
+        except DamagedRelease:
+            continue
+    return None
+
+
+def read_ledger(repository: Path) -> Ledger:
+    """The ledger, brought up to what the directories show. Raises PublishError when it is damaged."""
+    path = repository / _LEDGER
+    try:
+        ledger = Ledger.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        ledger = Ledger()
+    except ValueError as error:
+        raise PublishError(f"{path} is damaged; restore it, since it keeps numbers from being used twice.") from error
+    newest = newest_release(repository)
+    ids = [segment.segment_id for segment in newest.segments] if newest else []
+    return Ledger(
+        next_release=max(ledger.next_release, *(number + 1 for number in [0, *release_numbers(repository)])),
+        next_segment_id=max(ledger.next_segment_id, *(segment_id + 1 for segment_id in [0, *ids])),
+    )
+
+
+def write_ledger(repository: Path, ledger: Ledger) -> None:
+    """Replace the ledger, durably."""
+    write_atomically(repository / _LEDGER, ledger.model_dump_json() + "\n")
+    sync_directory(repository)
+
+
+@contextmanager
+def locked(repository: Path) -> Iterator[None]:
+    """Be the only one who publishes. Raises PublishError at once when someone else does."""
+    repository.mkdir(parents=True, exist_ok=True)
+    with (repository / _LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PublishError(f"Someone else is publishing to {repository}; try again when that is done.") from None
+        yield
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
