@@ -9,6 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.preprocessing import Preprocessing
+from training.sequences import Log
 
 TOP_ITEMS = 500
 """Items listed for each segment."""
@@ -51,18 +52,23 @@ class Behaviour:
         return self.action_weight * np.exp2(-self.age / half_life)
 
 
-def behaviour_of(events: pl.DataFrame, preprocessing: Preprocessing, item_count: int) -> Behaviour:
-    """`events` has `row` (the user's, in blocks), `item_index`, `action_index` and `timestamp`, as for `encode`."""
+def behaviour_of(log: Log, ends: NDArray[np.int64], preprocessing: Preprocessing, item_count: int) -> Behaviour:
+    """Each user's events up to `ends` (U,), absolute places in the log's columns."""
+    lengths = ends - log.features.offsets[:-1]
+    firsts = np.cumsum(lengths) - lengths
+    user_row = np.repeat(np.arange(len(lengths)), lengths)
+    taken = np.arange(len(user_row)) + np.repeat(log.features.offsets[:-1] - firsts, lengths)
     if preprocessing.has_clock:
-        age = (pl.col("timestamp").max() - pl.col("timestamp")) / _DAY_MS
+        times = log.timestamp[taken]
+        age = (times.max(initial=0) - times) / _DAY_MS
     else:
-        age = pl.col("row").cum_count(reverse=True).over("row") - 1
+        age = (np.repeat(ends, lengths) - 1 - taken).astype(np.float64)
     weights = np.array([action.weight for action in preprocessing.actions])
     return Behaviour(
-        events["row"].to_numpy().astype(np.intp),
-        events["item_index"].to_numpy().astype(np.intp) - 1,
-        weights[events["action_index"].to_numpy() - 1],
-        events.select(age.cast(pl.Float64).alias("age"))["age"].to_numpy(),
+        user_row,
+        log.features.item_index[taken].astype(np.intp) - 1,
+        weights[log.features.action_index[taken] - 1],
+        age,
         item_count,
     )
 

@@ -5,9 +5,11 @@ import polars as pl
 import pytest
 from numpy.typing import NDArray
 
+from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from training import segment_items as si
 from training.segment_items import Behaviour, Smoothing, behaviour_of, choose_smoothing, popularity, segment_items
+from training.sequences import Log
 
 DAY_MS = 86_400_000
 NO_FADING = Smoothing(half_life=1e9, prior=1e-6)
@@ -19,17 +21,19 @@ def preprocessing(has_clock: bool = True) -> Preprocessing:
 
 
 def behaviour(events: list[tuple[int, int, int, int]], items: int = 3, has_clock: bool = True) -> Behaviour:
-    """Events are (user row, item index, action index, day)."""
-    users, item_index, action_index, days = (list(column) for column in zip(*events, strict=True))
-    frame = pl.DataFrame(
-        {
-            "row": pl.Series(users, dtype=pl.UInt32),
-            "item_index": pl.Series(item_index, dtype=pl.Int32),
-            "action_index": pl.Series(action_index, dtype=pl.Int32),
-            "timestamp": [day * DAY_MS for day in days],
-        }
+    """Events are (user row, item index, action index, day), each user's in one block."""
+    log = indexed_log(events)
+    return behaviour_of(log, log.features.offsets[1:], preprocessing(has_clock), items)
+
+
+def indexed_log(events: list[tuple[int, int, int, int]]) -> Log:
+    users, items, actions, days = (np.array(column, np.int32) for column in zip(*events, strict=True))
+    offsets = np.searchsorted(users, np.arange(users.max() + 2))
+    counts = np.zeros(len(offsets) - 1, np.int32)
+    features = Features(
+        items, actions, np.zeros(len(items), np.float32), np.ones(len(items), np.int32), offsets, counts
     )
-    return behaviour_of(frame, preprocessing(has_clock), items)
+    return Log(pl.Series([f"u{row}" for row in range(len(counts))]), features, days * np.int64(DAY_MS), offsets[1:])
 
 
 def items_of(frame: pl.DataFrame, segment_id: int) -> list[int]:
@@ -79,6 +83,14 @@ def test_without_a_clock_age_counts_a_users_own_events() -> None:
     np.testing.assert_allclose(log.weights(1.0), [0.5, 1.0, 1.0])
 
 
+def test_behaviour_ends_where_it_is_told() -> None:
+    log = indexed_log([(0, 1, 1, 0), (0, 2, 1, 10), (1, 3, 1, 4), (1, 1, 1, 20)])
+    cut = behaviour_of(log, np.array([1, 4]), preprocessing(), 3)
+    assert cut.user_row.tolist() == [0, 1, 1]
+    assert cut.item_row.tolist() == [0, 2, 0]
+    assert cut.age.tolist() == [20, 16, 0]
+
+
 def test_a_segment_of_few_events_is_drawn_to_everyone() -> None:
     log = behaviour([(0, 1, 1, 0)] * 50 + [(1, 2, 1, 0)])
     clusters = np.array([0, 1])
@@ -101,13 +113,14 @@ def test_an_empty_cluster_gets_what_is_popular() -> None:
 
 def shifting_log() -> tuple[Behaviour, tuple[NDArray[np.intp], NDArray[np.intp]]]:
     """Everyone liked item 1 for a year and item 2 in the last week, and goes on with item 2."""
-    log = behaviour([(user, 1, 1, day) for user in range(4) for day in range(0, 350, 5)] + [(0, 2, 1, 365)] * 20)
+    events = [(user, 1, 1, day) for user in range(4) for day in range(0, 350, 5)] + [(4, 2, 1, 365)] * 20
+    log = behaviour(events)
     return log, (np.arange(4), np.full(4, 1))
 
 
 def test_fading_is_chosen_by_what_came_next() -> None:
     log, targets = shifting_log()
-    chosen = choose_smoothing(log, np.zeros(4, np.intp), 1, targets, si.HALF_LIVES_DAYS)
+    chosen = choose_smoothing(log, np.zeros(5, np.intp), 1, targets, si.HALF_LIVES_DAYS)
     assert chosen.half_life == 7.0
 
 
