@@ -5,7 +5,6 @@ import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -33,6 +32,7 @@ class InputFile:
     def __init__(self, path: str) -> None:
         self.path = path
         self.suffix = Path(path).suffix.lower()
+        self._text: io.TextIOWrapper | None = None
         self._total = 0
         self._position: Callable[[], int] = int
         try:
@@ -68,7 +68,8 @@ class InputFile:
 
     def _lines(self) -> Iterator[str]:
         self._total, self._position = os.fstat(self._raw.fileno()).st_size, self._raw.tell
-        return iter(io.TextIOWrapper(self._raw, encoding="utf-8-sig", errors="surrogateescape", newline=""))
+        self._text = io.TextIOWrapper(self._raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        return self._text
 
     def _csv_users(self) -> Iterator[str]:
         lines = self._lines()
@@ -135,8 +136,7 @@ class InputFile:
 
     def close(self) -> None:
         """Closes the file."""
-        with suppress(ValueError):
-            self._raw.close()
+        (self._text or self._raw).close()
 
     def __enter__(self) -> Self:
         return self

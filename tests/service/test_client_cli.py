@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 import pytest
@@ -35,7 +36,7 @@ def users_file(tmp_path: Path) -> str:
     return str(path)
 
 
-def records(text: str) -> list[dict[str, object]]:
+def records(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
@@ -160,7 +161,7 @@ def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> 
         ]
 
 
-def read(path: str) -> list[dict[str, object]]:
+def read(path: str) -> list[dict[str, Any]]:
     if path.endswith(".parquet"):
         return pl.read_parquet(path).to_dicts()
     with open(path, encoding="utf-8", newline="") as file:
@@ -266,7 +267,11 @@ def test_a_stalled_server_ends_the_stream_in_time(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     release = threading.Event()
-    fake.script.before_answer = lambda number: None if release.wait(WAIT_SECONDS) else None
+
+    def hold(_: int) -> None:
+        release.wait(WAIT_SECONDS)
+
+    fake.script.before_answer = hold
     assert cli.main(["stream", "--users", users_file, "--out", "out.csv", "--timeout", "0.3"]) == 4
     release.set()
     assert "has answered nothing for 0.3 s" in capsys.readouterr().err
