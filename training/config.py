@@ -199,11 +199,15 @@ def load_config(path: Path | None) -> Config:
     if path is None:
         return Config()
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        raw = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML in UTF-8: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8 text, which TOML has to be: {error}.") from error
+    except tomllib.TOMLDecodeError as error:
+        hint = "" if text.isascii() else '; names in Chinese need quotes, as in "购买" = 1'
+        raise ConfigError(f"{path} is not valid TOML: {error}{hint}.") from error
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
