@@ -14,13 +14,13 @@ _RESAMPLES = 1000
 def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
     """How many items come before the target, (B,) int64, for `scores` (B, V) and `target_rows` (B,).
 
-    Among equal scores the lower row comes first, as in a stable sort. An item with score -inf is never ranked:
-    a target that was left out comes last.
+    Among equal scores the lower row comes first, as in a stable sort. A target that was left out (score -inf) comes
+    last, and so does every target where scores are NaN.
     """
     own = scores.gather(1, target_rows[:, None])
     rows = torch.arange(scores.shape[1], device=scores.device)
-    before = (scores > own) | ((scores == own) & (rows < target_rows[:, None]))
-    return torch.where(own.squeeze(1) == -torch.inf, scores.shape[1], before.sum(1))
+    before = ~(scores <= own) | ((scores == own) & (rows < target_rows[:, None]))
+    return torch.where(own.squeeze(1) > -torch.inf, before.sum(1), scores.shape[1])
 
 
 def hit_rate(ranks: NDArray[np.int64], k: int) -> float:

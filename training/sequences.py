@@ -7,7 +7,7 @@ what the other is tested on.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from server.core.features import Features, encode, pad, padded_length
+from server.core.features import Features, batches, encode, pad, padded_length
 from server.core.preprocessing import Preprocessing
 
 EVENTS_MIN = 5
@@ -236,8 +236,12 @@ def sampled(held: HeldOut, count: int, seed: int) -> HeldOut:
     """At most `count` of them, drawn by seed, in their order."""
     if len(held.rows) <= count:
         return held
-    chosen = np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False))
-    return replace(held, rows=held.rows[chosen], ends=held.ends[chosen], targets=held.targets[chosen])
+    return chosen(held, np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False)))
+
+
+def chosen(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
+    """Those at `places`, in that order."""
+    return HeldOut(held.rows[places], held.ends[places], held.targets[places])
 
 
 def seen_pairs(log: Log, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -247,3 +251,37 @@ def seen_pairs(log: Log, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.in
     places = np.repeat(np.arange(len(starts)), lengths)
     taken = np.arange(len(places)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
     return places, log.features.item_index[taken].astype(np.intp) - 1
+
+
+class Validation(Dataset[Batch]):
+    """Batches that ask for one target each.
+
+    Encoder inputs (B, L); `target` (B,) item rows; and `seen_place`, `seen_row` (P,): pairs of place in the batch and
+    row of an item that is not to be ranked, empty unless the log excludes seen items.
+    """
+
+    def __init__(self, log: Log, held: HeldOut, preprocessing: Preprocessing) -> None:
+        self._log = log
+        self._held = held
+        self._exclude_seen = preprocessing.exclude_seen
+        self._batches = batches(history_features(log, held, preprocessing.max_length), preprocessing.max_length)
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, index: int) -> Batch:
+        rows, inputs = self._batches[index]
+        held = chosen(self._held, rows)
+        places, seen = seen_pairs(self._log, held) if self._exclude_seen else (np.empty(0, np.intp),) * 2
+        more = {"target": held.targets.astype(np.int64) - 1, "seen_place": places, "seen_row": seen}
+        return {name: torch.from_numpy(column) for name, column in {**inputs, **more}.items()}
+
+
+def target_counts(log: Log, item_count: int) -> Tensor:
+    """How often training sees each item, (V,) int64."""
+    starts = log.features.offsets[:-1]
+    inside = np.zeros(len(log.features.item_index) + 1, np.int64)
+    np.add.at(inside, starts, 1)
+    np.add.at(inside, log.train_ends, -1)
+    training = np.cumsum(inside[:-1]) > 0
+    return torch.from_numpy(np.bincount(log.features.item_index[training] - 1, minlength=item_count))
