@@ -1,0 +1,171 @@
+"""How far personal scores and segment items are mixed, chosen on validation targets; and what each way is worth.
+
+Everything here looks at the past only: users are embedded, clustered and counted from the events before their
+target. Settings are chosen on each user's last event but one, figures are read once, on the last one.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from server.core.features import Features
+from server.core.preprocessing import Preprocessing
+from server.core.segments import normalised
+from training.kmeans import Engine, fit_kmeans
+from training.metrics import hit_rate, ndcg_each, target_ranks
+from training.segment_items import (
+    TOP_ITEMS,
+    Behaviour,
+    Smoothing,
+    behaviour_of,
+    choose_smoothing,
+    cluster_counts,
+    half_lives,
+    popularity,
+    smoothed,
+)
+from training.sequences import HeldOut, Log, held_out, history_features, positive_actions, sampled
+
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+"""Shares of the personal score to choose from."""
+
+ASKED_USERS = 2_000
+CLUSTERED_USERS = 20_000
+DEFAULT_WEIGHT = 0.5
+_CHUNK = 128
+
+Embed = Callable[[Features], NDArray[np.float32]]
+"""User embeddings (B, D) of B histories."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """The state of the world before some users' targets.
+
+    `held` (T) are the users asked about, `embeddings` (T, D) theirs; `clusters` (U,) is each user's cluster from 0
+    to K - 1, or -1 where a user was left out.
+    """
+
+    held: HeldOut
+    embeddings: NDArray[np.float32]
+    clusters: NDArray[np.intp]
+    cluster_count: int
+    behaviour: Behaviour
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What validation chose, and test figures by name, such as `hybrid_ndcg@10`; none where no user can be asked."""
+
+    smoothing: Smoothing
+    weight: float
+    figures: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Mixer:
+    """What ranks items for the users of a log, and how K-means is asked."""
+
+    log: Log
+    preprocessing: Preprocessing
+    item_embeddings: NDArray[np.float32]
+    embed: Embed
+    k: int
+    engine: Engine
+    seed: int
+
+    def choose(self) -> Choice:
+        """Choose on validation targets, and measure on test targets."""
+        candidates = half_lives(self.preprocessing)
+        scene = self._scene(2)
+        if scene is None:
+            return Choice(Smoothing(candidates[len(candidates) // 2], 1_000.0), DEFAULT_WEIGHT, {})
+        targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
+        smoothing = choose_smoothing(scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates)
+        by_weight = self._ranks(scene, smoothing, WEIGHTS)
+        weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
+        final = self._scene(1)
+        return Choice(smoothing, weight, self._figures(final, smoothing, weight) if final else {})
+
+    def _scene(self, from_end: int) -> Scene | None:
+        positive = positive_actions(self.preprocessing)
+        held = sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.seed)
+        if not len(held.rows):
+            return None
+        ends = self.log.train_ends.copy()
+        everyone = held_out(self.log, from_end)
+        ends[everyone.rows] = everyone.ends
+        known = np.flatnonzero(ends > self.log.features.offsets[:-1])
+        drawn = np.random.default_rng(self.seed).permutation(known)[:CLUSTERED_USERS]
+        rows = np.union1d(drawn, held.rows)
+        past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
+        embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
+        fitted = fit_kmeans(normalised(embeddings), min(self.k, len(rows)), engine=self.engine, seed=self.seed)
+        clusters = np.full(len(ends), -1, np.intp)
+        clusters[rows] = fitted.labels
+        behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
+        asked = embeddings[np.searchsorted(rows, held.rows)]
+        return Scene(held, asked, clusters, len(fitted.centroids), behaviour)
+
+    def _figures(self, scene: Scene, smoothing: Smoothing, weight: float) -> dict[str, float]:
+        by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}))
+        popular = np.log(popularity(scene.behaviour, smoothing.half_life)).astype(np.float32)
+        by_popularity = self._ranked(scene, [np.arange(len(scene.held.rows))], [popular], [0.0])[0.0]
+        ways = {"popular": by_popularity, "segment": by_weight[0.0]}
+        ways |= {"personal": by_weight[1.0], "hybrid": by_weight[weight]}
+        figures = {f"{way}_ndcg@10": float(ndcg_each(ranks, 10).mean()) for way, ranks in ways.items()}
+        return figures | {f"{way}_hr@10": hit_rate(ranks, 10) for way, ranks in ways.items()}
+
+    def _ranks(self, scene: Scene, smoothing: Smoothing, weights: Sequence[float]) -> dict[float, NDArray[np.int64]]:
+        asked = scene.clusters[scene.held.rows]
+        places = [np.flatnonzero(asked == cluster) for cluster in range(scene.cluster_count)]
+        return self._ranked(scene, places, _segment_scores(scene, smoothing), weights)
+
+    def _ranked(
+        self,
+        scene: Scene,
+        groups: Iterable[NDArray[np.intp]],
+        log_probabilities: Iterable[NDArray[np.float32]],
+        weights: Sequence[float],
+    ) -> dict[float, NDArray[np.int64]]:
+        """Rank of each target (T,) by weight. A group is places of users (…,) who share a log-probability (V,)."""
+        ranks = {weight: np.zeros(len(scene.held.rows), np.int64) for weight in weights}
+        items = torch.from_numpy(self.item_embeddings)
+        for group, log_probability in zip(groups, log_probabilities, strict=True):
+            shared = torch.from_numpy(log_probability)
+            for start in range(0, len(group), _CHUNK):
+                places = group[start : start + _CHUNK]
+                targets = torch.from_numpy(scene.held.targets[places].astype(np.int64) - 1)
+                personal = torch.from_numpy(scene.embeddings[places]) @ items.T
+                self._leave_out(scene.held, places, personal)
+                for weight in weights:
+                    # -inf stays -inf under any weight but 0.
+                    scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)
+                    ranks[weight][places] = target_ranks(scores, targets).numpy()
+        return ranks
+
+    def _leave_out(self, held: HeldOut, places: NDArray[np.intp], scores: torch.Tensor) -> None:
+        """Where the release leaves seen items out, so does this: their scores become -inf."""
+        if not self.preprocessing.exclude_seen:
+            return
+        offsets = self.log.features.offsets
+        for row, place in enumerate(places):
+            seen = self.log.features.item_index[offsets[held.rows[place]] : held.ends[place]]
+            scores[row, torch.from_numpy(seen.astype(np.int64) - 1)] = -torch.inf
+
+
+def _segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
+    """For each cluster the log-probability of each item (V,) as the server reads it from a release.
+
+    Items that are not listed have their global popularity, but no more than the last one listed.
+    """
+    everyone = popularity(scene.behaviour, smoothing.half_life)
+    for counts in cluster_counts(scene.behaviour, scene.clusters, scene.cluster_count, smoothing.half_life):
+        probability = smoothed(counts, everyone, smoothing.prior)
+        listed = np.argsort(-probability, kind="stable")[:TOP_ITEMS]
+        served = np.minimum(everyone, probability[listed[-1]])
+        served[listed] = probability[listed]
+        yield np.log(served).astype(np.float32)
