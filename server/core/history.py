@@ -13,7 +13,18 @@ ID_MAX_BYTES = 256
 
 _SEPARATOR = "\0"
 _HEADER = struct.Struct("<BxxxIQ")  # version, events kept, revision
-_ROW_VERSION = 1
+ROW_VERSION = 1
+"""Version of the packed row. A store keeps it apart as well, so that an old store is refused as a whole."""
+
+
+def event_key(item_id: str, action: str, value: float, timestamp: int, repeat: int = 0) -> int:
+    """64-bit key of an event without an id; `repeat` counts the equal ones before it in a log that keeps those."""
+    text = f"{item_id}\0{action}\0{float(value)!r}\0{timestamp}"
+    return _hash64(f"{text}\0{repeat}" if repeat else text)
+
+
+def _hash64(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +44,9 @@ class Event:
 
     def key(self) -> int:
         """64-bit key by which a repeated event is recognised."""
-        text = self.event_id or f"{self.item_id}\0{self.action}\0{self.value!r}\0{self.timestamp}"
-        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        if self.event_id:
+            return _hash64(self.event_id)
+        return event_key(self.item_id, self.action, self.value, self.timestamp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,28 +106,54 @@ def merge(history: History, events: Sequence[Event], limit: int, revision: int) 
     duplicate_count = len(events) - len(fresh)
     if not fresh:
         return history, duplicate_count
-    added = history_of(fresh)
-    timestamps = np.concatenate([history.timestamps, added.timestamps])
-    order = np.argsort(timestamps, kind="stable")[-limit:]
-    item_ids = [*history.item_ids, *added.item_ids]
-    actions = [*history.actions, *added.actions]
-    merged = History(
-        [item_ids[i] for i in order],
-        [actions[i] for i in order],
-        np.concatenate([history.values, added.values])[order],
-        timestamps[order],
-        np.concatenate([history.keys, added.keys])[order],
+    return _joined(history, history_of(fresh), limit, revision), duplicate_count
+
+
+def merge_histories(history: History, added: History, limit: int, revision: int) -> History:
+    """Add the events of `added`, whose keys are distinct, to a history, keeping the newest `limit`.
+
+    When nothing is new, the history comes back as it was, revision included.
+    """
+    fresh = np.isin(added.keys, history.keys, invert=True, kind="sort")
+    if not fresh.any():
+        return history
+    if not fresh.all():
+        rows = np.flatnonzero(fresh)
+        added = _taken(added, rows, added.revision)
+    return _joined(history, added, limit, revision)
+
+
+def _joined(older: History, newer: History, limit: int, revision: int) -> History:
+    both = History(
+        [*older.item_ids, *newer.item_ids],
+        [*older.actions, *newer.actions],
+        np.concatenate([older.values, newer.values]),
+        np.concatenate([older.timestamps, newer.timestamps]),
+        np.concatenate([older.keys, newer.keys]),
+    )
+    return _taken(both, np.argsort(both.timestamps, kind="stable")[-limit:], revision)
+
+
+def _taken(history: History, rows: NDArray[np.intp], revision: int) -> History:
+    places = rows.tolist()
+    return History(
+        [history.item_ids[i] for i in places],
+        [history.actions[i] for i in places],
+        history.values[rows],
+        history.timestamps[rows],
+        history.keys[rows],
         revision,
     )
-    return merged, duplicate_count
 
 
 def pack(history: History) -> bytes:
-    """Encode a history as one row. `unpack` reverses it to the bit."""
+    """Encode a history as one row. `unpack` reverses it to the bit. Raises `ValueError` for an id with a NUL in it."""
     text = _SEPARATOR.join([*history.item_ids, *history.actions]).encode()
+    if history and text.count(b"\0") != 2 * len(history) - 1:
+        raise ValueError("item ids and actions must not hold the character NUL")
     return b"".join(
         (
-            _HEADER.pack(_ROW_VERSION, len(history), history.revision),
+            _HEADER.pack(ROW_VERSION, len(history), history.revision),
             history.timestamps.astype("<i8").tobytes(),
             history.values.astype("<f8").tobytes(),
             history.keys.astype("<u8").tobytes(),
@@ -130,8 +168,8 @@ def unpack(row: bytes | memoryview) -> History:
     if len(row) < _HEADER.size:
         raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
     version, count, revision = _HEADER.unpack_from(row)
-    if version != _ROW_VERSION:
-        raise ValueError(f"history row has version {version}, this build reads {_ROW_VERSION}")
+    if version != ROW_VERSION:
+        raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
     if not count:
         return History(revision=revision)
     start = _HEADER.size
@@ -153,3 +191,8 @@ def unpack(row: bytes | memoryview) -> History:
 def revision_of(row: bytes | memoryview) -> int:
     """Read only the revision of a packed row."""
     return int(_HEADER.unpack_from(row)[2])
+
+
+def event_count_of(row: bytes | memoryview) -> int:
+    """Read only how many events a packed row holds; 0 when it is too short to say."""
+    return int(_HEADER.unpack_from(row)[1]) if len(row) >= _HEADER.size else 0
