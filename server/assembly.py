@@ -67,7 +67,7 @@ async def running(
     At the end health says NOT_SERVING, accepted calls are answered, the store is flushed, and the embedded Triton
     stops. Raises `SetupError` with one sentence when the server cannot start.
     """
-    config = ensure_repository(settings.repository)
+    config = _checked(settings)
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         store = await open_store(settings)
@@ -104,6 +104,17 @@ async def running(
         follower = asyncio.create_task(_follow(settings, releases, [public, models], serving, stop))
         stack.push_async_callback(_end, follower, stop)
         yield Running(public.port, models.port, metrics_port, releases, triton, serving)
+
+
+def _checked(settings: Settings) -> Path:
+    """See that what the settings name is there; returns the path of the encoder's Triton configuration."""
+    events = settings.bootstrap_events
+    if events is not None and not events.is_file():
+        raise SetupError(f"bootstrap_events {events} does not exist: `segrec-train prepare` writes it")
+    try:
+        return ensure_repository(settings.repository)
+    except OSError as error:
+        raise SetupError(f"the model repository {settings.repository} cannot be made: {error.strerror}") from error
 
 
 async def open_store(settings: Settings) -> HistoryStore:
@@ -172,8 +183,6 @@ def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
 
 
 async def _bootstrap(store: HistoryStore, events: Path, on_progress: Progress) -> None:
-    if not events.is_file():
-        raise SetupError(f"bootstrap_events {events} does not exist: `segrec-train prepare` writes it")
     count = await store.bulk_load(events, on_progress)
     if count:
         log.info("histories of %d users were loaded from %s", count, events)

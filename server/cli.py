@@ -63,8 +63,12 @@ async def _serve(settings: Settings) -> None:
 
         async with running(settings, on_progress=show) as server:
             progress.stop()
-            host = settings.address.rpartition(":")[0]
-            print(f"segrec listens on {host}:{server.port}", flush=True)
+            for name, address, port in (
+                ("segrec", settings.address, server.port),
+                ("models", settings.model_address, server.model_port),
+                ("metrics", settings.metrics_address, server.metrics_port),
+            ):
+                print(f"{name} on {address.rpartition(':')[0]}:{port}", flush=True)
             announcer = asyncio.create_task(_announce(server.serving))
             await stop.wait()
             announcer.cancel()

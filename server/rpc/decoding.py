@@ -6,6 +6,7 @@ that one bad id costs one row. A bad string is replaced by one that starts with 
 
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
@@ -16,8 +17,11 @@ _STRING = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 _BYTES = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
 
 
-def tolerant(parse: Callable[[bytes], Message], descriptor: Descriptor) -> Callable[[bytes], Message]:
-    """A deserializer that reads what `parse` reads, and messages with strings that are not UTF-8."""
+def tolerant(parse: Callable[[bytes], Message], descriptor: Any) -> Callable[[bytes], Message]:
+    """A deserializer that reads what `parse` reads, and messages with strings that are not UTF-8.
+
+    `descriptor` is the message's own, of whichever implementation of Protocol Buffers is in use.
+    """
 
     def deserialize(data: bytes) -> Message:
         try:

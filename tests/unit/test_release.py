@@ -102,7 +102,7 @@ def test_a_manifest_that_names_a_path_outside_is_refused(directory: Path) -> Non
 def test_centroids_of_another_shape_or_kind_are_refused(
     directory: Path,
     array: np.ndarray,
-    message: str,  # type: ignore[type-arg]
+    message: str,
 ) -> None:
     path = directory / "centroids.npy"
     np.save(path, array)

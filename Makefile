@@ -1,0 +1,72 @@
+# `make run` does the main job on real data; `make test` runs the tests. Both set up all that they need.
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+RUN := demo
+
+.PHONY: run setup test check lint types protos protos-check services lock clean
+
+run: setup
+	@$(BIN)/segrec-train run --demo --run $(RUN)
+	@exec $(BIN)/python deploy/demo.py --run runs/$(RUN)
+
+setup: $(STAMP)
+	@$(BIN)/segrec-triton install
+
+# pip takes torch alone, since only pip can be told where a build without CUDA lies; uv takes the rest, in seconds.
+$(STAMP): pyproject.toml requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install it, or name another with PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the pinned packages into .venv (about a minute)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|uv)==' requirements.lock)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r requirements.lock
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+# Programs that the tests run and that no Python package brings.
+services:
+	@command -v redis-server >/dev/null && command -v promtool >/dev/null || { \
+	  echo "Installing redis-server and prometheus for the tests"; \
+	  SUDO=$$(test "$$(id -u)" = 0 || echo sudo); \
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus >/dev/null; } \
+	|| { echo "error: redis-server or promtool is missing: install the packages redis-server and prometheus"; exit 1; }
+
+test: setup services
+	@$(BIN)/python -m pytest
+
+check: setup lint types protos-check test
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types: setup
+	@$(BIN)/mypy protos/segrec server training tests deploy
+
+protos: setup
+	@$(BIN)/buf format -w
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
+	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:protos protos/segrec/v1/*.proto
+
+# The committed code must be what the protos give.
+protos-check: setup
+	@$(BIN)/buf lint
+	@$(BIN)/buf format -d --exit-code
+	@rm -rf .protos-check && mkdir .protos-check
+	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=.protos-check --pyi_out=.protos-check \
+	  --grpc_python_out=.protos-check --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
+	  --mypy_grpc_out=quiet:.protos-check protos/segrec/v1/*.proto
+	@for file in .protos-check/segrec/v1/*; do cmp $$file protos/segrec/v1/$$(basename $$file) || \
+	  { echo "error: generated code is stale: run 'make protos' and commit"; exit 1; }; done
+	@rm -rf .protos-check
+
+# Pin what is installed now, after pyproject.toml has changed.
+lock:
+	@{ sed -n '/^#/p' requirements.lock; echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"; \
+	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(torch|pip)=='; } > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+clean:
+	rm -rf .venv .triton runs history triton.log .mypy_cache .ruff_cache .pytest_cache model_repository/user_encoder/[0-9]* model_repository/.staging

@@ -1,0 +1,110 @@
+"""The second half of `make run`: serve the demo's release, ask it over gRPC, show the answers, and go on serving."""
+
+import argparse
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import polars as pl
+from rich.console import Console
+from rich.table import Table
+from segrec import ModelClient, SegrecClient
+from segrec.errors import SegrecError
+from segrec.v1 import segrec_service_pb2 as pb
+
+USERS_SHOWN = 5
+console = Console()
+
+
+def main() -> int:
+    """Run until Ctrl-C; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="Directory of the training run.")
+    parser.add_argument("--once", action="store_true", help="Stop after the answers instead of serving on.")
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    events = options.run / "prepare" / "events.parquet"
+    command = [Path(sys.executable).with_name("segrec-serve"), "--bootstrap-events", events]
+    with subprocess.Popen(list(map(str, command)), start_new_session=True, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            if not _wait_until_serving(server):
+                return server.wait()
+            _show(options.run)
+            if options.once:
+                return 0
+            _say_how()
+            return server.wait()
+        except KeyboardInterrupt:
+            console.print("\nStopping: accepted calls are answered, then Triton and the server end.")
+            return 130
+        except SegrecError as error:
+            console.print(f"[red]error:[/] {error}")
+            return 1
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def _wait_until_serving(server: "subprocess.Popen[str]") -> bool:
+    """Follow what the server prints until it serves; False when it ended instead."""
+    assert server.stdout is not None
+    for line in server.stdout:
+        console.print(f"[dim]{line.rstrip()}[/]")
+        if line.strip() == "serving":
+            return True
+    return False
+
+
+def _show(run: Path) -> None:
+    with SegrecClient() as client, ModelClient() as models:
+        listed = client.list_segments()
+        [release] = [entry for entry in models.list_releases().releases if entry.release == listed.release]
+        console.print(f"\nRelease {listed.release} answers on 127.0.0.1:50051: {release.item_count:,} items.")
+        console.print(_segments_table(listed))
+        for user_id in _some_users(run):
+            console.print(_user_table(client, user_id))
+
+
+def _segments_table(listed: pb.ListSegmentsResponse) -> Table:
+    table = Table(title=f"Segments of release {listed.release}", title_justify="left")
+    for name in ("id", "label", "users", "share", "what sets it apart"):
+        table.add_column(name, justify="right" if name in ("id", "users", "share") else "left")
+    for segment in listed.segments:
+        traits = ", ".join(f"{trait.name} × {trait.lift:.1f}" for trait in segment.traits[:3])
+        table.add_row(str(segment.segment_id), segment.label, f"{segment.user_count:,}", f"{segment.share:.0%}", traits)
+    return table
+
+
+def _some_users(run: Path) -> list[str]:
+    """One user each of the largest segments."""
+    assignments = pl.read_parquet(run / "segment" / "assignments.parquet").sort("user_id")
+    first = assignments.group_by("segment_id").agg(pl.first("user_id"), pl.len().alias("size"))
+    return first.sort("size", "segment_id", descending=[True, False])["user_id"].head(USERS_SHOWN).to_list()
+
+
+def _user_table(client: SegrecClient, user_id: str) -> Table:
+    answer = client.recommend(user_id=user_id, top_k=5)
+    place = answer.assignment
+    title = f"User {user_id}: segment {place.segment_id} ({place.label}), distance {place.distance:.2f}"
+    table = Table(title=title, title_justify="left")
+    for name in ("item", "title", "score", "reason", "bought before"):
+        table.add_column(name)
+    for item in answer.items:
+        reason = pb.ItemReason.Name(item.reason).removeprefix("ITEM_REASON_").replace("_", " ").lower()
+        table.add_row(item.item_id, item.title, f"{item.score:.2f}", reason, "yes" if item.seen else "no")
+    return table
+
+
+def _say_how() -> None:
+    console.print(
+        "\nServing. Ask it:\n"
+        "  .venv/bin/segrec segment 1 2 3\n"
+        "  .venv/bin/segrec recommend 1 --top-k 5\n"
+        '  .venv/bin/grpcurl -plaintext -d \'{"user_id": "1"}\' 127.0.0.1:50051 segrec.v1.SegrecService/Segment\n'
+        "Ctrl-C stops the server and Triton."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+"""SegrecService against the real server and the real Triton."""
+
+from collections.abc import Iterator
+from queue import SimpleQueue
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from grpc_status import rpc_status
+from segrec.v1 import common_pb2, event_service_pb2
+from segrec.v1 import segrec_service_pb2 as pb
+
+from server.core.history import History
+from server.rpc.conversion import event_message
+from tests.support.releases import group_history, item_id
+from tests.support.server import Stubs
+
+
+def events_of(history: History) -> list[common_pb2.Event]:
+    return [event_message(event) for event in history.events()]
+
+
+def record(stubs: Stubs, user_id: str, history: History) -> None:
+    events = [event_service_pb2.UserEvent(user_id=user_id, event=event) for event in events_of(history)]
+    response = stubs.events.RecordEvents(event_service_pb2.RecordEventsRequest(events=events))
+    assert (response.stored_count, len(response.refused)) == (len(events), 0)
+
+
+def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
+    """Code, reason and field of an error, from google.rpc.Status, which must agree with our own RowStatus."""
+    status = rpc_status.from_call(call)
+    assert status is not None
+    info, bad_request = ErrorInfo(), BadRequest()
+    assert status.details[0].Unpack(info)
+    assert info.domain == "segrec"
+    field = ""
+    if len(status.details) > 1 and status.details[1].Unpack(bad_request):
+        field = bad_request.field_violations[0].field
+    trailing = dict(call.trailing_metadata() or ())
+    own = common_pb2.RowStatus.FromString(trailing["segrec-error-bin"])
+    assert (own.code, own.reason, own.field) == (call.code().value[0], info.reason, field)
+    return call.code(), info.reason, field
+
+
+@pytest.mark.parametrize("group", range(4))
+def test_a_stored_user_is_in_the_segment_of_its_items(stubs: Stubs, group: int) -> None:
+    record(stubs, f"segment-{group}", group_history(group))
+    response = stubs.segrec.Segment(pb.SegmentRequest(user_id=f"segment-{group}"))
+    assert response.assignment.state == pb.SEGMENT_STATE_ASSIGNED
+    assert response.assignment.segment_id == group + 1
+    assert 0 < response.assignment.distance < response.assignment.runner_up_distance <= 2
+    assert response.info == common_pb2.AnswerInfo(release=3, history_event_count=10)
+
+
+def test_inline_events_give_what_the_stored_history_gives(stubs: Stubs) -> None:
+    history = group_history(1, 30)
+    record(stubs, "inline-twin", history)
+    stored = stubs.segrec.Segment(pb.SegmentRequest(user_id="inline-twin"))
+    inline = stubs.segrec.Segment(pb.SegmentRequest(events=common_pb2.EventList(events=events_of(history))))
+    assert inline.assignment.segment_id == stored.assignment.segment_id
+    assert inline.assignment.distance == pytest.approx(stored.assignment.distance, abs=1e-5)
+    assert inline.info == stored.info
+
+
+def test_the_very_next_answer_sees_a_recorded_event(stubs: Stubs) -> None:
+    record(stubs, "moves", group_history(0, 4))
+    before = stubs.segrec.Segment(pb.SegmentRequest(user_id="moves"))
+    record(stubs, "moves", group_history(2, 32))
+    after = stubs.segrec.Segment(pb.SegmentRequest(user_id="moves"))
+    assert (before.assignment.segment_id, after.assignment.segment_id) == (1, 3)
+    assert after.info.history_event_count == 32
+
+
+def test_an_unknown_user_gets_no_segment_and_the_popular_items(stubs: Stubs) -> None:
+    segment = stubs.segrec.Segment(pb.SegmentRequest(user_id="nobody"))
+    assert segment.assignment == pb.SegmentAssignment(state=pb.SEGMENT_STATE_NO_HISTORY)
+    assert segment.info == common_pb2.AnswerInfo(release=3)
+    response = stubs.segrec.Recommend(pb.RecommendRequest(user_id="nobody"))
+    assert [item.item_id for item in response.items] == [item_id(number) for number in range(3, 13)]
+    assert {item.reason for item in response.items} == {pb.ITEM_REASON_POPULAR}
+    assert not response.info.degraded
+
+
+def test_unknown_items_and_actions_are_ignored_and_counted(stubs: Stubs) -> None:
+    known = events_of(group_history(1, 3))
+    strange = [common_pb2.Event(item_id="?", action="view"), common_pb2.Event(item_id=item_id(1), action="?")]
+    response = stubs.segrec.Segment(pb.SegmentRequest(events=common_pb2.EventList(events=[*strange, *known])))
+    assert response.assignment.segment_id == 2
+    assert (response.info.history_event_count, response.info.ignored_event_count) == (3, 2)
+    nothing = stubs.segrec.Segment(pb.SegmentRequest(events=common_pb2.EventList(events=strange)))
+    assert nothing.assignment.state == pb.SEGMENT_STATE_NO_HISTORY
+    assert nothing.info.ignored_event_count == 2
+
+
+def test_recommendations_name_title_reason_and_what_was_seen(stubs: Stubs) -> None:
+    record(stubs, "buyer", group_history(0, 5))
+    response = stubs.segrec.Recommend(
+        pb.RecommendRequest(user_id="buyer", options=pb.RecommendOptions(top_k=13, strategy=pb.STRATEGY_PERSONAL))
+    )
+    seen = {item.item_id for item in response.items if item.seen}
+    assert len(response.items) == 13
+    assert seen == {item_id(1), item_id(5), item_id(9), item_id(13), item_id(17)}
+    assert all(item.title.endswith("of release 3") for item in response.items)
+    assert np.all(np.diff([item.score for item in response.items]) <= 0)
+    assert response.assignment.segment_id == 1
+
+
+def test_options_shape_the_answer(stubs: Stubs) -> None:
+    record(stubs, "choosy", group_history(0, 5))
+    options = pb.RecommendOptions(top_k=50, exclude_seen=True, exclude_categories=["category-2"])
+    items = stubs.segrec.Recommend(pb.RecommendRequest(user_id="choosy", options=options)).items
+    expected = {item_id(n) for n in range(1, 51) if n % 4 != 2} - {item_id(n) for n in (1, 5, 9, 13, 17)}
+    assert {item.item_id for item in items} == expected
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.SegmentRequest(), "user_id"),
+        (pb.SegmentRequest(user_id=""), "user_id"),
+        (pb.SegmentRequest(user_id="x" * 257), "user_id"),
+        (pb.SegmentRequest(user_id="a\n"), "user_id"),
+        (pb.SegmentRequest(user_id="a", release=-1), "release"),
+        (pb.SegmentRequest(events=common_pb2.EventList()), "events.events"),
+        (
+            pb.SegmentRequest(events=common_pb2.EventList(events=[common_pb2.Event(item_id="i", action="")])),
+            "events.events[0].action",
+        ),
+    ],
+)
+def test_bad_requests_are_refused_with_the_fields_path(stubs: Stubs, request_: pb.SegmentRequest, field: str) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.segrec.Segment(request_)
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", field)
+
+
+def test_an_id_that_is_not_utf8_is_refused_with_the_fields_path(stubs: Stubs) -> None:
+    call: Any = stubs.channel.unary_unary("/segrec.v1.SegrecService/Segment")
+    with pytest.raises(grpc.RpcError) as caught:
+        call(b"\x0a\x02a\xff")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "user_id")
+
+
+@pytest.mark.parametrize("top_k", [0, 501])
+def test_top_k_out_of_range_is_refused(stubs: Stubs, top_k: int) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.segrec.Recommend(pb.RecommendRequest(user_id="a", options=pb.RecommendOptions(top_k=top_k)))
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "options.top_k")
+
+
+def test_an_unknown_release_or_segment_is_not_found(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.segrec.Segment(pb.SegmentRequest(user_id="a", release=99))
+    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "release")
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=99))
+    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "segment_id")
+
+
+def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) -> None:
+    listed = stubs.segrec.ListSegments(pb.ListSegmentsRequest())
+    assert listed.release == 3
+    assert sorted(segment.segment_id for segment in listed.segments) == [1, 2, 3, 4]
+    counts = [segment.user_count for segment in listed.segments]
+    assert counts == sorted(counts, reverse=True)
+    for segment in listed.segments:
+        assert stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=segment.segment_id)).segment == segment
+        assert segment.top_items
+        assert segment.label
+
+
+def chunks(*many: list[str]) -> Iterator[pb.StreamSegmentRequest]:
+    for chunk_id, user_ids in enumerate(many, 10):
+        yield pb.StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids)
+
+
+def test_a_stream_answers_every_id_in_order_and_counts(stubs: Stubs) -> None:
+    for group in range(4):
+        record(stubs, f"stream-{group}", group_history(group))
+    users = [f"stream-{n % 4}" for n in range(40)]
+    *answers, last = stubs.segrec.StreamSegment(chunks(users[:15], ["nobody"], users[15:], []))
+    assert [answer.chunk.chunk_id for answer in answers] == [10, 11, 12, 13]
+    rows = [row for answer in answers for row in answer.chunk.rows]
+    assert [row.user_id for row in rows] == [*users[:15], "nobody", *users[15:]]
+    found = [row.result.assignment.segment_id for row in rows if row.user_id != "nobody"]
+    assert found == [n % 4 + 1 for n in range(40)]
+    assert last.summary == pb.StreamSummary(chunk_count=4, received_count=41, answered_count=41)
+
+
+def test_bad_ids_cost_a_stream_their_row_only(stubs: Stubs) -> None:
+    record(stubs, "good", group_history(1))
+    [answer, last] = stubs.segrec.StreamSegment(chunks(["good", "", "x" * 300, "good"]))
+    outcomes = [row.WhichOneof("outcome") for row in answer.chunk.rows]
+    assert outcomes == ["result", "status", "status", "result"]
+    assert [row.status.field for row in answer.chunk.rows] == ["", "user_ids[1]", "user_ids[2]", ""]
+    assert answer.chunk.rows[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert last.summary == pb.StreamSummary(chunk_count=1, received_count=4, answered_count=2, failed_count=2)
+
+
+def test_an_id_that_is_not_utf8_costs_a_stream_its_row_only(stubs: Stubs) -> None:
+    record(stubs, "fine", group_history(1))
+    call: Any = stubs.channel.stream_stream(
+        "/segrec.v1.SegrecService/StreamSegment", response_deserializer=pb.StreamSegmentResponse.FromString
+    )
+    sent = pb.StreamSegmentRequest(chunk_id=1, user_ids=["fine", "b@d"]).SerializeToString().replace(b"@", b"\xff")
+    [answer, last] = call(iter([sent]))
+    assert answer.chunk.rows[0].result.assignment.segment_id == 2
+    assert answer.chunk.rows[1].user_id == "b\ufffdd"
+    assert "UTF-8" in answer.chunk.rows[1].status.message
+    assert (last.summary.answered_count, last.summary.failed_count) == (1, 1)
+
+
+def test_a_refused_chunk_does_not_end_the_stream(stubs: Stubs) -> None:
+    record(stubs, "after", group_history(0))
+    many = ["u"] * 1025
+    requests = [
+        pb.StreamSegmentRequest(chunk_id=1, user_ids=many),
+        pb.StreamSegmentRequest(chunk_id=2, user_ids=["after"], release=99),
+        pb.StreamSegmentRequest(chunk_id=3, user_ids=["after"], release=3),
+    ]
+    first, second, third, last = stubs.segrec.StreamSegment(iter(requests))
+    assert (first.chunk.status.field, len(first.chunk.rows)) == ("user_ids", 0)
+    assert second.chunk.status.reason == "NOT_FOUND"
+    assert third.chunk.rows[0].result.assignment.segment_id == 1
+    assert last.summary == pb.StreamSummary(chunk_count=3, received_count=1027, answered_count=1, failed_count=1026)
+
+
+def test_a_stream_answers_each_chunk_before_the_next_is_sent(stubs: Stubs) -> None:
+    """A client may wait for each answer: the server must not hold one back until it reads more."""
+    record(stubs, "patient", group_history(3))
+    outbox: SimpleQueue[pb.StreamSegmentRequest | None] = SimpleQueue()
+    answers = stubs.segrec.StreamSegment(iter(outbox.get, None), timeout=30)
+    for chunk_id in range(5):
+        outbox.put(pb.StreamSegmentRequest(chunk_id=chunk_id, user_ids=["patient"]))
+        assert next(answers).chunk.chunk_id == chunk_id
+    outbox.put(None)
+    [last] = answers
+    assert last.summary.answered_count == 5
+
+
+def test_recommendations_stream_as_single_ones_answer(stubs: Stubs) -> None:
+    users = []
+    for group in range(4):
+        record(stubs, f"batch-{group}", group_history(group, 5 + group))
+        users.append(f"batch-{group}")
+    users.append("nobody")
+    options = pb.RecommendOptions(top_k=7, exclude_seen=True)
+    [answer, last] = stubs.segrec.StreamRecommend(
+        iter([pb.StreamRecommendRequest(chunk_id=1, user_ids=users, options=options)])
+    )
+    for row in answer.chunk.rows:
+        single = stubs.segrec.Recommend(pb.RecommendRequest(user_id=row.user_id, options=options))
+        assert [item.item_id for item in row.result.items] == [item.item_id for item in single.items]
+        assert row.result.info == single.info
+    assert last.summary.answered_count == 5
+
+
+def test_bad_options_refuse_a_chunk_of_recommendations(stubs: Stubs) -> None:
+    bad = pb.StreamRecommendRequest(chunk_id=1, user_ids=["a", "b"], options=pb.RecommendOptions(top_k=0))
+    good = pb.StreamRecommendRequest(chunk_id=2, user_ids=["a"])
+    first, second, last = stubs.segrec.StreamRecommend(iter([bad, good]))
+    assert first.chunk.status.field == "options.top_k"
+    assert len(second.chunk.rows[0].result.items) == 10
+    assert (last.summary.failed_count, last.summary.answered_count) == (2, 1)
+
+
+def test_a_request_id_comes_back_in_the_errors_details(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.segrec.Segment(pb.SegmentRequest(), metadata=(("x-request-id", "abc-1"),))
+    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    info = ErrorInfo()
+    assert status is not None
+    assert status.details[0].Unpack(info)
+    assert info.metadata["request_id"] == "abc-1"

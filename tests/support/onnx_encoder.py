@@ -1,0 +1,51 @@
+"""An `Encoder` without Triton, for unit tests: ONNX Runtime in this process, with faults on demand."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.core.errors import EncoderUnavailable
+from server.core.release import MODEL_NAME
+from tests.support.releases import encode_with_onnx
+
+
+class OnnxEncoder:
+    """Answers for the releases of a repository that were loaded."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self.loaded: tuple[int, ...] = ()
+        self.down = False
+        """Every call fails."""
+        self.wrong = False
+        """Answers are not what the model says."""
+        self.unloadable: set[int] = set()
+        self.call_sizes: list[int] = []
+        self.gate: asyncio.Event | None = None
+        """When there is one, calls wait for it."""
+
+    async def encode(
+        self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        self.call_sizes.append(len(inputs["item_index"]))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.down or release not in self.loaded:
+            raise EncoderUnavailable(f"no answer within {timeout_seconds:g} s")
+        answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
+        return answer + np.float32(1.0) if self.wrong else answer
+
+    async def load(self, releases: Sequence[int]) -> None:
+        broken = self.unloadable & set(releases)
+        if self.down or broken:
+            raise EncoderUnavailable(f"cannot load {sorted(broken)}")
+        self.loaded = tuple(releases)
+
+    async def is_ready(self, release: int) -> bool:
+        return not self.down and release in self.loaded
+
+    async def close(self) -> None:
+        self.loaded = ()

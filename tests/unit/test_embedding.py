@@ -1,0 +1,110 @@
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from server.core.errors import EncoderUnavailable, Overloaded
+from server.core.history import EMPTY
+from server.core.release import Release, read_release
+from server.embedding import Embedder, MicroBatcher
+from tests.support.onnx_encoder import OnnxEncoder
+from tests.support.releases import group_history, tiny_release
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Release:
+    return read_release(tiny_release(tmp_path))
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> OnnxEncoder:
+    encoder = OnnxEncoder(tmp_path)
+    encoder.loaded = (1,)
+    return encoder
+
+
+@pytest.fixture
+def embedder(encoder: OnnxEncoder) -> Iterator[Embedder]:
+    with ThreadPoolExecutor(2) as executor:
+        yield Embedder(encoder, executor)
+
+
+async def test_results_come_in_the_order_asked(release: Release, embedder: Embedder) -> None:
+    histories = [group_history(n % 4, 1 + n % 40) for n in range(100)]
+    histories[7] = EMPTY
+    results = await embedder.embed(release, histories, 5.0)
+    assert [result.segment_index for n, result in enumerate(results) if n != 7] == [n % 4 for n in range(100) if n != 7]
+    assert [result.used_count for result in results] == [min(len(history), 32) for history in histories]
+    assert results[7].embedding is None
+    assert results[7].segment_index == -1
+
+
+async def test_a_history_gets_the_same_embedding_alone_and_among_others(release: Release, embedder: Embedder) -> None:
+    histories = [group_history(n % 4, 1 + n) for n in range(40)]
+    together = await embedder.embed(release, histories, 5.0)
+    for history, joint in zip(histories, together, strict=True):
+        [alone] = await embedder.embed(release, [history], 5.0)
+        assert alone.embedding is not None
+        assert joint.embedding is not None
+        np.testing.assert_allclose(alone.embedding, joint.embedding, atol=1e-6)
+
+
+async def test_calls_that_arrive_together_are_joined(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=256, max_waiting=1000)
+    encoder.gate = asyncio.Event()
+    calls = [asyncio.ensure_future(batcher.embed(release, group_history(n % 4), 5.0)) for n in range(50)]
+    await asyncio.wait(calls, timeout=0.1)
+    encoder.gate.set()
+    results = await asyncio.gather(*calls)
+    assert [result.segment_index for result in results] == [n % 4 for n in range(50)]
+    assert len(encoder.call_sizes) <= 4
+    assert sum(encoder.call_sizes) == 50
+
+
+async def test_a_micro_batch_is_no_larger_than_it_may_be(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=1000)
+    await asyncio.gather(*(batcher.embed(release, group_history(n % 4), 5.0) for n in range(50)))
+    assert max(encoder.call_sizes) <= 8
+    assert sum(encoder.call_sizes) == 50
+
+
+async def test_too_many_waiting_calls_are_refused(release: Release, embedder: Embedder, encoder: OnnxEncoder) -> None:
+    batcher = MicroBatcher(embedder, max_batch=1, max_waiting=3)
+    encoder.gate = asyncio.Event()
+    calls = [asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0)) for _ in range(10)]
+    done, _ = await asyncio.wait(calls, timeout=0.1)
+    encoder.gate.set()
+    assert {type(call.exception()) for call in done} == {Overloaded}
+    assert len(done) == 5  # two at work, three waiting
+    await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def test_a_call_waits_no_longer_than_its_own_time(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)
+    encoder.gate = asyncio.Event()
+    patient = asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0))
+    with pytest.raises(EncoderUnavailable, match="in time"):
+        await batcher.embed(release, group_history(1), 0.05)
+    encoder.gate.set()
+    assert (await patient).segment_index == 0
+
+
+async def test_a_failure_reaches_every_call_of_the_batch_and_the_next_one_works(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=100)
+    encoder.down = True
+    calls = [batcher.embed(release, group_history(0), 1.0) for _ in range(5)]
+    failures = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {EncoderUnavailable}
+    encoder.down = False
+    assert (await batcher.embed(release, group_history(3), 1.0)).segment_index == 3

@@ -1,0 +1,157 @@
+import shutil
+from pathlib import Path
+
+import pytest
+
+from server import releases as module
+from server.core.errors import NoRelease, NotFound
+from server.core.release import MODEL_NAME
+from server.releases import Releases, State
+from tests.support.onnx_encoder import OnnxEncoder
+from tests.support.releases import tiny_release
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> OnnxEncoder:
+    return OnnxEncoder(tmp_path)
+
+
+@pytest.fixture
+def found(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Releases:
+    """Releases of an empty repository, which try again and probe in every round."""
+    monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)
+    return Releases(tmp_path, encoder, keep=2)
+
+
+async def test_without_a_release_there_is_none(found: Releases) -> None:
+    await found.refresh()
+    with pytest.raises(NoRelease, match="segrec-train publish"):
+        found.get()
+
+
+async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Releases) -> None:
+    tiny_release(tmp_path, 1)
+    tiny_release(tmp_path, 2)
+    changes: list[int] = []
+    found.on_change.append(lambda: changes.append(found.get().number))
+    await found.refresh()
+    assert found.get().number == 2
+    assert changes == [2, 2]  # healthy, then active
+    tiny_release(tmp_path, 3)
+    await found.refresh()
+    assert found.get().number == 3
+    assert found.loaded_numbers() == [2, 3]
+    assert found.get(2).number == 2
+    with pytest.raises(NotFound, match="loaded are 2, 3"):
+        found.get(1)
+
+
+async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
+    tmp_path: Path, found: Releases, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_release(tmp_path, 1)
+    await found.refresh()
+    broken = tiny_release(tmp_path, 2)
+    (broken / "centroids.npy").write_bytes(b"damaged")
+    for _ in range(3):
+        await found.refresh()
+    assert found.get().number == 1
+    status = found.status(2)
+    assert status.state is State.FAILED
+    assert "centroids.npy is not the file that was published" in status.failure
+    assert found.failed_count() == 1
+    named = [record for record in caplog.records if "release 2 is not activated" in record.message]
+    assert len(named) == 1
+    shutil.rmtree(broken)
+    tiny_release(tmp_path, 2, seed=5)
+    await found.refresh()
+    assert found.get().number == 2
+    assert found.failed_count() == 0
+
+
+async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(tmp_path: Path, found: Releases) -> None:
+    tiny_release(tmp_path, 1)
+    (tmp_path / MODEL_NAME / "2").mkdir()
+    await found.refresh()
+    assert found.get().number == 1
+    assert [(status.number, status.state) for status in found.statuses()] == [(2, State.FAILED), (1, State.ACTIVE)]
+
+
+async def test_wrong_golden_embeddings_are_refused(tmp_path: Path, found: Releases, encoder: OnnxEncoder) -> None:
+    tiny_release(tmp_path, 1)
+    encoder.wrong = True
+    await found.refresh()
+    with pytest.raises(NoRelease):
+        found.get()
+    assert "golden inputs differ" in found.status(1).failure
+
+
+async def test_a_release_that_triton_cannot_load_is_tried_again(
+    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+) -> None:
+    tiny_release(tmp_path, 1)
+    encoder.unloadable = {1}
+    await found.refresh()
+    assert found.status(1).state is State.FAILED
+    encoder.unloadable = set()
+    await found.refresh()
+    assert found.get().number == 1
+
+
+@pytest.mark.parametrize("name", ["2.tmp", "02", "0", "-1", "1" * 20])
+async def test_directories_that_are_no_release_numbers_are_ignored_and_named_once(
+    tmp_path: Path, found: Releases, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_release(tmp_path, 1)
+    (tmp_path / MODEL_NAME / name).mkdir()
+    await found.refresh()
+    await found.refresh()
+    assert found.get().number == 1
+    assert [status.number for status in found.statuses()] == [1]
+    assert len([record for record in caplog.records if name in record.message]) == 1
+
+
+async def test_a_leased_release_stays_loaded_until_the_lease_ends(
+    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+) -> None:
+    unloaded: list[int] = []
+    found.on_unload.append(unloaded.append)
+    tiny_release(tmp_path, 1)
+    await found.refresh()
+    with found.lease() as release:
+        for number in (2, 3, 4):
+            tiny_release(tmp_path, number)
+            await found.refresh()
+        assert release.number == 1
+        assert encoder.loaded == (1, 3, 4)
+        assert unloaded == [2]
+    await found.refresh()
+    assert encoder.loaded == (3, 4)
+    assert unloaded == [2, 1]
+
+
+async def test_a_triton_that_forgot_everything_is_loaded_again(
+    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+) -> None:
+    tiny_release(tmp_path, 1)
+    await found.refresh()
+    encoder.loaded = ()
+    encoder.down = True
+    await found.refresh()
+    assert not found.encoder_healthy
+    assert found.get().number == 1
+    encoder.down = False
+    await found.refresh()
+    assert found.encoder_healthy
+    assert encoder.loaded == (1,)
+
+
+async def test_an_encoder_that_answers_wrongly_is_not_healthy(
+    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+) -> None:
+    tiny_release(tmp_path, 1)
+    await found.refresh()
+    encoder.wrong = True
+    await found.refresh()
+    assert not found.encoder_healthy
