@@ -49,7 +49,7 @@ from segrec.v1.segrec_service_pb2 import (
     StreamSummary,
 )
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
-from segrec.window import Request, Response, RowT, StreamSettings, Window, is_lost_connection
+from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
 
 MessageT = TypeVar("MessageT", bound=Message)
 OpenCall = Callable[..., Any]
@@ -118,7 +118,7 @@ class AsyncRowStream(Generic[RowT]):
                         yield rows
                 return
             except SegrecError as error:
-                pause = self._window.back_off() if is_lost_connection(error) else None
+                pause = self._window.back_off() if can_resume(error) else None
                 if pause is None:
                     raise
             finally:

@@ -23,6 +23,9 @@ from segrec.v1.common_pb2 import RowStatus
 STATUS_METADATA_KEY = "segrec-error-bin"
 """Trailing metadata in which the server sends a serialized `segrec.v1.RowStatus`."""
 
+# What grpc.aio says when a stream ends while it writes, whatever ended it (grpc/grpc#36066); connecting again tells.
+_FAILED_WRITE = "Internal error from Core"
+
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -138,6 +141,8 @@ def _code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     # Every error that gRPC raises from a call is a call too, sync and async alike; their common type does not say so.
     code = error.code() if hasattr(error, "code") else None
     details = error.details() if hasattr(error, "details") else str(error)
+    if code is grpc.StatusCode.INTERNAL and details == _FAILED_WRITE:
+        code = grpc.StatusCode.UNAVAILABLE
     return code or grpc.StatusCode.UNKNOWN, details or ""
 
 
@@ -164,6 +169,8 @@ def _sentence(code: grpc.StatusCode, details: str, address: str, timeout_seconds
 
 
 def _unavailable_sentence(details: str, address: str) -> str:
+    if details == _FAILED_WRITE:
+        return f"The connection to {address} was lost"
     lower = details.lower()
     if "handshake" in lower or "certificate" in lower or "tlsv1" in lower:
         return f"No TLS connection to {address}: {details.split('; last error: ')[-1]}"

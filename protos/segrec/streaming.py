@@ -11,7 +11,7 @@ import grpc
 
 from segrec.errors import SegrecError, StreamStalled, error_of_call
 from segrec.v1.segrec_service_pb2 import StreamSummary
-from segrec.window import Request, Response, RowT, StreamSettings, Window, is_lost_connection
+from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
 
 OpenCall = Callable[..., Any]
 """A stub's stream method; both kinds of row share this code, which their generated types cannot say."""
@@ -81,7 +81,7 @@ class RowStream(Generic[RowT]):
                 yield from self._converse(connection)
                 return
             except SegrecError as error:
-                pause = self._window.back_off() if is_lost_connection(error) else None
+                pause = self._window.back_off() if can_resume(error) else None
                 if pause is None:
                     raise
             finally:

@@ -162,9 +162,9 @@ class Window(Generic[RowT]):
             raise DataLoss("The stream ended without its summary", reason="NO_SUMMARY")
 
 
-def is_lost_connection(error: SegrecError) -> bool:
-    """Whether to connect again and go on with the chunks that were not answered."""
-    return error.code is grpc.StatusCode.UNAVAILABLE
+def can_resume(error: SegrecError) -> bool:
+    """Whether to connect again, after a pause, and go on with the chunks that were not answered."""
+    return error.code is grpc.StatusCode.UNAVAILABLE or error.reason == "OVERLOADED"
 
 
 def readable(user_id: str) -> str:

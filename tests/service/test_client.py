@@ -1,11 +1,18 @@
 """The client against a real gRPC server: errors, retries, streams across lost connections, counts."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import grpc
+import psutil
 import pytest
-from segrec import AsyncModelClient, AsyncSegrecClient, Event, ModelClient, SegrecClient, UserEvent
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from segrec import AsyncModelClient, AsyncSegrecClient, Event, ModelClient, SegrecClient, Tls, UserEvent
 from segrec.errors import DataLoss, InvalidArgument, NotFound, StreamStalled, Unavailable
 
 from tests.support.fake_segrec import WAIT_SECONDS, FakeSegrec, StreamLost
@@ -122,6 +129,48 @@ def test_a_stream_goes_on_after_the_server_restarts(fake: FakeSegrec, client: Se
     assert stream.summary is not None
 
 
+def test_memory_does_not_grow_with_the_stream(client: SegrecClient) -> None:
+    process = psutil.Process()
+    at_first, count = 0, 0
+    for rows in client.stream_segment((f"user-{n}" for n in range(200_000)), chunk_size=1000).chunks():
+        count += len(rows)
+        if count == 50_000:
+            at_first = process.memory_info().rss
+    assert count == 200_000
+    assert process.memory_info().rss - at_first < 16 * 1024 * 1024
+
+
+def test_a_connection_can_be_encrypted_both_ways(tmp_path: Path) -> None:
+    certificate, key = self_signed("127.0.0.1")
+    (tmp_path / "certificate.pem").write_bytes(certificate)
+    (tmp_path / "key.pem").write_bytes(key)
+    credentials = grpc.ssl_server_credentials([(key, certificate)], certificate, require_client_auth=True)
+    files = [str(tmp_path / name) for name in ("certificate.pem", "certificate.pem", "key.pem")]
+    with FakeSegrec(credentials=credentials) as fake:
+        with SegrecClient(fake.address, tls=Tls(*files), timeout_seconds=10) as client:
+            assert client.segment("ab").assignment.segment_id == 3
+        with SegrecClient(fake.address) as plain, pytest.raises(Unavailable):
+            plain.segment("ab")
+
+
+def self_signed(ip: str) -> tuple[bytes, bytes]:
+    """A certificate for the address that signs itself, and its key, in PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "segrec test")])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(hours=1)).not_valid_after(now + timedelta(hours=1))
+    builder = builder.add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(ip))]), critical=False)
+    certificate = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return certificate, key.private_bytes(serialization.Encoding.PEM, form, no_password)
+
+
+def test_half_a_client_certificate_is_refused() -> None:
+    with pytest.raises(InvalidArgument, match="give both or neither"):
+        SegrecClient(tls=Tls(client_key="key.pem"))
+
+
 def test_a_stream_takes_ids_only_as_far_ahead_as_allowed(client: SegrecClient) -> None:
     taken = 0
 
@@ -226,3 +275,17 @@ async def test_a_stalled_async_stream_fails_clearly(fake: FakeSegrec) -> None:
         with pytest.raises(StreamStalled):
             [row async for row in client.stream_segment(USERS, chunk_size=100, stall_seconds=0.3)]
         release.set()
+
+
+async def test_leaving_an_async_stream_early_ends_its_call(fake: FakeSegrec) -> None:
+    async with AsyncSegrecClient(fake.address) as client, client.stream_segment(USERS, chunk_size=10) as stream:
+        assert len(await anext(stream.chunks())) == 10
+
+
+async def test_an_async_stream_takes_async_iterables(fake: FakeSegrec) -> None:
+    async def users() -> AsyncIterator[str]:
+        for user_id in USERS:
+            yield user_id
+
+    async with AsyncSegrecClient(fake.address) as client:
+        assert [row.user_id async for row in client.stream_segment(users())] == USERS
