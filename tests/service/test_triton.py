@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -210,16 +211,14 @@ async def test_an_absent_triton_is_unavailable_at_once(running_triton: RunningTr
 
 
 async def test_a_silent_triton_costs_the_deadline_and_then_nothing(running_triton: RunningTriton) -> None:
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    encoder = TritonEncoder(f"127.0.0.1:{port}", running_triton.repository.config_path)
-    calls = (encoder.encode(1, random_inputs(1, 2), 0.05) for _ in range(MOST_ABANDONED))
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert all(isinstance(result, EncoderUnavailable) for result in results)
-    with pytest.raises(EncoderUnavailable, match="earlier calls"):
-        await encoder.encode(1, random_inputs(1, 2), SECONDS)
-    server.close()
-    await encoder.close()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        encoder = TritonEncoder(f"127.0.0.1:{silent.getsockname()[1]}", running_triton.repository.config_path)
+        calls = (encoder.encode(1, random_inputs(1, 2), 0.05) for _ in range(MOST_ABANDONED))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert all(isinstance(result, EncoderUnavailable) for result in results)
+        with pytest.raises(EncoderUnavailable, match="earlier calls"):
+            await encoder.encode(1, random_inputs(1, 2), SECONDS)
+        await encoder.close()
 
 
 async def test_killed_triton_is_started_again_and_loaded(
@@ -331,11 +330,10 @@ def test_triton_ends_when_its_parent_is_killed(triton_environment: Path, model_r
 
 
 async def test_a_taken_port_is_one_sentence(triton_environment: Path, model_repository: ModelRepository) -> None:
-    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    with pytest.raises(SetupError, match=f"Port {port} on 127.0.0.1 is in use"):
-        await EmbeddedTriton(model_repository.path, triton_environment, port=port).start()
-    server.close()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(SetupError, match=f"Port {port} on 127.0.0.1 is in use"):
+            await EmbeddedTriton(model_repository.path, triton_environment, port=port).start()
 
 
 async def test_a_triton_that_cannot_start_shows_its_log(

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 
 import grpc
@@ -201,17 +201,33 @@ class EmbeddedTriton:
             if max(tries.values()) > TRIES_BEFORE_RESTART:
                 self._kill("reloading did not bring the stubs back")
                 continue
-            self.repair_count += 1
-            for version in broken:
-                os.utime(self._repository / MODEL_NAME / str(version))
-            await self._call_on_restart()
+            await self._repair(broken)
 
-    async def _versions_without_stub(self) -> set[int]:
-        """Versions that Triton calls ready and that have fewer stubs than instances."""
+    async def _repair(self, versions: set[int]) -> None:
+        """Have versions loaded anew, then end what is left of their old instances.
+
+        Triton may keep the sibling of a killed stub for ever; half a second is enough for the call it is busy with.
+        """
+        if self._process is None:
+            return
+        self.repair_count += 1
+        stale = [stub for stub in self._process.stubs() if _version_of(stub) in versions]
+        for version in versions:
+            os.utime(self._repository / MODEL_NAME / str(version))
+        await self._call_on_restart()
+        await asyncio.sleep(WATCH_SECONDS)
+        still_broken = await self._versions_without_stub(stale)
+        for stub in stale:
+            if _version_of(stub) not in still_broken:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    stub.kill()
+
+    async def _versions_without_stub(self, disregarded: Sequence[psutil.Process] = ()) -> set[int]:
+        """Versions that Triton calls ready and that have fewer stubs than instances, some of which do not count."""
         if self.pid is None or self._process is None:
             return set()
         ready = await _ready_versions(self.address)
-        stubs = Counter(_version_of(stub) for stub in self._process.stubs())
+        stubs = Counter(_version_of(stub) for stub in self._process.stubs() if stub not in disregarded)
         return {version for version in ready if stubs[version] < self._instance_count}
 
     async def _watch_probe(self) -> None:
