@@ -1,0 +1,266 @@
+"""`segrec-train`: all stages at once, or one by one."""
+
+import logging
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+from server.core.errors import SegrecError
+from training.config import load_config
+from training.errors import ConfigError, LogError, TrainingError
+from training.runs import Run
+from training.summary import segments_table, serving_hint, stage_line, summary
+
+app = typer.Typer(
+    help="Train Segrec on a behaviour log: user segments and recommendations, published as a release.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+RunId = Annotated[str, typer.Option("--run", help="The run, a directory under --runs.")]
+NewRunId = Annotated[str | None, typer.Option("--run", help="The run's name; one that is there goes on.")]
+Repository = Annotated[Path, typer.Option("--repository", help="Triton's model repository.")]
+Events = Annotated[Path, typer.Option("--events", help="The log: CSV, Parquet or NDJSON.")]
+Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, title, category.")]
+Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
+K = Annotated[int | None, typer.Option("--k", min=2, help="Number of segments.")]
+MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
+
+RUNS, REPOSITORY = Path("runs"), Path("model_repository")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+@app.command()
+def run(
+    events: Annotated[Path | None, typer.Option("--events", help="The log: CSV, Parquet or NDJSON.")] = None,
+    items: Items = None,
+    users: Users = None,
+    config: ConfigFile = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Take a year of grocery purchases instead of a log.")] = False,
+    runs: Runs = RUNS,
+    repository: Repository = REPOSITORY,
+    run_id: NewRunId = None,
+    k: K = None,
+    max_minutes: MaxMinutes = None,
+    seed: Seed = None,
+) -> None:
+    """Do all stages, from the log to a published release. A run that is there goes on where it stopped."""
+    with _told() as told:
+        if (events is None) != demo:
+            raise ConfigError("Give either a log by --events FILE, or --demo.")
+        from training import demo as demo_log
+        from training.pipeline import Order, run_all, with_overrides
+
+        settings = load_config(config) if config or not demo else demo_log.CONFIG
+        settings = with_overrides(settings, k=k, max_minutes=max_minutes, seed=seed)
+        if events is None:
+            log = demo_log.write_demo(runs / ".demo")
+            events, items, users = log.events, log.items, log.users
+        _check_files(events, items, users)
+        told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
+        order = Order(events, items, users, settings, repository)
+        told.resume = f"segrec-train run … --run {opened.path.name}"
+        done = run_all(opened, order, told.progress_of)
+        if not done:
+            told.console.print(f"Run {opened.path.name} is done already.")
+        told.finish()
+        told.console.print(summary(opened, repository))
+
+
+@app.command()
+def prepare(
+    events: Events,
+    items: Items = None,
+    users: Users = None,
+    config: ConfigFile = None,
+    runs: Runs = RUNS,
+    run_id: NewRunId = None,
+) -> None:
+    """Read and clean a log; makes a run."""
+    with _told() as told:
+        from training.prepare import prepare as work
+
+        _check_files(events, items, users)
+        settings = load_config(config)
+        told.run = opened = _opened_or_new(runs, run_id, "run")
+        result = work(opened, events, items, users, settings, progress=told.progress_of("prepare"))
+        told.finish()
+        told.console.print(result.account.table())
+        told.console.print(f"Prepared {opened.path}; go on with `segrec-train train --run {opened.path.name}`.")
+
+
+@app.command()
+def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resume: bool = False) -> None:
+    """Train the encoder on what `prepare` left."""
+    with _told() as told:
+        from training.pipeline import with_overrides
+        from training.train import train as work
+
+        told.run = opened = Run.open(runs, run_id)
+        told.resume = f"segrec-train train --run {run_id} --resume"
+        settings = with_overrides(opened.config(), k=None, max_minutes=max_minutes, seed=None).train
+        work(opened, settings=settings, resume=resume, progress=told.progress_of("train"))
+
+
+@app.command()
+def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
+    """Measure the encoder on events held back from training."""
+    with _told() as told:
+        from training.evaluate import evaluate as work
+
+        told.run = opened = Run.open(runs, run_id)
+        work(opened, progress=told.progress_of("evaluate"))
+
+
+@app.command()
+def export(run_id: RunId, runs: Runs = RUNS) -> None:
+    """Write the encoder as ONNX, and check it."""
+    with _told() as told:
+        from training.export import export as work
+
+        told.run = opened = Run.open(runs, run_id)
+        work(opened, progress=told.progress_of("export"))
+
+
+@app.command()
+def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY, k: K = None) -> None:
+    """Cluster users; segment ids go on from the newest release in the repository."""
+    with _told() as told:
+        from training.segment import segment as work
+
+        told.run = opened = Run.open(runs, run_id)
+        found = work(opened, repository, k, progress=told.progress_of("segment"))
+        told.finish()
+        told.console.print(segments_table(found.profiles), *found.notes, sep="\n")
+
+
+@app.command()
+def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY) -> None:
+    """Put the run's release into the model repository."""
+    with _told() as told:
+        from training.publish import publish as work
+
+        told.run = opened = Run.open(runs, run_id)
+        number = work(opened, repository, progress=told.progress_of("publish"))
+        told.finish()
+        told.console.print(serving_hint(opened, repository, number))
+
+
+class Told:
+    """What the person at the terminal is told: bars while a stage works, a line when it is done."""
+
+    def __init__(self) -> None:
+        self.console = Console()
+        self.errors = Console(stderr=True)
+        self.run: Run | None = None
+        self.resume = ""
+        self._stage = ""
+        self._bars: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+
+    def progress_of(self, stage: str) -> "Told":
+        """Begin a stage; the result is its `Progress`."""
+        self.finish()
+        self._stage = stage
+        if not self.console.is_terminal:
+            self.console.print(f"{stage} …")
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._bars.start()
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show how far the stage is."""
+        if self._bars is None:
+            return
+        if what not in self._tasks:
+            self._tasks[what] = self._bars.add_task(f"{self._stage}: {what}", total=total or None)
+        self._bars.update(self._tasks[what], completed=done, total=total or None)
+
+    def finish(self) -> None:
+        """End the stage at work, if any, with a line on it."""
+        self.stop()
+        if self.run is not None and self._stage:
+            self.console.print(stage_line(self._stage, self.run.record()["stages"][self._stage]), highlight=False)
+        self._stage = ""
+
+    def stop(self) -> None:
+        """Take the bars away."""
+        if self._bars is not None:
+            self._bars.stop()
+        self._bars, self._tasks = None, {}
+
+    def fail(self, message: str, code: int) -> typer.Exit:
+        """One sentence on stderr, and the exit that says so."""
+        self.stop()
+        self.errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        return typer.Exit(code)
+
+
+@contextmanager
+def _told() -> Iterator[Told]:
+    """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    told = Told()
+    try:
+        yield told
+        told.finish()
+    except (ConfigError, LogError) as error:
+        raise told.fail(str(error), BAD_INPUT) from None
+    except (TrainingError, SegrecError) as error:
+        raise told.fail(str(error), FAILED) from None
+    except KeyboardInterrupt:
+        hint = f" Go on with `{told.resume}`." if told.resume else ""
+        raise told.fail(f"Stopped.{hint}", INTERRUPTED) from None
+    except (typer.Exit, typer.Abort):
+        raise
+    except Exception as error:
+        where = _keep_traceback(told.run)
+        raise told.fail(f"Something unforeseen went wrong ({type(error).__name__}: {error}).{where}", FAILED) from None
+
+
+def _keep_traceback(opened: Run | None) -> str:
+    """Write the traceback into the run, where there is one; says where."""
+    if opened is None:
+        return ""
+    path = opened.path / "error.log"
+    path.write_text(traceback.format_exc(), encoding="utf-8")
+    return f" Details are in {path}."
+
+
+def _opened_or_new(runs: Path, run_id: str | None, name: str) -> Run:
+    if run_id and (runs / run_id / "run.json").is_file():
+        return Run.open(runs, run_id)
+    return Run.create(runs, name, run_id)
+
+
+def _check_files(*paths: Path | None) -> None:
+    for path in paths:
+        if path is not None and not path.is_file():
+            raise LogError(f"There is no file {path}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""All stages in their order, and from which of them a run has to go on."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from server.core.release import MODEL_NAME
+from training.config import Config
+from training.errors import ConfigError, RunError
+from training.evaluate import evaluate
+from training.export import export
+from training.prepare import prepare
+from training.publish import publish
+from training.runs import Progress, Run, fingerprint
+from training.segment import segment
+from training.train import train
+
+STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
+
+_READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment"}
+"""The first stage that reads a section of the configuration; `prepare` where it is not named."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What is to be trained on, how, and where the release goes."""
+
+    events: Path
+    items: Path | None
+    users: Path | None
+    config: Config
+    repository: Path
+
+    def fingerprints(self) -> dict[str, object]:
+        """What the files are, by role."""
+        files = {"events": self.events, "items": self.items, "users": self.users}
+        return {role: fingerprint(path) for role, path in files.items() if path}
+
+
+def run_all(run: Run, order: Order, progress_of: Callable[[str], Progress]) -> list[str]:
+    """Do every stage that is not done yet for this order; returns those that were done now."""
+    start = first_stage(run, order)
+    resumed = start == "train" and _is_cut_off(run, order)
+    if start not in ("", "prepare"):
+        run.describe(order.config, run.record()["data"])
+    work: Mapping[str, Callable[[Progress], object]] = {
+        "prepare": lambda progress: prepare(
+            run, order.events, order.items, order.users, order.config, progress=progress
+        ),
+        "train": lambda progress: train(run, resume=resumed, progress=progress),
+        "evaluate": lambda progress: evaluate(run, progress=progress),
+        "export": lambda progress: export(run, progress=progress),
+        "segment": lambda progress: segment(run, order.repository, progress=progress),
+        "publish": lambda progress: publish(run, order.repository, progress=progress),
+    }
+    left = STAGES[STAGES.index(start) :] if start else ()
+    for stage in left:
+        work[stage](progress_of(stage))
+    return list(left)
+
+
+def first_stage(run: Run, order: Order) -> str:
+    """The first stage that has to be done, because it has not been or something it reads has changed; "" for none."""
+    changed = _changed(run, order)
+    for stage in STAGES:
+        if stage in changed or not _is_done(run, stage):
+            return stage
+    figures = run.figures("publish")
+    here = str(order.repository.resolve()) == figures["repository"]
+    return "" if here and (order.repository / MODEL_NAME / str(figures["release"])).is_dir() else "segment"
+
+
+def _is_done(run: Run, stage: str) -> bool:
+    try:
+        run.require(stage)
+    except RunError:
+        return False
+    return True
+
+
+def _is_cut_off(run: Run, order: Order) -> bool:
+    """Whether training began with the same settings and did not come to its end."""
+    entry = run.record()["stages"].get("train", {})
+    return entry.get("state") in ("running", "failed") and run.config().train == order.config.train
+
+
+def _changed(run: Run, order: Order) -> set[str]:
+    """Stages that read a setting or a file that is not what it was."""
+    record = run.record()
+    if "config" not in record:
+        return {"prepare"}
+    noted = {role: record["data"][role] for role in ("events", "items", "users") if role in record["data"]}
+    if noted != order.fingerprints():
+        return {"prepare"}
+    old, new = run.config(), order.config
+    sections = [name for name in Config.model_fields if getattr(old, name) != getattr(new, name)]
+    return {_READ_FROM.get(section, "prepare") for section in sections}
+
+
+def with_overrides(config: Config, *, k: int | None, max_minutes: float | None, seed: int | None) -> Config:
+    """The configuration with what the command line says instead. Raises ConfigError."""
+    raw = config.model_dump()
+    if k is not None:
+        raw["segment"]["k"] = k
+    if max_minutes is not None:
+        raw["train"]["max_minutes"] = max_minutes
+    if seed is not None:
+        raw["train"]["seed"] = raw["segment"]["seed"] = seed
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where, what = ".".join(map(str, first["loc"])), first["msg"]
+        raise ConfigError(f"A setting of the command line is out of range: {where}: {what}.") from error

@@ -1,0 +1,81 @@
+"""What a training run prints when it is done: tables for people."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from server.core.release import SegmentProfile, Trait
+from training.cleaning import Account
+from training.profiles import in_words
+from training.runs import Run
+from training.segmentation import Segmentation
+
+_WAYS = {
+    "popular": "popular items",
+    "segment": "items of the segment",
+    "personal": "personal items",
+    "hybrid": "both, as served",
+}
+_SHOWN_TRAITS = 4
+
+
+def summary(run: Run, repository: Path) -> RenderableType:
+    """Cleaning account, quality, segments, and how to serve the release, of a run that is done."""
+    account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
+    segmentation = Segmentation.read(run.require("segment"))
+    parts: list[RenderableType] = [account.table(), ""]
+    if segmentation.figures:
+        parts += [quality_table(segmentation.figures), ""]
+    parts += [segments_table(segmentation.profiles), *segmentation.notes, ""]
+    parts.append(serving_hint(run, repository, run.figures("publish")["release"]))
+    return Group(*parts)
+
+
+def quality_table(figures: Mapping[str, float]) -> Table:
+    """How well each way foretells the last event of users, all items ranked."""
+    table = Table(title="Next item of users, all items ranked (larger is better)")
+    table.add_column("way")
+    for heading in ("NDCG@10", "HR@10", "× popular"):
+        table.add_column(heading, justify="right")
+    floor = figures["popular_ndcg@10"]
+    for way, name in _WAYS.items():
+        ndcg, hits = figures[f"{way}_ndcg@10"], figures[f"{way}_hr@10"]
+        table.add_row(name, f"{ndcg:.4f}", f"{hits:.4f}", f"{ndcg / floor:.2f}" if floor else "–")
+    return table
+
+
+def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
+    """Segments, the largest first."""
+    table = Table(title=f"{len(profiles)} segments")
+    for heading, justify in (("id", "right"), ("label", "left"), ("users", "right"), ("share", "right")):
+        table.add_column(heading, justify="right" if justify == "right" else "left")
+    table.add_column("what sets it apart (times more often than everyone)")
+    for profile in sorted(profiles, key=lambda one: -one.user_count):
+        traits = ", ".join(_in_short(trait) for trait in profile.traits[:_SHOWN_TRAITS]) or "nothing in particular"
+        table.add_row(str(profile.segment_id), profile.label, f"{profile.user_count:,}", f"{profile.share:.1%}", traits)
+    return table
+
+
+def serving_hint(run: Run, repository: Path, release: int) -> str:
+    """Where the release is, and the command that serves it."""
+    events = run.path / "prepare" / "events.parquet"
+    return (
+        f"Release {release} is in {repository}. Serve it:\n"
+        f"  segrec-serve --repository {repository} --bootstrap-events {events}"
+    )
+
+
+def stage_line(name: str, record: Mapping[str, Any]) -> str:
+    """One line on a stage that is done."""
+    figures = {key: value for key, value in record["figures"].items() if isinstance(value, int | float | str)}
+    told = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
+    )
+    return f"{name}: {record['seconds']:.1f} s{' (' + told + ')' if told else ''}"
+
+
+def _in_short(trait: Trait) -> str:
+    return f"{in_words(trait.name)} {trait.lift:.1f}×"
