@@ -19,6 +19,7 @@ from training.cleaning import (
     drop_unusable_ids,
     fill_missing,
     keep_core,
+    sort_events,
     training_part,
     treat_outliers,
 )
@@ -63,6 +64,13 @@ def test_times_before_1970_and_in_the_future_are_dropped() -> None:
     assert kept["timestamp"].to_list() == [0, NOW, NOW + DAY_MS]
     assert step.rows_dropped == 2
     assert drop_impossible_times(events, has_clock=False, now_ms=NOW)[0].equals(events)
+
+
+@pytest.mark.parametrize("later", [1, 2**62])
+def test_events_are_sorted_by_user_then_time_and_ties_stay(later: int) -> None:
+    rows = [("b", "1", 5), ("a", "2", later), ("a", "3", 0), ("b", "4", 5), ("a", "5", 0), ("b", "6", -1)]
+    events = frame([(user, item, "view", None, time) for user, item, time in rows])
+    assert sort_events(events)["item_id"].to_list() == ["3", "5", "2", "6", "1", "4"]
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def test_equal_or_lacking_values_scale_by_one() -> None:
 )
 def test_coming_back_is_what_counts_as_repeating(items: str, share: float) -> None:
     events = pl.DataFrame({"user_id": ["u"] * 4, "item_id": list(items), "action": ["view"] * 4})
+    events = events.with_columns(column.cast(pl.Enum(column.unique().sort())) for column in events)
     assert repeat_share(events) == share
 
 
