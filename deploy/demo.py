@@ -59,7 +59,7 @@ def _wait_until_serving(server: "subprocess.Popen[str]") -> bool:
 def _show(run: Path) -> None:
     with SegrecClient() as client, ModelClient() as models:
         listed = client.list_segments()
-        [release] = [entry for entry in models.list_releases().releases if entry.release == listed.release]
+        [release] = [entry for entry in models.list_releases() if entry.release == listed.release]
         console.print(f"\nRelease {listed.release} answers on 127.0.0.1:50051: {release.item_count:,} items.")
         console.print(_segments_table(listed))
         for user_id in _some_users(run):

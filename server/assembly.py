@@ -25,7 +25,6 @@ from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import HistoryStore, Progress
 from server.adapters.triton import TritonEncoder
-from server.adapters.valkey_store import ValkeyStore
 from server.cache import EmbeddingCache
 from server.core.errors import SetupError
 from server.core.repository import ensure_repository
@@ -123,6 +122,8 @@ async def open_store(settings: Settings) -> HistoryStore:
     if kind == "lmdb" and rest:
         return LmdbStore.open(Path(rest), settings.history_limit)
     if kind in ("redis", "rediss", "valkey", "valkeys"):
+        from server.adapters.valkey_store import ValkeyStore
+
         return await ValkeyStore.connect(settings.store, settings.history_limit)
     raise SetupError(f"store {settings.store!r} is not known: give lmdb:DIRECTORY, or a redis:// or rediss:// URL")
 

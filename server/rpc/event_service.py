@@ -1,9 +1,7 @@
 """`segrec.v1.EventService`."""
 
 import asyncio
-from typing import Any
 
-from grpc.aio import ServicerContext
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import event_service_pb2_grpc
 
@@ -14,9 +12,8 @@ from server.pipeline import Pipeline
 from server.releases import Releases
 from server.rpc.conversion import event_message
 from server.rpc.errors import row_status
+from server.rpc.typing import Context
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
-
-Context = ServicerContext[Any, Any]
 
 DEFAULT_HISTORY_LIMIT = 100
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import Descriptor
-from grpc.aio import ServerInterceptor, ServicerContext
+from grpc.aio import ServerInterceptor
 
 from server.core.errors import SegrecError
 from server.metrics import Metrics
 from server.rpc.decoding import tolerant
 from server.rpc.errors import trailing_metadata
+from server.rpc.typing import Context, Handler
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ class CallInterceptor(ServerInterceptor):
     def __init__(self, metrics: Metrics, requests: dict[str, Descriptor]) -> None:
         self._metrics = metrics
         self._requests = requests
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+        self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> Handler | None:
         """Return the wrapped handler of the method; made once."""
         method: str = handler_call_details.method
         wrapped = self._wrapped.get(method)
@@ -49,7 +50,7 @@ class CallInterceptor(ServerInterceptor):
         self._wrapped[method] = self._wrap(handler, method)
         return self._wrapped[method]
 
-    def _wrap(self, handler: Any, method: str) -> grpc.RpcMethodHandler[Any, Any]:
+    def _wrap(self, handler: Any, method: str) -> Handler:
         deserializer = tolerant(handler.request_deserializer, self._requests[method])
         name = method.rsplit("/", 1)[-1]
         if handler.stream_stream:
@@ -64,7 +65,7 @@ class CallInterceptor(ServerInterceptor):
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
 
-        async def call(request: Any, context: ServicerContext[Any, Any]) -> Any:
+        async def call(request: Any, context: Context) -> Any:
             start = monotonic()
             try:
                 response = await handler(request, context)
@@ -81,7 +82,7 @@ class CallInterceptor(ServerInterceptor):
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
 
-        async def call(requests: Any, context: ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
             try:
                 async for response in handler(requests, context):
@@ -94,7 +95,7 @@ class CallInterceptor(ServerInterceptor):
 
         return call
 
-    async def _abort(self, context: ServicerContext[Any, Any], name: str, error: Exception) -> None:
+    async def _abort(self, context: Context, name: str, error: Exception) -> None:
         request_id = _request_id(context)
         if not isinstance(error, SegrecError):
             log.error("%s failed (request %s)", name, request_id or "without id", exc_info=error)
@@ -103,7 +104,7 @@ class CallInterceptor(ServerInterceptor):
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
 
 
-def _request_id(context: ServicerContext[Any, Any]) -> str:
+def _request_id(context: Context) -> str:
     for key, value in context.invocation_metadata() or ():
         if key == REQUEST_ID_KEY and isinstance(value, str):
             return value[:_LONGEST_REQUEST_ID]

@@ -1,17 +1,14 @@
 """`segrec.v1.ModelService`."""
 
 import asyncio
-from typing import Any
 
-from grpc.aio import ServicerContext
 from segrec.v1 import model_service_pb2 as pb
 from segrec.v1 import model_service_pb2_grpc
 
 from server.core.errors import InvalidArgument
 from server.releases import Releases
 from server.rpc.conversion import release_message
-
-Context = ServicerContext[Any, Any]
+from server.rpc.typing import Context
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):

@@ -6,7 +6,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from grpc.aio import ServicerContext
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
 
@@ -19,6 +18,7 @@ from server.releases import Releases
 from server.rpc.conversion import profile_of, recommend_response, segment_response
 from server.rpc.errors import row_status
 from server.rpc.streams import answered_in_order
+from server.rpc.typing import Context
 from server.rpc.validation import (
     MAX_USERS_PER_CHUNK,
     Clock,
@@ -27,8 +27,6 @@ from server.rpc.validation import (
     inline_history,
     query_of,
 )
-
-Context = ServicerContext[Any, Any]
 
 REPLY_SECONDS = 0.05
 """Kept back from a caller's deadline for everything after the encoder."""

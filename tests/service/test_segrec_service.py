@@ -269,7 +269,7 @@ def test_bad_options_refuse_a_chunk_of_recommendations(stubs: Stubs) -> None:
 def test_a_request_id_comes_back_in_the_errors_details(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stubs.segrec.Segment(pb.SegmentRequest(), metadata=(("x-request-id", "abc-1"),))
-    status = rpc_status.from_call(caught.value)  # type: ignore[arg-type]
+    status = rpc_status.from_call(caught.value)
     info = ErrorInfo()
     assert status is not None
     assert status.details[0].Unpack(info)

@@ -138,9 +138,11 @@ def running_server(triton_environment: Path, tmp_path_factory: pytest.TempPathFa
     directory = tmp_path_factory.mktemp("server")
     tiny_release(directory / "repository", 3)
     server = ServerProcess(directory, triton_environment)
-    server.wait_until_serving()
-    yield server
-    server.end()
+    try:
+        server.wait_until_serving()
+        yield server
+    finally:
+        server.end()
 
 
 @pytest.fixture

@@ -1,0 +1,13 @@
+"""gRPC types that are generic for the type checker and not at run time."""
+
+from typing import TYPE_CHECKING, Any
+
+import grpc
+from grpc.aio import ServicerContext
+
+if TYPE_CHECKING:
+    Context = ServicerContext[Any, Any]
+    Handler = grpc.RpcMethodHandler[Any, Any]
+else:
+    Context = ServicerContext
+    Handler = grpc.RpcMethodHandler
