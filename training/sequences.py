@@ -6,6 +6,7 @@ and with only the first event of each user and item, the reading of the publishe
 what the other is tested on.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -217,7 +218,7 @@ class EpochPlan(Sampler[Window]):
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return -(-len(self._tile) // self._batch_size)
+        return math.ceil(len(self._tile) / self._batch_size)
 
     def __iter__(self) -> Iterator[Window]:
         rng = np.random.default_rng((self._seed, self._epoch))
