@@ -11,14 +11,16 @@ import logging
 import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from server.adapters.ports import Progress
 from server.core.errors import SetupError
-from server.core.history import ID_MAX_BYTES, History, event_key
+from server.core.history import ID_MAX_BYTES, History, event_keys, text_hash
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +30,9 @@ CHUNK_ROWS = 100_000
 _TEXTS = ("user_id", "item_id", "action")
 _SCHEMA = {**dict.fromkeys(_TEXTS, pl.String()), "value": pl.Float64(), "timestamp": pl.Int64()}
 _FOOTER_TAIL_BYTES = 8  # length of the footer (uint32) and "PAR1"
+
+_HASHES_KEPT = 1 << 18
+_Hash = Callable[[str], int]
 
 Users = Sequence[tuple[str, History]]
 """User ids and what the log holds of each, revision 0."""
@@ -65,7 +70,7 @@ class EventLog:
         """The log's histories in its order, about `CHUNK_ROWS` events at a time."""
         columns = [pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()]
         frame = pl.scan_parquet(self.path).select(columns).with_columns(pl.col("value").fill_null(float("nan")))
-        held, dropped = pl.DataFrame(schema=_SCHEMA), 0
+        held, dropped, hash_of = pl.DataFrame(schema=_SCHEMA), 0, lru_cache(_HASHES_KEPT)(text_hash)
         for batch in frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, lazy=True, engine="streaming"):
             usable = batch.filter(_usable())
             dropped += len(batch) - len(usable)
@@ -73,17 +78,17 @@ class EventLog:
             if len(held) < CHUNK_ROWS:
                 continue
             complete = _before_last_user(held)
-            yield from self._split(held[:complete])
+            yield from self._split(held[:complete], hash_of)
             held = held[complete:]
-        yield from self._split(held)
+        yield from self._split(held, hash_of)
         if dropped:
             log.warning(
                 "%d events of %s have ids or times that the API would refuse; they were left out", dropped, self.path
             )
 
-    def _split(self, events: pl.DataFrame) -> Iterator[Users]:
+    def _split(self, events: pl.DataFrame, hash_of: _Hash) -> Iterator[Users]:
         if not events.is_empty():
-            yield _histories(events, self.history_limit)
+            yield _histories(events, self.history_limit, hash_of)
 
 
 async def load(log_: EventLog, write: Callable[[Users], Awaitable[None]], on_progress: Progress) -> int:
@@ -128,21 +133,39 @@ def _before_last_user(events: pl.DataFrame) -> int:
     return int(others[-1]) + 1 if len(others) else len(events)
 
 
-def _histories(events: pl.DataFrame, limit: int) -> Users:
+def _histories(events: pl.DataFrame, limit: int, hash_of: _Hash) -> Users:
     """Each user's newest `limit` events, users in id order."""
-    repeat = pl.int_range(pl.len()).over(list(_SCHEMA)).alias("repeat")
-    events = events.with_columns(repeat).sort("user_id", "timestamp", maintain_order=True)
-    events = events.filter(pl.int_range(pl.len(), 0, -1).over("user_id") <= limit)
+    events = events.sort("user_id", "timestamp", maintain_order=True)
     runs = events["user_id"].rle().struct.unnest()
+    keys = _keys(events, np.repeat(np.arange(len(runs), dtype=np.uint64), runs["len"].to_numpy()), hash_of)
     item_ids, actions = events["item_id"].to_list(), events["action"].to_list()
     values, timestamps = events["value"].to_numpy(), events["timestamp"].to_numpy()
-    rows = zip(item_ids, actions, values.tolist(), timestamps.tolist(), events["repeat"].to_list(), strict=True)
-    keys = np.fromiter((event_key(*row) for row in rows), np.uint64, len(events))
     users: list[tuple[str, History]] = []
-    start = 0
+    end = 0
     for count, user_id in runs.iter_rows():
-        part = slice(start, start + count)
+        end += count
+        part = slice(end - min(count, limit), end)
         history = History(item_ids[part], actions[part], values[part], timestamps[part], keys[part])
         users.append((user_id, history))
-        start += count
     return users
+
+
+def _keys(events: pl.DataFrame, user_index: NDArray[np.uint64], hash_of: _Hash) -> NDArray[np.uint64]:
+    """The events' keys, (n,), distinct within a user even where the log holds equal events."""
+    item_hashes, action_hashes = _hashes(events["item_id"], hash_of), _hashes(events["action"], hash_of)
+    values, timestamps = events["value"].to_numpy(), events["timestamp"].to_numpy()
+    repeats = np.zeros(len(events), np.uint64)
+    keys = event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+    by_user = pl.DataFrame({"user": user_index, "key": keys})
+    if by_user.is_unique().all():
+        return keys
+    repeats = by_user.select(pl.int_range(pl.len(), dtype=pl.UInt64).over("user", "key")).to_series().to_numpy()
+    return event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+
+
+def _hashes(texts: pl.Series, hash_of: _Hash) -> NDArray[np.uint64]:
+    """`text_hash` of each text, (n,), computed once for each distinct one."""
+    distinct = texts.unique()
+    hashes = pl.Series([hash_of(text) for text in distinct.to_list()], dtype=pl.UInt64)
+    table = pl.DataFrame({"text": distinct, "hash": hashes})
+    return texts.to_frame("text").join(table, on="text", how="left", maintain_order="left")["hash"].to_numpy()

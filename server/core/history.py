@@ -1,9 +1,12 @@
 """Events and histories, and the packed row in which a store keeps one user's history."""
 
 import hashlib
+import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,19 +15,41 @@ ID_MAX_BYTES = 256
 """Longest user, item or event id, in UTF-8 bytes."""
 
 _SEPARATOR = "\0"
-_HEADER = struct.Struct("<BxxxIQ")  # version, events kept, revision
+_HEADER = struct.Struct("<BxxxIQI")  # version, events kept, revision, bytes of the item ids
+_INTS, _FLOATS, _WORDS = np.dtype("<i8"), np.dtype("<f8"), np.dtype("<u8")
+_DOUBLE, _BITS = struct.Struct("<d"), struct.Struct("<Q")
 ROW_VERSION = 1
 """Version of the packed row. A store keeps it apart as well, so that an old store is refused as a whole."""
 
 
-def event_key(item_id: str, action: str, value: float, timestamp: int, repeat: int = 0) -> int:
-    """64-bit key of an event without an id; `repeat` counts the equal ones before it in a log that keeps those."""
-    text = f"{item_id}\0{action}\0{float(value)!r}\0{timestamp}"
-    return _hash64(f"{text}\0{repeat}" if repeat else text)
+_WORD = (1 << 64) - 1
+_ACTION, _VALUE, _TIMESTAMP, _REPEAT = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD, 0xD6E8FEB86659FD93
+"""Odd numbers, so that events that differ in one part only always differ in their keys."""
 
 
-def _hash64(text: str) -> int:
+def text_hash(text: str) -> int:
+    """64-bit hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+_action_hash = lru_cache(maxsize=1024)(text_hash)
+
+
+def event_keys(
+    item_hashes: NDArray[np.uint64],
+    action_hashes: NDArray[np.uint64],
+    values: NDArray[np.float64],
+    timestamps: NDArray[np.int64],
+    repeats: NDArray[np.uint64],
+) -> NDArray[np.uint64]:
+    """`Event.key` of many events without event ids, (n,), from the `text_hash` of their items and actions.
+
+    `repeats` counts the equal events before each, in a log that keeps those.
+    """
+    bits = np.where(np.isnan(values), np.nan, values + 0.0).view(np.uint64)
+    mixed: NDArray[np.uint64] = item_hashes + action_hashes * np.uint64(_ACTION) + bits * np.uint64(_VALUE)
+    mixed += timestamps.view(np.uint64) * np.uint64(_TIMESTAMP) + repeats * np.uint64(_REPEAT)
+    return mixed
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +70,11 @@ class Event:
     def key(self) -> int:
         """64-bit key by which a repeated event is recognised."""
         if self.event_id:
-            return _hash64(self.event_id)
-        return event_key(self.item_id, self.action, self.value, self.timestamp)
+            return text_hash(self.event_id)
+        value = math.nan if math.isnan(self.value) else self.value + 0.0
+        bits: int = _BITS.unpack(_DOUBLE.pack(value))[0]
+        mixed = text_hash(self.item_id) + _action_hash(self.action) * _ACTION + bits * _VALUE
+        return (mixed + self.timestamp * _TIMESTAMP) & _WORD
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,51 +176,96 @@ def _taken(history: History, rows: NDArray[np.intp], revision: int) -> History:
 
 def pack(history: History) -> bytes:
     """Encode a history as one row. `unpack` reverses it to the bit. Raises `ValueError` for an id with a NUL in it."""
-    text = _SEPARATOR.join([*history.item_ids, *history.actions]).encode()
-    if history and text.count(b"\0") != 2 * len(history) - 1:
+    item_ids = _SEPARATOR.join(history.item_ids).encode()
+    actions = _SEPARATOR.join(history.actions).encode()
+    if history and not item_ids.count(0) == actions.count(0) == len(history) - 1:
         raise ValueError("item ids and actions must not hold the character NUL")
     return b"".join(
         (
-            _HEADER.pack(ROW_VERSION, len(history), history.revision),
+            _HEADER.pack(ROW_VERSION, len(history), history.revision, len(item_ids)),
             history.timestamps.astype("<i8").tobytes(),
             history.values.astype("<f8").tobytes(),
             history.keys.astype("<u8").tobytes(),
-            text,
+            item_ids,
+            actions,
         )
     )
 
 
-def unpack(row: bytes | memoryview) -> History:
-    """Decode a row written by `pack`. Raises `ValueError` when it is damaged or of another version."""
-    row = bytes(row)
+def unpack(row: bytes) -> History:
+    """Decode a row written by `pack`. Raises `ValueError` when it is damaged or of another version.
+
+    Ids and actions are split only when they are read, and no more of them than is asked for.
+    """
     if len(row) < _HEADER.size:
         raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
-    version, count, revision = _HEADER.unpack_from(row)
+    version, count, revision, item_bytes = _HEADER.unpack_from(row)
     if version != ROW_VERSION:
         raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
     if not count:
         return History(revision=revision)
     start = _HEADER.size
-    if len(row) < start + 24 * count:
+    texts = start + 24 * count
+    if len(row) < texts + item_bytes:
         raise ValueError(f"history row of {len(row)} bytes is too short for {count} events")
-    text = row[start + 24 * count :].decode().split(_SEPARATOR)
-    if len(text) != 2 * count:
-        raise ValueError(f"history row names {len(text)} ids and actions for {count} events")
     return History(
-        text[:count],
-        text[count:],
-        np.frombuffer(row, "<f8", count, start + 8 * count),
-        np.frombuffer(row, "<i8", count, start),
-        np.frombuffer(row, "<u8", count, start + 16 * count),
+        _Texts(row[texts : texts + item_bytes], count),
+        _Texts(row[texts + item_bytes :], count),
+        np.frombuffer(row, _FLOATS, count, start + 8 * count),
+        np.frombuffer(row, _INTS, count, start),
+        np.frombuffer(row, _WORDS, count, start + 16 * count),
         revision,
     )
 
 
-def revision_of(row: bytes | memoryview) -> int:
+class _Texts(Sequence[str]):
+    """A column of texts, split when first read; of a long one only the newest when no more are asked for."""
+
+    __slots__ = ("_joined", "_length", "_list")
+
+    def __init__(self, joined: bytes, length: int) -> None:
+        if joined.count(0) != length - 1:
+            raise ValueError(f"history row names {joined.count(0) + 1} ids or actions for {length} events")
+        self._joined = joined.decode()
+        self._length = length
+        self._list: list[str] | None = None
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._whole())
+
+    def __eq__(self, other: object) -> bool:
+        return self._whole() == (other._whole() if isinstance(other, _Texts) else other)
+
+    __hash__ = None  # type: ignore[assignment]  # like a list
+
+    def __repr__(self) -> str:
+        return repr(self._whole())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if self._list is None and isinstance(index, slice):
+            start, stop, step = index.indices(self._length)
+            if 0 < start < stop == self._length and step == 1:
+                return self._joined.rsplit(_SEPARATOR, stop - start)[1:]
+        return self._whole()[index]
+
+    def _whole(self) -> list[str]:
+        if self._list is None:
+            self._list = self._joined.split(_SEPARATOR)
+        return self._list
+
+
+def revision_of(row: bytes) -> int:
     """Read only the revision of a packed row."""
     return int(_HEADER.unpack_from(row)[2])
 
 
-def event_count_of(row: bytes | memoryview) -> int:
+def event_count_of(row: bytes) -> int:
     """Read only how many events a packed row holds; 0 when it is too short to say."""
     return int(_HEADER.unpack_from(row)[1]) if len(row) >= _HEADER.size else 0
