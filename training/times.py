@@ -5,7 +5,9 @@ import polars as pl
 ORDER_BELOW = 1e8
 """Numbers that all lie below count events rather than seconds: as seconds they would end in March 1973."""
 
-_FORMATS = (
+_FORMATS = (  # the plain ones first: a fraction of a second makes parsing three times as slow
+    "%Y-%m-%d %H:%M:%S",
+    "%Y-%m-%dT%H:%M:%S",
     "%Y-%m-%d %H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f",
     "%Y-%m-%dT%H:%M:%S%.f%#z",
@@ -45,12 +47,16 @@ def time_parsers(name: str, sample: pl.Series) -> list[pl.Expr]:
             text.cast(pl.Float64, strict=False).fill_nan(None),
             text.str.strip_chars().cast(pl.Float64, strict=False),
         ]
-    fitting = [
-        form for form in (*_FORMATS, _HOUR_ONLY) if some.to_frame().select(_read(pl.first(), form).count()).item()
-    ]
+    forms = (*_FORMATS, _HOUR_ONLY)
+    fitting, left = [], some
+    for form in forms:
+        unread = left.to_frame().select(_read(pl.first(), form).is_null()).to_series()
+        if not unread.all():
+            fitting.append(form)
+            left = left.filter(unread)
     stripped = text.str.strip_chars()
     quick = [pl.coalesce(_read(text, form) for form in fitting)] if fitting else []
-    return [*quick, pl.coalesce(_read(stripped, form) for form in (*_FORMATS, _HOUR_ONLY))]
+    return [*quick, pl.coalesce(_read(stripped, form) for form in forms)]
 
 
 def numbers_to_milliseconds(numbers: pl.Series) -> tuple[pl.Series, bool]:
