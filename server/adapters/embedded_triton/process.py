@@ -49,7 +49,8 @@ class TritonProcess:
     ) -> "TritonProcess":
         """Start Triton on `port` without a model loaded; its output is appended to `log_path`.
 
-        It ends with this process even when this process is killed. Returns before Triton answers.
+        It ends with this process even when this process is killed; for the kernel that means the thread that calls
+        this, so call it from one that stays. Returns before Triton answers.
         """
         prefix = f"segrec_triton_{os.getpid()}_{port}_"
         remove_orphaned_shared_memory()

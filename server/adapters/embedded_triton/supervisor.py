@@ -208,27 +208,33 @@ class EmbeddedTriton:
 
         Triton may keep the sibling of a killed stub for ever; half a second is enough for the call it is busy with.
         """
-        if self._process is None:
-            return
         self.repair_count += 1
-        stale = [stub for stub in self._process.stubs() if _version_of(stub) in versions]
+        stale = [stub for stub, version in await self._stubs() if version in versions]
         for version in versions:
-            os.utime(self._repository / MODEL_NAME / str(version))
+            with contextlib.suppress(OSError):  # gone or read-only: then the restart mends it
+                os.utime(self._repository / MODEL_NAME / str(version))
         await self._call_on_restart()
         await asyncio.sleep(WATCH_SECONDS)
         still_broken = await self._versions_without_stub(stale)
-        for stub in stale:
-            if _version_of(stub) not in still_broken:
+        if still_broken.isdisjoint(versions):
+            for stub in stale:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stub.kill()
 
     async def _versions_without_stub(self, disregarded: Sequence[psutil.Process] = ()) -> set[int]:
         """Versions that Triton calls ready and that have fewer stubs than instances, some of which do not count."""
-        if self.pid is None or self._process is None:
+        if self.pid is None:
             return set()
         ready = await _ready_versions(self.address)
-        stubs = Counter(_version_of(stub) for stub in self._process.stubs() if stub not in disregarded)
+        stubs = Counter(version for stub, version in await self._stubs() if stub not in disregarded)
         return {version for version in ready if stubs[version] < self._instance_count}
+
+    async def _stubs(self) -> list[tuple[psutil.Process, int | None]]:
+        """The live stubs with their versions, looked up in a thread: on a full machine that takes a while."""
+        process = self._process
+        if process is None:
+            return []
+        return await asyncio.to_thread(lambda: [(stub, _version_of(stub)) for stub in process.stubs()])
 
     async def _watch_probe(self) -> None:
         """Restart Triton when the probe fails several times in a row."""
@@ -241,6 +247,8 @@ class EmbeddedTriton:
                     await self._probe()
                 failures = 0
             except EncoderUnavailable as error:
+                if not self._settled.is_set():
+                    continue  # Triton ended meanwhile, and is being started again
                 failures += 1
                 logger.warning("probe %d of Triton failed: %s", failures, error)
             if failures >= TRIES_BEFORE_RESTART:
