@@ -231,7 +231,9 @@ def _told() -> Iterator[Told]:
         raise told.fail(str(error), BAD_INPUT) from None
     except (TrainingError, SegrecError) as error:
         raise told.fail(str(error), FAILED) from None
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
+            raise  # Lightning turns Ctrl-C into an exit; any other one is meant
         hint = f" Go on with `{told.resume}`." if told.resume else ""
         raise told.fail(f"Stopped.{hint}", INTERRUPTED) from None
     except (typer.Exit, typer.Abort):

@@ -19,8 +19,8 @@ from server.core.history import History
 from server.core.preprocessing import Preprocessing
 from server.core.release import MODEL_NAME, Golden, Release
 from server.core.segments import normalised
+from training.embed import embed
 from training.errors import LogError
-from training.export import embed
 from training.hybrid import Choice, Mixer
 from training.kmeans import Engine, KMeansResult, assign, choose_engine, fit_kmeans
 from training.matching import Matching, fresh_ids, match_segments
