@@ -44,6 +44,7 @@ class Endpoint:
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients ping quiet calls
             ],
         )
         for service in services:

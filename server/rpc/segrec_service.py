@@ -133,11 +133,12 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             _check_size(request.user_ids)
             with self._pinned(request.release, current) as release:
                 rows = await self._rows(release, request.user_ids)
-                tally.add(rows)
-                return await asyncio.to_thread(_segment_chunk, release, request.chunk_id, rows)
+                chunk = await asyncio.to_thread(_segment_chunk, release, request.chunk_id, rows)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
+        tally.add(rows)
+        return chunk
 
     async def _recommend_chunk(
         self, request: pb.StreamRecommendRequest, current: Release, tally: "_Tally"
@@ -149,11 +150,12 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 rows = await self._rows(release, request.user_ids)
                 answers = [row.answer for row in rows if row.error is None]
                 ranked = await self._pipeline.recommend(release, query, answers)
-                tally.add(rows)
-                return await asyncio.to_thread(_recommend_chunk, release, request.chunk_id, rows, ranked)
+                chunk = await asyncio.to_thread(_recommend_chunk, release, request.chunk_id, rows, ranked)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
+        tally.add(rows)
+        return chunk
 
     def _pinned(self, number: int, current: Release) -> Any:
         """The release of a chunk: the one pinned in it, or the one that was active when the stream began."""

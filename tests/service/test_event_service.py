@@ -1,0 +1,97 @@
+"""EventService against the real server and a real LMDB."""
+
+import math
+import time
+
+import grpc
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+from segrec.v1 import event_service_pb2 as pb
+from segrec.v1 import segrec_service_pb2
+from segrec.v1.common_pb2 import Event
+
+from server.rpc.conversion import event_message
+from tests.support.releases import group_history
+from tests.support.server import Stubs
+
+
+def event(item_id: str = "item-001", seconds: int = 1000, **fields: object) -> Event:
+    return Event(item_id=item_id, action="view", timestamp=Timestamp(seconds=seconds), **fields)  # type: ignore[arg-type]
+
+
+def record(stubs: Stubs, user_id: str, *events: Event) -> pb.RecordEventsResponse:
+    return stubs.events.RecordEvents(
+        pb.RecordEventsRequest(events=[pb.UserEvent(user_id=user_id, event=event) for event in events])
+    )
+
+
+def test_what_was_recorded_is_read_back_in_time_order(stubs: Stubs) -> None:
+    later, earlier = event("b", 2000, value=2.5), event("a", 1000)
+    assert record(stubs, "reader", later, earlier).stored_count == 2
+    response = stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="reader"))
+    assert list(response.events) == [earlier, later]
+    assert response.stored_event_count == 2
+    newest = stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="reader", limit=1))
+    assert list(newest.events) == [later]
+    assert newest.stored_event_count == 2
+
+
+def test_a_repeated_event_is_stored_once(stubs: Stubs) -> None:
+    named = event(seconds=5, event_id="e1")
+    assert record(stubs, "again", named, event(seconds=6)).stored_count == 2
+    response = record(stubs, "again", named, event(seconds=6), event(seconds=7, event_id="e1"), event(seconds=8))
+    assert (response.stored_count, response.duplicate_count) == (1, 3)
+
+
+def test_bad_events_are_refused_by_index_and_the_others_stored(stubs: Stubs) -> None:
+    future = int(time.time()) + 3600
+    events = [
+        event(seconds=1),
+        event(seconds=future),
+        event(seconds=2, value=math.nan),
+        event(seconds=-5),
+        event("", 3),
+        event(seconds=4),
+        event(seconds=4),
+    ]
+    response = record(stubs, "picky", *events)
+    assert [refused.index for refused in response.refused] == [1, 2, 3, 4]
+    fields = [refused.status.field for refused in response.refused]
+    names = ["timestamp", "value", "timestamp", "item_id"]
+    assert fields == [f"events[{index}].event.{name}" for index, name in zip([1, 2, 3, 4], names, strict=True)]
+    assert response.stored_count + response.duplicate_count + len(response.refused) == len(events)
+    assert stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="picky")).stored_event_count == 2
+
+
+def test_a_bad_user_id_costs_its_own_events_only(stubs: Stubs) -> None:
+    events = [pb.UserEvent(user_id="x" * 257, event=event()), pb.UserEvent(user_id="fine-user", event=event())]
+    response = stubs.events.RecordEvents(pb.RecordEventsRequest(events=events))
+    assert (response.stored_count, [refused.index for refused in response.refused]) == (1, [0])
+    assert response.refused[0].status.field == "events[0].user_id"
+
+
+@pytest.mark.parametrize("count", [0, 1025])
+def test_too_few_or_many_events_are_refused(stubs: Stubs, count: int) -> None:
+    with pytest.raises(grpc.RpcError, match=f"events has {count} entries"):
+        record(stubs, "u", *[event()] * count)
+
+
+@pytest.mark.parametrize("limit", [0, 4097])
+def test_a_limit_out_of_range_is_refused(stubs: Stubs, limit: int) -> None:
+    with pytest.raises(grpc.RpcError, match="limit is"):
+        stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="u", limit=limit))
+
+
+def test_an_erased_user_is_forgotten_at_once(stubs: Stubs) -> None:
+    record(stubs, "forgotten", *(event_message(event) for event in group_history(1).events()))
+    segment = segrec_service_pb2.SegmentRequest(user_id="forgotten")
+    assert stubs.segrec.Segment(segment).assignment.segment_id == 2
+    assert stubs.events.EraseUser(pb.EraseUserRequest(user_id="forgotten")).erased_event_count == 10
+    assert stubs.segrec.Segment(segment).assignment.state == segrec_service_pb2.SEGMENT_STATE_NO_HISTORY
+    assert not stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="forgotten")).events
+    assert stubs.events.EraseUser(pb.EraseUserRequest(user_id="forgotten")).erased_event_count == 0
+
+
+def test_an_unknown_user_has_an_empty_history(stubs: Stubs) -> None:
+    response = stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="never seen"))
+    assert (len(response.events), response.stored_event_count) == (0, 0)
