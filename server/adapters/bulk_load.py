@@ -105,11 +105,6 @@ async def load(log_: EventLog, write: Callable[[Users], Awaitable[None]], on_pro
     return log_.user_count
 
 
-def erasure_mark(user_id: str) -> bytes:
-    """What a store keeps of an erased user, so that no bulk load brings the user back: a hash, not the id."""
-    return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"segrec.erased").digest()
-
-
 def _fingerprint(path: Path) -> str:
     """Hash of the file's size and Parquet footer, which holds size, place and extremes of every column chunk."""
     with path.open("rb") as file:

@@ -14,28 +14,18 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from server.adapters.bulk_load import EventLog, Users, erasure_mark, load
+from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
+from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import (
-    EMPTY,
-    ID_MAX_BYTES,
-    ROW_VERSION,
-    Event,
-    History,
-    event_count_of,
-    merge,
-    merge_histories,
-    pack,
-    unpack,
-)
+from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge, pack
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -49,7 +39,6 @@ GROUP_MAX = 1024
 READ_IN_THREAD_FROM = 16
 """Fewer histories than this are read quicker than a thread is woken."""
 
-_DAMAGED = "a stored history is damaged; erase that user with EraseUser and record the events again"
 _Operation = Callable[["_Transaction", int], T]
 """Reads and writes within a transaction, given the revision for what it writes."""
 
@@ -102,7 +91,7 @@ class LmdbStore:
         key = _key(user_id)
         with self._reporting(), self._environment.begin(self._histories) as transaction:
             row = transaction.get(key)
-        return EMPTY if row is None else _unpacked(row)
+        return read_row(row)
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History]:
         """See `HistoryStore.get_many`. A damaged history is logged and comes as `EMPTY`: others get their answers."""
@@ -121,7 +110,7 @@ class LmdbStore:
 
         def add(transaction: "_Transaction", revision: int) -> tuple[int, int]:
             row = transaction.get(key, db=self._histories)
-            history = EMPTY if row is None else _unpacked(row)
+            history = read_row(row)
             merged, duplicates = merge(history, events, self._limit, revision)
             if merged is not history:
                 transaction.put(key, pack(merged), db=self._histories)
@@ -163,28 +152,19 @@ class LmdbStore:
     async def _load_users(self, users: Users) -> None:
         def add(transaction: "_Transaction", revision: int) -> None:
             for user_id, added in users:
-                with contextlib.suppress(StoreUnavailable):  # a damaged history, logged, stays as it is
-                    self._load_user(transaction, user_id, added, revision)
+                if transaction.get(erasure_mark(user_id), db=self._erased) is not None:
+                    continue
+                key = user_id.encode()
+                row = loaded_row(transaction.get(key, db=self._histories), added, self._limit, revision)
+                if row is not None:
+                    transaction.put(key, row, db=self._histories)
 
         await self._write(add)
-
-    def _load_user(self, transaction: "_Transaction", user_id: str, added: History, revision: int) -> None:
-        if transaction.get(erasure_mark(user_id), db=self._erased) is not None:
-            return
-        key = user_id.encode()
-        row = transaction.get(key, db=self._histories)
-        if row is None:
-            transaction.put(key, pack(replace(added, revision=revision)), db=self._histories)
-            return
-        history = _unpacked(row)
-        merged = merge_histories(history, added, self._limit, revision)
-        if merged is not history:
-            transaction.put(key, pack(merged), db=self._histories)
 
     def _read(self, keys: Sequence[bytes]) -> list[History]:
         with self._environment.begin(self._histories) as transaction:
             rows = [transaction.get(key) for key in keys]
-        return [EMPTY if row is None else _unpacked_or_empty(row) for row in rows]
+        return [read_row_or_empty(row) for row in rows]
 
     def _check_open(self) -> None:
         if self._closed:
@@ -270,21 +250,6 @@ def _key(user_id: str) -> bytes:
     if not 1 <= len(key) <= ID_MAX_BYTES:
         raise ValueError(f"a user id has 1 to {ID_MAX_BYTES} bytes, not {len(key)}")
     return key
-
-
-def _unpacked(row: bytes) -> History:
-    try:
-        return unpack(row)
-    except ValueError as error:
-        log.error("damaged history: %s", error)
-        raise StoreUnavailable(_DAMAGED) from error
-
-
-def _unpacked_or_empty(row: bytes) -> History:
-    try:
-        return _unpacked(row)
-    except StoreUnavailable:
-        return EMPTY
 
 
 def _attempt(operation: _Operation[T], transaction: "_Transaction", revision: int) -> T | StoreUnavailable:

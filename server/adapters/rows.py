@@ -1,0 +1,48 @@
+"""What the history stores share about the rows that they keep."""
+
+import hashlib
+import logging
+from dataclasses import replace
+
+from server.core.errors import StoreUnavailable
+from server.core.history import EMPTY, History, merge_histories, pack, unpack
+
+log = logging.getLogger(__name__)
+
+
+def read_row(row: bytes | None) -> History:
+    """The history in a row, `EMPTY` for none. A damaged one is logged and raises `StoreUnavailable`."""
+    if row is None:
+        return EMPTY
+    try:
+        return unpack(row)
+    except ValueError as error:
+        log.error("damaged history: %s", error)
+        raise StoreUnavailable(
+            "the stored history is damaged; erase this user with EraseUser and record the events again"
+        ) from error
+
+
+def read_row_or_empty(row: bytes | None) -> History:
+    """Like `read_row`, with `EMPTY` for a damaged one: among many users it must not take the others' answers."""
+    try:
+        return read_row(row)
+    except StoreUnavailable:
+        return EMPTY
+
+
+def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> bytes | None:
+    """The row to store after a bulk load of `added`; None when it stays as it is, as a damaged one does."""
+    if row is None:
+        return pack(replace(added, revision=revision))
+    try:
+        history = read_row(row)
+    except StoreUnavailable:
+        return None
+    merged = merge_histories(history, added, limit, revision)
+    return None if merged is history else pack(merged)
+
+
+def erasure_mark(user_id: str) -> bytes:
+    """What a store keeps of an erased user, so that no bulk load brings the user back: a hash, not the id."""
+    return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"segrec.erased").digest()

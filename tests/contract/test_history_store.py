@@ -1,0 +1,393 @@
+"""Every `HistoryStore`, the same cases."""
+
+import asyncio
+import logging
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from server.adapters import bulk_load
+from server.adapters.lmdb_store import LmdbStore
+from server.adapters.ports import HistoryStore
+from server.adapters.valkey_store import ValkeyStore
+from server.core.errors import SetupError, StoreUnavailable
+from server.core.history import EMPTY, Event, History
+from tests.support.memory_store import MemoryStore
+from tests.support.redis_server import RedisServer
+
+LIMIT = 5
+LONGEST = "é" * 128  # 256 bytes
+Open = Callable[[int], Awaitable[HistoryStore]]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(params=["lmdb", "valkey", "memory"])
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+    """Opens stores with the history limit given; each on data of its own, empty."""
+    opened: list[HistoryStore] = []
+    valkey = request.getfixturevalue("redis_server") if request.param == "valkey" else None
+
+    async def open_(limit: int) -> HistoryStore:
+        store: HistoryStore
+        if valkey is not None:
+            connected = await ValkeyStore.connect(valkey.url, limit)
+            await connected._client.flushall()
+            store = connected
+        elif request.param == "lmdb":
+            store = LmdbStore.open(tmp_path / f"store-{len(opened)}", limit)
+        else:
+            store = MemoryStore(limit)
+        opened.append(store)
+        return store
+
+    yield open_
+    for store in opened:
+        await store.close()
+
+
+@pytest.fixture
+async def store(open_store: Open) -> HistoryStore:
+    return await open_store(LIMIT)
+
+
+def view(number: int, item: str = "") -> Event:
+    """Event `number`, at second `number`."""
+    return Event(item or f"item-{number}", "view", float(number), number * 1000)
+
+
+def write_log(path: Path, rows: list[tuple[str, Event]]) -> Path:
+    columns = ("item_id", "action", "value", "timestamp")
+    data = {name: [getattr(event, name) for _, event in rows] for name in columns}
+    pl.DataFrame({"user_id": [user_id for user_id, _ in rows], **data}).write_parquet(path)
+    return path
+
+
+def ignore(done: int, total: int) -> None:
+    pass
+
+
+def contents(history: History) -> tuple[list[str], list[str], list[float], list[int]]:
+    return list(history.item_ids), list(history.actions), history.values.tolist(), history.timestamps.tolist()
+
+
+async def test_an_unknown_user_has_an_empty_history(store: HistoryStore) -> None:
+    assert await store.get("nobody") == EMPTY
+    assert await store.erase("nobody") == 0
+    assert await store.record("nobody", []) == (0, 0)
+    assert (await store.get("nobody")).revision == 0
+
+
+async def test_events_come_back_whole_and_in_time_order(store: HistoryStore) -> None:
+    assert await store.record("u", [view(3), view(1)]) == (2, 0)
+    assert await store.record("u", [Event("item-2", "购买", 2.5, 2000)]) == (1, 0)
+    expected = ["item-1", "item-2", "item-3"], ["view", "购买", "view"], [1.0, 2.5, 3.0], [1000, 2000, 3000]
+    assert contents(await store.get("u")) == expected
+    assert contents((await store.get_many(["u"]))[0]) == expected
+
+
+async def test_only_the_newest_are_kept(store: HistoryStore) -> None:
+    for number in (7, 1, 4, 2, 6, 3, 5):
+        assert await store.record("u", [view(number)]) == (1, 0)
+    assert (await store.get("u")).timestamps.tolist() == [3000, 4000, 5000, 6000, 7000]
+    await store.record("v", [view(number) for number in range(20)])
+    assert (await store.get("v")).timestamps.tolist() == [15000, 16000, 17000, 18000, 19000]
+
+
+async def test_recording_again_changes_nothing(store: HistoryStore) -> None:
+    await store.record("u", [view(1), view(2)])
+    before = await store.get("u")
+    assert await store.record("u", [view(1), view(2)]) == (0, 2)
+    assert await store.record("u", [view(2), view(3), view(3)]) == (1, 2)
+    assert before.revision != (await store.get("u")).revision
+    assert (await store.get("u")).timestamps.tolist() == [1000, 2000, 3000]
+
+
+async def test_the_event_id_decides_what_is_the_same(store: HistoryStore) -> None:
+    twice = [Event("a", "view", 1.0, 5, "first"), Event("a", "view", 1.0, 5, "second")]
+    assert await store.record("u", twice) == (2, 0)
+    assert await store.record("u", [Event("b", "cart", 2.0, 6, "first")]) == (0, 1)
+    assert list((await store.get("u")).item_ids) == ["a", "a"]
+
+
+async def test_a_revision_is_never_used_twice(store: HistoryStore) -> None:
+    revisions = []
+    for number in range(6):
+        await store.record("u", [view(number)])
+        revisions.append((await store.get("u")).revision)
+        await store.record("other", [view(number)])
+        if number % 2:
+            await store.erase("u")
+    assert len(set(revisions)) == 6
+    assert 0 not in revisions
+
+
+async def test_a_duplicate_leaves_the_revision(store: HistoryStore) -> None:
+    await store.record("u", [view(1)])
+    before = (await store.get("u")).revision
+    await store.record("u", [view(1)])
+    assert (await store.get("u")).revision == before
+
+
+async def test_erasing_leaves_nothing_of_that_user_only(store: HistoryStore) -> None:
+    await store.record("u", [view(1), view(2)])
+    await store.record("v", [view(1)])
+    assert await store.erase("u") == 2
+    assert await store.get("u") == EMPTY
+    assert await store.erase("u") == 0
+    assert len(await store.get("v")) == 1
+    assert await store.record("u", [view(1)]) == (1, 0)
+
+
+@pytest.mark.parametrize("user_id", ["用户-1", "a b", "Ünï🙂", "x" * 256, LONGEST, "segrec:h:u", "'; --"])
+async def test_any_id_of_up_to_256_bytes_is_a_user_and_an_item(store: HistoryStore, user_id: str) -> None:
+    await store.record(user_id, [Event(user_id, user_id, 1.0, 1)])
+    await store.record(user_id[:-1] or "-", [view(2)])
+    assert contents(await store.get(user_id)) == ([user_id], [user_id], [1.0], [1])
+    assert await store.erase(user_id) == 1
+
+
+async def test_values_may_be_missing_or_extreme(store: HistoryStore) -> None:
+    values = [math.nan, -1e308, 5e-324, 0.1]
+    await store.record("u", [Event("a", "view", value, number) for number, value in enumerate(values)])
+    assert await store.record("u", [Event("a", "view", math.nan, 0)]) == (0, 1)
+    stored = (await store.get("u")).values.tolist()
+    assert math.isnan(stored[0])
+    assert stored[1:] == values[1:]
+
+
+async def test_get_many_answers_in_the_order_asked(store: HistoryStore) -> None:
+    for number in range(40):
+        await store.record(f"u{number}", [view(number)])
+    asked = [f"u{number}" for number in (3, 39, 3, 0, 77, 12)] * 60
+    histories = await store.get_many(asked)
+    assert [history.timestamps.tolist() for history in histories] == [[3000], [39000], [3000], [0], [], [12000]] * 60
+    assert await store.get_many([]) == []
+    assert [len(history) for history in await store.get_many(["u1", "nobody"])] == [1, 0]
+
+
+async def test_concurrent_records_lose_nothing(open_store: Open) -> None:
+    store = await open_store(1000)
+    counts = await asyncio.gather(*(store.record("u", [view(n), view(n + 1)]) for n in range(100)))
+    others = await asyncio.gather(*(store.record(f"v{n}", [view(n)]) for n in range(100)))
+    assert sum(stored for stored, _ in counts) == 101
+    assert (await store.get("u")).timestamps.tolist() == [n * 1000 for n in range(101)]
+    assert others == [(1, 0)] * 100
+
+
+async def test_a_bulk_load_fills_the_store_once(store: HistoryStore, tmp_path: Path) -> None:
+    rows = [("ann", view(n)) for n in range(8)] + [("bob", view(1)), ("用户", Event("a", "cart", math.nan, 1))]
+    log = write_log(tmp_path / "events.parquet", rows)
+    seen: list[tuple[int, int]] = []
+    assert await store.bulk_load(log, lambda done, total: seen.append((done, total))) == 3
+    assert seen[0] == (0, 3)
+    assert seen[-1] == (3, 3)
+    assert (await store.get("ann")).timestamps.tolist() == [3000, 4000, 5000, 6000, 7000]
+    assert list((await store.get("用户")).actions) == ["cart"]
+    revision = (await store.get("ann")).revision
+    assert revision > 0
+    assert await store.bulk_load(log, ignore) == 0
+    assert (await store.get("ann")).revision == revision
+    assert await store.record("bob", [view(1)]) == (0, 1)
+
+
+async def test_a_bulk_load_and_recorded_events_merge(store: HistoryStore, tmp_path: Path) -> None:
+    await store.record("ann", [view(2), view(9)])
+    before = (await store.get("ann")).revision
+    log = write_log(tmp_path / "events.parquet", [("ann", view(n)) for n in (1, 2, 3)] + [("bob", view(1))])
+    assert await store.bulk_load(log, ignore) == 2
+    assert (await store.get("ann")).timestamps.tolist() == [1000, 2000, 3000, 9000]
+    assert (await store.get("ann")).revision != before
+    more = write_log(tmp_path / "more.parquet", [("ann", view(n)) for n in (1, 2, 3, 4)])
+    assert await store.bulk_load(more, ignore) == 1
+    assert (await store.get("ann")).timestamps.tolist() == [1000, 2000, 3000, 4000, 9000]
+
+
+async def test_a_bulk_load_that_was_broken_off_is_repeated_whole(
+    store: HistoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_load, "CHUNK_ROWS", 4)
+    log = write_log(tmp_path / "events.parquet", [(f"u{n // 3:02}", view(n % 3)) for n in range(60)])
+
+    def break_off(done: int, total: int) -> None:
+        if done >= total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await store.bulk_load(log, break_off)
+    assert len(await store.get("u00")) == 3
+    assert len(await store.get("u19")) == 0
+    await store.record("u00", [view(7)])
+    await store.erase("u01")
+    assert await store.bulk_load(log, ignore) == 20
+    assert (await store.get("u00")).timestamps.tolist() == [0, 1000, 2000, 7000]
+    assert await store.get("u01") == EMPTY, "a bulk load brought an erased user back"
+    everyone = await store.get_many([f"u{n:02}" for n in range(2, 20)])
+    assert [history.timestamps.tolist() for history in everyone] == [[0, 1000, 2000]] * 18
+
+
+async def test_a_log_in_any_order_loads_the_same(
+    open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_load, "CHUNK_ROWS", 7)
+    rows = [(f"u{n * 7 % 5}", view(n * 11 % 50)) for n in range(50)]
+    store = await open_store(LIMIT)
+    assert await store.bulk_load(write_log(tmp_path / "mixed.parquet", rows), ignore) == 5
+    mixed = [contents(history) for history in await store.get_many([f"u{n}" for n in range(5)])]
+    store = await open_store(LIMIT)
+    rows.sort(key=lambda row: (row[0], row[1].timestamp))
+    assert await store.bulk_load(write_log(tmp_path / "sorted.parquet", rows), ignore) == 5
+    assert [contents(history) for history in await store.get_many([f"u{n}" for n in range(5)])] == mixed
+
+
+async def test_equal_events_of_a_log_are_all_kept(store: HistoryStore, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "events.parquet", [("u", view(1)), ("u", view(1)), ("u", view(1)), ("v", view(1))])
+    await store.bulk_load(log, ignore)
+    assert [len(history) for history in await store.get_many(["u", "v"])] == [3, 1]
+    assert await store.record("u", [view(1)]) == (0, 1)
+
+
+async def test_a_larger_limit_loads_the_log_again(open_store: Open, tmp_path: Path) -> None:
+    log = write_log(tmp_path / "events.parquet", [("u", view(n)) for n in range(8)])
+    assert bulk_load.EventLog.open(log, 5).mark != bulk_load.EventLog.open(log, 6).mark
+
+
+async def test_what_the_api_would_refuse_is_left_out_of_a_bulk_load(
+    store: HistoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad = [("x" * 257, view(1)), ("", view(1)), ("u", view(1, "a\0b")), ("u", Event("a", "", 1.0, 1))]
+    log = write_log(tmp_path / "events.parquet", [*bad, ("u", view(2))])
+    await store.bulk_load(log, ignore)
+    assert list((await store.get("u")).item_ids) == ["item-2"]
+    assert "4 events" in caplog.text
+
+
+async def test_a_log_that_is_none_names_itself(store: HistoryStore, tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match=r"missing\.parquet cannot be read"):
+        await store.bulk_load(tmp_path / "missing.parquet", ignore)
+    text = tmp_path / "text.parquet"
+    text.write_text("user_id,item_id")
+    with pytest.raises(SetupError, match=r"text\.parquet cannot be read"):
+        await store.bulk_load(text, ignore)
+    pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}).write_parquet(tmp_path / "short.parquet")
+    with pytest.raises(SetupError, match="no column action, value, timestamp"):
+        await store.bulk_load(tmp_path / "short.parquet", ignore)
+
+
+async def test_a_closed_store_is_unavailable(store: HistoryStore) -> None:
+    await store.record("u", [view(1)])
+    await store.close()
+    for call in (store.get("u"), store.get_many(["u"] * 50), store.record("u", [view(2)]), store.erase("u")):
+        with pytest.raises(StoreUnavailable):
+            await call
+
+
+async def test_a_damaged_history_takes_only_its_own_answer(
+    store: HistoryStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    await store.record("secret-id", [view(1)])
+    await store.record("fine", [view(1)])
+    await _damage(store, "secret-id")
+    with pytest.raises(StoreUnavailable, match="EraseUser"):
+        await store.get("secret-id")
+    with pytest.raises(StoreUnavailable, match="EraseUser"):
+        await store.record("secret-id", [view(2)])
+    assert [len(history) for history in await store.get_many(["secret-id", "fine"] * 20)] == [0, 1] * 20
+    assert await store.record("fine", [view(2)]) == (1, 0)
+    await store.erase("secret-id")
+    assert await store.record("secret-id", [view(2)]) == (1, 0)
+    assert any(record.levelno >= logging.ERROR for record in caplog.records)
+    assert "secret-id" not in caplog.text
+
+
+async def _damage(store: HistoryStore, user_id: str) -> None:
+    row = b"\x01 not a history, though as long as its header"
+    if isinstance(store, MemoryStore):
+        store.rows[user_id] = row
+    elif isinstance(store, LmdbStore):
+        await store._write(lambda transaction, _: transaction.put(user_id.encode(), row, db=store._histories))
+    elif isinstance(store, ValkeyStore):
+        await store._client.set(f"segrec:h:{user_id}", row)
+
+
+async def test_lmdb_survives_reopening(tmp_path: Path) -> None:
+    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT)
+    await store.record("u", [view(1)])
+    first = await store.get("u")
+    await store.erase("u")
+    await store.close()
+    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT)
+    await store.record("u", [view(1)])
+    assert (await store.get("u")).revision > first.revision
+    await store.close()
+
+
+async def test_lmdb_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SetupError, match="cannot be opened"):
+        LmdbStore.open(tmp_path / "file", LIMIT)
+    store = LmdbStore.open(tmp_path / "store", LIMIT)
+    with pytest.raises(SetupError, match="already open"):
+        LmdbStore.open(tmp_path / "store", LIMIT)
+    await store._write(lambda transaction, _: transaction.put(b"format", b"9", db=store._meta))
+    await store.close()
+    with pytest.raises(SetupError, match="format 9"):
+        LmdbStore.open(tmp_path / "store", LIMIT)
+    (tmp_path / "store" / "data.mdb").write_bytes(b"x" * 10_000)
+    with pytest.raises(SetupError, match="cannot be opened"):
+        LmdbStore.open(tmp_path / "store", LIMIT)
+
+
+async def test_a_full_lmdb_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
+    store = LmdbStore.open(tmp_path / "store", 1000, map_size_bytes=256 * 1024)
+    await store.record("u", [view(1)])
+    events = [view(n) for n in range(100)]
+    await store.record("v0", events)
+    with pytest.raises(StoreUnavailable, match="full at 262,144 bytes"):
+        await asyncio.gather(*(store.record(f"v{n}", events) for n in range(1, 1000)))
+    assert len(await store.get("u")) == 1
+    assert len(await store.get("v0")) == 100
+    await store.close()
+
+
+async def test_valkey_that_does_not_answer_says_where(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    server.start()
+    store = await ValkeyStore.connect(server.url, LIMIT)
+    await store.record("u", [view(1)])
+    server.kill()
+    for call in (store.get("u"), store.get_many(["u"]), store.record("u", [view(2)]), store.erase("u")):
+        with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{server.port} does not answer"):
+            await call
+    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{server.port}") as raised:
+        await ValkeyStore.connect(f"redis://me:hidden@127.0.0.1:{server.port}/0", LIMIT)
+    assert "hidden" not in str(raised.value)
+    server.start()
+    assert await store.record("u", [view(3)]) == (1, 0), "the store did not come back with its server"
+    await store.close()
+    server.kill()
+
+
+async def test_valkey_refuses_bad_urls_without_showing_them() -> None:
+    for url in ("http://me:hidden@host", "redis://me:hidden@host:port/0"):
+        with pytest.raises(SetupError) as raised:
+            await ValkeyStore.connect(url, LIMIT)
+        assert "hidden" not in str(raised.value)
+
+
+async def test_valkey_shared_by_several_servers_loses_nothing(redis_server: RedisServer) -> None:
+    stores = [await ValkeyStore.connect(redis_server.url, 1000) for _ in range(3)]
+    await stores[0]._client.flushall()
+    await asyncio.gather(*(stores[n % 3].record("u", [view(n)]) for n in range(90)))
+    assert len(await stores[0].get("u")) == 90
+    for store in stores:
+        await store.close()

@@ -1,0 +1,67 @@
+"""A `HistoryStore` in a dict, for tests of what uses one. It passes the stores' contract tests."""
+
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+
+from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.ports import Progress
+from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
+from server.core.errors import StoreUnavailable
+from server.core.history import Event, History, event_count_of, merge, pack
+
+
+class MemoryStore:
+    """Set `unavailable` to make every call raise `StoreUnavailable`."""
+
+    def __init__(self, history_limit: int = 1000) -> None:
+        self.rows: dict[str, bytes] = {}
+        self.unavailable = False
+        self._limit = history_limit
+        self._revisions = count(1)
+        self._erased: set[bytes] = set()
+        self._loaded: set[str] = set()
+
+    async def get(self, user_id: str) -> History:
+        self._check()
+        return read_row(self.rows.get(user_id))
+
+    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
+        self._check()
+        return [read_row_or_empty(self.rows.get(user_id)) for user_id in user_ids]
+
+    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
+        history = await self.get(user_id)
+        merged, duplicates = merge(history, events, self._limit, next(self._revisions))
+        if merged is not history:
+            self.rows[user_id] = pack(merged)
+        return len(events) - duplicates, duplicates
+
+    async def erase(self, user_id: str) -> int:
+        self._check()
+        self._erased.add(erasure_mark(user_id))
+        row = self.rows.pop(user_id, None)
+        return 0 if row is None else event_count_of(row)
+
+    async def bulk_load(self, source: Path, on_progress: Progress) -> int:
+        event_log = EventLog.open(source, self._limit)
+        self._check()
+        if event_log.mark in self._loaded:
+            return 0
+        loaded = await load(event_log, self._load_users, on_progress)
+        self._loaded.add(event_log.mark)
+        return loaded
+
+    async def close(self) -> None:
+        self.unavailable = True
+
+    async def _load_users(self, users: Users) -> None:
+        self._check()
+        for user_id, added in users:
+            row = loaded_row(self.rows.get(user_id), added, self._limit, next(self._revisions))
+            if row is not None and erasure_mark(user_id) not in self._erased:
+                self.rows[user_id] = row
+
+    def _check(self) -> None:
+        if self.unavailable:
+            raise StoreUnavailable("the history store is switched off")

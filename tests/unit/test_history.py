@@ -1,0 +1,156 @@
+"""Histories: packing, merging and keys."""
+
+import dataclasses
+import math
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from server.core.history import (
+    EMPTY,
+    Event,
+    History,
+    event_count_of,
+    event_keys,
+    history_of,
+    merge,
+    merge_histories,
+    pack,
+    revision_of,
+    text_hash,
+    unpack,
+)
+
+ids = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=12)
+values = st.floats(width=64)
+times = st.integers(-(2**63), 2**63 - 1)
+events = st.builds(Event, ids, st.sampled_from(["view", "cart", "购买"]), values, times)
+few_events = st.builds(Event, st.sampled_from("abc"), st.just("view"), st.just(1.0), st.integers(0, 5))
+
+
+def assert_same(left: History, right: History) -> None:
+    assert (list(left.item_ids), list(left.actions)) == (list(right.item_ids), list(right.actions))
+    assert left.revision == right.revision
+    for name in ("values", "timestamps", "keys"):
+        assert getattr(left, name).tobytes() == getattr(right, name).tobytes()
+
+
+@settings(deadline=None)
+@given(st.lists(events, max_size=20), st.integers(0, 2**64 - 1))
+def test_a_row_gives_back_its_history_to_the_bit(recorded: list[Event], revision: int) -> None:
+    history = history_of(recorded, revision)
+    row = pack(history)
+    assert_same(unpack(row), history)
+    assert (event_count_of(row), revision_of(row)) == (len(recorded), revision)
+
+
+@settings(deadline=None)
+@given(st.lists(events, min_size=1, max_size=8), st.integers(-10, 10), st.integers(-10, 10))
+def test_columns_of_a_row_slice_like_lists(recorded: list[Event], start: int, stop: int) -> None:
+    history = history_of(recorded)
+    for part in (slice(start, None), slice(None, stop), slice(start, stop), slice(start, stop, 2)):
+        unread = unpack(pack(history))
+        assert unread.item_ids[part] == history.item_ids[part]
+        assert unread.actions[part] == history.actions[part]
+    assert unread.item_ids == history.item_ids
+    assert unread.item_ids[-1] == history.item_ids[-1]
+    assert repr(unread.actions) == repr(history.actions)
+
+
+@settings(deadline=None)
+@given(st.lists(events, min_size=1, max_size=4), st.data())
+def test_a_damaged_row_raises_value_error_or_is_a_history(recorded: list[Event], data: st.DataObject) -> None:
+    row = pack(history_of(recorded))
+    cut = row[: data.draw(st.integers(0, len(row) - 1))]
+    try:
+        history = unpack(cut)
+    except ValueError:
+        return
+    assert len(list(history.item_ids)) == len(list(history.actions)) == len(history.values)
+
+
+def test_a_row_of_another_version_is_refused() -> None:
+    row = pack(history_of([Event("a", "view")]))
+    with pytest.raises(ValueError, match="version 9"):
+        unpack(b"\x09" + row[1:])
+    with pytest.raises(ValueError, match="shorter than its header"):
+        unpack(row[:5])
+
+
+def test_nul_in_an_id_is_refused() -> None:
+    with pytest.raises(ValueError, match="NUL"):
+        pack(history_of([Event("a\0b", "view")]))
+
+
+@settings(deadline=None)
+@given(st.lists(few_events, max_size=12), st.lists(few_events, max_size=12), st.integers(1, 8))
+def test_merging_keeps_the_newest_in_time_order_each_once(older: list[Event], newer: list[Event], limit: int) -> None:
+    before, _ = merge(EMPTY, older, limit, 1)
+    after, duplicates = merge(before, newer, limit, 2)
+    distinct = {event.key() for event in newer} - set(before.keys.tolist())
+    assert duplicates == len(newer) - len(distinct)
+    assert len(after) == min(limit, len(before) + len(distinct))
+    assert list(after.timestamps) == sorted(after.timestamps)
+    assert len(set(after.keys.tolist())) == len(after)
+    union = {event.key(): event.timestamp for event in [*before.events(), *newer]}
+    assert list(after.timestamps) == sorted(union.values())[-limit:]
+    assert after.revision == (2 if distinct else before.revision)
+
+
+@settings(deadline=None)
+@given(st.lists(few_events, max_size=12), st.lists(few_events, max_size=12), st.integers(1, 8))
+def test_merging_a_history_is_merging_its_events(older: list[Event], newer: list[Event], limit: int) -> None:
+    before, _ = merge(EMPTY, older, limit, 1)
+    added, _ = merge(EMPTY, sorted(newer, key=lambda event: event.timestamp), 100, 0)
+    expected, _ = merge(before, added.events(), limit, 2)
+    assert_same(merge_histories(before, added, limit, 2), expected)
+
+
+def test_equal_times_keep_the_order_of_arrival() -> None:
+    first, _ = merge(EMPTY, [Event("b", "view", 1.0, 5), Event("a", "view", 1.0, 5)], 10, 1)
+    both, _ = merge(first, [Event("c", "view", 1.0, 5), Event("z", "view", 1.0, 4)], 10, 2)
+    assert list(both.item_ids) == ["z", "b", "a", "c"]
+
+
+def test_nothing_new_leaves_the_history_and_its_revision() -> None:
+    history, _ = merge(EMPTY, [Event("a", "view", math.nan, 5)], 10, 7)
+    again, duplicates = merge(history, [Event("a", "view", math.nan, 5)], 10, 8)
+    assert again is history
+    assert duplicates == 1
+    assert merge_histories(history, history, 10, 9) is history
+
+
+@settings(deadline=None)
+@given(st.lists(events, min_size=1, max_size=10))
+def test_keys_of_columns_are_the_events_keys(recorded: list[Event]) -> None:
+    keys = event_keys(
+        np.array([text_hash(event.item_id) for event in recorded], np.uint64),
+        np.array([text_hash(event.action) for event in recorded], np.uint64),
+        np.array([event.value for event in recorded], np.float64),
+        np.array([event.timestamp for event in recorded], np.int64),
+        np.zeros(len(recorded), np.uint64),
+    )
+    assert keys.tolist() == [event.key() for event in recorded]
+
+
+def test_an_event_id_alone_tells_events_apart() -> None:
+    event = Event("a", "view", 1.0, 5)
+    same = dataclasses.replace(event, event_id="e1")
+    assert same.key() == Event("b", "cart", 2.0, 6, "e1").key()
+    assert same.key() != event.key()
+    others = [
+        Event("b", "view", 1.0, 5),
+        Event("a", "cart", 1.0, 5),
+        Event("a", "view", 2.0, 5),
+        Event("a", "view", 1.0, 6),
+    ]
+    assert len({event.key(), Event("view", "a", 1.0, 5).key(), *(other.key() for other in others)}) == 6
+
+
+def test_nan_and_zero_have_one_key_each() -> None:
+    odd_nan = struct.unpack("<d", struct.pack("<Q", 0xFFF8000000000001))[0]
+    assert Event("a", "view", odd_nan).key() == Event("a", "view").key()
+    assert Event("a", "view", -0.0).key() == Event("a", "view", 0.0).key()
