@@ -104,7 +104,8 @@ def bounded(k: int, user_count: int) -> tuple[int, list[str]]:
     most = max(1, user_count // USERS_PER_SEGMENT)
     if k <= most:
         return k, []
-    return most, [f"{most} segments instead of {k}: {user_count} users, and a segment needs {USERS_PER_SEGMENT}."]
+    made = "1 segment" if most == 1 else f"{most} segments"
+    return most, [f"{made} instead of {k}: there are {user_count} users, and a segment needs {USERS_PER_SEGMENT}."]
 
 
 def cluster(embeddings: NDArray[np.float32], k: int, engine: Engine, seed: int) -> Segments:
