@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
@@ -204,10 +205,11 @@ def drop_duplicates(events: pl.DataFrame, wanted: bool, own_order: bool) -> tupl
 def treat_outliers(events: pl.DataFrame, how: Outliers, seed: int) -> tuple[pl.DataFrame, Step]:
     """Drop or clip values far off those of the training part of sorted `events`."""
     name = "outliers"
+    if how.method == "none":
+        return events, Step(name=name, rows_in=len(events), why="not looked for")
     values = training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
-    if how.method == "none" or values.is_empty():
-        why = "not looked for" if how.method == "none" else "no values in the training part"
-        return events, Step(name=name, rows_in=len(events), why=why)
+    if values.is_empty():
+        return events, Step(name=name, rows_in=len(events), why="no values in the training part")
     if how.method == "isolation_forest":
         inliers = _forest_inliers(values, events["value"], how.threshold, seed)
         low, high = inliers[0], inliers[-1]
@@ -233,12 +235,13 @@ def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.Da
     while before != len(events):
         before, rounds = len(events), rounds + 1
         for column, least in (("user_id", per_user), ("item_id", per_item)):
-            few = events.group_by(column).len().filter(pl.col("len") < least) if least > 1 else None
-            if few is None or few.is_empty():
-                continue
-            events = events.join(few.select(column), on=column, how="anti", maintain_order="left")
-            dropped[column] += int(few["len"].sum())
-            gone[column] += len(few)
+            codes = events[column].to_physical().to_numpy()
+            counts = np.bincount(codes)
+            few = (counts > 0) & (counts < least)
+            if few.any():
+                events = events.filter(pl.Series(~few[codes]))
+                dropped[column] += int(counts[few].sum())
+                gone[column] += int(few.sum())
     steps = []
     for column, least, kind in (("user_id", per_user, "users"), ("item_id", per_item, "items")):
         why = (
