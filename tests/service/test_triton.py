@@ -19,7 +19,7 @@ from server.adapters.embedded_triton.process import choose_port
 from server.adapters.triton import MOST_ABANDONED, TritonEncoder
 from server.core.errors import EncoderUnavailable, SetupError
 from tests.support.onnx_models import random_inputs
-from tests.support.triton import ModelRepository, RunningTriton
+from tests.support.triton import ROOT, ModelRepository, RunningTriton
 from tests.support.waiting import pause, wait_until, wait_until_async
 
 SECONDS = 10.0
@@ -305,23 +305,28 @@ async def test_stop_leaves_no_process_and_no_shared_memory(
     assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"segrec_triton_{os.getpid()}_{port}_")]
 
 
-def test_triton_ends_when_its_parent_is_killed(triton_environment: Path, model_repository: ModelRepository) -> None:
+def test_triton_ends_when_its_parent_is_killed_under_load(
+    triton_environment: Path, model_repository: ModelRepository
+) -> None:
     code = (
         "import asyncio, pathlib, sys\n"
         "from server.adapters.embedded_triton import EmbeddedTriton\n"
         "from server.adapters.triton import TritonEncoder\n"
+        "from tests.support.onnx_models import random_inputs\n"
         "async def main():\n"
         "    repository = pathlib.Path(sys.argv[1])\n"
         "    triton = EmbeddedTriton(repository, pathlib.Path(sys.argv[2]), log_path=repository / 'log')\n"
         "    await triton.start()\n"
-        "    await TritonEncoder(triton.address, repository / 'user_encoder/config.pbtxt').load([1])\n"
+        "    encoder = TritonEncoder(triton.address, repository / 'user_encoder/config.pbtxt')\n"
+        "    await encoder.load([1])\n"
         "    print(triton.pid, *triton.stub_pids(), flush=True)\n"
-        "    await asyncio.Event().wait()\n"
+        "    while True:\n"
+        "        await asyncio.gather(*(encoder.encode(1, random_inputs(16, 50), 5) for _ in range(8)))\n"
         "asyncio.run(main())\n"
     )
     model_repository.add_tiny(1)
     command = [sys.executable, "-c", code, str(model_repository.path), str(triton_environment)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(pids) == 3

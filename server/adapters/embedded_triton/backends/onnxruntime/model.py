@@ -9,12 +9,17 @@ This file runs inside Triton's Python stub with the packages of the embedded env
 
 import json
 import os
+import signal
+import threading
+import time
 
 import numpy as np
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 MODEL_FILE = "model.onnx"
+PARENT_SECONDS = 0.5
+ALARM_SECONDS = 5
 GRAPH_LEVELS = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -80,6 +85,18 @@ def _check_tensors(kind, declared, found):
         raise pb_utils.TritonModelException(f"{kind}s are {wanted} in config.pbtxt and {given} in {MODEL_FILE}")
 
 
+def end_with_parent(parent):
+    """End this process soon after Triton, which a stub does not always do by itself when Triton is killed.
+
+    A stub may then wait for ever with Python's lock held, where no thread of Python runs; so the kernel's alarm,
+    put off for as long as this thread runs, ends it.
+    """
+    while os.getppid() == parent:
+        signal.alarm(ALARM_SECONDS)
+        time.sleep(PARENT_SECONDS)
+    os._exit(1)
+
+
 class TritonPythonModel:
     """One instance of one version: one ONNX Runtime session in a process of its own."""
 
@@ -99,6 +116,7 @@ class TritonPythonModel:
         self.output_names = [tensor["name"] for tensor in config["output"]]
         _check_tensors("input", config["input"], self.session.get_inputs())
         _check_tensors("output", config["output"], self.session.get_outputs())
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
         if args["model_instance_kind"] == "GPU":
             pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
 
