@@ -1,5 +1,6 @@
 """First stage: reads and cleans a log, and writes what every later stage and the server's history store start from."""
 
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ def prepare(
         table = read_items(items, config.items, scratch) if items else None
         catalogue, more = _described(catalogue, table)
         labels = read_users(users, config.users, scratch) if users else None
+        shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = repeat_share(cleaned.events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config)

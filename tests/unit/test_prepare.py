@@ -92,6 +92,7 @@ def test_the_chinese_log_works_as_it_is(tmp_path: Path, encoding: str) -> None:
     assert not result.preprocessing.has_clock
     assert "no clock" in result.account.notes[0]
     assert pl.read_parquet(result.directory / "items.parquet")["title"].to_list() == [None, None]
+    assert not (result.directory / "utf8").exists()
 
 
 def test_an_order_only_log_keeps_ties_in_the_order_of_rows(tmp_path: Path) -> None:
@@ -102,6 +103,23 @@ def test_an_order_only_log_keeps_ties_in_the_order_of_rows(tmp_path: Path) -> No
     assert events["item_id"].to_list() == ["4", "2", "3", "1", "1"]
     assert not result.preprocessing.has_clock
     assert [action.name for action in result.preprocessing.actions] == ["event"]
+
+
+@pytest.mark.parametrize(
+    ("text", "step"),
+    [
+        ("user,item\n,x\n,y\n", "missing user_id"),
+        ("user,item\na,\nb,\n", "missing item_id"),
+        ("user,item,action\na,x,\nb,y,\n", "missing action"),
+        ("user,item,time\na,x,\nb,y,\n", "missing timestamp"),
+        ("user,item,time\na,x,1960-01-01\nb,y,1960-01-01\n", "impossible timestamp"),
+    ],
+)
+def test_a_log_of_which_nothing_is_left_names_the_step(tmp_path: Path, text: str, step: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(text)
+    with pytest.raises(LogError, match=f"left none of 2 events; the step `{step}` dropped 2"):
+        prepared(tmp_path, path)
 
 
 def test_actions_are_named_and_weighed_as_configured(tmp_path: Path) -> None:
