@@ -24,6 +24,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_PLAIN_WIDTH = 140
+"""Columns of tables where there is no terminal to ask."""
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
@@ -167,6 +170,8 @@ class Told:
 
     def __init__(self) -> None:
         self.console = Console()
+        if not self.console.is_terminal:
+            self.console = Console(width=_PLAIN_WIDTH)
         self.errors = Console(stderr=True)
         self.run: Run | None = None
         self.resume = ""

@@ -1,6 +1,5 @@
 """What sets each segment apart, in figures and in plain words."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,7 +17,9 @@ _MOST = {"category": 6, "action": 2, "time": 1, "item": 3}
 
 _SUPPORT_USERS = 20
 _SUPPORT_SHARE = 0.05
-_NIGHT, _MORNING, _AFTERNOON, _EVENING = 0, 6, 12, 18
+_HOURS = 6
+"""Hours in a part of the day. They are UTC: a log does not say where its users live, so no part has a name."""
+
 _SAMPLE = 5_000
 
 
@@ -48,13 +49,8 @@ def facts_of(events: pl.LazyFrame, items: pl.DataFrame, has_clock: bool) -> pl.D
         "action": events.group_by("row", pl.col("action").alias("name")).len("count"),
     }
     if has_clock:
-        hour = pl.from_epoch("timestamp", "ms").dt.hour()
-        part = (
-            pl.when(hour < _MORNING).then(pl.lit("night"))
-            .when(hour < _AFTERNOON).then(pl.lit("morning"))
-            .when(hour < _EVENING).then(pl.lit("afternoon"))
-            .otherwise(pl.lit("evening"))
-        )  # fmt: skip
+        start = pl.from_epoch("timestamp", "ms").dt.hour() // _HOURS * _HOURS
+        part = pl.format("{}–{} h UTC", start, start + _HOURS)
         kinds["time"] = events.group_by("row", part.alias("name")).len("count")
     facts = pl.concat(
         frame.group_by("row", "name").agg(pl.col("count").sum().cast(pl.Int64)).with_columns(pl.lit(kind).alias("kind"))
@@ -67,8 +63,8 @@ def facts_of(events: pl.LazyFrame, items: pl.DataFrame, has_clock: bool) -> pl.D
 def traits_by_cluster(facts: pl.DataFrame, clusters: NDArray[np.intp], cluster_count: int) -> list[list[Trait]]:
     """What each cluster does more than everyone, strongest first.
 
-    Strongest is what contributes most to telling the cluster from everyone: its share times the logarithm of its
-    lift. A trait needs so many users of the cluster who have it: 5 % of them, but 2 at least and 20 at most.
+    Strongest is what contributes most to Pearson's chi-square of cluster and trait, for a cluster of given size. A
+    trait needs so many users of the cluster who have it: 5 % of them, but 2 at least and 20 at most.
     """
     users = pl.DataFrame({"row": np.arange(len(clusters), dtype=np.uint32), "cluster": clusters.astype(np.int64)})
     placed = facts.join(users, on="row")
@@ -85,7 +81,7 @@ def traits_by_cluster(facts: pl.DataFrame, clusters: NDArray[np.intp], cluster_c
         .join(sizes, on="cluster")
         .with_columns(share.alias("share"), (share / overall).alias("lift"))
         .filter(pl.col("users") >= support, pl.col("lift") >= SMALLEST_LIFT)
-        .with_columns((pl.col("share") * pl.col("lift").log()).alias("strength"))
+        .with_columns((share * (pl.col("lift") - 1) ** 2 / pl.col("lift")).alias("strength"))
         .sort("strength", "kind", "name", descending=[True, False, False])
     )
     traits: list[list[Trait]] = [[] for _ in range(cluster_count)]
@@ -98,7 +94,7 @@ def traits_by_cluster(facts: pl.DataFrame, clusters: NDArray[np.intp], cluster_c
 
 
 def labels_of(traits: Sequence[Sequence[Trait]]) -> list[str]:
-    """A name for each segment in plain words, no two the same: its two strongest categories and its time of day.
+    """A name for each segment in plain words, no two the same: its two strongest categories.
 
     Where there are no categories it is named by items, and then by what its users do.
     """
@@ -162,12 +158,4 @@ def _label_parts(traits: Sequence[Trait]) -> list[str]:
     """Names to build a label from, the best first; names that say the same are taken once."""
     by_kind = {kind: [in_words(trait.name) for trait in traits if trait.kind == kind] for kind in _MOST}
     first = by_kind["category"] or by_kind["item"]
-    both = [*first[:1], *by_kind["time"], *first[1:]] if by_kind["time"] and _is_marked(traits) else first
-    return list(dict.fromkeys([*both, *by_kind["action"]]))
-
-
-def _is_marked(traits: Sequence[Trait]) -> bool:
-    """Whether the time of day is worth a place in the name: it tells more than the second category."""
-    strength = {trait.kind: trait.share * math.log(trait.lift) for trait in reversed(traits) if trait.kind == "time"}
-    categories = [trait.share * math.log(trait.lift) for trait in traits if trait.kind == "category"]
-    return strength.get("time", 0.0) > (categories[1] if len(categories) > 1 else 0.0)
+    return list(dict.fromkeys([*first, *by_kind["action"]]))

@@ -1,5 +1,6 @@
 """What a training run prints when it is done: tables for people."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _WAYS = {
     "hybrid": "both, as served",
 }
 _SHOWN_TRAITS = 4
+_LONGEST_NAME = 36
 
 
 def summary(run: Run, repository: Path) -> RenderableType:
@@ -54,7 +56,7 @@ def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
         table.add_column(heading, justify="right" if justify == "right" else "left")
     table.add_column("what sets it apart (times more often than everyone)")
     for profile in sorted(profiles, key=lambda one: -one.user_count):
-        traits = ", ".join(_in_short(trait) for trait in profile.traits[:_SHOWN_TRAITS]) or "nothing in particular"
+        traits = ", ".join(_shown(profile.traits)) or "nothing in particular"
         table.add_row(str(profile.segment_id), profile.label, f"{profile.user_count:,}", f"{profile.share:.1%}", traits)
     return table
 
@@ -77,5 +79,9 @@ def stage_line(name: str, record: Mapping[str, Any]) -> str:
     return f"{name}: {record['seconds']:.1f} s{' (' + told + ')' if told else ''}"
 
 
-def _in_short(trait: Trait) -> str:
-    return f"{in_words(trait.name)} {trait.lift:.1f}×"
+def _shown(traits: Sequence[Trait]) -> list[str]:
+    """The strongest traits in short; items only where nothing wider is known, names once."""
+    wide = [trait for trait in traits if trait.kind != "item"] or traits
+    lifts = {in_words(trait.name): trait.lift for trait in reversed(wide)}
+    names = list(dict.fromkeys(in_words(trait.name) for trait in wide))[:_SHOWN_TRAITS]
+    return [f"{textwrap.shorten(name, _LONGEST_NAME, placeholder='…')} {lifts[name]:.1f}×" for name in names]

@@ -52,8 +52,8 @@ def test_traits_are_what_a_segment_does_more_than_everyone() -> None:
     assert named(second, "category") == ["Tools"]
     assert named(first, "action") == ["buy"]
     assert named(second, "action") == ["view"]
-    assert named(first, "time") == ["morning"]
-    assert named(second, "time") == ["evening"]
+    assert named(first, "time") == ["6–12 h UTC"]
+    assert named(second, "time") == ["18–24 h UTC"]
 
 
 def test_items_go_by_title_and_by_id_without_one() -> None:
@@ -72,7 +72,7 @@ def test_shares_and_lifts_are_of_events() -> None:
 
 def test_traits_are_strongest_first() -> None:
     for own in traits():
-        strengths = [trait.share * np.log(trait.lift) for trait in own]
+        strengths = [trait.share * (trait.lift - 1) ** 2 / trait.lift for trait in own]
         assert strengths == sorted(strengths, reverse=True)
 
 
@@ -95,8 +95,7 @@ def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:
     [
         ([], "All-round"),
         ([trait("category", "BABY FOODS"), trait("category", "Diapers")], "Baby foods · Diapers"),
-        ([trait("time", "evening", 0.9), trait("category", "Beer"), trait("category", "Wine")], "Beer · evening"),
-        ([trait("category", "Beer"), trait("category", "Wine"), trait("time", "evening", 0.1)], "Beer · Wine"),
+        ([trait("time", "6–12 h UTC"), trait("category", "Beer"), trait("category", "Wine")], "Beer · Wine"),
         ([trait("action", "view"), trait("item", "Alien (1979)")], "Alien (1979) · view"),
         ([trait("action", "view")], "view"),
     ],
