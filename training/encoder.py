@@ -91,7 +91,6 @@ class Encoder(nn.Module):
                 nn.init.normal_(module.weight, std=_INIT_STD)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.item.weight, std=dim**-0.5)
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """User embeddings (B, D): the last position alone. Its product with `item_embeddings` rows is the logit."""

@@ -24,6 +24,12 @@ from server.core.preprocessing import Preprocessing
 EVENTS_MIN = 5
 """Users with fewer events (of the reading at hand) are for training only."""
 
+STEPS_AN_EPOCH = 256
+"""Steps that an epoch is cut into by default, within limits: small logs take fewer, large ones more."""
+
+TARGETS_A_STEP = (1024, 8192)
+"""Fewest and most next items that a step of the default size predicts."""
+
 Batch = dict[str, Tensor]
 """Encoder inputs by name, (B, L) each, and `target` (B, L) int64: the next item's index, 0 where none is asked for."""
 
@@ -196,7 +202,7 @@ class EpochPlan(Sampler[Window]):
     batches come in random order. The plan depends on seed and epoch only.
     """
 
-    def __init__(self, log: Log, max_length: int, batch_size: int, seed: int) -> None:
+    def __init__(self, log: Log, max_length: int, batch_size: int | None, seed: int) -> None:
         starts = log.features.offsets[:-1]
         target_counts = log.train_ends - starts - 1
         users = np.flatnonzero(target_counts > 0)
@@ -208,7 +214,7 @@ class EpochPlan(Sampler[Window]):
         self._user = np.repeat(np.arange(len(users)), tiles)
         self._user_count = len(users)
         self._max_length = max_length
-        self._batch_size = batch_size
+        self.batch_size = batch_size or _batch_size(int(target_counts[users].sum()), len(self._tile))
         self._seed = seed
         self._epoch = 0
 
@@ -218,7 +224,7 @@ class EpochPlan(Sampler[Window]):
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        return math.ceil(len(self._tile) / self._batch_size)
+        return math.ceil(len(self._tile) / self.batch_size)
 
     def __iter__(self) -> Iterator[Window]:
         rng = np.random.default_rng((self._seed, self._epoch))
@@ -228,9 +234,15 @@ class EpochPlan(Sampler[Window]):
         last = np.minimum((self._tile + 1) * self._max_length - shift, self._targets)
         ends, lengths = self._start + last + 1, last - first + 1
         order = np.argsort(lengths + rng.random(len(lengths)) * 0.99, kind="stable")
-        parts = np.array_split(order, np.arange(self._batch_size, len(order), self._batch_size))
+        parts = np.array_split(order, np.arange(self.batch_size, len(order), self.batch_size))
         for part in rng.permutation(len(parts)):
             yield Window(ends[parts[part]], lengths[parts[part]])
+
+
+def _batch_size(target_count: int, window_count: int) -> int:
+    """Windows a batch, for enough steps an epoch but no tiny ones."""
+    targets = min(max(target_count / STEPS_AN_EPOCH, TARGETS_A_STEP[0]), TARGETS_A_STEP[1])
+    return max(1, round(targets * window_count / max(target_count, 1)))
 
 
 def sampled(held: HeldOut, count: int, seed: int) -> HeldOut:
