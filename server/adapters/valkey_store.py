@@ -31,20 +31,34 @@ from server.core.history import Event, History, event_count_of, merge, pack
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 1.0
+TURN_SECONDS = 5.0
+"""Longest wait for a connection that is not in use, in a burst of calls."""
 CONNECTIONS_MAX = 32
 READ_CHUNK = 256
-LOAD_CHUNK = 1000
+LOAD_CHUNK = 250
+"""Users written by one call of the script, which holds up the server meanwhile."""
 ATTEMPTS_MAX = 100
 """Tries to replace a row that other servers keep changing."""
 
 _ERASED = "segrec:erased"
 _REVISION_BYTES = slice(8, 16)  # of the packed row; the script has the same place
 _REPLACE = """
-if redis.call('SISMEMBER', KEYS[2], ARGV[3]) == 1 then return 1 end
-if redis.call('GETRANGE', KEYS[1], 8, 15) ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[2])
-return 1
+local done = {}
+for i = 2, #KEYS do
+  local revision, row, mark = ARGV[3 * i - 5], ARGV[3 * i - 4], ARGV[3 * i - 3]
+  if redis.call('SISMEMBER', KEYS[1], mark) == 1 then
+    done[i - 1] = 1
+  elseif redis.call('GETRANGE', KEYS[i], 8, 15) == revision then
+    redis.call('SET', KEYS[i], row)
+    done[i - 1] = 1
+  else
+    done[i - 1] = 0
+  end
+end
+return done
 """
+_Swap = tuple[str, bytes | None, bytes, bytes]
+"""A user id, the row that was read, the row to put in its place unless the user bears the erasure mark that follows."""
 
 
 class ValkeyStore:
@@ -69,7 +83,7 @@ class ValkeyStore:
             pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS_MAX,
-                timeout=TIMEOUT_SECONDS,
+                timeout=TURN_SECONDS,
                 socket_timeout=TIMEOUT_SECONDS,
                 socket_connect_timeout=TIMEOUT_SECONDS,
                 retry=Retry(ConstantBackoff(0.02), 1),  # a pooled connection may have died unnoticed
@@ -110,7 +124,8 @@ class ValkeyStore:
                 row = await self._row(user_id)
                 history = read_row(row)
                 merged, duplicates = merge(history, events, self._limit, _new_revision())
-                if merged is history or await self._swap(user_id, row, merged):
+                swap = (user_id, row, pack(merged), b"")  # no mark: new events bring an erased user back
+                if merged is history or all(await self._swap([swap])):
                     return len(events) - duplicates, duplicates
         raise StoreUnavailable(f"the history store at {self._address} is too busy with one user; try again")
 
@@ -172,22 +187,24 @@ class ValkeyStore:
         """Merge what is to be loaded; returns the users whose rows changed meanwhile."""
         with self._reporting():
             rows = await self._rows([user_id for user_id, _ in users])
-            asked: list[tuple[str, History]] = []
-            async with self._client.pipeline(transaction=False) as pipe:
-                for (user_id, added), row in zip(users, rows, strict=True):
-                    wanted = loaded_row(row, added, self._limit, _new_revision())
-                    if wanted is not None:
-                        asked.append((user_id, added))
-                        arguments = [_revision_bytes(row), wanted, erasure_mark(user_id)]
-                        await self._replace(keys=[_key(user_id), _ERASED], args=arguments, client=pipe)
-                done = await pipe.execute()
+        swaps: list[_Swap] = []
+        asked: list[tuple[str, History]] = []
+        for (user_id, added), row in zip(users, rows, strict=True):
+            wanted = loaded_row(row, added, self._limit, _new_revision())
+            if wanted is not None:
+                asked.append((user_id, added))
+                swaps.append((user_id, row, wanted, erasure_mark(user_id)))
+        done = await self._swap(swaps)
         return [user for user, replaced in zip(asked, done, strict=True) if not replaced]
 
-    async def _swap(self, user_id: str, row: bytes | None, merged: History) -> bool:
-        """Replace the row unless it has changed since it was read; returns whether it is done."""
-        arguments = [_revision_bytes(row), pack(merged), b""]  # erased users may come back by new events
+    async def _swap(self, swaps: Sequence[_Swap]) -> list[bool]:
+        """Replace each row unless it has changed since it was read; returns which ones are done with."""
+        if not swaps:
+            return []
+        keys = [_ERASED, *(_key(user_id) for user_id, *_ in swaps)]
+        arguments = [part for _, row, wanted, mark in swaps for part in (_revision_bytes(row), wanted, mark)]
         with self._reporting():
-            return bool(await self._replace(keys=[_key(user_id), _ERASED], args=arguments))
+            return [bool(replaced) for replaced in await self._replace(keys=keys, args=arguments)]
 
     def _turn(self, user_id: str) -> asyncio.Lock:
         """One writer a user within this process: others would only make it try again."""
