@@ -1,4 +1,4 @@
-"""All stages in their order, and from which of them a run has to go on."""
+"""All stages in their order, and which of them a run still has to do."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from training.evaluate import evaluate
 from training.export import export
 from training.prepare import prepare
 from training.publish import publish
-from training.runs import Progress, Run, fingerprint
+from training.runs import UPSTREAM, Progress, Run, fingerprint
 from training.segment import segment
 from training.train import train
 
@@ -41,9 +41,9 @@ class Order:
 
 def run_all(run: Run, order: Order, progress_of: Callable[[str], Progress]) -> list[str]:
     """Do every stage that is not done yet for this order; returns those that were done now."""
-    start = first_stage(run, order)
-    resumed = start == "train" and _is_cut_off(run, order)
-    if start not in ("", "prepare"):
+    left = stages_left(run, order)
+    resumed = "prepare" not in left and _is_cut_off(run, order)
+    if "prepare" not in left:
         run.describe(order.config, run.record()["data"])
     work: Mapping[str, Callable[[Progress], object]] = {
         "prepare": lambda progress: prepare(
@@ -55,21 +55,27 @@ def run_all(run: Run, order: Order, progress_of: Callable[[str], Progress]) -> l
         "segment": lambda progress: segment(run, order.repository, progress=progress),
         "publish": lambda progress: publish(run, order.repository, progress=progress),
     }
-    left = STAGES[STAGES.index(start) :] if start else ()
     for stage in left:
         work[stage](progress_of(stage))
-    return list(left)
+    return left
 
 
-def first_stage(run: Run, order: Order) -> str:
-    """The first stage that has to be done, because it has not been or something it reads has changed; "" for none."""
-    changed = _changed(run, order)
+def stages_left(run: Run, order: Order) -> list[str]:
+    """Stages that have not been done, or that read a file, a setting or a stage which is not what it was."""
+    left = _changed(run, order)
     for stage in STAGES:
-        if stage in changed or not _is_done(run, stage):
-            return stage
+        if not _is_done(run, stage) or left.intersection(UPSTREAM[stage]):
+            left.add(stage)
+    if "publish" not in left and not _is_published(run, order):
+        left |= {"segment", "publish"}
+    return [stage for stage in STAGES if stage in left]
+
+
+def _is_published(run: Run, order: Order) -> bool:
+    """Whether the run's release is in the repository that was asked for."""
     figures = run.figures("publish")
     here = str(order.repository.resolve()) == figures["repository"]
-    return "" if here and (order.repository / MODEL_NAME / str(figures["release"])).is_dir() else "segment"
+    return here and (order.repository / MODEL_NAME / str(figures["release"])).is_dir()
 
 
 def _is_done(run: Run, stage: str) -> bool:

@@ -38,6 +38,7 @@ from training.runs import Progress, Run, no_progress, write_atomically
 from training.segmentation import Segmentation
 
 _STAGING = ".staging"
+_KEPT_FIGURES = ("ndcg@10", "hr@10")
 _SOURCES = {
     "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
     "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
@@ -165,10 +166,10 @@ def _with_history(profile: SegmentProfile, number: int, parent: Release | None) 
 
 
 def _evaluated(run: Run) -> dict[str, float]:
-    """Figures of the evaluate stage, where it ran: those that are numbers."""
+    """Figures of the evaluate stage, where it ran: those at ten items."""
     stages: dict[str, Any] = run.record()["stages"]
     figures = stages.get("evaluate", {}).get("figures", {})
-    return {name: float(value) for name, value in figures.items() if isinstance(value, int | float)}
+    return {name: float(value) for name, value in figures.items() if name.endswith(_KEPT_FIGURES)}
 
 
 def _make_durable(directory: Path) -> None:

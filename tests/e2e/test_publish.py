@@ -29,7 +29,7 @@ def finished_run(tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str 
     for name in ("prepare", "train", "evaluate", "export", "segment"):
         with run.stage(name) as stage:
             if name == "evaluate":
-                stage.figures |= {"ndcg_at_10": 0.25, "note": "not a number"}
+                stage.figures |= {"as served/encoder/ndcg@10": 0.25, "mrr": 0.5}
     for stage_name, names in publishing._SOURCES.items():
         for name in names:
             shutil.copyfile(source / name, run.path / stage_name / name)
@@ -46,7 +46,7 @@ def finished_run(tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str 
         prior=100.0,
         hybrid_weight=0.75,
         data_cutoff_time=None,
-        figures={"hybrid_ndcg_at_10": 0.5},
+        figures={"hybrid_ndcg@10": 0.5},
     ).write(run.path / "segment")
     return run
 
@@ -61,7 +61,7 @@ def test_a_release_is_whole_and_passes_the_servers_checks(tmp_path: Path, reposi
     assert publish(run, repository) == 1
     release = read_release(repository / MODEL_NAME / "1")
     assert release.manifest.hybrid_weight == 0.75
-    assert release.manifest.figures == {"ndcg_at_10": 0.25, "hybrid_ndcg_at_10": 0.5}
+    assert release.manifest.figures == {"as served/encoder/ndcg@10": 0.25, "hybrid_ndcg@10": 0.5}
     assert release.manifest.parent_release == 0
     assert [record.release for record in release.segments[0].history] == [1]
     assert run.figures("publish")["release"] == 1
