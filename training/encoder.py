@@ -59,16 +59,16 @@ class Block(nn.Module):
             x = x[:, -1:]
         query = self._split(self.query(normed[:, -1:] if last_only else normed))
         key, value = self.key_value(normed).chunk(2, dim=-1)
-        attended = functional.scaled_dot_product_attention(query, self._split(key), self._split(value), visible)
+        attended: Tensor = functional.scaled_dot_product_attention(query, self._split(key), self._split(value), visible)
         attended = self.attention_out(attended.transpose(1, 2).flatten(2))
         x = x + self.dropout(attended) * torch.sigmoid(self.attention_gate(x))
         gate, content = self.forward_in(self.forward_norm(x)).chunk(2, dim=-1)
-        fed = self.forward_out(functional.silu(gate) * content)
-        return x + self.dropout(fed) * torch.sigmoid(self.forward_gate(x))
+        fed: Tensor = self.forward_out(functional.silu(gate) * content)
+        return torch.addcmul(x, self.dropout(fed), torch.sigmoid(self.forward_gate(x)))
 
     def _split(self, x: Tensor) -> Tensor:
         """(B, L, D) → (B, heads, L, D / heads)."""
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 class Encoder(nn.Module):
@@ -98,14 +98,16 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, visible)
         x = self.blocks[-1](x, visible[:, :, -1:], True)
-        return self.norm(x.squeeze(1))  # type: ignore[no-any-return]
+        embedding: Tensor = self.norm(x.squeeze(1))
+        return embedding
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """The embedding that the user had after each event, (B, L, D); rows of padding mean nothing."""
         x, visible = self._embed(item_index, action_index, value, gap_index)
         for block in self.blocks:
             x = block(x, visible)
-        return self.norm(x)  # type: ignore[no-any-return]
+        embeddings: Tensor = self.norm(x)
+        return embeddings
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""

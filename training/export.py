@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
-from torch import Tensor
 from numpy.typing import NDArray
+from torch import Tensor
 
 from server.core.features import GAP_COUNT, Inputs
 from server.core.preprocessing import Preprocessing
@@ -37,7 +37,7 @@ _LENGTHS = (1, 2, 8, 13)
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `export` wrote under `directory`; the largest difference to torch, and speed at length 20 of `max_length`."""
+    """What `export` wrote under `directory`, the largest difference to torch, and the speed at 20 events a user."""
 
     directory: Path
     difference: float
@@ -45,7 +45,7 @@ class ExportResult:
 
 
 def export(run: Run, progress: Progress = no_progress) -> ExportResult:
-    """Write `model.onnx`, `item_embeddings.npy` and `preprocessing.json`. Raises RunError where ONNX Runtime differs."""
+    """Write model, item embeddings and preprocessing. Raises RunError where ONNX Runtime differs from torch."""
     trained = run.require("train")
     with run.stage("export") as stage:
         steps = 3
@@ -89,7 +89,7 @@ def write_onnx(encoder: Encoder, path: Path) -> None:
 
 
 def compare(encoder: Encoder, path: Path) -> float:
-    """Largest difference between torch and ONNX Runtime over batch sizes and lengths. Raises RunError beyond tolerance."""
+    """Largest difference between torch and ONNX Runtime over batch sizes and lengths; RunError beyond tolerance."""
     session = open_session(path)
     worst = 0.0
     for length in sorted({min(length, encoder.shape.max_length) for length in (*_LENGTHS, encoder.shape.max_length)}):

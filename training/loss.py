@@ -23,6 +23,9 @@ class NextItemLoss(nn.Module):
     (Khrylchenko et al. 2025). 0 negatives mean all items.
     """
 
+    _cumulative: Tensor
+    _log_expected: Tensor
+
     def __init__(self, event_counts: Tensor, negatives: int) -> None:
         """`event_counts` (V,) says how often each item is a target; items never seen count once."""
         super().__init__()

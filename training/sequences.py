@@ -190,7 +190,7 @@ class Windows(Dataset[Batch]):
         longest = int(window.lengths.max()) - 1
         padded = pad(self._features, window.ends, window.lengths, padded_length(longest, self._max_length) + 1)
         target = np.where(self._positive[padded["action_index"][:, 1:]], padded["item_index"][:, 1:], 0)
-        target = np.where(padded["item_index"][:, :-1] > 0, target, 0)
+        target = np.where(padded["action_index"][:, :-1] != 0, target, 0)
         batch = {name: torch.from_numpy(np.ascontiguousarray(column[:, :-1])) for name, column in padded.items()}
         return batch | {"target": torch.from_numpy(target.astype(np.int64))}
 
@@ -290,11 +290,15 @@ class Validation(Dataset[Batch]):
         return {name: torch.from_numpy(column) for name, column in {**inputs, **more}.items()}
 
 
+def in_training(log: Log) -> NDArray[np.bool_]:
+    """Which events training may see, (N,)."""
+    steps = np.zeros(len(log.features.item_index) + 1, np.int64)
+    np.add.at(steps, log.features.offsets[:-1], 1)
+    np.add.at(steps, log.train_ends, -1)
+    return np.cumsum(steps[:-1]) > 0
+
+
 def target_counts(log: Log, item_count: int) -> Tensor:
     """How often training sees each item, (V,) int64."""
-    starts = log.features.offsets[:-1]
-    inside = np.zeros(len(log.features.item_index) + 1, np.int64)
-    np.add.at(inside, starts, 1)
-    np.add.at(inside, log.train_ends, -1)
-    training = np.cumsum(inside[:-1]) > 0
-    return torch.from_numpy(np.bincount(log.features.item_index[training] - 1, minlength=item_count))
+    rows = log.features.item_index[in_training(log)] - 1
+    return torch.from_numpy(np.bincount(rows, minlength=item_count))

@@ -1,10 +1,13 @@
 """Second stage: trains the encoder to name each next item, and keeps the weights that validated best."""
 
 import json
+import logging
 import math
 import os
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,6 @@ import lightning
 import polars as pl
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
-from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -222,16 +224,29 @@ def _fit(job: _Job, resume: bool, progress: Progress) -> TrainResult:
     loss = NextItemLoss(target_counts(log, job.shape.item_count), _negatives(job))
     module = NextItemModule(encoder, loss, settings, len(plan) * settings.epochs)
     held = sampled(held_out(log, 2, positive_actions(job.preprocessing)), _VALIDATION_USERS, settings.seed)
-    loaders = [DataLoader(Windows(log, job.preprocessing), sampler=plan, batch_size=None)]
-    if len(held.rows):
-        loaders.append(DataLoader(Validation(log, held, job.preprocessing), batch_size=None))
+    batches = DataLoader(Windows(log, job.preprocessing), sampler=plan, batch_size=None)
+    validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if len(held.rows) else None
     keeper = _Keeper(job.directory, progress, settings.max_minutes)
-    trainer = _trainer(job, keeper, validates=len(loaders) > 1)
     checkpoint = job.directory / CHECKPOINT
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        trainer.fit(module, *loaders, ckpt_path=checkpoint if checkpoint.is_file() else None, weights_only=True)
+    with _quiet():
+        trainer = _trainer(job, keeper, validates=validation is not None)
+        going_on = str(checkpoint) if checkpoint.is_file() else None
+        trainer.fit(module, batches, validation, ckpt_path=going_on, weights_only=True)
     return TrainResult(job.directory, keeper.best, trainer.current_epoch, job.device)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Lightning's hints: about workers that these loaders need not have, and its own deprecations."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _clear(job: _Job, resume: bool) -> None:
