@@ -1,14 +1,13 @@
 """Embeddings of users whose histories have not changed since."""
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
-class Embedded:
+class Embedded(NamedTuple):
     """A user embedding (D,), None when the release knows no event of the history; and what it was made from."""
 
     embedding: NDArray[np.float32] | None

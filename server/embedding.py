@@ -59,7 +59,7 @@ class _Work:
 
 
 def _prepare(release: Release, histories: Sequence[History]) -> _Work:
-    features = features_of(histories, release.vocabulary, release.actions, release.preprocessing)
+    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
     return _Work(batches(features, release.preprocessing.max_length), features.lengths, features.ignored)
 
 

@@ -4,9 +4,8 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
 from enum import Enum, auto
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,8 +33,7 @@ class Degraded(Enum):
     STORE_UNAVAILABLE = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What is known of one user: the embedding with its segment, the history, and whether that is less than all."""
 
     embedded: Embedded
@@ -89,16 +87,14 @@ class Pipeline:
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
         """The answer for a history given inline. Unknown items and actions are counted over all of it."""
-        unknown = sum(
-            item_id not in release.vocabulary or action not in release.actions
-            for item_id, action in zip(history.item_ids, history.actions, strict=True)
-        )
+        items, actions = release.item_index.find(history.item_hashes), release.action_index.find(history.action_hashes)
+        unknown = int(((items == 0) | (actions == 0)).sum())
         try:
             embedded = await self._batcher.embed(release, history, timeout_seconds)
         except EncoderUnavailable as error:
             self._report(error)
-            return Answer(replace(_NOTHING, ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
-        return Answer(replace(embedded, ignored_count=unknown), history)
+            return Answer(_NOTHING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
+        return Answer(embedded._replace(ignored_count=unknown), history)
 
     async def answer_users(self, release: Release, user_ids: Sequence[str], timeout_seconds: float) -> list[Answer]:
         """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm."""
@@ -168,6 +164,5 @@ def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[lis
 def _subject(release: Release, answer: Answer) -> Subject:
     embedded = answer.embedded
     segment_id = release.segments[embedded.segment_index].segment_id if embedded.embedding is not None else 0
-    known = {release.vocabulary.get(item_id, 0) for item_id in answer.history.item_ids}
-    rows = np.array([index - 1 for index in known if index], np.intp)
-    return Subject(embedded.embedding, segment_id, rows)
+    rows = np.unique(release.item_index.find(answer.history.item_hashes)).astype(np.intp) - 1
+    return Subject(embedded.embedding, segment_id, rows[rows >= 0])

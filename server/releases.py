@@ -208,7 +208,7 @@ class Releases:
             log.error("release %d is not activated: %s", number, message)
 
     async def _activate(self, number: int, directory: Path) -> None:
-        release = await asyncio.to_thread(_read_warm, directory)
+        release = await asyncio.to_thread(read_release, directory)
         await self._encoder.load([*self.loaded_numbers(), number])
         await self._prove(release)
         self._loaded[number] = release
@@ -282,12 +282,6 @@ class Releases:
     def _changed(self) -> None:
         for callback in self.on_change:
             callback()
-
-
-def _read_warm(directory: Path) -> Release:
-    release = read_release(directory)
-    release.warm()
-    return release
 
 
 def _signature(directory: Path) -> tuple[float, int]:

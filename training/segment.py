@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, batches, features_of
-from server.core.history import History
+from server.core.history import Event, history_of
 from server.core.preprocessing import Preprocessing
 from server.core.release import MODEL_NAME, Golden, Release
 from server.core.segments import normalised
@@ -162,23 +162,24 @@ def _placed_by(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Which of the users an earlier release knows anything of (places in `user_ids`), and its cluster of each."""
     length = release.preprocessing.max_length
+    actions = [action.name for action in release.preprocessing.actions]
     events = (
         pl.scan_parquet(prepared / "events.parquet")
         .filter(pl.col("user_id").is_in(user_ids.implode()))
-        .filter(pl.col("item_id").is_in(release.item_ids), pl.col("action").is_in(list(release.actions)))
+        .filter(pl.col("item_id").is_in(release.item_ids), pl.col("action").is_in(actions))
         .with_columns(pl.col("value").cast(pl.Float64).fill_null(float("nan")))
         .group_by("user_id", maintain_order=True)
         .agg(pl.col("item_id", "action", "value", "timestamp").tail(length))
     ).collect()
     histories = [
-        History(row["item_id"], row["action"], np.array(row["value"], np.float64), np.array(row["timestamp"], np.int64))
+        history_of(map(Event, row["item_id"], row["action"], row["value"], row["timestamp"]))
         for row in events.iter_rows(named=True)
     ]
     place = {user_id: index for index, user_id in enumerate(user_ids)}
     known = np.array([place[user_id] for user_id in events["user_id"]], np.intp)
     if not len(known):
         return known, known
-    features = features_of(histories, release.vocabulary, release.actions, release.preprocessing)
+    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
     embeddings = embed(repository / MODEL_NAME / str(release.number) / "model.onnx", features, max_length=length)
     return known, assign(embeddings, release.centroids).first
 

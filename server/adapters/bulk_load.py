@@ -132,30 +132,28 @@ def _histories(events: pl.DataFrame, limit: int, hash_of: _Hash) -> Users:
     """Each user's newest `limit` events, users in id order."""
     events = events.sort("user_id", "timestamp", maintain_order=True)
     runs = events["user_id"].rle().struct.unnest()
-    keys = _keys(events, np.repeat(np.arange(len(runs), dtype=np.uint64), runs["len"].to_numpy()), hash_of)
+    columns = _columns(events, np.repeat(np.arange(len(runs), dtype=np.uint64), runs["len"].to_numpy()), hash_of)
     item_ids, actions = events["item_id"].to_list(), events["action"].to_list()
-    values, timestamps = events["value"].to_numpy(), events["timestamp"].to_numpy()
     users: list[tuple[str, History]] = []
     end = 0
     for count, user_id in runs.iter_rows():
         end += count
         part = slice(end - min(count, limit), end)
-        history = History(item_ids[part], actions[part], values[part], timestamps[part], keys[part])
-        users.append((user_id, history))
+        users.append((user_id, History.of(item_ids[part], actions[part], [column[part] for column in columns])))
     return users
 
 
-def _keys(events: pl.DataFrame, user_index: NDArray[np.uint64], hash_of: _Hash) -> NDArray[np.uint64]:
-    """The events' keys, (n,), distinct within a user even where the log holds equal events."""
+def _columns(events: pl.DataFrame, user_index: NDArray[np.uint64], hash_of: _Hash) -> tuple[NDArray[np.generic], ...]:
+    """The columns of `History.of`, (n,) each; keys are distinct within a user even where the log holds equal events."""
     item_hashes, action_hashes = _hashes(events["item_id"], hash_of), _hashes(events["action"], hash_of)
     values, timestamps = events["value"].to_numpy(), events["timestamp"].to_numpy()
     repeats = np.zeros(len(events), np.uint64)
     keys = event_keys(item_hashes, action_hashes, values, timestamps, repeats)
     by_user = pl.DataFrame({"user": user_index, "key": keys})
-    if by_user.is_unique().all():
-        return keys
-    repeats = by_user.select(pl.int_range(pl.len(), dtype=pl.UInt64).over("user", "key")).to_series().to_numpy()
-    return event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+    if not by_user.is_unique().all():
+        repeats = by_user.select(pl.int_range(pl.len(), dtype=pl.UInt64).over("user", "key")).to_series().to_numpy()
+        keys = event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+    return timestamps, values, item_hashes, action_hashes, keys
 
 
 def _hashes(texts: pl.Series, hash_of: _Hash) -> NDArray[np.uint64]:

@@ -25,7 +25,7 @@ from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
 from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge, pack
+from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -113,7 +113,7 @@ class LmdbStore:
             history = read_row(row)
             merged, duplicates = merge(history, events, self._limit, revision)
             if merged is not history:
-                transaction.put(key, pack(merged), db=self._histories)
+                transaction.put(key, merged.row, db=self._histories)
             return len(events) - duplicates, duplicates
 
         return await self._write(add)

@@ -2,10 +2,9 @@
 
 import hashlib
 import logging
-from dataclasses import replace
 
 from server.core.errors import StoreUnavailable
-from server.core.history import EMPTY, History, merge_histories, pack, unpack
+from server.core.history import EMPTY, History, merge_histories
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +14,7 @@ def read_row(row: bytes | None) -> History:
     if row is None:
         return EMPTY
     try:
-        return unpack(row)
+        return History(row)
     except ValueError as error:
         log.error("damaged history: %s", error)
         raise StoreUnavailable(
@@ -34,13 +33,13 @@ def read_row_or_empty(row: bytes | None) -> History:
 def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> bytes | None:
     """The row to store after a bulk load of `added`; None when it stays as it is, as a damaged one does."""
     if row is None:
-        return pack(replace(added, revision=revision))
+        return added.with_revision(revision).row
     try:
         history = read_row(row)
     except StoreUnavailable:
         return None
     merged = merge_histories(history, added, limit, revision)
-    return None if merged is history else pack(merged)
+    return None if merged is history else merged.row
 
 
 def erasure_mark(user_id: str) -> bytes:

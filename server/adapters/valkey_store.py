@@ -26,7 +26,7 @@ from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
 from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import Event, History, event_count_of, merge, pack
+from server.core.history import Event, History, event_count_of, merge
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +124,7 @@ class ValkeyStore:
                 row = await self._row(user_id)
                 history = read_row(row)
                 merged, duplicates = merge(history, events, self._limit, _new_revision())
-                swap = (user_id, row, pack(merged), b"")  # no mark: new events bring an erased user back
+                swap = (user_id, row, merged.row, b"")  # no mark: new events bring an erased user back
                 if merged is history or all(await self._swap([swap])):
                     return len(events) - duplicates, duplicates
         raise StoreUnavailable(f"the history store at {self._address} is too busy with one user; try again")

@@ -1,18 +1,19 @@
 """The one feature pipeline: events → encoder inputs, for the training log, streams and micro-batches alike.
 
-Three steps. `look_up` turns strings into indexes (online, through dicts; offline the log does it with a join).
+Three steps. `look_up` turns ids into indexes (online, by their hashes; offline the log does it with a join).
 `encode` is the Polars pipeline over indexed events. `pad` cuts windows out of its columns and pads them on the left.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.history import History
+from server.core.hash_index import HashIndex
+from server.core.history import ACTION_HASHES, ITEM_HASHES, TIMESTAMPS, VALUES, History
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 
 GAP_START = 1
@@ -26,6 +27,11 @@ GAP_COUNT = GAP_START + 1 + GAP_BUCKETS
 
 CHUNK_SIZE = 32
 """Most histories in one encoder batch; larger ones pad more than they save."""
+
+LARGE_CHUNK_SIZE = 64
+"""The same where at least `LARGE_FROM` histories come at once: sorted by length, so many hardly pad at all."""
+
+LARGE_FROM = 512
 
 SHORTEST_PADDED = 8
 
@@ -86,16 +92,10 @@ def encode(events: pl.LazyFrame, preprocessing: Preprocessing) -> pl.LazyFrame:
 
 
 def features_of(
-    histories: Sequence[History],
-    vocabulary: Mapping[str, int],
-    actions: Mapping[str, int],
-    preprocessing: Preprocessing,
+    histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Features:
-    """Encode the newest `max_length` events of each history that the release knows.
-
-    `vocabulary` and `actions` map ids and names to indexes from 1.
-    """
-    events, offsets, ignored = look_up(histories, vocabulary, actions, preprocessing.max_length)
+    """Encode the newest `max_length` events of each history whose item and action are known."""
+    events, offsets, ignored = look_up(histories, items, actions, preprocessing.max_length)
     encoded = encode(events.lazy(), preprocessing).collect()
     return Features(
         encoded["item_index"].to_numpy(),
@@ -108,53 +108,78 @@ def features_of(
 
 
 def look_up(
-    histories: Sequence[History], vocabulary: Mapping[str, int], actions: Mapping[str, int], max_length: int
+    histories: Sequence[History], items: HashIndex, actions: HashIndex, max_length: int
 ) -> tuple[pl.DataFrame, NDArray[np.int64], NDArray[np.int32]]:
-    """Index the newest `max_length` known events of each history, by dict look-ups.
+    """Index the newest `max_length` known events of each history.
 
     Returns the frame that `encode` takes, offsets (B + 1,) into it, and how many unknown events were passed over (B,).
     """
-    item_index: list[int] = []
-    action_index: list[int] = []
-    values: list[NDArray[np.float64]] = []
-    timestamps: list[NDArray[np.int64]] = []
-    lengths = np.zeros(len(histories), np.int64)
+    window = _newest(histories, max_length)
+    item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
+    known = (item_index > 0) & (action_index > 0)
     ignored = np.zeros(len(histories), np.int32)
-    for row, history in enumerate(histories):
-        window = slice(-max_length, None)
-        items = list(map(vocabulary.get, history.item_ids[window], repeat(0)))
-        kinds = list(map(actions.get, history.actions[window], repeat(0)))
-        if 0 in items or 0 in kinds:
-            kept, items, kinds, ignored[row] = _newest_known(history, vocabulary, actions, max_length)
-            values.append(history.values[kept])
-            timestamps.append(history.timestamps[kept])
-        else:
-            values.append(history.values[window])
-            timestamps.append(history.timestamps[window])
-        lengths[row] = len(items)
-        item_index += items
-        action_index += kinds
+    if not known.all():
+        # A history with unknown events is looked at as a whole, since older known ones take their places.
+        strange = np.unique(window.row[~known])
+        window = _newest(histories, max(len(histories[row]) for row in strange.tolist()), strange, max_length)
+        item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
+        known = (item_index > 0) & (action_index > 0)
+        ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
+        known &= _among_newest(known, window.row, len(histories), max_length)
+    lengths = np.bincount(window.row[known], minlength=len(histories))
     frame = pl.DataFrame(
         {
-            "row": np.repeat(np.arange(len(histories), dtype=np.uint32), lengths),
-            "item_index": np.array(item_index, np.int32),
-            "action_index": np.array(action_index, np.int32),
-            "value": np.concatenate(values) if values else np.empty(0, np.float64),
-            "timestamp": np.concatenate(timestamps) if timestamps else np.empty(0, np.int64),
+            "row": window.row[known],
+            "item_index": item_index[known],
+            "action_index": action_index[known],
+            "value": window.values[known],
+            "timestamp": window.timestamps[known],
         }
     )
     return frame, np.concatenate([[0], np.cumsum(lengths)]), ignored
 
 
-def _newest_known(
-    history: History, vocabulary: Mapping[str, int], actions: Mapping[str, int], max_length: int
-) -> tuple[NDArray[np.intp], list[int], list[int], int]:
-    """Positions, item and action indexes of the newest known events, and how many unknown ones there are in all."""
-    items = np.fromiter(map(vocabulary.get, history.item_ids, repeat(0)), np.int32, len(history))
-    kinds = np.fromiter(map(actions.get, history.actions, repeat(0)), np.int32, len(history))
-    known = np.flatnonzero((items > 0) & (kinds > 0))
-    kept = known[-max_length:]
-    return kept, items[kept].tolist(), kinds[kept].tolist(), len(history) - len(known)
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """Columns of many histories, one after the other, (N,); `row` says whose each event is."""
+
+    row: NDArray[np.int64]
+    timestamps: NDArray[np.int64]
+    values: NDArray[np.float64]
+    item_hashes: NDArray[np.uint64]
+    action_hashes: NDArray[np.uint64]
+
+
+def _newest(
+    histories: Sequence[History], count: int, only: NDArray[np.int64] | None = None, other_count: int = 0
+) -> _Window:
+    """The newest `count` events of each history; where `only` names rows, of those, and `other_count` of the rest."""
+    counts = [count] * len(histories)
+    if only is not None:
+        counts = [other_count] * len(histories)
+        for row in only.tolist():
+            counts[row] = count
+    pairs = list(zip(histories, counts, strict=True))
+
+    def column(name: int, dtype: str) -> NDArray[Any]:
+        return np.frombuffer(b"".join([history.newest(name, most) for history, most in pairs]), dtype)
+
+    lengths = [min(len(history), most) for history, most in pairs]
+    return _Window(
+        np.repeat(np.arange(len(histories)), lengths),
+        column(TIMESTAMPS, "<i8"),
+        column(VALUES, "<f8"),
+        column(ITEM_HASHES, "<u8"),
+        column(ACTION_HASHES, "<u8"),
+    )
+
+
+def _among_newest(known: NDArray[np.bool_], row: NDArray[np.int64], count: int, max_length: int) -> NDArray[np.bool_]:
+    """Which events are among the newest `max_length` known ones of their history."""
+    through = np.cumsum(known)
+    last = np.zeros(count, np.int64)
+    last[row] = through  # the last write of each row stays
+    return last[row] - through < max_length
 
 
 def pad(features: Features, ends: NDArray[np.int64], lengths: NDArray[np.int64], padded_length: int) -> Inputs:
@@ -189,7 +214,7 @@ def padded_length(longest: int, max_length: int) -> int:
 
 
 def batches(features: Features, max_length: int) -> list[tuple[NDArray[np.intp], Inputs]]:
-    """Sort histories by length and cut them into encoder batches of at most `CHUNK_SIZE`.
+    """Sort histories by length and cut them into encoder batches.
 
     Returns (rows, inputs) pairs: `rows` (b,) says which histories the batch holds. Empty histories are in none.
     """
@@ -197,7 +222,8 @@ def batches(features: Features, max_length: int) -> list[tuple[NDArray[np.intp],
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     ends = features.offsets[1:]
-    chunks = [order[start : start + CHUNK_SIZE] for start in range(0, len(order), CHUNK_SIZE)]
+    size = CHUNK_SIZE if len(order) < LARGE_FROM else LARGE_CHUNK_SIZE
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
     return [
         (rows, pad(features, ends[rows], lengths[rows], padded_length(int(lengths[rows[-1]]), max_length)))
         for rows in chunks

@@ -1,12 +1,17 @@
-"""Events and histories, and the packed row in which a store keeps one user's history."""
+"""Events and histories. A history is the row in which a store keeps it; its columns are views on that row.
+
+A row is a header, five columns of eight bytes an event, oldest first (timestamps, values, hashes of the item ids,
+hashes of the actions, keys), then the item ids and the actions as text. The encoder needs hashes only, so the text of
+a history that is only encoded is never split.
+"""
 
 import hashlib
 import math
 import struct
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import overload
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +20,7 @@ ID_MAX_BYTES = 256
 """Longest user, item or event id, in UTF-8 bytes."""
 
 _SEPARATOR = "\0"
-_HEADER = struct.Struct("<BxxxIQI")  # version, events kept, revision, bytes of the item ids
+_HEADER = struct.Struct("<BxxxIQII")  # version, events kept, revision, bytes of the item ids and of the actions
 _INTS, _FLOATS, _WORDS = np.dtype("<i8"), np.dtype("<f8"), np.dtype("<u8")
 _DOUBLE, _BITS = struct.Struct("<d"), struct.Struct("<Q")
 ROW_VERSION = 1
@@ -77,43 +82,133 @@ class Event:
         return (mixed + self.timestamp * _TIMESTAMP) & _WORD
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """A user's events in time order, oldest first, as columns of equal length n.
+TIMESTAMPS, VALUES, ITEM_HASHES, ACTION_HASHES, KEYS = range(5)
+"""The columns of a row, for `History.newest`."""
 
-    `values` is float64 (n,), NaN where an event has none; `timestamps` int64 (n,), milliseconds;
-    `keys` uint64 (n,), see `Event.key`. `revision` changes with every write to the history and is
-    never used twice for a user; 0 means that nothing is stored.
+_COLUMN_COUNT = 5
+
+
+class History:
+    """A user's events in time order, oldest first, as columns of equal length n. Never changes.
+
+    `values` is float64 (n,), NaN where an event has none; `timestamps` int64 (n,), milliseconds; `item_hashes` and
+    `action_hashes` uint64 (n,), see `text_hash`; `keys` uint64 (n,), see `Event.key`. `revision` changes with every
+    write to the history and is never used twice for a user; 0 means that nothing is stored.
     """
 
-    item_ids: Sequence[str] = ()
-    actions: Sequence[str] = ()
-    values: NDArray[np.float64] = field(default_factory=lambda: np.empty(0, np.float64))
-    timestamps: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
-    keys: NDArray[np.uint64] = field(default_factory=lambda: np.empty(0, np.uint64))
-    revision: int = 0
+    __slots__ = ("_count", "_item_bytes", "revision", "row")
+
+    def __init__(self, row: bytes) -> None:
+        """Read a row. Raises `ValueError` when it is damaged or of another version."""
+        if len(row) < _HEADER.size:
+            raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
+        version, self._count, self.revision, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
+        if version != ROW_VERSION:
+            raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
+        size = _HEADER.size + 8 * _COLUMN_COUNT * self._count + self._item_bytes + action_bytes
+        if len(row) != size:
+            raise ValueError(f"history row has {len(row)} bytes, not the {size} of its {self._count} events")
+        self.row = row
+
+    @classmethod
+    def of(
+        cls,
+        item_ids: Sequence[str],
+        actions: Sequence[str],
+        columns: Sequence[NDArray[np.generic]],
+        revision: int = 0,
+    ) -> Self:
+        """A history of these ids, actions and columns, the latter in the order of a row, all in time order.
+
+        Raises `ValueError` for an id or action with a NUL in it.
+        """
+        count = len(item_ids)
+        items, kinds = _SEPARATOR.join(item_ids).encode(), _SEPARATOR.join(actions).encode()
+        if count and not items.count(0) == kinds.count(0) == count - 1:
+            raise ValueError("item ids and actions must not hold the character NUL")
+        header = _HEADER.pack(ROW_VERSION, count, revision, len(items), len(kinds))
+        parts = [column.astype(dtype).tobytes() for column, dtype in zip(columns, _DTYPES, strict=True)]
+        return cls(b"".join((header, *parts, items, kinds)))
 
     def __len__(self) -> int:
-        return len(self.item_ids)
+        return int(self._count)
+
+    @property
+    def item_ids(self) -> list[str]:
+        """Item ids (n,)."""
+        start = _HEADER.size + 8 * _COLUMN_COUNT * self._count
+        return _texts(self.row[start : start + self._item_bytes], self._count)
+
+    @property
+    def actions(self) -> list[str]:
+        """Actions (n,)."""
+        return _texts(self.row[_HEADER.size + 8 * _COLUMN_COUNT * self._count + self._item_bytes :], self._count)
+
+    @property
+    def timestamps(self) -> NDArray[np.int64]:
+        """Milliseconds since the epoch (n,)."""
+        return np.frombuffer(self.newest(TIMESTAMPS, self._count), _INTS)
+
+    @property
+    def values(self) -> NDArray[np.float64]:
+        """Raw values (n,), NaN where there is none."""
+        return np.frombuffer(self.newest(VALUES, self._count), _FLOATS)
+
+    @property
+    def item_hashes(self) -> NDArray[np.uint64]:
+        """`text_hash` of the item ids (n,)."""
+        return np.frombuffer(self.newest(ITEM_HASHES, self._count), _WORDS)
+
+    @property
+    def action_hashes(self) -> NDArray[np.uint64]:
+        """`text_hash` of the actions (n,)."""
+        return np.frombuffer(self.newest(ACTION_HASHES, self._count), _WORDS)
+
+    @property
+    def keys(self) -> NDArray[np.uint64]:
+        """`Event.key` of the events (n,)."""
+        return np.frombuffer(self.newest(KEYS, self._count), _WORDS)
+
+    def newest(self, column: int, count: int) -> bytes:
+        """The raw numbers of a column, of the newest `count` events, oldest first."""
+        end = _HEADER.size + 8 * self._count * (column + 1)
+        return self.row[end - 8 * min(count, self._count) : end]
 
     def events(self) -> list[Event]:
         """The history as a list of events, oldest first; event ids are not kept."""
         columns = zip(self.item_ids, self.actions, self.values.tolist(), self.timestamps.tolist(), strict=True)
         return [Event(item_id, action, value, timestamp) for item_id, action, value, timestamp in columns]
 
+    def with_revision(self, revision: int) -> "History":
+        """The same events under another revision."""
+        header = list(_HEADER.unpack_from(self.row))
+        header[2] = revision
+        return History(_HEADER.pack(*header) + self.row[_HEADER.size :])
 
-EMPTY = History()
+
+_DTYPES = (_INTS, _FLOATS, _WORDS, _WORDS, _WORDS)
+
+
+def _texts(joined: bytes, count: int) -> list[str]:
+    return joined.decode().split(_SEPARATOR) if count else []
+
+
+EMPTY = History.of((), (), [np.empty(0)] * _COLUMN_COUNT)
 
 
 def history_of(events: Iterable[Event], revision: int = 0) -> History:
     """Build a history from events in any order; equal timestamps keep the order given."""
     ordered = sorted(events, key=lambda event: event.timestamp)
-    return History(
+    return History.of(
         [event.item_id for event in ordered],
         [event.action for event in ordered],
-        np.array([event.value for event in ordered], np.float64),
-        np.array([event.timestamp for event in ordered], np.int64),
-        np.array([event.key() for event in ordered], np.uint64),
+        (
+            np.array([event.timestamp for event in ordered], np.int64),
+            np.array([event.value for event in ordered], np.float64),
+            np.array([text_hash(event.item_id) for event in ordered], np.uint64),
+            np.array([_action_hash(event.action) for event in ordered], np.uint64),
+            np.array([event.key() for event in ordered], np.uint64),
+        ),
         revision,
     )
 
@@ -146,126 +241,33 @@ def merge_histories(history: History, added: History, limit: int, revision: int)
     if not fresh.any():
         return history
     if not fresh.all():
-        rows = np.flatnonzero(fresh)
-        added = _taken(added, rows, added.revision)
+        added = _taken(added.item_ids, added.actions, _columns(added), np.flatnonzero(fresh), added.revision)
     return _joined(history, added, limit, revision)
 
 
+def _columns(history: History) -> list[NDArray[np.generic]]:
+    return [history.timestamps, history.values, history.item_hashes, history.action_hashes, history.keys]
+
+
 def _joined(older: History, newer: History, limit: int, revision: int) -> History:
-    both = History(
-        [*older.item_ids, *newer.item_ids],
-        [*older.actions, *newer.actions],
-        np.concatenate([older.values, newer.values]),
-        np.concatenate([older.timestamps, newer.timestamps]),
-        np.concatenate([older.keys, newer.keys]),
-    )
-    return _taken(both, np.argsort(both.timestamps, kind="stable")[-limit:], revision)
+    columns = [np.concatenate(pair) for pair in zip(_columns(older), _columns(newer), strict=True)]
+    newest = np.argsort(columns[TIMESTAMPS], kind="stable")[-limit:]
+    return _taken(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
 
 
-def _taken(history: History, rows: NDArray[np.intp], revision: int) -> History:
+def _taken(
+    item_ids: list[str],
+    actions: list[str],
+    columns: Sequence[NDArray[np.generic]],
+    rows: NDArray[np.intp],
+    revision: int,
+) -> History:
     places = rows.tolist()
-    return History(
-        [history.item_ids[i] for i in places],
-        [history.actions[i] for i in places],
-        history.values[rows],
-        history.timestamps[rows],
-        history.keys[rows],
-        revision,
+    return History.of(
+        [item_ids[i] for i in places], [actions[i] for i in places], [column[rows] for column in columns], revision
     )
-
-
-def pack(history: History) -> bytes:
-    """Encode a history as one row. `unpack` reverses it to the bit. Raises `ValueError` for an id with a NUL in it."""
-    item_ids = _SEPARATOR.join(history.item_ids).encode()
-    actions = _SEPARATOR.join(history.actions).encode()
-    if history and not item_ids.count(0) == actions.count(0) == len(history) - 1:
-        raise ValueError("item ids and actions must not hold the character NUL")
-    return b"".join(
-        (
-            _HEADER.pack(ROW_VERSION, len(history), history.revision, len(item_ids)),
-            history.timestamps.astype("<i8").tobytes(),
-            history.values.astype("<f8").tobytes(),
-            history.keys.astype("<u8").tobytes(),
-            item_ids,
-            actions,
-        )
-    )
-
-
-def unpack(row: bytes) -> History:
-    """Decode a row written by `pack`. Raises `ValueError` when it is damaged or of another version.
-
-    Ids and actions are split only when they are read, and no more of them than is asked for.
-    """
-    if len(row) < _HEADER.size:
-        raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
-    version, count, revision, item_bytes = _HEADER.unpack_from(row)
-    if version != ROW_VERSION:
-        raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
-    if not count:
-        return History(revision=revision)
-    start = _HEADER.size
-    texts = start + 24 * count
-    if len(row) < texts + item_bytes:
-        raise ValueError(f"history row of {len(row)} bytes is too short for {count} events")
-    return History(
-        _Texts(row[texts : texts + item_bytes], count),
-        _Texts(row[texts + item_bytes :], count),
-        np.frombuffer(row, _FLOATS, count, start + 8 * count),
-        np.frombuffer(row, _INTS, count, start),
-        np.frombuffer(row, _WORDS, count, start + 16 * count),
-        revision,
-    )
-
-
-class _Texts(Sequence[str]):
-    """A column of texts, split when first read; of a long one only the newest when no more are asked for."""
-
-    __slots__ = ("_joined", "_length", "_list")
-
-    def __init__(self, joined: bytes, length: int) -> None:
-        if joined.count(0) != length - 1:
-            raise ValueError(f"history row names {joined.count(0) + 1} ids or actions for {length} events")
-        self._joined = joined.decode()
-        self._length = length
-        self._list: list[str] | None = None
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._whole())
-
-    def __eq__(self, other: object) -> bool:
-        return self._whole() == (other._whole() if isinstance(other, _Texts) else other)
-
-    __hash__ = None  # type: ignore[assignment]  # like a list
-
-    def __repr__(self) -> str:
-        return repr(self._whole())
-
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if self._list is None and isinstance(index, slice):
-            start, stop, step = index.indices(self._length)
-            if 0 < start < stop == self._length and step == 1:
-                return self._joined.rsplit(_SEPARATOR, stop - start)[1:]
-        return self._whole()[index]
-
-    def _whole(self) -> list[str]:
-        if self._list is None:
-            self._list = self._joined.split(_SEPARATOR)
-        return self._list
-
-
-def revision_of(row: bytes) -> int:
-    """Read only the revision of a packed row."""
-    return int(_HEADER.unpack_from(row)[2])
 
 
 def event_count_of(row: bytes) -> int:
-    """Read only how many events a packed row holds; 0 when it is too short to say."""
+    """Read only how many events a row holds; 0 when it is too short to say."""
     return int(_HEADER.unpack_from(row)[1]) if len(row) >= _HEADER.size else 0

@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from server.core.errors import DamagedRelease
 from server.core.features import Inputs
+from server.core.hash_index import HashIndex
 from server.core.preprocessing import Preprocessing
 
 MODEL_NAME = "user_encoder"
@@ -176,9 +177,14 @@ class Release:
         return {item_id: row + 1 for row, item_id in enumerate(self.item_ids)}
 
     @cached_property
-    def actions(self) -> dict[str, int]:
-        """Action → action index, from 1."""
-        return {action.name: row + 1 for row, action in enumerate(self.preprocessing.actions)}
+    def item_index(self) -> HashIndex:
+        """Item → item index, from 1, for the columns of histories."""
+        return HashIndex.of(self.item_ids)
+
+    @cached_property
+    def action_index(self) -> HashIndex:
+        """Action → action index, from 1, for the columns of histories."""
+        return HashIndex.of([action.name for action in self.preprocessing.actions])
 
     @cached_property
     def popularity(self) -> NDArray[np.float32]:
@@ -206,8 +212,9 @@ class Release:
 
     def warm(self) -> None:
         """Build the look-ups now, so that no request pays for them."""
-        for name in ("item_ids", "titles", "vocabulary", "actions", "popular_rows", "category_rows", "item_search"):
-            getattr(self, name)
+        for name, attribute in vars(type(self)).items():
+            if isinstance(attribute, cached_property):
+                getattr(self, name)
 
 
 def sha256_of(path: Path) -> str:
@@ -222,7 +229,7 @@ def record_of(path: Path) -> FileRecord:
 
 
 def read_release(directory: Path) -> Release:
-    """Read and check a release. Raises `DamagedRelease`, which says what is wrong and where."""
+    """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where."""
     try:
         manifest = read_manifest(directory)
         _check_files(directory, manifest)
@@ -236,6 +243,7 @@ def read_release(directory: Path) -> Release:
             _read_segment_items(directory / "segment_items.parquet"),
         )
         _check_shapes(release)
+        release.warm()
     except DamagedRelease:
         raise
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:

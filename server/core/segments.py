@@ -37,7 +37,10 @@ def nearest(embeddings: NDArray[np.float32], centroids: NDArray[np.float32]) -> 
     centers = centroids.astype(np.float64)
     squared = (points**2).sum(1)[:, None] - 2.0 * points @ centers.T + (centers**2).sum(1)
     distances = np.sqrt(np.maximum(squared, 0.0))
-    order = np.argsort(distances, axis=1, kind="stable")[:, :2]
-    first, second = order[:, 0], order[:, -1]
     rows = np.arange(len(points))
-    return Nearest(first, distances[rows, first], second, distances[rows, second])
+    first = distances.argmin(axis=1)
+    first_distance = distances[rows, first]
+    if len(centers) > 1:
+        distances[rows, first] = np.inf
+    second = distances.argmin(axis=1)
+    return Nearest(first, first_distance, second, distances[rows, second])

@@ -95,7 +95,7 @@ def placed_online(
         history_of(Event(*event) for event in events.filter(pl.col("user_id") == user_id).select(columns).iter_rows())
         for user_id in user_ids
     ]
-    features = features_of(histories, release.vocabulary, release.actions, release.preprocessing)
+    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
     model = repository / MODEL_NAME / str(release.number) / "model.onnx"
     placed = nearest(embed(model, features, release.preprocessing.max_length), release.centroids)
     return [release.segments[cluster].segment_id for cluster in placed.first], placed.first_distance

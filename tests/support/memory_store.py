@@ -8,7 +8,7 @@ from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
 from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
 from server.core.errors import StoreUnavailable
-from server.core.history import Event, History, event_count_of, merge, pack
+from server.core.history import Event, History, event_count_of, merge
 
 
 class MemoryStore:
@@ -34,7 +34,7 @@ class MemoryStore:
         history = await self.get(user_id)
         merged, duplicates = merge(history, events, self._limit, next(self._revisions))
         if merged is not history:
-            self.rows[user_id] = pack(merged)
+            self.rows[user_id] = merged.row
         return len(events) - duplicates, duplicates
 
     async def erase(self, user_id: str) -> int:

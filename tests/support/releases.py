@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from server.core.features import GAP_COUNT, Inputs, batches, features_of
+from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.release import (
@@ -212,9 +213,8 @@ def _write_segment_items(directory: Path, popularity: NDArray[np.float64], segme
 
 def _golden(model: Path, preprocessing: Preprocessing, items: int, segments: int) -> Golden:
     histories = [group_history(place % segments, length, segments, items) for place, length in enumerate((1, 3, 6, 8))]
-    vocabulary = {item_id(number): number for number in range(1, items + 1)}
-    actions = {name: row + 1 for row, name in enumerate(ACTIONS)}
-    features = features_of(histories, vocabulary, actions, preprocessing)
+    catalogue = HashIndex.of([item_id(number) for number in range(1, items + 1)])
+    features = features_of(histories, catalogue, HashIndex.of(list(ACTIONS)), preprocessing)
     [(_, inputs)] = batches(features, preprocessing.max_length)
     embeddings = encode_with_onnx(model, inputs)
     return Golden(**{name: array.tolist() for name, array in inputs.items()}, user_embedding=embeddings.tolist())

@@ -11,11 +11,12 @@ from server.core.features import (
     pad,
     padded_length,
 )
+from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 
-VOCABULARY = {"a": 1, "b": 2, "c": 3}
-ACTIONS = {"view": 1, "buy": 2}
+ITEMS = HashIndex.of(["a", "b", "c"])
+ACTIONS = HashIndex.of(["view", "buy"])
 
 
 def preprocessing(**changes: object) -> Preprocessing:
@@ -35,7 +36,7 @@ def history(*events: Event) -> History:
 
 def test_events_become_indexes_values_and_gaps() -> None:
     events = history(Event("a", "view", 12.0, 0), Event("b", "buy", float("nan"), 1000), Event("c", "view", 8.0, 8000))
-    features = features_of([events], VOCABULARY, ACTIONS, preprocessing())
+    features = features_of([events], ITEMS, ACTIONS, preprocessing())
     assert features.item_index.tolist() == [1, 2, 3]
     assert features.action_index.tolist() == [1, 2, 1]
     assert features.value.tolist() == [1.0, 0.0, -1.0]
@@ -47,7 +48,7 @@ def test_events_become_indexes_values_and_gaps() -> None:
 def test_log_values_keep_their_sign() -> None:
     normaliser = ValueNormaliser(method="log", center=0.0, scale=1.0)
     events = history(Event("a", "view", -np.expm1(2.0), 0), Event("a", "view", np.expm1(3.0), 1))
-    features = features_of([events], VOCABULARY, ACTIONS, preprocessing(value=normaliser))
+    features = features_of([events], ITEMS, ACTIONS, preprocessing(value=normaliser))
     np.testing.assert_allclose(features.value, [-2.0, 3.0], rtol=1e-6)
 
 
@@ -58,7 +59,7 @@ def test_unknown_items_and_actions_are_counted_and_passed_over() -> None:
         Event("b", "?", 1.0, 2),
         Event("c", "buy", 1.0, 3),
     ]
-    features = features_of([history(*events), history()], VOCABULARY, ACTIONS, preprocessing())
+    features = features_of([history(*events), history()], ITEMS, ACTIONS, preprocessing())
     assert features.item_index.tolist() == [1, 3]
     assert features.ignored.tolist() == [2, 0]
     assert features.lengths.tolist() == [2, 0]
@@ -70,19 +71,19 @@ def test_only_the_newest_known_events_are_read() -> None:
         *(Event("b", "view", 1.0, t) for t in range(1, 5)),
         Event("?", "view", 1.0, 9),
     ]
-    features = features_of([history(*events)], VOCABULARY, ACTIONS, preprocessing())
+    features = features_of([history(*events)], ITEMS, ACTIONS, preprocessing())
     assert features.item_index.tolist() == [2, 2, 2, 2]
 
 
 def test_without_a_clock_all_gaps_are_alike() -> None:
     events = history(Event("a", "view", 1.0, 0), Event("b", "view", 1.0, 10**9))
-    features = features_of([events], VOCABULARY, ACTIONS, preprocessing(has_clock=False))
+    features = features_of([events], ITEMS, ACTIONS, preprocessing(has_clock=False))
     assert features.gap_index.tolist() == [GAP_START, GAP_START]
 
 
 def test_windows_are_padded_on_the_left_and_begin_with_an_unknown_gap() -> None:
     events = history(*(Event("a", "view", 12.0, t * 1000) for t in range(4)))
-    features = features_of([events], VOCABULARY, ACTIONS, preprocessing())
+    features = features_of([events], ITEMS, ACTIONS, preprocessing())
     window = pad(features, np.array([3]), np.array([2]), 4)
     assert window["item_index"].tolist() == [[0, 0, 1, 1]]
     assert window["value"].tolist() == [[0.0, 0.0, 1.0, 1.0]]
@@ -91,7 +92,7 @@ def test_windows_are_padded_on_the_left_and_begin_with_an_unknown_gap() -> None:
 
 
 def test_an_empty_history_is_in_no_batch() -> None:
-    features = features_of([history()], VOCABULARY, ACTIONS, preprocessing())
+    features = features_of([history()], ITEMS, ACTIONS, preprocessing())
     assert batches(features, 4) == []
     assert pad(features, np.array([0]), np.array([0]), 4)["item_index"].tolist() == [[0, 0, 0, 0]]
 
@@ -115,14 +116,14 @@ event = st.builds(
 @given(st.lists(st.lists(event, max_size=12), min_size=1, max_size=2 * CHUNK_SIZE))
 def test_a_history_is_encoded_the_same_alone_and_among_others(many: list[list[Event]]) -> None:
     histories = [history_of(events) for events in many]
-    together = features_of(histories, VOCABULARY, ACTIONS, preprocessing())
+    together = features_of(histories, ITEMS, ACTIONS, preprocessing())
     seen = set()
     for rows, inputs in batches(together, 4):
         assert len(rows) <= CHUNK_SIZE
         assert inputs["gap_index"].max() < GAP_COUNT
         for place, row in enumerate(rows.tolist()):
             seen.add(row)
-            [(_, alone)] = batches(features_of([histories[row]], VOCABULARY, ACTIONS, preprocessing()), 4)
+            [(_, alone)] = batches(features_of([histories[row]], ITEMS, ACTIONS, preprocessing()), 4)
             for name, array in alone.items():
                 np.testing.assert_array_equal(array[0], inputs[name][place])
     assert seen == {row for row, length in enumerate(together.lengths.tolist()) if length}

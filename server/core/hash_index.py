@@ -1,0 +1,35 @@
+"""Names → indexes for whole columns of events at once, by the hashes that histories keep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.core.history import text_hash
+
+
+@dataclass(frozen=True, slots=True)
+class HashIndex:
+    """Indexes, from 1, of names by their `text_hash`. `hashes` uint64 (V,) is ascending."""
+
+    hashes: NDArray[np.uint64]
+    indexes: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, names: Sequence[str]) -> Self:
+        """Index distinct names; the first has index 1. Raises `ValueError` when two of them have the same hash."""
+        hashes = np.array([text_hash(name) for name in names], np.uint64)
+        order = np.argsort(hashes)
+        ascending = hashes[order]
+        if (ascending[1:] == ascending[:-1]).any():
+            raise ValueError("two names are the same or have the same 64-bit hash: rename one")
+        return cls(ascending, (order + 1).astype(np.int32))
+
+    def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
+        """Index of each hash, (n,); 0 where the name is unknown."""
+        if not len(self.hashes):
+            return np.zeros(len(hashes), np.int32)
+        places = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[places] == hashes, self.indexes[places], np.int32(0))

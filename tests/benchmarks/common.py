@@ -1,0 +1,97 @@
+"""What the serving benchmarks share: the machine, a release of realistic size, users, and how figures are shown."""
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from server.core.release import Golden, Manifest, record_of
+from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
+from training.encoder import Encoder, EncoderShape
+from training.export import random_inputs, write_onnx
+
+ITEMS = 20_000
+MAX_LENGTH = 50
+DIM = 64
+SEGMENTS = 32
+START_MS = 1_700_000_000_000
+
+
+def machine() -> dict[str, str]:
+    """Where and on what the figures were taken."""
+    model = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "cpu": f"{len(os.sched_getaffinity(0))} × {model}",
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or "unknown",
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def _cpu_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
+    """Print a table for people, then one JSON line with the figures and the machine."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name, justify="left" if name == columns[0] else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console()
+    console.print(table)
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
+    print(json.dumps({**figures, **machine()}))
+
+
+def realistic_release(repository: Path, number: int = 1) -> Path:
+    """A release with the encoder of a usual size and random weights: what it costs does not depend on what it knows."""
+    directory = tiny_release(repository, number, items=ITEMS, dim=DIM, segments=SEGMENTS, max_length=MAX_LENGTH)
+    staged = directory.rename(repository / f"staged-{number}")
+    torch.manual_seed(0)
+    shape = EncoderShape(ITEMS, len(ACTIONS), MAX_LENGTH, DIM, layers=2, heads=2)
+    encoder = Encoder(shape).eval()
+    write_onnx(encoder, staged / "model.onnx")
+    np.save(staged / "item_embeddings.npy", encoder.item_embeddings().detach().numpy())
+    inputs = random_inputs(encoder, 4, 8, 0)
+    golden = Golden(
+        **{name: array.tolist() for name, array in inputs.items()},
+        user_embedding=encode_with_onnx(staged / "model.onnx", inputs).tolist(),
+    )
+    manifest = Manifest.model_validate_json((staged / "manifest.json").read_bytes())
+    files = {name: record_of(staged / name) for name in manifest.files}
+    changed = manifest.model_copy(update={"golden": golden, "files": files})
+    (staged / "manifest.json").write_text(changed.model_dump_json())
+    return staged.rename(directory)
+
+
+def write_histories(path: Path, users: int, seed: int = 0) -> list[str]:
+    """A prepared log of histories of mixed lengths, 20 events on average, 1 to 200; returns the user ids."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.geometric(1 / 20, users), 1, 200)
+    total = int(lengths.sum())
+    user_ids = [f"user-{number:08d}" for number in range(users)]
+    items = np.array([item_id(number) for number in range(1, ITEMS + 1)])
+    place = np.arange(total) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    pl.DataFrame(
+        {
+            "user_id": np.repeat(np.array(user_ids), lengths),
+            "item_id": items[rng.integers(0, ITEMS, total)],
+            "action": np.array(list(ACTIONS))[rng.integers(0, 3, total)],
+            "value": rng.lognormal(1, 1, total),
+            "timestamp": START_MS + place * 3_600_000,
+        }
+    ).write_parquet(path)
+    return user_ids
