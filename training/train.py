@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-import os
 import time
 import warnings
 from collections.abc import Iterator
@@ -74,9 +73,10 @@ class NextItemModule(lightning.LightningModule):
         self._step_count = step_count
         self._started = time.monotonic()
 
-    def on_train_epoch_start(self) -> None:
-        """Seed by epoch, so that a resumed run draws what an unbroken one would."""
-        torch.manual_seed(self._settings.seed * 100_003 + self.current_epoch)
+    def on_train_batch_start(self, _: Batch, batch_index: int) -> None:
+        """Seed by epoch, once the loaders have drawn theirs, so that a resumed run draws what an unbroken one would."""
+        if batch_index == 0:
+            torch.manual_seed(self._settings.seed * 100_003 + self.current_epoch)
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
         """Mean loss of a batch, in nats."""
@@ -218,7 +218,6 @@ def _fit(job: _Job, resume: bool, progress: Progress) -> TrainResult:
     if not len(plan):
         raise LogError("No user has two events to learn from; the log needs longer histories.")
     _clear(job, resume)
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(settings.seed)
     encoder = Encoder(job.shape, settings.dropout)
     loss = NextItemLoss(target_counts(log, job.shape.item_count), _negatives(job))

@@ -1,0 +1,129 @@
+"""Training on planted data: better than popularity within seconds, the same from one seed, and resumable."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.logs import write_planted
+from training.config import Clean, Config, Train
+from training.errors import ConfigError, RunError
+from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, evaluate
+from training.prepare import prepare
+from training.runs import Run
+from training.train import CHECKPOINT, CURVES, WEIGHTS, choose_device, train
+
+SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are only slowed down by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(directory: Path, **shape: int) -> Run:
+    events, items, _ = write_planted(directory, **shape)
+    run = Run.create(directory / "runs")
+    prepare(run, events, items, None, Config(train=SETTINGS, clean=Clean(exclude_seen=False)))
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = prepared(tmp_path_factory.mktemp("planted"), users=200)
+    train(made)
+    return made
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.path / "train" / WEIGHTS)
+
+
+def test_it_beats_popularity_in_both_protocols(run: Run) -> None:
+    result = evaluate(run)
+    ndcg = {(entry.protocol, entry.method): entry.figures["ndcg@10"] for entry in result.results}
+    for protocol in (LEAVE_ONE_OUT, AS_SERVED):
+        assert ndcg[protocol, "encoder"] > 1.5 * ndcg[protocol, "popularity"], protocol
+    assert result.table().row_count == len(result.results) == 6
+    on_disk = json.loads((run.path / "evaluate" / "metrics.json").read_bytes())
+    assert on_disk[0]["figures"]["ndcg@10"] == ndcg[LEAVE_ONE_OUT, "encoder"]
+    assert run.figures("evaluate")["as served/encoder/ndcg@10"] == pytest.approx(ndcg[AS_SERVED, "encoder"], abs=1e-6)
+
+
+def test_curves_and_the_best_epoch_are_kept(run: Run) -> None:
+    curves = json.loads((run.path / "train" / CURVES).read_bytes())
+    assert curves[-1]["loss"] < curves[0]["loss"]
+    assert max(point["ndcg@10"] for point in curves) == run.figures("train")["validation_ndcg@10"]
+
+
+class Killed(Exception):
+    """Stands for the process's end."""
+
+
+def test_a_resumed_training_ends_where_an_unbroken_one_does(tmp_path: Path) -> None:
+    settings = SETTINGS.model_copy(update={"epochs": 3, "patience": 9})
+    whole = prepared(tmp_path, users=60)
+    train(whole, settings=settings)
+    broken = Run.create(tmp_path / "runs")
+    (broken.path / "prepare").symlink_to(whole.path / "prepare")
+    record: dict[str, Any] = whole.record() | {"id": broken.path.name}
+    del record["stages"]["train"]
+    (broken.path / "run.json").write_text(json.dumps(record))
+
+    def kill(what: str, done: int, total: int) -> None:
+        if done == total - 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(broken, settings=settings, progress=kill)
+    torch.load(broken.path / "train" / CHECKPOINT, weights_only=True)
+    assert broken.record()["stages"]["train"]["state"] == "failed"
+    result = train(broken, settings=settings, resume=True)
+    assert result.epochs == 3
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(broken)[name], tensor, rtol=0, atol=0)
+    assert len(json.loads((broken.path / "train" / CURVES).read_bytes())) == 3
+    with pytest.raises(RunError, match="another shape"):
+        train(broken, settings=settings.model_copy(update={"embedding_dim": 8}), resume=True)
+
+
+def test_time_and_patience_bound_it(tmp_path: Path) -> None:
+    run = prepared(tmp_path, users=30)
+    steps: list[tuple[int, int]] = []
+
+    def note(what: str, done: int, total: int) -> None:
+        steps.append((done, total))
+
+    train(run, settings=SETTINGS.model_copy(update={"max_minutes": 1e-6}), progress=note)
+    assert steps[-1][0] == 1 < steps[-1][1]
+    assert (run.path / "train" / WEIGHTS).is_file()
+    frozen = SETTINGS.model_copy(update={"learning_rate": 1e-12, "patience": 1, "epochs": 50})
+    assert train(run, settings=frozen).epochs < 50
+
+
+def test_users_too_few_to_validate_still_train(tmp_path: Path) -> None:
+    run = prepared(tmp_path, users=40, events_per_user=4)
+    result = train(run, settings=SETTINGS.model_copy(update={"epochs": 2}))
+    assert np.isnan(result.ndcg)
+    assert (run.path / "train" / WEIGHTS).is_file()
+    with pytest.raises(RunError, match="five events"):
+        evaluate(run)
+
+
+def test_devices() -> None:
+    assert choose_device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match="auto, cpu or cuda"):
+        choose_device("tpu")
+    if not torch.cuda.is_available():
+        assert choose_device("auto") == "cpu"
+        with pytest.raises(ConfigError, match="no usable NVIDIA GPU"):
+            choose_device("cuda")

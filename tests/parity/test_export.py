@@ -1,0 +1,118 @@
+"""ONNX Runtime computes what torch computes."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from server.core.features import Features
+from server.core.preprocessing import Action, Preprocessing
+from server.core.release import OUTPUT
+from training import train
+from training.embed import embed, open_session
+from training.encoder import Encoder, EncoderShape
+from training.errors import RunError
+from training.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
+from training.runs import Run
+
+SHAPE = EncoderShape(item_count=50, action_count=3, max_length=20, embedding_dim=16, layers=2, heads=2)
+
+
+@pytest.fixture(scope="module")
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    made = Encoder(SHAPE, dropout=0.2)
+    with torch.no_grad():
+        for parameter in made.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return made.eval()
+
+
+@pytest.fixture(scope="module")
+def result(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+    """The export of a run that ends with this encoder."""
+    run = Run.create(tmp_path_factory.mktemp("runs"))
+    with run.stage("prepare") as stage:
+        preprocessing = Preprocessing(
+            max_length=SHAPE.max_length, actions=(Action(name="buy", weight=1),), has_clock=True, exclude_seen=True
+        )
+        (stage.directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
+    with run.stage("train") as stage:
+        (stage.directory / train.SHAPE).write_text(json.dumps(asdict(SHAPE)))
+        save_file(encoder.state_dict(), stage.directory / train.WEIGHTS)
+    return export(run)
+
+
+@pytest.fixture(scope="module")
+def model(result: ExportResult) -> Path:
+    return result.directory / "model.onnx"
+
+
+def test_export_writes_what_a_release_takes_from_it(encoder: Encoder, result: ExportResult) -> None:
+    assert result.difference <= TOLERANCE
+    assert result.microseconds_per_user > 0
+    names = {path.name for path in result.directory.iterdir()}
+    assert names == {"model.onnx", "item_embeddings.npy", "preprocessing.json"}
+    items = np.load(result.directory / "item_embeddings.npy", allow_pickle=False)
+    assert items.dtype == np.float32
+    np.testing.assert_array_equal(items, encoder.item_embeddings().detach().numpy())
+    preprocessing = Preprocessing.model_validate_json((result.directory / "preprocessing.json").read_bytes())
+    assert preprocessing.max_length == SHAPE.max_length
+
+
+def test_the_model_has_the_inputs_and_the_output_of_a_release(model: Path) -> None:
+    graph = onnx.load(model).graph
+    assert [entry.name for entry in graph.input] == ["item_index", "action_index", "value", "gap_index"]
+    assert [entry.name for entry in graph.output] == [OUTPUT]
+    for entry in graph.input:
+        assert all(axis.dim_param for axis in entry.type.tensor_type.shape.dim)
+
+
+def test_every_batch_size_and_length_agrees_with_torch(encoder: Encoder, model: Path) -> None:
+    assert compare(encoder, model) <= TOLERANCE
+
+
+def test_padding_does_not_matter(encoder: Encoder, model: Path) -> None:
+    session = open_session(model)
+    inputs = {name: array[:1] for name, array in random_inputs(encoder, 2, 6, seed=3).items()}
+    padded = {name: np.pad(array, ((0, 0), (14, 0))) for name, array in inputs.items()}
+    short, long = session.run([OUTPUT], inputs)[0], session.run([OUTPUT], padded)[0]
+    np.testing.assert_allclose(short, long, rtol=0, atol=1e-6)
+
+
+def test_another_model_is_refused(model: Path) -> None:
+    torch.manual_seed(1)
+    with pytest.raises(RunError, match="differs from torch"):
+        compare(Encoder(SHAPE).eval(), model)
+
+
+def test_embed_gives_each_history_its_own_embedding(encoder: Encoder, model: Path) -> None:
+    """Also histories longer than the encoder reads, and none at all."""
+    rng = np.random.default_rng(0)
+    lengths = np.array([3, 0, 25, 1, *rng.integers(1, 20, 60)])
+    total = int(lengths.sum())
+    features = Features(
+        rng.integers(1, SHAPE.item_count + 1, total, np.int32),
+        rng.integers(1, SHAPE.action_count + 1, total, np.int32),
+        rng.normal(size=total).astype(np.float32),
+        rng.integers(2, 33, total, np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.zeros(len(lengths), np.int32),
+    )
+    told: list[tuple[int, int]] = []
+    embeddings = embed(model, features, SHAPE.max_length, lambda _, done, parts: told.append((done, parts)))
+    assert not embeddings[1].any()
+    for row in (0, 2, 3, 20):
+        end, length = features.offsets[row + 1], min(int(lengths[row]), SHAPE.max_length)
+        inputs = {
+            name: getattr(features, name)[None, end - length : end].copy()
+            for name in ("item_index", "action_index", "value", "gap_index")
+        }
+        inputs["gap_index"][0, 0] = 1
+        np.testing.assert_allclose(embeddings[row], torch_embeddings(encoder, inputs)[0], rtol=0, atol=TOLERANCE)
+    assert told[-1][0] == told[-1][1] == len(told)

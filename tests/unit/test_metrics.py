@@ -1,0 +1,48 @@
+"""Ranking metrics on scores whose ranks can be told by eye."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from training.metrics import bootstrap_interval, coverage, ndcg_each, ranking_metrics, target_ranks
+
+
+def test_ranks_count_what_scores_higher() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5], [3.0, 2.0, 1.0]])
+    assert target_ranks(scores, torch.tensor([2, 0])).tolist() == [1, 0]
+
+
+def test_of_equal_scores_the_lower_row_comes_first() -> None:
+    scores = torch.ones(3, 4)
+    assert target_ranks(scores, torch.tensor([0, 2, 3])).tolist() == [0, 2, 3]
+
+
+@pytest.mark.parametrize("row", [[-math.inf, 1.0, 2.0], [math.nan] * 3, [0.0, math.nan, math.nan]])
+def test_a_target_left_out_or_among_nan_does_not_win(row: list[float]) -> None:
+    assert target_ranks(torch.tensor([row]), torch.tensor([0])).item() >= 2
+
+
+def test_figures_from_ranks() -> None:
+    figures = ranking_metrics(np.array([0, 2, 9, 30]), cutoffs=(1, 10))
+    assert figures["hr@1"] == 0.25
+    assert figures["hr@10"] == 0.75
+    assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(11)) / 4)
+    assert figures["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 10 + 1 / 31) / 4)
+
+
+def test_coverage_counts_items_once() -> None:
+    assert coverage(torch.tensor([[0, 1], [1, 2]]), item_count=6) == 0.5
+
+
+def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
+    rng = np.random.default_rng(0)
+    few, many = (ndcg_each(rng.integers(0, 20, count), 10) for count in (50, 5000))
+    spans = []
+    for each in (few, many):
+        low, high = bootstrap_interval(each, seed=1)
+        assert low < each.mean() < high
+        spans.append(high - low)
+    assert spans[1] < spans[0] / 5
+    assert bootstrap_interval(few, seed=1) == bootstrap_interval(few, seed=1)
