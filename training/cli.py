@@ -15,7 +15,6 @@ from server.core.errors import SegrecError
 from training.config import load_config
 from training.errors import ConfigError, LogError, TrainingError
 from training.runs import Run
-from training.summary import segments_table, serving_hint, stage_line, summary
 
 app = typer.Typer(
     help="Train Segrec on a behaviour log: user segments and recommendations, published as a release.",
@@ -69,6 +68,7 @@ def run(
             raise ConfigError("Give either a log by --events FILE, or --demo.")
         from training import demo as demo_log
         from training.pipeline import Order, run_all, with_overrides
+        from training.summary import summary
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
         settings = with_overrides(settings, k=k, max_minutes=max_minutes, seed=seed)
@@ -128,7 +128,9 @@ def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
         from training.evaluate import evaluate as work
 
         told.run = opened = Run.open(runs, run_id)
-        work(opened, progress=told.progress_of("evaluate"))
+        result = work(opened, progress=told.progress_of("evaluate"))
+        told.finish()
+        told.console.print(result.table())
 
 
 @app.command()
@@ -146,6 +148,7 @@ def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
     """Cluster users; segment ids go on from the newest release in the repository."""
     with _told() as told:
         from training.segment import segment as work
+        from training.summary import segments_table
 
         told.run = opened = Run.open(runs, run_id)
         found = work(opened, repository, k, progress=told.progress_of("segment"))
@@ -158,6 +161,7 @@ def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
     """Put the run's release into the model repository."""
     with _told() as told:
         from training.publish import publish as work
+        from training.summary import serving_hint
 
         told.run = opened = Run.open(runs, run_id)
         number = work(opened, repository, progress=told.progress_of("publish"))
@@ -208,6 +212,8 @@ class Told:
         """End the stage at work, if any, with a line on it."""
         self.stop()
         if self.run is not None and self._stage:
+            from training.summary import stage_line
+
             self.console.print(stage_line(self._stage, self.run.record()["stages"][self._stage]), highlight=False)
         self._stage = ""
 

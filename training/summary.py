@@ -1,5 +1,6 @@
 """What a training run prints when it is done: tables for people."""
 
+import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from rich.table import Table
 
 from server.core.release import SegmentProfile, Trait
 from training.cleaning import Account
+from training.evaluate import EvaluateResult, Result
 from training.profiles import in_words
 from training.runs import Run
 from training.segmentation import Segmentation
@@ -22,6 +24,7 @@ _WAYS = {
 }
 _SHOWN_TRAITS = 4
 _LONGEST_NAME = 36
+_SHOWN_FIGURES = 6
 
 
 def summary(run: Run, repository: Path) -> RenderableType:
@@ -29,6 +32,10 @@ def summary(run: Run, repository: Path) -> RenderableType:
     account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
     segmentation = Segmentation.read(run.require("segment"))
     parts: list[RenderableType] = [account.table(), ""]
+    if run.record()["stages"]["evaluate"]["state"] == "done":
+        parts += [read_results(run.require("evaluate")).table(), ""]
+    else:
+        parts += ["Nothing was measured: no user has enough events to hold some back.", ""]
     if segmentation.figures:
         parts += [quality_table(segmentation.figures), ""]
     parts += [segments_table(segmentation.profiles), *segmentation.notes, ""]
@@ -38,7 +45,7 @@ def summary(run: Run, repository: Path) -> RenderableType:
 
 def quality_table(figures: Mapping[str, float]) -> Table:
     """How well each way foretells the last event of users, all items ranked."""
-    table = Table(title="Next item of users, all items ranked (larger is better)")
+    table = Table(title="What the release recommends, beside popular items: the last event of users, larger is better")
     table.add_column("way")
     for heading in ("NDCG@10", "HR@10", "× popular"):
         table.add_column(heading, justify="right")
@@ -71,12 +78,21 @@ def serving_hint(run: Run, repository: Path, release: int) -> str:
 
 
 def stage_line(name: str, record: Mapping[str, Any]) -> str:
-    """One line on a stage that is done."""
-    figures = {key: value for key, value in record["figures"].items() if isinstance(value, int | float | str)}
-    told = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in figures.items()
-    )
-    return f"{name}: {record['seconds']:.1f} s{' (' + told + ')' if told else ''}"
+    """One line on a stage that has ended: how long it took, and its first plain figures."""
+    plain = {
+        key: value for key, value in record["figures"].items() if isinstance(value, int | float) and "@" not in key
+    }
+    told = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
+    failed = "" if record["state"] == "done" else ", failed"
+    figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
+    return f"{name}: {record['seconds']:.1f} s{failed}{figures}"
+
+
+def read_results(evaluated: Path) -> EvaluateResult:
+    """What the evaluate stage found, from its `metrics.json`."""
+    rows = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
+    results = (Result(**{**row, "interval": tuple(row["interval"])}) for row in rows)
+    return EvaluateResult(evaluated, tuple(results))
 
 
 def _shown(traits: Sequence[Trait]) -> list[str]:

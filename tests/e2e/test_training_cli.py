@@ -75,7 +75,16 @@ def place(tmp_path: Path) -> Place:
 def test_run_goes_from_log_to_release_and_can_be_repeated(place: Place) -> None:
     first = place.run("--run", "mine")
     assert first.exit_code == 0, first.output
-    for told in ("events read", "NDCG@10", "popular items", "4 segments", "what sets it apart", "segrec-serve"):
+    for told in (
+        "events read",
+        "test targets",
+        "popularity",
+        "NDCG@10",
+        "popular items",
+        "4 segments",
+        "what sets it apart",
+        "segrec-serve",
+    ):
         assert told in first.output
     release = read_release(place.repository / MODEL_NAME / "1")
     assert release.manifest.segment_count == 4
@@ -122,7 +131,7 @@ def test_the_chinese_log_without_times_and_items_works_as_it_is(place: Place) ->
     done = place.call("run", *files, "--repository", place.repository, "--run", "cn")
     assert done.exit_code == 0, done.output
     release = read_release(place.repository / MODEL_NAME / "1")
-    assert set(release.actions) == {"浏览", "购买", "搜索"}
+    assert {action.name for action in release.preprocessing.actions} == {"浏览", "购买", "搜索"}
     assert not release.preprocessing.has_clock
     assert release.manifest.data_cutoff_time is None
 
@@ -147,6 +156,17 @@ def test_faults_are_one_sentence_and_a_code(place: Place, words: tuple[str, ...]
     assert told in result.stderr
     assert "Traceback" not in result.output
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_histories_too_short_to_test_on_still_give_a_release(place: Place) -> None:
+    lines = [f"u{user},i{(user + step) % 5},view" for user in range(30) for step in range(3)]
+    place.events.write_text("\n".join(["user_id,item_id,action", *lines]))
+    files = ("--events", place.events, "--config", place.config, "--runs", place.runs)
+    done = place.call("run", *files, "--repository", place.repository)
+    assert done.exit_code == 0, done.output
+    assert "Nothing was measured" in done.output
+    assert "3 segments instead of 4" in done.output
+    assert read_release(place.repository / MODEL_NAME / "1").manifest.figures == {}
 
 
 def failing(error: BaseException) -> object:
