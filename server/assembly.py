@@ -1,6 +1,7 @@
 """Puts the server together, runs it, and takes it apart again. Tests start this very assembly, on port 0."""
 
 import asyncio
+import gc
 import logging
 import os
 import time
@@ -88,6 +89,7 @@ async def running(
         pipeline = Pipeline(store, cache, embedder, batcher, executor)
         pipeline.on_encoder_failure = releases.probe_soon
         releases.on_unload.append(cache.forget_release)
+        releases.on_change.append(gc.freeze)  # a catalogue lives long: no collection need ever look at it again
         _export(metrics, releases, cache, triton)
 
         metrics_port = _serve_metrics(settings, metrics, stack)

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import logging
+import os
 import signal
 import sys
 import tomllib
@@ -19,6 +20,10 @@ from server.settings import Settings, load_settings
 EXIT_SETUP = 1
 EXIT_USAGE = 2
 
+ONE_THREAD_EACH = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+"""Read by the libraries when they are imported. The server's arrays are small: pools of threads that wait for each
+other cost it half of its processor time, and the cores are busy with other requests already."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. A wrong setting ends with exit code 2, a start that fails with 1, each with one sentence."""
@@ -33,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
+    for name in ONE_THREAD_EACH:
+        os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)
     try:

@@ -15,7 +15,7 @@ from server.core.release import Release
 from server.metrics import Metrics
 from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
 from server.releases import Releases
-from server.rpc.conversion import profile_of, recommend_response, segment_response
+from server.rpc.conversion import fill_recommend, fill_segment, profile_of
 from server.rpc.errors import row_status
 from server.rpc.streams import answered_in_order
 from server.rpc.typing import Context
@@ -48,15 +48,19 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         """One user's segment."""
         with self._releases.lease(checked_release(request.release)) as release:
             answer = await self._answer(release, request, context)
-            return segment_response(release, answer)
+            response = pb.SegmentResponse()
+            fill_segment(response, release, answer)
+            return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         """Items for one user."""
         query = query_of(request.options)
         with self._releases.lease(checked_release(request.release)) as release:
             answer = await self._answer(release, request, context)
-            ranked = await self._pipeline.recommend(release, query, [answer])
-            return recommend_response(release, answer, ranked[0])
+            [ranked] = await self._pipeline.recommend(release, query, [answer])
+            response = pb.RecommendResponse()
+            fill_recommend(response, release, answer, ranked)
+            return response
 
     async def StreamSegment(
         self, request_iterator: AsyncIterator[pb.StreamSegmentRequest], context: Context
@@ -190,26 +194,30 @@ def _row(user_id: str, field: str) -> _Row:
 
 
 def _segment_chunk(release: Release, chunk_id: int, rows: Sequence[_Row]) -> pb.SegmentChunk:
-    messages = [
-        pb.SegmentRow(user_id=row.shown_id, status=row_status(row.error))
-        if row.error is not None
-        else pb.SegmentRow(user_id=row.shown_id, result=segment_response(release, row.answer))
-        for row in rows
-    ]
-    return pb.SegmentChunk(chunk_id=chunk_id, rows=messages)
+    chunk = pb.SegmentChunk(chunk_id=chunk_id)
+    for row in rows:
+        message = chunk.rows.add()
+        message.user_id = row.shown_id
+        if row.error is None:
+            fill_segment(message.result, release, row.answer)
+        else:
+            message.status.CopyFrom(row_status(row.error))
+    return chunk
 
 
 def _recommend_chunk(
     release: Release, chunk_id: int, rows: Sequence[_Row], ranked: Sequence[Sequence[Ranked]]
 ) -> pb.RecommendChunk:
+    chunk = pb.RecommendChunk(chunk_id=chunk_id)
     items = iter(ranked)
-    messages = [
-        pb.RecommendRow(user_id=row.shown_id, status=row_status(row.error))
-        if row.error is not None
-        else pb.RecommendRow(user_id=row.shown_id, result=recommend_response(release, row.answer, next(items)))
-        for row in rows
-    ]
-    return pb.RecommendChunk(chunk_id=chunk_id, rows=messages)
+    for row in rows:
+        message = chunk.rows.add()
+        message.user_id = row.shown_id
+        if row.error is None:
+            fill_recommend(message.result, release, row.answer, next(items))
+        else:
+            message.status.CopyFrom(row_status(row.error))
+    return chunk
 
 
 def _check_size(user_ids: Sequence[str]) -> None:
