@@ -14,15 +14,15 @@ EVENT = {"item_id": "item-002", "action": "view", "timestamp": "2024-01-01T00:00
 CALLS: list[tuple[str, object, str]] = [
     ("SegrecService/Segment", {"events": {"events": [EVENT]}}, "SEGMENT_STATE_ASSIGNED"),
     ("SegrecService/Recommend", {"user_id": "curl", "options": {"top_k": 2}}, "item-0"),
-    ("SegrecService/StreamSegment", {"chunk_id": 7, "user_ids": ["curl"]}, '"chunkId": "7"'),
-    ("SegrecService/StreamRecommend", {"chunk_id": 8, "user_ids": ["curl"]}, '"chunkId": "8"'),
-    ("SegrecService/ListSegments", {}, '"segmentId": 4'),
-    ("SegrecService/GetSegment", {"segment_id": 2}, '"segmentId": 2'),
-    ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "Count"),
+    ("SegrecService/StreamSegment", {"chunk_id": 7, "user_ids": ["curl"]}, '"chunk_id": "7"'),
+    ("SegrecService/StreamRecommend", {"chunk_id": 8, "user_ids": ["curl"]}, '"chunk_id": "8"'),
+    ("SegrecService/ListSegments", {}, '"segment_id": 4'),
+    ("SegrecService/GetSegment", {"segment_id": 2}, '"segment_id": 2'),
+    ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "_count"),
     ("EventService/GetUserHistory", {"user_id": "curl"}, "item-002"),
-    ("EventService/EraseUser", {"user_id": "curl"}, "erasedEventCount"),
+    ("EventService/EraseUser", {"user_id": "curl"}, "erased_event_count"),
     ("ModelService/ListReleases", {}, "RELEASE_STATE_ACTIVE"),
-    ("ModelService/GetRelease", {"release": 3}, '"embeddingDim": 16'),
+    ("ModelService/GetRelease", {"release": 3}, '"embedding_dim": 16'),
 ]
 
 
