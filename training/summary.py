@@ -79,9 +79,8 @@ def serving_hint(run: Run, repository: Path, release: int) -> str:
 
 def stage_line(name: str, record: Mapping[str, Any]) -> str:
     """One line on a stage that has ended: how long it took, and its first plain figures."""
-    plain = {
-        key: value for key, value in record["figures"].items() if isinstance(value, int | float) and "@" not in key
-    }
+    numbers = {key: value for key, value in record["figures"].items() if type(value) in (int, float)}
+    plain = {key: value for key, value in numbers.items() if "@" not in key}
     told = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
     failed = "" if record["state"] == "done" else ", failed"
     figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
