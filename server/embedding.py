@@ -1,10 +1,11 @@
 """Histories → user embeddings and segments: features in a worker thread, encoding in Triton, micro-batched."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from time import monotonic
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,12 @@ from numpy.typing import NDArray
 from server.adapters.ports import Encoder
 from server.cache import Embedded
 from server.core.errors import EncoderUnavailable, Overloaded
-from server.core.features import Inputs, batches, features_of
+from server.core.features import FEW, Inputs, batches, features_of
 from server.core.history import History
 from server.core.release import Release
 from server.core.segments import nearest
+
+T = TypeVar("T")
 
 ENCODINGS_IN_FLIGHT = 4
 """Encoder batches under way at once, over all calls: enough to keep two Triton instances busy."""
@@ -31,9 +34,8 @@ class Embedder:
 
     async def embed(self, release: Release, histories: Sequence[History], timeout_seconds: float) -> list[Embedded]:
         """One result per history, in order. Raises `EncoderUnavailable` when Triton gives no answer in time."""
-        loop = asyncio.get_running_loop()
         deadline = monotonic() + timeout_seconds
-        work = await loop.run_in_executor(self._executor, _prepare, release, histories)
+        work = await self._run(len(histories), _prepare, release, histories)
         tasks = [asyncio.ensure_future(self._encode(release.number, inputs, deadline)) for _, inputs in work.batches]
         try:
             encoded = await asyncio.gather(*tasks)
@@ -41,7 +43,13 @@ class Embedder:
             for task in tasks:
                 task.cancel()
             raise
-        return await loop.run_in_executor(self._executor, _assign, release, work, encoded)
+        return await self._run(len(histories), _assign, release, work, encoded)
+
+    async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
+        """Few histories cost less than a change of thread; many would hold up the event loop."""
+        if count <= FEW:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def _encode(self, release: int, inputs: Inputs, deadline: float) -> NDArray[np.float32]:
         async with self._in_flight:

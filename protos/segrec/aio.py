@@ -259,7 +259,7 @@ class AsyncSegrecClient(_AsyncClient):
         user_ids: UserIds,
         *,
         release: int = 0,
-        chunk_size: int = 256,
+        chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
     ) -> AsyncRowStream[SegmentRow]:
@@ -274,7 +274,7 @@ class AsyncSegrecClient(_AsyncClient):
         user_ids: UserIds,
         *,
         release: int = 0,
-        chunk_size: int = 256,
+        chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
         **choice: Unpack[Choice],

@@ -183,7 +183,7 @@ def _add_files(commands_: _Commands) -> None:
     )
     stream.add_argument("--resume", action="store_true", help="go on with FILE where FILE.progress says it ended")
     stream.add_argument(
-        "--chunk-size", type=int, default=256, metavar="N", help="users a message, 1 to 1024, default 256"
+        "--chunk-size", type=int, default=1024, metavar="N", help="users a message, 1 to 1024, default 1024"
     )
     stream.add_argument("--recommend", action="store_true", help="recommend items instead of telling segments")
     _add_release(stream)

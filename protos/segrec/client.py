@@ -115,7 +115,7 @@ class SegrecClient(_Client):
         user_ids: Iterable[str],
         *,
         release: int = 0,
-        chunk_size: int = 256,
+        chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
     ) -> RowStream[SegmentRow]:
@@ -130,7 +130,7 @@ class SegrecClient(_Client):
         user_ids: Iterable[str],
         *,
         release: int = 0,
-        chunk_size: int = 256,
+        chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
         **choice: Unpack[Choice],

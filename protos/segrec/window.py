@@ -39,7 +39,7 @@ class StreamSettings:
     after `stall_seconds` without any answer it fails with StreamStalled.
     """
 
-    chunk_size: int = 256
+    chunk_size: int = 1024
     max_in_flight: int = 8
     stall_seconds: float = 30.0
 

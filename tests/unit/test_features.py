@@ -7,7 +7,10 @@ from server.core.features import (
     GAP_COUNT,
     GAP_START,
     batches,
+    encode_few,
+    encode_many,
     features_of,
+    look_up,
     pad,
     padded_length,
 )
@@ -112,7 +115,26 @@ event = st.builds(
 )
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.lists(event, max_size=12), max_size=4),
+    st.sampled_from(["none", "z_score", "log"]),
+    st.floats(-10, 10),
+    st.floats(0.1, 10),
+    st.booleans(),
+)
+def test_few_are_encoded_without_polars_as_many_with_it_to_the_bit(
+    many: list[list[Event]], method: str, center: float, scale: float, has_clock: bool
+) -> None:
+    normaliser = ValueNormaliser(method=method, center=center, scale=scale)  # type: ignore[arg-type]
+    chosen = preprocessing(value=normaliser, has_clock=has_clock)
+    indexed = look_up([history_of(events) for events in many], ITEMS, ACTIONS, 8)
+    for few, polars in zip(encode_few(indexed, chosen), encode_many(indexed, chosen), strict=True):
+        assert few.dtype == polars.dtype
+        assert few.tobytes() == polars.tobytes()
+
+
+@settings(max_examples=30, deadline=None)
 @given(st.lists(st.lists(event, max_size=12), min_size=1, max_size=2 * CHUNK_SIZE))
 def test_a_history_is_encoded_the_same_alone_and_among_others(many: list[list[Event]]) -> None:
     histories = [history_of(events) for events in many]
