@@ -17,10 +17,15 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from segrec.v1 import event_service_pb2, model_service_pb2, segrec_service_pb2
-from segrec.v1.common_pb2 import DEGRADED_REASON_ENCODER_UNAVAILABLE, DEGRADED_REASON_STALE_EMBEDDING
+from segrec.v1.common_pb2 import (
+    DEGRADED_REASON_ENCODER_UNAVAILABLE,
+    DEGRADED_REASON_STALE_EMBEDDING,
+    DEGRADED_REASON_STORE_UNAVAILABLE,
+)
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.rpc.conversion import event_message
+from tests.support.redis_server import RedisServer
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
 from tests.support.waiting import wait_until
@@ -222,6 +227,34 @@ def test_histories_are_filled_from_the_training_log_on_the_first_start(
         assert server.has_said("histories of") is bool(expected)
         stubs.close()
         assert server.terminate() == 0
+
+
+def test_histories_may_live_in_redis_and_a_lost_one_is_said(start_server: StartServer, tmp_path: Path) -> None:
+    tiny_release(tmp_path / "repository", 1)
+    redis = RedisServer(tmp_path, "--appendonly", "yes", "--appendfsync", "always")
+    redis.start()
+    try:
+        server = start_server("--store", redis.url)
+        server.wait_until_serving()
+        stubs = Stubs(server)
+        record(stubs, "u", 2)
+        assert stubs.segrec.Segment(SEGMENT(user_id="u")).assignment.segment_id == 3
+    finally:
+        redis.kill()
+    without = stubs.segrec.Recommend(segrec_service_pb2.RecommendRequest(user_id="u"), timeout=30)
+    assert without.info.degraded_reason == DEGRADED_REASON_STORE_UNAVAILABLE
+    assert {item.reason for item in without.items} == {segrec_service_pb2.ITEM_REASON_POPULAR}
+    with pytest.raises(grpc.RpcError) as caught:
+        stubs.events.GetUserHistory(event_service_pb2.GetUserHistoryRequest(user_id="u"), timeout=30)
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+    refused = stubs.events.RecordEvents(
+        event_service_pb2.RecordEventsRequest(
+            events=[event_service_pb2.UserEvent(user_id="u", event=event_message(group_history(1, 1).events()[0]))]
+        ),
+        timeout=30,
+    ).refused
+    assert [(entry.index, entry.status.reason) for entry in refused] == [(0, "STORE_UNAVAILABLE")]
+    stubs.close()
 
 
 def test_metrics_count_calls_by_method_and_code_and_name_no_user(running_server: ServerProcess, stubs: Stubs) -> None:
