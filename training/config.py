@@ -153,8 +153,8 @@ class Train(_Section):
     layers: int = Field(default=2, ge=1, le=64, description="Transformer blocks.")
     heads: int = Field(default=2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
     dropout: float = Field(default=0.2, ge=0, lt=1, description="On embeddings and residuals.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak rate of AdamW.")
-    batch_size: int = Field(default=128, ge=1, description="Users a step.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Peak rate of AdamW.")
+    batch_size: int | None = Field(default=None, ge=1, description="Windows a step; left out: from their lengths.")
     epochs: int = Field(default=30, ge=1, description="At most so many passes over the users.")
     max_minutes: float | None = Field(
         default=None, gt=0, description="Training stops after so long; left out: no limit."

@@ -86,6 +86,7 @@ class Encoder(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.bias = nn.Parameter(torch.zeros(dim))
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=_INIT_STD)
@@ -98,7 +99,7 @@ class Encoder(nn.Module):
         for block in self.blocks[:-1]:
             x = block(x, visible)
         x = self.blocks[-1](x, visible[:, :, -1:], True)
-        embedding: Tensor = self.norm(x.squeeze(1))
+        embedding: Tensor = self.norm(x.squeeze(1)) + self.bias
         return embedding
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
@@ -106,8 +107,20 @@ class Encoder(nn.Module):
         x, visible = self._embed(item_index, action_index, value, gap_index)
         for block in self.blocks:
             x = block(x, visible)
-        embeddings: Tensor = self.norm(x)
+        embeddings: Tensor = self.norm(x) + self.bias
         return embeddings
+
+    def start_from_popularity(self, event_counts: Tensor) -> None:
+        """Make a new encoder guess items by how often they occur, (V,), rather than evenly.
+
+        What all users have in common stands in one direction of the space, so that training can turn to the rest.
+        """
+        log_counts = event_counts.clamp(min=1).log()
+        direction = functional.normalize(torch.randn(self.shape.embedding_dim), dim=0)
+        scale = self.shape.embedding_dim**0.5
+        with torch.no_grad():
+            self.bias.copy_(direction * scale)
+            self.item.weight[1:] += (log_counts - log_counts.mean())[:, None] / scale * direction
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""

@@ -9,7 +9,7 @@ from torch.nn import functional
 FULL_SOFTMAX_ITEMS = 2048
 """Up to so many items the softmax is over all of them."""
 
-SAMPLED_NEGATIVES = 512
+SAMPLED_NEGATIVES = 256
 
 _SMOOTHING = 0.75
 """Negatives are drawn by frequency to this power, as in word2vec (Mikolov et al. 2013)."""

@@ -24,11 +24,8 @@ from server.core.preprocessing import Preprocessing
 EVENTS_MIN = 5
 """Users with fewer events (of the reading at hand) are for training only."""
 
-STEPS_AN_EPOCH = 256
-"""Steps that an epoch is cut into by default, within limits: small logs take fewer, large ones more."""
-
-TARGETS_A_STEP = (1024, 8192)
-"""Fewest and most next items that a step of the default size predicts."""
+TARGETS_A_STEP = 1280
+"""How many next items a step of the default size predicts: small steps learn more from an event than large ones."""
 
 Batch = dict[str, Tensor]
 """Encoder inputs by name, (B, L) each, and `target` (B, L) int64: the next item's index, 0 where none is asked for."""
@@ -214,7 +211,7 @@ class EpochPlan(Sampler[Window]):
         self._user = np.repeat(np.arange(len(users)), tiles)
         self._user_count = len(users)
         self._max_length = max_length
-        self.batch_size = batch_size or _batch_size(int(target_counts[users].sum()), len(self._tile))
+        self.batch_size = batch_size or max(1, TARGETS_A_STEP * len(self._tile) // max(int(target_counts.sum()), 1))
         self._seed = seed
         self._epoch = 0
 
@@ -237,12 +234,6 @@ class EpochPlan(Sampler[Window]):
         parts = np.array_split(order, np.arange(self.batch_size, len(order), self.batch_size))
         for part in rng.permutation(len(parts)):
             yield Window(ends[parts[part]], lengths[parts[part]])
-
-
-def _batch_size(target_count: int, window_count: int) -> int:
-    """Windows a batch, for enough steps an epoch but no tiny ones."""
-    targets = min(max(target_count / STEPS_AN_EPOCH, TARGETS_A_STEP[0]), TARGETS_A_STEP[1])
-    return max(1, round(targets * window_count / max(target_count, 1)))
 
 
 def sampled(held: HeldOut, count: int, seed: int) -> HeldOut:
