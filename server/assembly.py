@@ -96,9 +96,9 @@ async def running(
         public = Endpoint(settings, settings.address, _services(pipeline, releases, metrics, clock, settings), metrics)
         models = Endpoint(settings, settings.model_address, [_model_service(releases)], metrics)
         stop = asyncio.Event()
+        stack.push_async_callback(_drain, [public, models], settings.drain_seconds)
         for endpoint in (models, public):
             await endpoint.start()
-            stack.push_async_callback(endpoint.stop, settings.drain_seconds)
         if settings.bootstrap_events is not None:
             await _bootstrap(store, settings.bootstrap_events, on_progress or _no_progress)
         serving = asyncio.Event()
@@ -214,6 +214,10 @@ async def _announce(
             for endpoint in endpoints:
                 await endpoint.set_serving(True)
             serving.set()
+
+
+async def _drain(endpoints: list[Endpoint], seconds: float) -> None:
+    await asyncio.gather(*(endpoint.stop(seconds) for endpoint in endpoints))
 
 
 async def _end(follower: asyncio.Task[None], stop: asyncio.Event) -> None:

@@ -159,7 +159,7 @@ def test_the_server_listens_where_the_manifests_say() -> None:
 def test_the_drain_ends_before_the_pod_is_killed() -> None:
     pause = container("base", "server")["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(server_settings("base")["SEGREC_DRAIN_SECONDS"])
-    assert templates("base")["server"]["spec"]["terminationGracePeriodSeconds"] >= pause + 2 * drain + 10
+    assert templates("base")["server"]["spec"]["terminationGracePeriodSeconds"] >= pause + drain + 10
 
 
 def test_servers_and_training_share_the_owner_of_the_repository() -> None:
