@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from server.adapters.ports import Encoder
 from server.cache import Embedded
 from server.core.errors import EncoderUnavailable, Overloaded
-from server.core.features import FEW, Inputs, batches, features_of
+from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
 from server.core.history import History
 from server.core.release import Release
 from server.core.segments import nearest
@@ -22,6 +22,11 @@ T = TypeVar("T")
 
 ENCODINGS_IN_FLIGHT = 4
 """Encoder batches under way at once, over all calls: enough to keep two Triton instances busy."""
+
+
+LARGE_FROM, LARGE_CALL = 512, 256
+"""From so many histories on, so many go in one call: a call to Triton costs about half a millisecond whatever it holds,
+and the embedded Triton takes the padding out again, piece by piece."""
 
 
 class Embedder:
@@ -68,7 +73,8 @@ class _Work:
 
 def _prepare(release: Release, histories: Sequence[History]) -> _Work:
     features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
-    return _Work(batches(features, release.preprocessing.max_length), features.lengths, features.ignored)
+    size = LARGE_CALL if len(histories) >= LARGE_FROM else CHUNK_SIZE
+    return _Work(batches(features, release.preprocessing.max_length, size), features.lengths, features.ignored)
 
 
 def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]]) -> list[Embedded]:

@@ -7,14 +7,13 @@ Three steps. `look_up` turns ids into indexes (online, by their hashes; offline 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
 from server.core.hash_index import HashIndex
-from server.core.history import ACTION_HASHES, ITEM_HASHES, TIMESTAMPS, VALUES, History
+from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 
 GAP_START = 1
@@ -27,12 +26,7 @@ GAP_COUNT = GAP_START + 1 + GAP_BUCKETS
 """How many gap indexes there are, padding included."""
 
 CHUNK_SIZE = 32
-"""Most histories in one encoder batch; larger ones pad more than they save."""
-
-LARGE_CHUNK_SIZE = 64
-"""The same where at least `LARGE_FROM` histories come at once: sorted by length, so many hardly pad at all."""
-
-LARGE_FROM = 512
+"""Histories in one encoder batch; larger ones pad more than they save."""
 
 FEW = 8
 """Up to so many histories are encoded without Polars; see `encode_few`."""
@@ -192,17 +186,14 @@ def _newest(
         for row in only.tolist():
             counts[row] = count
     pairs = list(zip(histories, counts, strict=True))
-
-    def column(name: int, dtype: str) -> NDArray[Any]:
-        return np.frombuffer(b"".join([history.newest(name, most) for history, most in pairs]), dtype)
-
+    events = b"".join([history.newest(most) for history, most in pairs])
     lengths = [min(len(history), most) for history, most in pairs]
     return _Window(
         np.repeat(np.arange(len(histories)), lengths),
-        column(TIMESTAMPS, "<i8"),
-        column(VALUES, "<f8"),
-        column(ITEM_HASHES, "<u8"),
-        column(ACTION_HASHES, "<u8"),
+        column_of(events, TIMESTAMP),
+        column_of(events, VALUE),
+        column_of(events, ITEM_HASH),
+        column_of(events, ACTION_HASH),
     )
 
 
@@ -245,8 +236,8 @@ def padded_length(longest: int, max_length: int) -> int:
     return min(length, max_length)
 
 
-def batches(features: Features, max_length: int) -> list[tuple[NDArray[np.intp], Inputs]]:
-    """Sort histories by length and cut them into encoder batches.
+def batches(features: Features, max_length: int, size: int = CHUNK_SIZE) -> list[tuple[NDArray[np.intp], Inputs]]:
+    """Sort histories by length and cut them into encoder batches of at most `size`.
 
     Returns (rows, inputs) pairs: `rows` (b,) says which histories the batch holds. Empty histories are in none.
     """
@@ -254,7 +245,6 @@ def batches(features: Features, max_length: int) -> list[tuple[NDArray[np.intp],
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     ends = features.offsets[1:]
-    size = CHUNK_SIZE if len(order) < LARGE_FROM else LARGE_CHUNK_SIZE
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     return [
         (rows, pad(features, ends[rows], lengths[rows], padded_length(int(lengths[rows[-1]]), max_length)))

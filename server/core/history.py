@@ -1,8 +1,8 @@
 """Events and histories. A history is the row in which a store keeps it; its columns are views on that row.
 
-A row is a header, five columns of eight bytes an event, oldest first (timestamps, values, hashes of the item ids,
-hashes of the actions, keys), then the item ids and the actions as text. The encoder needs hashes only, so the text of
-a history that is only encoded is never split.
+A row is a header, five numbers of eight bytes an event, oldest first (timestamp, value, hash of the item id, hash of
+the action, key), then the item ids and the actions as text. The encoder needs numbers only, so the text of a history
+that is only encoded is never split, and its newest events are one slice of the row.
 """
 
 import hashlib
@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ ID_MAX_BYTES = 256
 
 _SEPARATOR = "\0"
 _HEADER = struct.Struct("<BxxxIQII")  # version, events kept, revision, bytes of the item ids and of the actions
-_INTS, _FLOATS, _WORDS = np.dtype("<i8"), np.dtype("<f8"), np.dtype("<u8")
+_WORDS = np.dtype("<u8")
 _DOUBLE, _BITS = struct.Struct("<d"), struct.Struct("<Q")
 ROW_VERSION = 1
 """Version of the packed row. A store keeps it apart as well, so that an old store is refused as a whole."""
@@ -82,10 +82,16 @@ class Event:
         return (mixed + self.timestamp * _TIMESTAMP) & _WORD
 
 
-TIMESTAMPS, VALUES, ITEM_HASHES, ACTION_HASHES, KEYS = range(5)
-"""The columns of a row, for `History.newest`."""
+TIMESTAMP, VALUE, ITEM_HASH, ACTION_HASH, KEY = range(5)
+"""Which of the numbers of an event is what."""
 
-_COLUMN_COUNT = 5
+COLUMN_TYPES = tuple(map(np.dtype, ("<i8", "<f8", "<u8", "<u8", "<u8")))
+_EVENT_BYTES = 8 * len(COLUMN_TYPES)
+
+
+def column_of(events: bytes, which: int) -> NDArray[Any]:
+    """One number of each event, (n,), from the bytes that `History.newest` gives, or several of them joined."""
+    return np.frombuffer(events, _WORDS).reshape(-1, len(COLUMN_TYPES))[:, which].view(COLUMN_TYPES[which])
 
 
 class History:
@@ -105,7 +111,7 @@ class History:
         version, self._count, self.revision, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
         if version != ROW_VERSION:
             raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
-        size = _HEADER.size + 8 * _COLUMN_COUNT * self._count + self._item_bytes + action_bytes
+        size = _HEADER.size + _EVENT_BYTES * self._count + self._item_bytes + action_bytes
         if len(row) != size:
             raise ValueError(f"history row has {len(row)} bytes, not the {size} of its {self._count} events")
         self.row = row
@@ -118,7 +124,7 @@ class History:
         columns: Sequence[NDArray[np.generic]],
         revision: int = 0,
     ) -> Self:
-        """A history of these ids, actions and columns, the latter in the order of a row, all in time order.
+        """A history of these ids, actions and columns (n,), in time order; columns are those of `COLUMN_TYPES`.
 
         Raises `ValueError` for an id or action with a NUL in it.
         """
@@ -127,8 +133,10 @@ class History:
         if count and not items.count(0) == kinds.count(0) == count - 1:
             raise ValueError("item ids and actions must not hold the character NUL")
         header = _HEADER.pack(ROW_VERSION, count, revision, len(items), len(kinds))
-        parts = [column.astype(dtype).tobytes() for column, dtype in zip(columns, _DTYPES, strict=True)]
-        return cls(b"".join((header, *parts, items, kinds)))
+        events = np.empty((count, len(COLUMN_TYPES)), _WORDS)
+        for which, (column, dtype) in enumerate(zip(columns, COLUMN_TYPES, strict=True)):
+            events[:, which] = column.astype(dtype, copy=False).view(_WORDS)
+        return cls(b"".join((header, events.tobytes(), items, kinds)))
 
     def __len__(self) -> int:
         return int(self._count)
@@ -136,43 +144,43 @@ class History:
     @property
     def item_ids(self) -> list[str]:
         """Item ids (n,)."""
-        start = _HEADER.size + 8 * _COLUMN_COUNT * self._count
+        start = _HEADER.size + _EVENT_BYTES * self._count
         return _texts(self.row[start : start + self._item_bytes], self._count)
 
     @property
     def actions(self) -> list[str]:
         """Actions (n,)."""
-        return _texts(self.row[_HEADER.size + 8 * _COLUMN_COUNT * self._count + self._item_bytes :], self._count)
+        return _texts(self.row[_HEADER.size + _EVENT_BYTES * self._count + self._item_bytes :], self._count)
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
         """Milliseconds since the epoch (n,)."""
-        return np.frombuffer(self.newest(TIMESTAMPS, self._count), _INTS)
+        return column_of(self.newest(self._count), TIMESTAMP)
 
     @property
     def values(self) -> NDArray[np.float64]:
         """Raw values (n,), NaN where there is none."""
-        return np.frombuffer(self.newest(VALUES, self._count), _FLOATS)
+        return column_of(self.newest(self._count), VALUE)
 
     @property
     def item_hashes(self) -> NDArray[np.uint64]:
         """`text_hash` of the item ids (n,)."""
-        return np.frombuffer(self.newest(ITEM_HASHES, self._count), _WORDS)
+        return column_of(self.newest(self._count), ITEM_HASH)
 
     @property
     def action_hashes(self) -> NDArray[np.uint64]:
         """`text_hash` of the actions (n,)."""
-        return np.frombuffer(self.newest(ACTION_HASHES, self._count), _WORDS)
+        return column_of(self.newest(self._count), ACTION_HASH)
 
     @property
     def keys(self) -> NDArray[np.uint64]:
         """`Event.key` of the events (n,)."""
-        return np.frombuffer(self.newest(KEYS, self._count), _WORDS)
+        return column_of(self.newest(self._count), KEY)
 
-    def newest(self, column: int, count: int) -> bytes:
-        """The raw numbers of a column, of the newest `count` events, oldest first."""
-        end = _HEADER.size + 8 * self._count * (column + 1)
-        return self.row[end - 8 * min(count, self._count) : end]
+    def newest(self, count: int) -> bytes:
+        """The numbers of the newest `count` events, oldest first, for `column_of`."""
+        end = _HEADER.size + _EVENT_BYTES * self._count
+        return self.row[end - _EVENT_BYTES * min(count, self._count) : end]
 
     def events(self) -> list[Event]:
         """The history as a list of events, oldest first; event ids are not kept."""
@@ -186,14 +194,11 @@ class History:
         return History(_HEADER.pack(*header) + self.row[_HEADER.size :])
 
 
-_DTYPES = (_INTS, _FLOATS, _WORDS, _WORDS, _WORDS)
-
-
 def _texts(joined: bytes, count: int) -> list[str]:
     return joined.decode().split(_SEPARATOR) if count else []
 
 
-EMPTY = History.of((), (), [np.empty(0)] * _COLUMN_COUNT)
+EMPTY = History.of((), (), [np.empty(0)] * len(COLUMN_TYPES))
 
 
 def history_of(events: Iterable[Event], revision: int = 0) -> History:
@@ -251,7 +256,7 @@ def _columns(history: History) -> list[NDArray[np.generic]]:
 
 def _joined(older: History, newer: History, limit: int, revision: int) -> History:
     columns = [np.concatenate(pair) for pair in zip(_columns(older), _columns(newer), strict=True)]
-    newest = np.argsort(columns[TIMESTAMPS], kind="stable")[-limit:]
+    newest = np.argsort(columns[TIMESTAMP], kind="stable")[-limit:]
     return _taken(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
 
 

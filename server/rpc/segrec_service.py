@@ -25,6 +25,7 @@ from server.rpc.validation import (
     checked_id,
     checked_release,
     inline_history,
+    is_plain,
     query_of,
 )
 
@@ -166,7 +167,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         return self._releases.lease(checked_release(number)) if number else nullcontext(current)
 
     async def _rows(self, release: Release, user_ids: Sequence[str]) -> "list[_Row]":
-        rows = [_row(user_id, f"user_ids[{place}]") for place, user_id in enumerate(user_ids)]
+        rows = [_Row(id_) if is_plain(id_) else _checked_row(id_, place) for place, id_ in enumerate(user_ids)]
         good = [row for row in rows if row.error is None]
         answers = await self._pipeline.answer_users(release, [row.user_id for row in good], self._encode_timeout)
         for row, answer in zip(good, answers, strict=True):
@@ -186,9 +187,9 @@ class _Row:
         return self.user_id.lstrip("\0") if self.error else self.user_id
 
 
-def _row(user_id: str, field: str) -> _Row:
+def _checked_row(user_id: str, place: int) -> _Row:
     try:
-        return _Row(checked_id(user_id, field))
+        return _Row(checked_id(user_id, f"user_ids[{place}]"))
     except InvalidArgument as error:
         return _Row(user_id, error)
 

@@ -32,9 +32,14 @@ _STRATEGIES = {
 }
 
 
+def is_plain(value: str) -> bool:
+    """Whether an id is fine at first glance, as nearly all are: printable ASCII of the right length."""
+    return 0 < len(value) <= ID_MAX_BYTES and value.isascii() and value.isprintable()
+
+
 def checked_id(value: str, field: str) -> str:
     """The id itself, when it is 1 to 256 bytes of UTF-8 without control characters."""
-    if value.isascii() and value.isprintable() and 0 < len(value) <= ID_MAX_BYTES:
+    if is_plain(value):
         return value
     if not value:
         raise InvalidArgument(f"{field} is empty", field)

@@ -91,7 +91,9 @@ async def answers(encoder: TritonEncoder, release: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 16), (3, 7), (32, 64), (64, 5), (65, 5), (200, 20)])
+@pytest.mark.parametrize(
+    ("batch", "length"), [(1, 1), (1, 16), (3, 7), (32, 64), (64, 5), (200, 20), (256, 12), (257, 5)]
+)
 async def test_embeddings_equal_onnx_runtime(
     encoder: TritonEncoder, running_triton: RunningTriton, batch: int, length: int
 ) -> None:
@@ -103,6 +105,19 @@ async def test_embeddings_equal_onnx_runtime(
     embeddings = await encoder.encode(11, inputs, SECONDS)
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(embeddings, repository.expected(11, inputs), rtol=0, atol=1e-5)
+
+
+async def test_a_large_batch_is_right_though_its_padding_is_left_out(
+    encoder: TritonEncoder, running_triton: RunningTriton
+) -> None:
+    """Sorted by length, from histories that are padding alone to one without any."""
+    repository = running_triton.repository
+    repository.add_tiny(14)
+    await encoder.load([14])
+    padding = np.arange(24) < np.linspace(24, 0, 130).astype(int)[:, None]
+    inputs = {name: np.where(padding, 0, array).astype(array.dtype) for name, array in random_inputs(130, 24).items()}
+    embeddings = await encoder.encode(14, inputs, SECONDS)
+    np.testing.assert_allclose(embeddings, repository.expected(14, inputs), rtol=0, atol=1e-5)
 
 
 async def test_concurrent_calls_each_get_their_own_rows(encoder: TritonEncoder, running_triton: RunningTriton) -> None:

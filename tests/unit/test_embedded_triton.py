@@ -89,7 +89,7 @@ def test_committed_config_is_what_the_encoder_sends() -> None:
     assert declared == {name: f"TYPE_{data_type}" for name, data_type in DATA_TYPES.items()}
     assert [tensor.name for tensor in config.output] == [OUTPUT_NAME]
     assert all(list(tensor.dims) == [-1] for tensor in (*config.input, *config.output))
-    assert (config.name, config.backend, config.max_batch_size) == (MODEL_NAME, "onnxruntime", 64)
+    assert (config.name, config.backend, config.max_batch_size) == (MODEL_NAME, "onnxruntime", 256)
     assert config.parameters["intra_op_thread_count"].string_value == "1"
     assert config.HasField("dynamic_batching")
     assert not config.dynamic_batching.HasField("default_queue_policy")
@@ -106,7 +106,7 @@ def test_a_load_names_exactly_the_wanted_versions() -> None:
     request = build_load_request(read_config(CONFIG_PATH), [3, 7])
     sent = json_format.Parse(request.parameters["config"].string_param, model_config_pb2.ModelConfig())
     assert list(sent.version_policy.specific.versions) == [3, 7]
-    assert sent.max_batch_size == 64
+    assert sent.max_batch_size == 256
 
 
 def test_a_request_holds_the_raw_bytes_of_each_input_in_order() -> None:

@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.history import (
-    ACTION_HASHES,
+    ACTION_HASH,
     EMPTY,
-    TIMESTAMPS,
+    TIMESTAMP,
     Event,
     History,
+    column_of,
     event_count_of,
     event_keys,
     history_of,
@@ -49,10 +50,11 @@ def test_a_row_gives_back_its_history_to_the_bit(recorded: list[Event], revision
 
 @settings(deadline=None)
 @given(st.lists(events, max_size=8), st.integers(0, 10))
-def test_the_newest_numbers_of_a_column_are_the_end_of_it(recorded: list[Event], count: int) -> None:
+def test_the_newest_numbers_are_the_end_of_each_column(recorded: list[Event], count: int) -> None:
     history = history_of(recorded)
-    assert history.newest(TIMESTAMPS, count) == history.timestamps[max(0, len(history) - count) :].tobytes()
-    assert history.newest(ACTION_HASHES, count) == history.action_hashes[max(0, len(history) - count) :].tobytes()
+    newest, start = history.newest(count), max(0, len(history) - count)
+    assert column_of(newest, TIMESTAMP).tolist() == history.timestamps[start:].tolist()
+    assert column_of(newest, ACTION_HASH).tolist() == history.action_hashes[start:].tolist()
     assert history.item_hashes.tolist() == [text_hash(item_id) for item_id in history.item_ids]
 
 

@@ -20,6 +20,8 @@ import triton_python_backend_utils as pb_utils
 MODEL_FILE = "model.onnx"
 PARENT_SECONDS = 0.5
 ALARM_SECONDS = 5
+PADDING_PARAMETER = "padding_input"
+PIECE_ROWS = 32
 GRAPH_LEVELS = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -54,6 +56,8 @@ def _apply_parameter(options, key, text):
         options.enable_cpu_mem_arena = _switch(key, text)
     elif key == "enable_mem_pattern":
         options.enable_mem_pattern = _switch(key, text)
+    elif key == PADDING_PARAMETER:
+        pass  # says something about the inputs, not about the session
     elif key == "session.use_device_allocator_for_initializers":
         options.add_session_config_entry(key, "1" if _switch(key, text) else "0")
     else:
@@ -114,6 +118,10 @@ class TritonPythonModel:
         self.session = ort.InferenceSession(path, session_options(config), providers=["CPUExecutionProvider"])
         self.input_names = [tensor["name"] for tensor in config["input"]]
         self.output_names = [tensor["name"] for tensor in config["output"]]
+        padding = config.get("parameters", {}).get(PADDING_PARAMETER, {}).get("string_value")
+        if padding is not None and padding not in self.input_names:
+            raise pb_utils.TritonModelException(f"parameter {PADDING_PARAMETER} is {padding!r}, which is no input")
+        self.padding_place = None if padding is None else self.input_names.index(padding)
         _check_tensors("input", config["input"], self.session.get_inputs())
         _check_tensors("output", config["output"], self.session.get_outputs())
         threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -154,11 +162,24 @@ class TritonPythonModel:
     def _run_batch(self, batch):
         """Outputs of each request, in order; one ONNX Runtime call for all of them."""
         if len(batch) == 1:
-            return [self.session.run(self.output_names, dict(zip(self.input_names, batch[0], strict=True)))]
-        joined = [np.concatenate(arrays) for arrays in zip(*batch, strict=True)]
-        outputs = self.session.run(self.output_names, dict(zip(self.input_names, joined, strict=True)))
+            return [self._run(batch[0])]
+        outputs = self._run([np.concatenate(arrays) for arrays in zip(*batch, strict=True)])
         ends = np.cumsum([inputs[0].shape[0] for inputs in batch])[:-1]
         return list(zip(*(np.split(array, ends) for array in outputs), strict=True))
+
+    def _run(self, arrays):
+        """Outputs of one batch; a large one is run in pieces, each without the columns that are only padding."""
+        rows = len(arrays[0])
+        if self.padding_place is None or rows <= PIECE_ROWS:
+            return self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
+        pieces = []
+        for start in range(0, rows, PIECE_ROWS):
+            piece = [array[start : start + PIECE_ROWS] for array in arrays]
+            used = (piece[self.padding_place] != 0).any(axis=0)
+            first = int(used.argmax()) if used.any() else len(used) - 1
+            trimmed = [np.ascontiguousarray(array[:, first:]) for array in piece]
+            pieces.append(self.session.run(self.output_names, dict(zip(self.input_names, trimmed, strict=True))))
+        return [np.concatenate(outputs) for outputs in zip(*pieces, strict=True)]
 
     @staticmethod
     def _failure(error):
