@@ -1,7 +1,6 @@
 """Puts the server together, runs it, and takes it apart again. Tests start this very assembly, on port 0."""
 
 import asyncio
-import gc
 import logging
 import os
 import time
@@ -9,6 +8,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from grpc.aio import Server
@@ -26,6 +26,7 @@ from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import HistoryStore, Progress
 from server.adapters.triton import TritonEncoder
+from server.adapters.valkey_store import ValkeyStore
 from server.cache import EmbeddingCache
 from server.core.errors import SetupError
 from server.core.repository import ensure_repository
@@ -89,7 +90,7 @@ async def running(
         pipeline = Pipeline(store, cache, embedder, batcher, executor)
         pipeline.on_encoder_failure = releases.probe_soon
         releases.on_unload.append(cache.forget_release)
-        releases.on_change.append(gc.freeze)  # a catalogue lives long: no collection need ever look at it again
+        releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit))
         _export(metrics, releases, cache, triton)
 
         metrics_port = _serve_metrics(settings, metrics, stack)
@@ -123,11 +124,23 @@ async def open_store(settings: Settings) -> HistoryStore:
     kind, _, rest = settings.store.partition(":")
     if kind == "lmdb" and rest:
         return LmdbStore.open(Path(rest), settings.history_limit)
-    if kind in ("redis", "rediss", "valkey", "valkeys"):
-        from server.adapters.valkey_store import ValkeyStore
-
+    if kind in ("redis", "rediss", "unix"):
         return await ValkeyStore.connect(settings.store, settings.history_limit)
-    raise SetupError(f"store {settings.store!r} is not known: give lmdb:DIRECTORY, or a redis:// or rediss:// URL")
+    raise SetupError(
+        f"a store of the kind {kind!r} is not known: give lmdb:DIRECTORY, or a redis://, rediss:// or unix:// URL"
+    )
+
+
+def _warn_of_short_histories(releases: Releases, history_limit: int) -> None:
+    release = releases.active
+    if release is not None and release.preprocessing.max_length > history_limit:
+        log.warning(
+            "release %d reads %d events a user, but only the newest %d are kept: its embeddings are not those of its "
+            "training; raise history_limit",
+            release.number,
+            release.preprocessing.max_length,
+            history_limit,
+        )
 
 
 def _embedded(settings: Settings) -> EmbeddedTriton | None:

@@ -44,6 +44,8 @@ class Answer(NamedTuple):
 _NOTHING = Embedded(None)
 NO_ANSWER = Answer(_NOTHING, EMPTY)
 """The answer for a user without history."""
+_UNREADABLE = Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE)
+"""The answer for a user whose history could not be read."""
 
 
 class Pipeline:
@@ -72,7 +74,7 @@ class Pipeline:
             history = await self._store.get(user_id)
         except StoreUnavailable as error:
             log.warning("the history store did not answer: %s", error)
-            return Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE)
+            return _UNREADABLE
         cached = self._cache.get(release.number, user_id, history.revision)
         if cached is not None:
             return Answer(cached, history)
@@ -102,24 +104,28 @@ class Pipeline:
             histories = await self._store.get_many(user_ids)
         except StoreUnavailable as error:
             log.warning("the history store did not answer: %s", error)
-            return [Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE) for _ in user_ids]
+            return [_UNREADABLE] * len(user_ids)
         answers: list[Answer] = []
         missing: list[int] = []
         for place, (user_id, history) in enumerate(zip(user_ids, histories, strict=True)):
+            if history is None:
+                answers.append(_UNREADABLE)
+                continue
             cached = self._cache.get(release.number, user_id, history.revision)
             if cached is None and history:
                 missing.append(place)
             answers.append(Answer(cached or _NOTHING, history))
         if not missing:
             return answers
+        wanted = [answers[place].history for place in missing]
         try:
-            embedded = await self._embedder.embed(release, [histories[place] for place in missing], timeout_seconds)
+            embedded = await self._embedder.embed(release, wanted, timeout_seconds)
         except EncoderUnavailable as error:
-            for place in missing:
-                answers[place] = self._fallback(release, user_ids[place], histories[place], error)
+            for place, history in zip(missing, wanted, strict=True):
+                answers[place] = self._fallback(release, user_ids[place], history, error)
             return answers
-        for place, result in zip(missing, embedded, strict=True):
-            answers[place] = Answer(result, histories[place])
+        for place, history, result in zip(missing, wanted, embedded, strict=True):
+            answers[place] = Answer(result, history)
         return answers
 
     async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:

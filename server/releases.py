@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,8 +11,6 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from pathlib import Path
 from time import monotonic
-
-import numpy as np
 
 from server.adapters.ports import Encoder
 from server.core.errors import DamagedRelease, EncoderUnavailable, NoRelease, NotFound, SegrecError
@@ -72,7 +71,7 @@ class Releases:
         self._loading = 0
         self._leases: Counter[int] = Counter()
         self._failures: dict[int, _Failure] = {}
-        self._probed_at = -np.inf
+        self._probed_at = -math.inf
         self._named: set[str] = set()
         self.encoder_healthy = False
         self.on_change: list[Callable[[], None]] = []
@@ -210,7 +209,11 @@ class Releases:
     async def _activate(self, number: int, directory: Path) -> None:
         release = await asyncio.to_thread(read_release, directory)
         await self._encoder.load([*self.loaded_numbers(), number])
-        await self._prove(release)
+        try:
+            await self._prove(release)
+        except SegrecError:
+            await self._load_again()
+            raise
         self._loaded[number] = release
         self._active = release
         self._set_healthy(True)
@@ -257,7 +260,7 @@ class Releases:
 
     def probe_soon(self) -> None:
         """Have the next round probe the encoder, since a call has just failed."""
-        self._probed_at = -np.inf
+        self._probed_at = -math.inf
 
     async def _unload_old(self) -> None:
         """Unload idle releases beyond `keep`, the oldest first."""
@@ -269,10 +272,14 @@ class Releases:
             del self._loaded[number]
             for callback in self.on_unload:
                 callback(number)
+        await self._load_again()
+
+    async def _load_again(self) -> None:
+        """Have Triton drop what is not loaded here, at the next opportunity where it does not answer now."""
         try:
             await self._encoder.load(self.loaded_numbers())
         except EncoderUnavailable as error:
-            log.warning("old releases could not be unloaded from Triton: %s", error)
+            log.warning("releases could not be unloaded from Triton: %s", error)
 
     def _set_healthy(self, healthy: bool) -> None:
         if healthy != self.encoder_healthy:

@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
     triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of a Triton's gRPC endpoint.")
     triton_environment: Path = Field(default=Path(".triton"), description="Where `segrec-triton install` put Triton.")
-    store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis:// or rediss:// URL.")
+    store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis://, rediss:// or unix:// URL.")
     history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
     bootstrap_events: Path | None = Field(default=None, description="Log that fills the store on first start.")
     cache_entries: int = Field(default=200_000, ge=0, description="Embeddings kept in memory.")

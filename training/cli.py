@@ -181,7 +181,7 @@ class Told:
         self.resume = ""
         self._stage = ""
         self._bars: Progress | None = None
-        self._tasks: dict[str, TaskID] = {}
+        self._task: TaskID | None = None
 
     def progress_of(self, stage: str) -> "Told":
         """Begin a stage; the result is its `Progress`."""
@@ -197,16 +197,14 @@ class Told:
             TimeElapsedColumn(),
         )
         self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
+        self._task = self._bars.add_task(stage, total=None)
         self._bars.start()
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
         """Show how far the stage is."""
-        if self._bars is None:
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._bars.add_task(f"{self._stage}: {what}", total=total or None)
-        self._bars.update(self._tasks[what], completed=done, total=total or None)
+        if self._bars is not None and self._task is not None:
+            self._bars.update(self._task, description=f"{self._stage}: {what}", completed=done, total=total or None)
 
     def finish(self) -> None:
         """End the stage at work, if any, with a line on it."""
@@ -221,7 +219,7 @@ class Told:
         """Take the bars away."""
         if self._bars is not None:
             self._bars.stop()
-        self._bars, self._tasks = None, {}
+        self._bars = self._task = None
 
     def fail(self, message: str, code: int) -> typer.Exit:
         """One sentence on stderr, and the exit that says so."""

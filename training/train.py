@@ -132,12 +132,17 @@ class _Keeper(Callback):
         self.best, self.curves = state_dict["best"], state_dict["curves"]
 
     def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        per_epoch = int(trainer.num_training_batches)
         epochs = int(trainer.max_epochs or 1)
+        steps = int(trainer.num_training_batches) * epochs
         best = "" if math.isnan(self.best) else f", best NDCG@10 {self.best:.4f}"
         what = f"epoch {trainer.current_epoch + 1} of at most {epochs}{best}"
-        self._progress(what, trainer.global_step, per_epoch * epochs)
-        if time.monotonic() > self._deadline:
+        now = time.monotonic()
+        seconds, allowed = now - self._started, self._deadline - self._started
+        if seconds / allowed > trainer.global_step / steps:  # time is up before the epochs are
+            self._progress(f"{what}, seconds", round(seconds), round(allowed))
+        else:
+            self._progress(f"{what}, steps", trainer.global_step, steps)
+        if now > self._deadline:
             trainer.should_stop = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:

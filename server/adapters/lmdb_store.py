@@ -23,7 +23,7 @@ import lmdb
 
 from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
-from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
+from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
 
@@ -93,8 +93,8 @@ class LmdbStore:
             row = transaction.get(key)
         return read_row(row)
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
-        """See `HistoryStore.get_many`. A damaged history is logged and comes as `EMPTY`: others get their answers."""
+    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+        """See `HistoryStore.get_many`. A damaged history is logged and comes as None: others get their answers."""
         self._check_open()
         keys = [_key(user_id) for user_id in user_ids]
         with self._reporting():
@@ -161,10 +161,10 @@ class LmdbStore:
 
         await self._write(add)
 
-    def _read(self, keys: Sequence[bytes]) -> list[History]:
+    def _read(self, keys: Sequence[bytes]) -> list[History | None]:
         with self._environment.begin(self._histories) as transaction:
             rows = [transaction.get(key) for key in keys]
-        return [read_row_or_empty(row) for row in rows]
+        return [read_row_or_none(row) for row in rows]
 
     def _check_open(self) -> None:
         if self._closed:

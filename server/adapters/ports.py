@@ -49,8 +49,8 @@ class HistoryStore(Protocol):
         """The user's history, `EMPTY` when nothing is stored. Raises `StoreUnavailable`."""
         ...
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
-        """One history per id, in the order asked. Raises `StoreUnavailable`."""
+    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+        """One history per id, in the order asked; None where one is damaged. Raises `StoreUnavailable`."""
         ...
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:

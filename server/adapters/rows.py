@@ -22,12 +22,12 @@ def read_row(row: bytes | None) -> History:
         ) from error
 
 
-def read_row_or_empty(row: bytes | None) -> History:
-    """Like `read_row`, with `EMPTY` for a damaged one: among many users it must not take the others' answers."""
+def read_row_or_none(row: bytes | None) -> History | None:
+    """Like `read_row`, with None for a damaged one: among many users it must not take the others' answers."""
     try:
         return read_row(row)
     except StoreUnavailable:
-        return EMPTY
+        return None
 
 
 def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> bytes | None:

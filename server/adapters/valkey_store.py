@@ -24,7 +24,7 @@ from redis.exceptions import AuthenticationError, RedisError
 
 from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
-from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
+from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import Event, History, event_count_of, merge
 
@@ -106,13 +106,13 @@ class ValkeyStore:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
         return read_row(await self._row(user_id))
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
-        """See `HistoryStore.get_many`. A damaged history is logged and comes as `EMPTY`: others get their answers."""
-        histories: list[History] = []
+    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+        """See `HistoryStore.get_many`. A damaged history is logged and comes as None: others get their answers."""
+        histories: list[History | None] = []
         for start in range(0, len(user_ids), READ_CHUNK):
             with self._reporting():
                 rows = await self._rows(user_ids[start : start + READ_CHUNK])
-            histories += map(read_row_or_empty, rows)
+            histories += map(read_row_or_none, rows)
         return histories
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:

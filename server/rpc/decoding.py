@@ -2,6 +2,7 @@
 
 Protocol buffers refuse such a message whole. A twin of its type in which every string is bytes can still read it, so
 that one bad id costs one row. A bad string is replaced by one that starts with `NOT_UTF8`, which validation refuses.
+What is no message at all becomes `UNREADABLE`, since an error here would reach the caller as UNKNOWN.
 """
 
 from collections.abc import Callable
@@ -12,23 +13,27 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.message import DecodeError, Message
 
-NOT_UTF8 = "\0"
+NOT_UTF8 = "\0not UTF-8\0"
+UNREADABLE = object()
 _STRING = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 _BYTES = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
 
 
-def tolerant(parse: Callable[[bytes], Message], descriptor: Any) -> Callable[[bytes], Message]:
+def tolerant(parse: Callable[[bytes], Message], descriptor: Any) -> Callable[[bytes], object]:
     """A deserializer that reads what `parse` reads, and messages with strings that are not UTF-8.
 
     `descriptor` is the message's own, of whichever implementation of Protocol Buffers is in use.
     """
 
-    def deserialize(data: bytes) -> Message:
+    def deserialize(data: bytes) -> object:
         try:
             return parse(data)
         except DecodeError:
             twin = _twin_of(descriptor)()
-            twin.ParseFromString(data)
+            try:
+                twin.ParseFromString(data)
+            except DecodeError:
+                return UNREADABLE
             _mend(twin)
             return parse(twin.SerializeToString())
 

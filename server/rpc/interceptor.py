@@ -9,9 +9,9 @@ import grpc
 from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
 
-from server.core.errors import SegrecError
+from server.core.errors import InvalidArgument, SegrecError
 from server.metrics import Metrics
-from server.rpc.decoding import tolerant
+from server.rpc.decoding import UNREADABLE, tolerant
 from server.rpc.errors import trailing_metadata
 from server.rpc.typing import Context, Handler
 
@@ -68,7 +68,7 @@ class CallInterceptor(ServerInterceptor):
         async def call(request: Any, context: Context) -> Any:
             start = monotonic()
             try:
-                response = await handler(request, context)
+                response = await handler(_readable(request), context)
             except Exception as error:
                 await self._abort(context, name, error)
             finally:
@@ -85,7 +85,7 @@ class CallInterceptor(ServerInterceptor):
         async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
             try:
-                async for response in handler(requests, context):
+                async for response in handler(_all_readable(requests), context):
                     yield response
             except Exception as error:
                 await self._abort(context, name, error)
@@ -102,6 +102,17 @@ class CallInterceptor(ServerInterceptor):
             error = SegrecError("the server failed; its log says why")
         self._metrics.calls.labels(name, error.code).inc()
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
+
+
+def _readable(request: Any) -> Any:
+    if request is UNREADABLE:
+        raise InvalidArgument("the request is not a message of this method's type: are its protos those of segrec.v1?")
+    return request
+
+
+async def _all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _readable(request)
 
 
 def _request_id(context: Context) -> str:

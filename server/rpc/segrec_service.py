@@ -16,6 +16,7 @@ from server.metrics import Metrics
 from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
 from server.releases import Releases
 from server.rpc.conversion import fill_recommend, fill_segment, profile_of
+from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
 from server.rpc.streams import answered_in_order
 from server.rpc.typing import Context
@@ -184,7 +185,7 @@ class _Row:
     @property
     def shown_id(self) -> str:
         """The id as sent; without the mark of one that was not UTF-8."""
-        return self.user_id.lstrip("\0") if self.error else self.user_id
+        return self.user_id.removeprefix(NOT_UTF8)
 
 
 def _checked_row(user_id: str, place: int) -> _Row:

@@ -9,6 +9,7 @@ turns, `--repeats` times; medians count. Ends in one JSON line. `ratio` ≥ 0.70
 """
 
 import argparse
+import asyncio
 import statistics
 import tempfile
 import time
@@ -22,6 +23,7 @@ from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
 
 from server.adapters.lmdb_store import LmdbStore
 from server.core.features import batches, features_of
+from server.core.history import History
 from server.core.release import read_release
 from tests.benchmarks.common import realistic_release, show, write_histories
 from tests.support.server import ServerProcess
@@ -86,7 +88,7 @@ def stream(server: ServerProcess, users: list[str], chunk_size: int) -> float:
 def limit(directory: Path, release_directory: Path, users: list[str]) -> float:
     """Users a second of ONNX Runtime alone."""
     release = read_release(release_directory)
-    histories = _histories(directory, users)
+    histories = asyncio.run(_histories(directory, users))
     parts = []
     for start in range(0, len(users), 1024):  # the largest chunk that a stream may sort by length
         features = features_of(
@@ -102,17 +104,12 @@ def limit(directory: Path, release_directory: Path, users: list[str]) -> float:
         return len(users) / (time.perf_counter() - start_seconds)
 
 
-def _histories(directory: Path, users: list[str]) -> list:  # type: ignore[type-arg]
-    import asyncio
-
-    async def read() -> list:  # type: ignore[type-arg]
-        store = LmdbStore.open(directory / "history", 1000)
-        try:
-            return await store.get_many(users)
-        finally:
-            await store.close()
-
-    return asyncio.run(read())
+async def _histories(directory: Path, users: list[str]) -> list[History]:
+    store = LmdbStore.open(directory / "history", 1000)
+    try:
+        return [history for history in await store.get_many(users) if history is not None]
+    finally:
+        await store.close()
 
 
 if __name__ == "__main__":

@@ -283,7 +283,7 @@ def test_metrics_count_calls_by_method_and_code_and_name_no_user(running_server:
     [
         (("--triton-environment", "/nowhere"), 1, "segrec-triton install"),
         (("--bootstrap-events", "/nowhere.parquet"), 1, "does not exist"),
-        (("--store", "papyrus:x"), 1, "is not known"),
+        (("--store", "http://:secret@host"), 1, "a store of the kind 'http' is not known"),
         (("--keep-releases", "0"), 2, "keep"),
         (("--no-such-flag", "1"), 2, "no-such-flag"),
         (("--tls-key", "/nowhere"), 2, "go together"),
@@ -298,6 +298,7 @@ def test_what_is_wrong_at_the_start_is_said_in_one_sentence(
     wait_until(lambda: server.has_said("error"))
     assert message in server.output
     assert "Traceback" not in server.output
+    assert "secret" not in server.output
 
 
 def test_a_port_in_use_is_said_in_one_sentence(start_server: StartServer) -> None:
@@ -361,6 +362,12 @@ def test_mutual_tls_lets_in_only_who_has_a_certificate(start_server: StartServer
         with secure as channel, pytest.raises(grpc.RpcError) as caught:
             SegrecServiceStub(channel).Segment(SEGMENT(user_id="u"), timeout=5)
         assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+
+
+def test_histories_shorter_than_the_encoder_reads_are_warned_of(start_server: StartServer, tmp_path: Path) -> None:
+    tiny_release(tmp_path / "repository", 1)
+    server = start_server("--history-limit", "8")
+    server.wait_until_said("release 1 reads 32 events a user, but only the newest 8 are kept")
 
 
 def test_two_servers_may_share_one_triton(

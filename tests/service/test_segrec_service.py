@@ -143,6 +143,17 @@ def test_an_id_that_is_not_utf8_is_refused_with_the_fields_path(stubs: Stubs) ->
     assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "user_id")
 
 
+def test_what_is_no_message_is_refused_in_a_call_and_in_a_stream(stubs: Stubs) -> None:
+    call: Any = stubs.channel.unary_unary("/segrec.v1.SegrecService/Segment")
+    with pytest.raises(grpc.RpcError, match="not a message") as caught:
+        call(b"\xff\xff\xff")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "")
+    stream: Any = stubs.channel.stream_stream("/segrec.v1.SegrecService/StreamSegment")
+    with pytest.raises(grpc.RpcError, match="not a message") as caught:
+        list(stream(iter([b"\xff\xff\xff"]), timeout=30))
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "")
+
+
 @pytest.mark.parametrize("top_k", [0, 501])
 def test_top_k_out_of_range_is_refused(stubs: Stubs, top_k: int) -> None:
     with pytest.raises(grpc.RpcError) as caught:
@@ -191,12 +202,14 @@ def test_a_stream_answers_every_id_in_order_and_counts(stubs: Stubs) -> None:
 
 def test_bad_ids_cost_a_stream_their_row_only(stubs: Stubs) -> None:
     record(stubs, "good", group_history(1))
-    [answer, last] = stubs.segrec.StreamSegment(chunks(["good", "", "x" * 300, "good"]))
+    sent = ["good", "", "x" * 300, "\0bad", "good"]
+    [answer, last] = stubs.segrec.StreamSegment(chunks(sent))
+    assert [row.user_id for row in answer.chunk.rows] == sent
     outcomes = [row.WhichOneof("outcome") for row in answer.chunk.rows]
-    assert outcomes == ["result", "status", "status", "result"]
-    assert [row.status.field for row in answer.chunk.rows] == ["", "user_ids[1]", "user_ids[2]", ""]
+    assert outcomes == ["result", "status", "status", "status", "result"]
+    assert [row.status.field for row in answer.chunk.rows] == ["", "user_ids[1]", "user_ids[2]", "user_ids[3]", ""]
     assert answer.chunk.rows[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
-    assert last.summary == pb.StreamSummary(chunk_count=1, received_count=4, answered_count=2, failed_count=2)
+    assert last.summary == pb.StreamSummary(chunk_count=1, received_count=5, answered_count=2, failed_count=3)
 
 
 def test_an_id_that_is_not_utf8_costs_a_stream_its_row_only(stubs: Stubs) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from server.adapters.bulk_load import EventLog, Users, load
 from server.adapters.ports import Progress
-from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_empty
+from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History, event_count_of, merge
 
@@ -26,9 +26,9 @@ class MemoryStore:
         self._check()
         return read_row(self.rows.get(user_id))
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History]:
+    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
         self._check()
-        return [read_row_or_empty(self.rows.get(user_id)) for user_id in user_ids]
+        return [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
         history = await self.get(user_id)

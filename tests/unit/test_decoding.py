@@ -1,9 +1,7 @@
-import pytest
-from google.protobuf.message import DecodeError
 from segrec.v1.common_pb2 import Event, EventList
 from segrec.v1.segrec_service_pb2 import RecommendRequest, SegmentRequest, StreamSegmentRequest
 
-from server.rpc.decoding import NOT_UTF8, tolerant
+from server.rpc.decoding import NOT_UTF8, UNREADABLE, tolerant
 
 chunk = tolerant(StreamSegmentRequest.FromString, StreamSegmentRequest.DESCRIPTOR)
 
@@ -27,15 +25,16 @@ def test_one_bad_id_leaves_the_others() -> None:
 
 def test_single_and_nested_strings_are_mended_too() -> None:
     segment = tolerant(SegmentRequest.FromString, SegmentRequest.DESCRIPTOR)
-    assert segment(spoiled(SegmentRequest(user_id="@").SerializeToString())) == SegmentRequest(user_id="\0\ufffd")
+    assert segment(spoiled(SegmentRequest(user_id="@").SerializeToString())) == SegmentRequest(
+        user_id=NOT_UTF8 + "\ufffd"
+    )
     recommend = tolerant(RecommendRequest.FromString, RecommendRequest.DESCRIPTOR)
     sent = RecommendRequest(events=EventList(events=[Event(item_id="a"), Event(item_id="@")]))
     sent.options.top_k = 3
     read = recommend(spoiled(sent.SerializeToString()))
-    sent.events.events[1].item_id = "\0\ufffd"
+    sent.events.events[1].item_id = NOT_UTF8 + "\ufffd"
     assert read == sent
 
 
-def test_what_is_no_message_at_all_stays_an_error() -> None:
-    with pytest.raises(DecodeError):
-        chunk(b"\xff\xff\xff")
+def test_what_is_no_message_at_all_is_said_to_be_none() -> None:
+    assert chunk(b"\xff\xff\xff") is UNREADABLE

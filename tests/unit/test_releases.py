@@ -85,6 +85,7 @@ async def test_wrong_golden_embeddings_are_refused(tmp_path: Path, found: Releas
     with pytest.raises(NoRelease):
         found.get()
     assert "golden inputs differ" in found.status(1).failure
+    assert encoder.loaded == ()
 
 
 async def test_a_release_that_triton_cannot_load_is_tried_again(

@@ -8,6 +8,7 @@ from segrec.v1.segrec_service_pb2 import Strategy as StrategyMessage
 
 from server.core.errors import InvalidArgument
 from server.core.ranking import Query, Strategy
+from server.rpc.decoding import NOT_UTF8
 from server.rpc.validation import checked_id, event_of, inline_history, query_of
 
 NOW = 1_800_000_000.0
@@ -25,7 +26,8 @@ def test_ids_of_every_script_are_fine(value: str) -> None:
         ("x" * 257, "257 bytes"),
         ("é" * 129, "258 bytes"),
         ("a\nb", "control character"),
-        ("\0a\ufffd", "not valid UTF-8"),
+        (NOT_UTF8 + "a\ufffd", "not valid UTF-8"),
+        ("\0a", "control character"),
         ("é\x7f", "control character"),
     ],
 )
