@@ -21,19 +21,18 @@ def main() -> int:
     """Run until Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="Directory of the training run.")
-    parser.add_argument("--once", action="store_true", help="Stop after the answers instead of serving on.")
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Anew, after the imports: with the handler that Polars installs, Ctrl-C ends no wait (pola-rs/polars 21739).
+        signal.signal(number, signal.default_int_handler)
     events = options.run / "prepare" / "events.parquet"
     command = [Path(sys.executable).with_name("segrec-serve"), "--bootstrap-events", events]
     with subprocess.Popen(list(map(str, command)), start_new_session=True, stdout=subprocess.PIPE, text=True) as server:
         try:
-            if not _wait_until_serving(server):
-                return server.wait()
-            _show(options.run)
-            if options.once:
-                return 0
-            _say_how()
+            addresses = _wait_until_serving(server)
+            if addresses:
+                _show(options.run, addresses)
+                _say_how(addresses["segrec"])
             return server.wait()
         except KeyboardInterrupt:
             console.print("\nStopping: accepted calls are answered, then Triton and the server end.")
@@ -46,21 +45,24 @@ def main() -> int:
             server.wait()
 
 
-def _wait_until_serving(server: "subprocess.Popen[str]") -> bool:
-    """Follow what the server prints until it serves; False when it ended instead."""
+def _wait_until_serving(server: "subprocess.Popen[str]") -> dict[str, str]:
+    """Follow what the server prints until it serves; its addresses by name, none when it ended instead."""
     assert server.stdout is not None
+    addresses: dict[str, str] = {}
     for line in server.stdout:
         console.print(f"[dim]{line.rstrip()}[/]")
         if line.strip() == "serving":
-            return True
-    return False
+            return addresses
+        name, _, address = line.strip().partition(" on ")
+        addresses[name] = address
+    return {}
 
 
-def _show(run: Path) -> None:
-    with SegrecClient() as client, ModelClient() as models:
+def _show(run: Path, addresses: dict[str, str]) -> None:
+    with SegrecClient(addresses["segrec"]) as client, ModelClient(addresses["models"]) as models:
         listed = client.list_segments()
         [release] = [entry for entry in models.list_releases() if entry.release == listed.release]
-        console.print(f"\nRelease {listed.release} answers on 127.0.0.1:50051: {release.item_count:,} items.")
+        console.print(f"\nRelease {listed.release} answers on {addresses['segrec']}: {release.item_count:,} items.")
         console.print(_segments_table(listed))
         for user_id in _some_users(run):
             console.print(_user_table(client, user_id))
@@ -96,12 +98,12 @@ def _user_table(client: SegrecClient, user_id: str) -> Table:
     return table
 
 
-def _say_how() -> None:
+def _say_how(address: str) -> None:
     console.print(
         "\nServing. Ask it:\n"
         "  .venv/bin/segrec segment 1 2 3\n"
         "  .venv/bin/segrec recommend 1 --top-k 5\n"
-        '  .venv/bin/grpcurl -plaintext -d \'{"user_id": "1"}\' 127.0.0.1:50051 segrec.v1.SegrecService/Segment\n'
+        f'  .venv/bin/grpcurl -plaintext -d \'{{"user_id": "1"}}\' {address} segrec.v1.SegrecService/Segment\n'
         "Ctrl-C stops the server and Triton."
     )
 

@@ -1,9 +1,15 @@
 """From a log to answers over gRPC: what was computed offline is what the server says."""
 
+import os
+import signal
+import subprocess
+import sys
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
 import polars as pl
+import psutil
 import pytest
 from segrec import SegrecClient
 from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
@@ -11,7 +17,10 @@ from typer.testing import CliRunner
 
 from tests.support.logs import planted_log, write_planted
 from tests.support.server import START_SECONDS, ServerProcess, StartServer
+from tests.support.waiting import wait_until
 from training.cli import app
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = """
 [train]
@@ -61,6 +70,38 @@ def test_500_users_have_one_segment_and_distance_offline_alone_and_in_a_stream(
         distances = [answer.assignment.distance for answer in online]
         np.testing.assert_allclose(distances, offline["distance"].to_numpy(), atol=1e-5)
     assert {answer.info.history_event_count for answer in alone} == {16}
+
+
+WAITING = ("61", "247")  # wait4 and waitid, by their numbers on x86-64
+
+
+def test_the_demo_shows_its_answers_and_ctrl_c_stops_all_of_it(tmp_path: Path, triton_environment: Path) -> None:
+    """The second half of `make run`, on a small log; interrupted while it waits, as a person would."""
+    events, items, _ = write_planted(tmp_path, users=60)
+    run = train(tmp_path, events, "--items", items)
+    settings = {
+        **{f"SEGREC_{name}": "127.0.0.1:0" for name in ("ADDRESS", "MODEL_ADDRESS", "METRICS_ADDRESS")},
+        "SEGREC_REPOSITORY": str(tmp_path / "repository"),
+        "SEGREC_STORE": f"lmdb:{tmp_path / 'history'}",
+        "SEGREC_TRITON_ENVIRONMENT": str(triton_environment),
+    }
+    command = [sys.executable, str(ROOT / "deploy" / "demo.py"), "--run", str(run)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, **settings}
+    ) as demo:
+        assert demo.stdout is not None
+        output = list(takewhile(lambda line: "Ctrl-C stops" not in line, demo.stdout))
+        wait_until(lambda: Path(f"/proc/{demo.pid}/syscall").read_text().split()[0] in WAITING)
+        family = psutil.Process(demo.pid).children(recursive=True)
+        names = {process.name() for process in family}
+        demo.send_signal(signal.SIGINT)
+        rest = demo.stdout.read()
+        assert demo.wait(timeout=60) == 130
+    assert "Stopping" in rest
+    assert sum("User u0" in line for line in output) == 4  # one of each segment
+    assert any("personal" in line for line in output)
+    assert "tritonserver" in names
+    wait_until(lambda: not [process for process in family if process.is_running() and process.status() != "zombie"])
 
 
 def test_a_chinese_log_without_time_or_items_works_as_it_is(start_server: StartServer, tmp_path: Path) -> None:
