@@ -95,8 +95,11 @@ def test_the_demo_shows_its_answers_and_ctrl_c_stops_all_of_it(tmp_path: Path, t
         family = psutil.Process(demo.pid).children(recursive=True)
         names = {process.name() for process in family}
         demo.send_signal(signal.SIGINT)
-        rest = demo.stdout.read()
-        assert demo.wait(timeout=60) == 130
+        try:
+            rest, _ = demo.communicate(timeout=60)
+        finally:
+            demo.terminate()
+        assert demo.returncode == 130
     assert "Stopping" in rest
     assert sum("User u0" in line for line in output) == 4  # one of each segment
     assert any("personal" in line for line in output)
