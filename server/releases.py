@@ -14,7 +14,8 @@ from time import monotonic
 
 from server.adapters.ports import Encoder
 from server.core.errors import DamagedRelease, EncoderUnavailable, NoRelease, NotFound, SegrecError
-from server.core.release import GOLDEN_TOLERANCE, MODEL_NAME, Manifest, Release, read_manifest, read_release
+from server.core.release import GOLDEN_TOLERANCE, Manifest, Release, read_manifest, read_release
+from server.core.repository import MODEL_NAME
 
 log = logging.getLogger(__name__)
 

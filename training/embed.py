@@ -9,7 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from server.core.features import Features, batches
-from server.core.release import OUTPUT
+from server.core.repository import OUTPUT
 from training.runs import Progress, no_progress
 
 

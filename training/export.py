@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.core.features import GAP_COUNT, Inputs
 from server.core.preprocessing import Preprocessing
-from server.core.release import OUTPUT
+from server.core.repository import OUTPUT
 from training.embed import open_session
 from training.encoder import Encoder
 from training.errors import RunError

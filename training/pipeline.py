@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from server.core.release import MODEL_NAME
+from server.core.repository import MODEL_NAME
 from training.config import Config
 from training.errors import ConfigError, RunError
 from training.evaluate import evaluate

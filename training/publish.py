@@ -22,8 +22,6 @@ from server.core.preprocessing import Preprocessing
 from server.core.release import (
     FILES,
     GOLDEN_TOLERANCE,
-    MODEL_NAME,
-    OUTPUT,
     Golden,
     Manifest,
     Release,
@@ -32,6 +30,7 @@ from server.core.release import (
     read_release,
     record_of,
 )
+from server.core.repository import MODEL_NAME, OUTPUT
 from training.errors import PublishError
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically

@@ -10,7 +10,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.core.errors import DamagedRelease
-from server.core.release import MODEL_NAME, Release, read_release
+from server.core.release import Release, read_release
+from server.core.repository import MODEL_NAME
 from training.errors import PublishError
 from training.runs import write_atomically
 

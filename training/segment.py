@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from server.core.features import Features, batches, features_of
 from server.core.history import Event, history_of
 from server.core.preprocessing import Preprocessing
-from server.core.release import MODEL_NAME, Golden, Release
+from server.core.release import Golden, Release
+from server.core.repository import MODEL_NAME
 from server.core.segments import normalised
 from training.embed import embed
 from training.errors import LogError

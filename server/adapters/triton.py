@@ -25,11 +25,10 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server.core.errors import EncoderUnavailable, SetupError
+from server.core.repository import MODEL_NAME, OUTPUT
 
 logger = logging.getLogger(__name__)
 
-MODEL_NAME = "user_encoder"
-OUTPUT_NAME = "user_embedding"
 FIRST_INPUT = "item_index"
 DATA_TYPES = {"item_index": "INT32", "action_index": "INT32", "value": "FP32", "gap_index": "INT32"}
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4")}
@@ -248,14 +247,14 @@ def build_request(release: int, inputs: Mapping[str, NDArray[np.generic]]) -> se
 def read_embeddings(response: service_pb2.ModelInferResponse, batch: int) -> NDArray[np.float32]:
     """The response's embeddings, float32 (batch, D). Raises `EncoderUnavailable` unless they are whole and finite."""
     if len(response.outputs) != 1 or len(response.raw_output_contents) != 1:
-        raise EncoderUnavailable(f"Triton's answer has {len(response.outputs)} outputs, expected {OUTPUT_NAME} alone")
+        raise EncoderUnavailable(f"Triton's answer has {len(response.outputs)} outputs, expected {OUTPUT} alone")
     output, content = response.outputs[0], response.raw_output_contents[0]
     shape = tuple(output.shape)
-    named = output.name == OUTPUT_NAME and output.datatype == "FP32"
+    named = output.name == OUTPUT and output.datatype == "FP32"
     if not named or len(shape) != 2 or shape[0] != batch or len(content) != 4 * shape[0] * shape[1] or not content:
         raise EncoderUnavailable(
             f"Triton's answer is {output.name} {output.datatype} {shape} in {len(content)} bytes, "
-            f"expected {OUTPUT_NAME} FP32 ({batch}, D)"
+            f"expected {OUTPUT} FP32 ({batch}, D)"
         )
     embeddings = np.frombuffer(content, dtype=np.float32).reshape(shape)
     if not np.isfinite(embeddings).all():

@@ -1,7 +1,7 @@
 """The release format: what one model version needs, in one directory, read back and checked.
 
 manifest.json        everything about the release, with size and SHA-256 of every other file
-model.onnx           the encoder; inputs and output as in `server.core.features` and `OUTPUT`
+model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
 items.parquet        the catalogue; row r is item index r + 1
 item_embeddings.npy  float32 (V, D)
@@ -28,12 +28,6 @@ from server.core.errors import DamagedRelease
 from server.core.features import Inputs
 from server.core.hash_index import HashIndex
 from server.core.preprocessing import Preprocessing
-
-MODEL_NAME = "user_encoder"
-"""The model's name in Triton and its directory in the model repository."""
-
-OUTPUT = "user_embedding"
-"""The encoder's output, float32 (B, D). Its inner product with an item embedding is that item's logit."""
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4

@@ -3,7 +3,11 @@
 from importlib.resources import files
 from pathlib import Path
 
-from server.core.release import MODEL_NAME
+MODEL_NAME = "user_encoder"
+"""The model's name in Triton and its directory in the model repository."""
+
+OUTPUT = "user_embedding"
+"""The encoder's output, float32 (B, D). Its inner product with an item embedding is that item's logit."""
 
 CONFIG_NAME = "config.pbtxt"
 

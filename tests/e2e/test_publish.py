@@ -9,7 +9,8 @@ import numpy as np
 import onnx
 import pytest
 
-from server.core.release import MODEL_NAME, Golden, read_release
+from server.core.release import Golden, read_release
+from server.core.repository import MODEL_NAME
 from tests.support.releases import tiny_release
 from training import publish as publishing
 from training.errors import PublishError, RunError, TrainingError

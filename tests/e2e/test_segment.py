@@ -11,7 +11,8 @@ from sklearn.metrics import adjusted_rand_score
 
 from server.core.features import features_of
 from server.core.history import Event, history_of
-from server.core.release import MODEL_NAME, Release, read_release
+from server.core.release import Release, read_release
+from server.core.repository import MODEL_NAME
 from server.core.segments import nearest, normalised
 from tests.support.logs import write_planted
 from tests.support.releases import write_mean_encoder

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from server.core.release import MODEL_NAME, read_release
+from server.core.release import read_release
+from server.core.repository import MODEL_NAME
 from tests.support.logs import write_planted
 from training.cli import app
 from training.config import Config

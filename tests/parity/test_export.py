@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from server.core.release import OUTPUT
+from server.core.repository import OUTPUT
 from training import train
 from training.embed import embed, open_session
 from training.encoder import Encoder, EncoderShape

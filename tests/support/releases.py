@@ -19,17 +19,8 @@ from server.core.features import GAP_COUNT, Inputs, batches, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.release import (
-    FILES,
-    MODEL_NAME,
-    OUTPUT,
-    Golden,
-    Manifest,
-    SegmentProfile,
-    SegmentRecord,
-    Trait,
-    record_of,
-)
+from server.core.release import FILES, Golden, Manifest, SegmentProfile, SegmentRecord, Trait, record_of
+from server.core.repository import MODEL_NAME, OUTPUT
 from server.core.segments import normalised
 
 ACTIONS = {"view": 0.3, "cart": 0.6, "purchase": 1.0, "return": -1.0}

@@ -20,14 +20,13 @@ from server.adapters.embedded_triton.cli import app, main
 from server.adapters.embedded_triton.process import log_tail
 from server.adapters.triton import (
     DATA_TYPES,
-    MODEL_NAME,
-    OUTPUT_NAME,
     build_load_request,
     build_request,
     read_config,
     read_embeddings,
 )
 from server.core.errors import EncoderUnavailable, SetupError
+from server.core.repository import MODEL_NAME, OUTPUT
 from tests.support.onnx_models import random_inputs, write_tiny_encoder
 from tests.support.triton import ROOT
 
@@ -87,7 +86,7 @@ def test_committed_config_is_what_the_encoder_sends() -> None:
     config = read_config(CONFIG_PATH)
     declared = {tensor.name: model_config_pb2.DataType.Name(tensor.data_type) for tensor in config.input}
     assert declared == {name: f"TYPE_{data_type}" for name, data_type in DATA_TYPES.items()}
-    assert [tensor.name for tensor in config.output] == [OUTPUT_NAME]
+    assert [tensor.name for tensor in config.output] == [OUTPUT]
     assert all(list(tensor.dims) == [-1] for tensor in (*config.input, *config.output))
     assert (config.name, config.backend, config.max_batch_size) == (MODEL_NAME, "onnxruntime", 256)
     assert config.parameters["intra_op_thread_count"].string_value == "1"
@@ -118,7 +117,7 @@ def test_a_request_holds_the_raw_bytes_of_each_input_in_order() -> None:
     assert list(request.raw_input_contents) == [inputs[name].tobytes() for name in DATA_TYPES]
 
 
-def response(shape: list[int], content: bytes, name: str = OUTPUT_NAME) -> service_pb2.ModelInferResponse:
+def response(shape: list[int], content: bytes, name: str = OUTPUT) -> service_pb2.ModelInferResponse:
     answer = service_pb2.ModelInferResponse(raw_output_contents=[content])
     answer.outputs.add(name=name, datatype="FP32", shape=shape)
     return answer

@@ -5,7 +5,7 @@ import pytest
 
 from server import releases as module
 from server.core.errors import NoRelease, NotFound
-from server.core.release import MODEL_NAME
+from server.core.repository import MODEL_NAME
 from server.releases import Releases, State
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release

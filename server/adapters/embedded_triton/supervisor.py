@@ -17,6 +17,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
 from server.adapters.embedded_triton.process import HOST, TritonProcess, choose_port, log_tail
 from server.core.errors import EncoderUnavailable, SetupError
+from server.core.repository import CONFIG_NAME, MODEL_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,6 @@ PROBE_SECONDS = 5.0
 TRIES_BEFORE_RESTART = 2
 """Failed probes in a row, or reloads that left a version without its stubs, before Triton is restarted."""
 
-MODEL_NAME = "user_encoder"
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 50),
@@ -107,7 +107,7 @@ class EmbeddedTriton:
         self._environment = check_environment(self._environment_path)
         if not self._repository.is_dir():
             raise SetupError(f"The model repository {self._repository} does not exist")
-        self._instance_count = _instance_count(self._repository / MODEL_NAME / "config.pbtxt")
+        self._instance_count = _instance_count(self._repository / MODEL_NAME / CONFIG_NAME)
         self._port = choose_port(self._port)
         await self._launch()
         self._settled.set()

@@ -56,11 +56,9 @@ def _apply_parameter(options, key, text):
         options.enable_cpu_mem_arena = _switch(key, text)
     elif key == "enable_mem_pattern":
         options.enable_mem_pattern = _switch(key, text)
-    elif key == PADDING_PARAMETER:
-        pass  # says something about the inputs, not about the session
     elif key == "session.use_device_allocator_for_initializers":
         options.add_session_config_entry(key, "1" if _switch(key, text) else "0")
-    else:
+    elif key != PADDING_PARAMETER:  # that one says something about the inputs, not about the session
         raise pb_utils.TritonModelException(f"parameter {key} is not supported by the embedded ONNX Runtime backend")
 
 
