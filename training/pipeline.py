@@ -37,6 +37,7 @@ class Order:
     def fingerprints(self) -> dict[str, object]:
         """What the files are, by role."""
         files = {"events": self.events, "items": self.items, "users": self.users}
+        files["vectors"] = self.config.text.vectors
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
@@ -104,7 +105,7 @@ def _changed(run: Run, order: Order) -> set[str]:
     record = run.record()
     if "config" not in record:
         return {"prepare"}
-    noted = {role: record["data"][role] for role in ("events", "items", "users") if role in record["data"]}
+    noted = {role: record["data"][role] for role in ("events", "items", "users", "vectors") if role in record["data"]}
     if noted != order.fingerprints():
         return {"prepare"}
     old, new = run.config(), order.config

@@ -14,6 +14,7 @@ from training.config import Config
 from training.errors import ConfigError
 from training.reading import Log, read_items, read_log, read_users
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
+from training.text import add_text
 
 __all__ = ["PrepareResult", "Progress", "prepare", "training_part"]
 
@@ -22,6 +23,8 @@ REPEATS_MAX = 0.1
 
 _LENGTHS = (16, 32, 50, 100, 200)
 _STEPS = ("reading", "cleaning", "item table", "writing")
+_TEXT_STORE = ".text"
+"""Beside the runs: text vectors of earlier ones."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ def prepare(
 ) -> PrepareResult:
     """Write `events.parquet`, `items.parquet`, `users.parquet` (if given), `preprocessing.json` and `account.json`.
 
-    Raises LogError and ConfigError.
+    With `[text]` also what `text.add_text` writes. Raises LogError and ConfigError.
     """
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
@@ -57,18 +60,21 @@ def prepare(
         catalogue = _catalogue(cleaned.events, weights)
         table = read_items(items, config.items, scratch) if items else None
         catalogue, more = _described(catalogue, table)
+        log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
+        store = run.path.parent / _TEXT_STORE
+        catalogue, of_text = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
         labels = read_users(users, config.users, scratch) if users else None
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = repeat_share(cleaned.events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config)
         account = Account(
-            rows_in=len(log.events), rows_out=len(cleaned.events), steps=cleaned.steps, notes=(*notes, *more)
+            rows_in=len(log.events), rows_out=len(cleaned.events), steps=cleaned.steps, notes=(*notes, *more, *of_text)
         )
         _write(stage.directory, cleaned.events, catalogue, labels)
         write_atomically(stage.directory / "preprocessing.json", preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
-        files = {"events": events, "items": items, "users": users}
+        files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
         run.describe(
             config, {name: fingerprint(path) for name, path in files.items() if path} | {"columns": log.columns}
         )

@@ -65,29 +65,36 @@ def read_log(path: Path, columns: Columns, scratch: Path) -> Log:
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
-    """The item table: item_id (text), title (text, null where empty), category (list of text). One row an item.
+    """The item table: item_id, title, description (text, null where empty), category (list of text). One row an item.
 
-    Raises LogError as `read_log` does.
+    A description without a title is taken for one. Raises LogError as `read_log` does.
     """
     frame = scan_table(path, scratch)
     names = column_names(frame)
     category = columns.category
     several = list(category) if isinstance(category, tuple) else None
-    chosen = columns.model_dump(include={"item_id", "title"}) | {"category": None if several else category}
-    roles = ("item_id", "title") if several else ("item_id", "title", "category")
+    chosen = columns.model_dump(include={"item_id", "title", "description"})
+    chosen["category"] = None if several else category
+    roles = ("item_id", "title", "description", *(() if several else ("category",)))
     found = find_columns(names, chosen, roles, "items", str(path))
+    if "title" not in found and "description" in found:
+        found["title"] = found.pop("description")
     require_columns(found, names, ("item_id",), "items", str(path))
     for name in several or []:
         find_columns(names, {"category": name}, ("category",), "items", str(path))
     parts = several or ([found["category"]] if "category" in found else [])
     schema = frame.collect_schema()
     lists = [_categories(name, schema[name], columns.category_separator) for name in parts]
-    title = _text(found["title"], schema[found["title"]]) if "title" in found else pl.lit(None, pl.String)
+    title, description = (
+        _text(found[role], schema[found[role]]) if role in found else pl.lit(None, pl.String)
+        for role in ("title", "description")
+    )
     with readable(path):
         table = frame.select(
             _text(found["item_id"], schema[found["item_id"]]).alias("item_id"),
             title.alias("title"),
             (pl.concat_list(lists) if lists else pl.lit([], pl.List(pl.String))).alias("category"),
+            description.alias("description"),
         ).collect()
     return table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
 

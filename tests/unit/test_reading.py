@@ -197,11 +197,20 @@ def test_a_value_column_of_lists(tmp_path: Path) -> None:
 def test_items_with_one_category_column_or_several(tmp_path: Path) -> None:
     path = written(tmp_path, "movieId,title,genres,kind\n1, Up ,Animation|Drama,film\n2,,,\n1,again,x,y\n", "items.csv")
     one = read_items(path, ItemColumns(), tmp_path)
-    assert one.rows() == [("1", "Up", ["Animation", "Drama"]), ("2", None, [])]
+    assert one.rows() == [("1", "Up", ["Animation", "Drama"], None), ("2", None, [], None)]
     several = read_items(path, ItemColumns(category=("kind", "genres")), tmp_path)
     assert several["category"].to_list() == [["film", "Animation", "Drama"], []]
     with pytest.raises(LogError, match=r"no column `sort`"):
         read_items(path, ItemColumns(category=("sort",)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "title", "description"),
+    [("item_id,title,Description", "b", "c"), ("item_id,name,简介", "b", "c"), ("item_id,Description,x", "b", None)],
+)
+def test_a_description_alone_is_the_title(tmp_path: Path, header: str, title: str, description: str | None) -> None:
+    table = read_items(written(tmp_path, f"{header}\na,b,c\n", "items.csv"), ItemColumns(), tmp_path)
+    assert table.select("title", "description").row(0) == (title, description)
 
 
 def test_users_keep_their_labels(tmp_path: Path) -> None:
