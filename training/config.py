@@ -194,6 +194,9 @@ class Train(_Section):
     dropout: float = Field(default=0.2, ge=0, lt=1, description="On embeddings and residuals.")
     learning_rate: float = Field(default=3e-3, gt=0, description="Peak rate of AdamW.")
     batch_size: int | None = Field(default=None, ge=1, description="Windows a step; left out: from their lengths.")
+    accumulate: int = Field(
+        default=1, ge=1, description="Parts that a step is computed in, one by one: less memory, the same result."
+    )
     epochs: int = Field(default=30, ge=1, description="At most so many passes over the users.")
     max_minutes: float | None = Field(
         default=None, gt=0, description="Training stops after so long; left out: no limit."

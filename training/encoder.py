@@ -24,7 +24,10 @@ _INIT_STD = 0.02
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """What fixes the encoder's weights. `item_count` and `action_count` do not count padding."""
+    """What fixes the encoder's weights. `item_count` and `action_count` do not count padding.
+
+    `tied` items have one vector each, by which they are read and foretold; others have two.
+    """
 
     item_count: int
     action_count: int
@@ -32,6 +35,7 @@ class EncoderShape:
     embedding_dim: int
     layers: int
     heads: int
+    tied: bool = True
 
 
 class Block(nn.Module):
@@ -82,6 +86,7 @@ class Encoder(nn.Module):
         dim = shape.embedding_dim
         self.shape = shape
         self.item: nn.Embedding | ItemTower = nn.Embedding(shape.item_count + 1, dim)
+        self.output = None if shape.tied else nn.Embedding(shape.item_count, dim)
         self.action = nn.Embedding(shape.action_count + 1, dim)
         self.gap = nn.Embedding(GAP_COUNT, dim)
         self.position = nn.Embedding(shape.max_length, dim)
@@ -130,8 +135,19 @@ class Encoder(nn.Module):
         return self.item.table() if isinstance(self.item, ItemTower) else self.item.weight[1:]
 
     def item_rows(self) -> Items:
-        """Item vectors for the loss: the table, or with text a look-up of those that are asked for."""
-        return self.item.rows if isinstance(self.item, ItemTower) else self.item.weight[1:]
+        """Item vectors for the loss: the table, or a look-up of those that are asked for: with text or sparse."""
+        if isinstance(self.item, ItemTower):
+            return self.item.rows
+        return self._looked_up if self.item.sparse else self.item.weight[1:]
+
+    def use_sparse_gradients(self) -> None:
+        """Let gradients of the id table hold only the rows that a step looked up."""
+        self._ids.sparse = True
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile each block in place, for any batch and length; weights and their names stay."""
+        for block in self.blocks:
+            block.compile(dynamic=True, backend=backend)
 
     def use_text(self, text: ItemText, event_counts: Tensor) -> None:
         """Fuse ids with text from here on; arguments as of `ItemTower`."""
@@ -145,6 +161,9 @@ class Encoder(nn.Module):
         with torch.no_grad():
             state["item.weight"] = torch.cat([self._ids.weight[:1], self.item_embeddings()])
         return state
+
+    def _looked_up(self, rows: Tensor | None) -> Tensor:
+        return self.item.weight[1:] if rows is None else self.item(rows + 1)
 
     @property
     def _ids(self) -> nn.Embedding:

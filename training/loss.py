@@ -37,14 +37,19 @@ class NextItemLoss(nn.Module):
         chance = event_counts.clamp(min=1).double().pow(_SMOOTHING)
         chance = chance / chance.sum()
         self.negatives = negatives
+        self._generator = torch.Generator()
         self.register_buffer("_cumulative", chance.cumsum(0), persistent=False)
         self.register_buffer("_log_expected", chance.mul(max(negatives, 1)).log().float(), persistent=False)
+
+    def seed(self, seed: int) -> None:
+        """Fix which negatives are drawn from here on."""
+        self._generator.manual_seed(seed)
 
     def forward(self, users: Tensor, targets: Tensor, items: Items) -> Tensor:
         """`users` (P, D) before their next items; `targets` (P,) item rows."""
         if not self.negatives:
             return functional.cross_entropy(users @ _of(items, None).T, targets)
-        draws = torch.rand(self.negatives, dtype=torch.float64, device=users.device)
+        draws = torch.rand(self.negatives, dtype=torch.float64, generator=self._generator).to(users.device)
         rows = torch.searchsorted(self._cumulative, draws).clamp(max=len(self._cumulative) - 1)
         own = (users * _of(items, targets)).sum(1, keepdim=True)
         others = torch.addmm(-self._log_expected[rows], users, _of(items, rows).T)

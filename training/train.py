@@ -6,38 +6,49 @@ import math
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning
+import numpy as np
 import polars as pl
 import torch
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from lightning.pytorch.strategies import DDPStrategy
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from server.core.preprocessing import Preprocessing
+from training.adam import LazyAdamW, clip_gradients
+from training.checkpoints import AtomicCheckpoints, Checkpoints, ResumableLoader
 from training.config import Train
 from training.encoder import Encoder, EncoderShape
 from training.errors import ConfigError, LogError, RunError
+from training.item_tower import ItemTower
 from training.loss import NextItemLoss, choose_negatives
 from training.metrics import ndcg_each, target_ranks
-from training.runs import Progress, Run, no_progress, write_atomically
+from training.runs import Progress, Run, Stage, no_progress, write_atomically
 from training.sequences import (
     Batch,
     EpochPlan,
     Log,
+    Parts,
     Validation,
     Windows,
+    chosen,
     held_out,
     positive_actions,
     read_sequences,
     sampled,
     target_counts,
 )
+from training.text import ItemText, read_item_text
+from training.text_projection import ITEM_TEXT
+from training.world import World
 
 WEIGHTS = "encoder.safetensors"
 SHAPE = "encoder.json"
@@ -50,6 +61,13 @@ _WARM_UP_STEPS = 100
 _FINAL_RATE = 0.05
 _BETAS = (0.9, 0.98)
 _WEIGHT_DECAY = 0.01
+_CLIP = 1.0
+
+LAZY_ITEMS = 50_000
+"""On a CPU, larger catalogues have sparse gradients: there a step must not cost what the catalogue weighs."""
+
+CHECKPOINT_MINUTES = 10
+"""So much of a long epoch can be lost."""
 
 
 @dataclass(frozen=True)
@@ -65,35 +83,60 @@ class TrainResult:
 class NextItemModule(lightning.LightningModule):
     """The encoder with its loss, optimiser and validation."""
 
-    def __init__(self, encoder: Encoder, loss: NextItemLoss, settings: Train, step_count: int) -> None:
+    def __init__(self, encoder: Encoder, loss: NextItemLoss, settings: Train, plan: EpochPlan, clock: "_Clock") -> None:
         super().__init__()
         self.encoder = encoder
         self.loss = loss
         self._settings = settings
-        self._step_count = step_count
-        self._started = time.monotonic()
+        self._plan = plan
+        self._step_count = plan.steps * settings.epochs
+        self._clock = clock
 
     def on_train_batch_start(self, _: Batch, batch_index: int) -> None:
-        """Seed by epoch, once the loaders have drawn theirs, so that a resumed run draws what an unbroken one would."""
-        if batch_index == 0:
-            torch.manual_seed(self._settings.seed * 100_003 + self.current_epoch)
+        """Seed each part of each step, and the negatives alike in all parts of a step.
+
+        So a resumed run draws what an unbroken one would, and a step is the same however it is cut.
+        """
+        parts, seed = self._plan.parts, self._settings.seed
+        step = self.current_epoch * self._plan.steps + batch_index // parts.accumulate
+        torch.manual_seed(_mixed(seed, step, 1 + parts.part(batch_index)))
+        self.loss.seed(_mixed(seed, step, 0))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Mean loss of a batch, in nats."""
-        targets = batch.pop("target")
+        """Mean loss of a batch, in nats, times its share of the step's targets."""
+        targets, weight = batch.pop("target"), batch.pop("weight")
         users = self.encoder.sequence(**batch)
         asked = targets > 0
-        loss: Tensor = self.loss(users[asked], targets[asked] - 1, self.encoder.item_embeddings())
-        self.log("loss", loss, on_step=False, on_epoch=True, batch_size=int(asked.sum()))
-        return loss
+        count = int(asked.sum())
+        if not count:  # a mean over nothing is no number: one target that weighs nothing
+            asked[0, -1] = True
+        with torch.autocast(self.device.type, enabled=False):
+            loss: Tensor = self.loss(users[asked].float(), targets[asked].clamp(min=1) - 1, self.encoder.item_rows())
+        self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=count)
+        return loss * weight
+
+    def on_validation_epoch_start(self) -> None:
+        """Fuse ids and text once, not for each batch."""
+        self._items = self.encoder.item_embeddings()
+        self._gains = torch.zeros(2, dtype=torch.float64, device=self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
-        """NDCG@10 with all items ranked."""
+        """NDCG@10 with all items ranked, in float32."""
         targets, places, seen = (batch.pop(name) for name in ("target", "seen_place", "seen_row"))
-        scores = self.encoder(**batch) @ self.encoder.item_embeddings().T
+        with torch.autocast(self.device.type, enabled=False):
+            scores = self.encoder(**batch) @ self._items.T
         scores[places, seen] = -torch.inf
         each = ndcg_each(target_ranks(scores, targets).cpu().numpy(), 10)
-        self.log(METRIC, float(each.mean()), on_epoch=True, batch_size=len(each))
+        self._gains += self._gains.new_tensor([each.sum(), len(each)])
+
+    def on_validation_epoch_end(self) -> None:
+        """The mean over the users of all processes."""
+        total, users = self.trainer.strategy.reduce(self._gains, reduce_op="sum")
+        self.log(METRIC, total / users)
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
+        """Lightning's own refuses fused optimisers under bf16, and cannot clip sparse gradients."""
+        clip_gradients((parameter for group in optimizer.param_groups for parameter in group["params"]), _CLIP)
 
     def configure_optimizers(self) -> Any:
         """AdamW; the rate warms up, then falls as a cosine over steps or minutes, whichever end is nearer."""
@@ -101,7 +144,7 @@ class NextItemModule(lightning.LightningModule):
         others = [p for name, p in self.encoder.named_parameters() if not (name.startswith("blocks") and p.ndim > 1)]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
         rate = self._settings.learning_rate
-        optimizer = torch.optim.AdamW(groups, lr=rate, betas=_BETAS, fused=True)
+        optimizer = LazyAdamW(groups, lr=rate, betas=_BETAS, fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -109,60 +152,115 @@ class NextItemModule(lightning.LightningModule):
         """Share of the peak rate at `step`."""
         done = step / self._step_count
         if self._settings.max_minutes:
-            done = max(done, (time.monotonic() - self._started) / 60 / self._settings.max_minutes)
+            done = max(done, self._clock.seconds / 60 / self._settings.max_minutes)
         warm = min(1.0, (step + 1) / min(_WARM_UP_STEPS, max(self._step_count // 10, 1)))
         return warm * (_FINAL_RATE + (1 - _FINAL_RATE) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
 
 
-class _Keeper(Callback):
-    """Keeps the best weights and the curves on disk, tells progress, and ends training when its time is up."""
+def _mixed(*numbers: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
-    def __init__(self, directory: Path, progress: Progress, max_minutes: float | None) -> None:
+
+class _Clock:
+    """Seconds spent on a training, those before it was cut off included, and the same for all its processes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.validation_seconds = 0.0
+        self._before = 0.0
+        self._started = time.monotonic()
+        self._validation_started = 0.0
+
+    def resume(self, seconds: float) -> None:
+        """Count on from `seconds`."""
+        self._before = self.seconds = seconds
+
+    def validate(self, begins: bool) -> None:
+        """A validation begins or ends."""
+        if begins:
+            self._validation_started = time.monotonic()
+        else:
+            self.validation_seconds = time.monotonic() - self._validation_started
+
+    def tick(self, trainer: lightning.Trainer) -> None:
+        """Set `seconds` to now, and both times to those of the slowest process."""
+        self.seconds = self._before + time.monotonic() - self._started
+        if trainer.world_size > 1:
+            times = torch.tensor([self.seconds, self.validation_seconds], device=trainer.strategy.root_device)
+            self.seconds, self.validation_seconds = trainer.strategy.reduce(times, reduce_op="max").tolist()
+
+
+class _Keeper(Callback):
+    """Keeps the best weights and the curves on disk, tells progress, and ends training when its time is up.
+
+    Time is up where another validation, as long as the last one, would end too late.
+    """
+
+    def __init__(self, directory: Path, progress: Progress, clock: _Clock, plan: EpochPlan, settings: Train) -> None:
         self.best = math.nan
         self.curves: list[dict[str, float]] = []
         self._directory = directory
         self._progress = progress
-        self._started = time.monotonic()
-        self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else math.inf
+        self._clock = clock
+        self._steps = plan.steps * settings.epochs
+        self._accumulate = plan.parts.accumulate
+        self._allowed = 60 * settings.max_minutes if settings.max_minutes else math.inf
+
+    def seconds(self) -> float:
+        return self._clock.seconds
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "curves": self.curves}
+        return {"best": self.best, "curves": self.curves, "seconds": self._clock.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.curves = state_dict["best"], state_dict["curves"]
+        self._clock.resume(state_dict["seconds"])
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
-        epochs = int(trainer.max_epochs or 1)
-        steps = int(trainer.num_training_batches) * epochs
+    def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        self._clock.tick(trainer)
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         best = "" if math.isnan(self.best) else f", best NDCG@10 {self.best:.4f}"
-        what = f"epoch {trainer.current_epoch + 1} of at most {epochs}{best}"
-        now = time.monotonic()
-        seconds, allowed = now - self._started, self._deadline - self._started
-        if seconds / allowed > trainer.global_step / steps:  # time is up before the epochs are
-            self._progress(f"{what}, seconds", round(seconds), round(allowed))
+        what = f"epoch {trainer.current_epoch + 1} of at most {trainer.max_epochs}{best}"
+        seconds, done = self._clock.seconds, trainer.global_step
+        if seconds / self._allowed > done / self._steps:  # time is up before the epochs are
+            self._progress(f"{what}, seconds", round(seconds), round(self._allowed))
         else:
-            self._progress(f"{what}, steps", trainer.global_step, steps)
-        if now > self._deadline:
+            self._progress(f"{what}, steps", done, self._steps)
+        batch_index: int = args[-1]
+        step_is_whole = (batch_index + 1) % self._accumulate == 0
+        if step_is_whole and seconds + self._clock.validation_seconds > self._allowed:
             trainer.should_stop = True
+
+    def on_validation_start(self, *_: Any) -> None:
+        self._clock.validate(begins=True)
+
+    def on_validation_end(self, *_: Any) -> None:
+        self._clock.validate(begins=False)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         point = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not math.isfinite(point["loss"]):
             raise RunError("Training diverged: the loss is not a number any more. Lower train.learning_rate.")
-        seconds = time.monotonic() - self._started
-        self.curves.append({"epoch": trainer.current_epoch, **point, "seconds": round(seconds, 2)})
-        write_atomically(self._directory / CURVES, json.dumps(self.curves, indent=1) + "\n")
-        self._offer(module, point.get(METRIC, math.nan))
-
-    def _offer(self, module: lightning.LightningModule, ndcg: float) -> None:
-        """Keep the weights, unless earlier ones were as good."""
+        self._clock.tick(trainer)
+        self.curves.append({"epoch": trainer.current_epoch, **point, "seconds": round(self._clock.seconds, 2)})
+        if trainer.is_global_zero:
+            write_atomically(self._directory / CURVES, json.dumps(self.curves, indent=1) + "\n")
+        ndcg = point.get(METRIC, math.nan)
         if ndcg <= self.best:
             return
         self.best = ndcg
+        if trainer.is_global_zero:
+            self._keep(module)
+
+    def _keep(self, module: lightning.LightningModule) -> None:
         encoder: Encoder = module.encoder  # type: ignore[assignment]
         temporary = self._directory / f".{WEIGHTS}"
-        save_file({name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}, temporary)
+        save_file({name: tensor.contiguous() for name, tensor in encoder.plain_state().items()}, temporary)
         temporary.replace(self._directory / WEIGHTS)
+        if isinstance(encoder.item, ItemTower):
+            encoder.item.projection().write(self._directory / ITEM_TEXT)
 
 
 @dataclass(frozen=True)
@@ -175,6 +273,8 @@ class _Job:
     shape: EncoderShape
     settings: Train
     device: str
+    text: ItemText | None
+    world: World
 
 
 def train(
@@ -183,21 +283,23 @@ def train(
     """Train on what `prepare` left, and write weights, shape, curves and a checkpoint an epoch.
 
     `settings` replace those of the run's configuration. With `resume` training goes on after the last whole epoch of
-    a run that was cut off, or starts where there is none. Raises ConfigError, LogError and RunError.
+    a run that was cut off, or of `CHECKPOINT_MINUTES` inside an epoch, or starts where there is none. Under torchrun
+    every process calls this; the first one writes. Raises ConfigError, LogError and RunError.
     """
+    clock, world = _Clock(), World.from_environment()
     prepared = run.require("prepare")
     settings = settings or run.config().train
     device = choose_device(settings.device)
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
-    with run.stage("train") as stage:
+    with run.stage("train") if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
         progress("reading sequences", 0, 0)
         log = read_sequences(prepared, preprocessing)
         items = pl.scan_parquet(prepared / "items.parquet").select(pl.len()).collect().item()
         shape = _shape(items, preprocessing, settings)
-        job = _Job(stage.directory, log, preprocessing, shape, settings, device)
-        result = _fit(job, resume, progress)
+        job = _Job(stage.directory, log, preprocessing, shape, settings, device, read_item_text(prepared), world)
+        result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": device}
-        stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length}
+        stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length, "processes": world.size}
     return result
 
 
@@ -217,26 +319,37 @@ def _negatives(job: _Job) -> int:
     return choose_negatives(job.shape.item_count) if job.settings.negatives is None else job.settings.negatives
 
 
-def _fit(job: _Job, resume: bool, progress: Progress) -> TrainResult:
-    settings, log = job.settings, job.log
-    plan = EpochPlan(log, job.shape.max_length, settings.batch_size, settings.seed)
-    if not len(plan):
+def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainResult:
+    settings, log, world = job.settings, job.log, job.world
+    parts = Parts(world.rank, world.size, settings.accumulate)
+    plan = EpochPlan(log, job.shape.max_length, settings.batch_size, settings.seed, parts)
+    if not plan.steps:
         raise LogError("No user has two events to learn from; the log needs longer histories.")
-    _clear(job, resume)
+    if world.is_first:
+        _clear(job, resume)
     torch.manual_seed(settings.seed)
     counts = target_counts(log, job.shape.item_count)
     encoder = Encoder(job.shape, settings.dropout)
+    if job.text:
+        encoder.use_text(job.text, counts)
     encoder.start_from_popularity(counts)
+    if job.device == "cpu" and job.shape.item_count >= LAZY_ITEMS:
+        encoder.use_sparse_gradients()
+    if job.device == "cuda":
+        encoder.compile_blocks()
     loss = NextItemLoss(counts, _negatives(job))
-    module = NextItemModule(encoder, loss, settings, len(plan) * settings.epochs)
+    module = NextItemModule(encoder, loss, settings, plan, clock)
     held = sampled(held_out(log, 2, positive_actions(job.preprocessing)), _VALIDATION_USERS, settings.seed)
-    batches = DataLoader(Windows(log, job.preprocessing), sampler=plan, batch_size=None)
-    validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if len(held.rows) else None
-    keeper = _Keeper(job.directory, progress, settings.max_minutes)
+    validates = len(held.rows) > 0
+    if len(held.rows) >= world.size:  # with fewer everyone validates all: the mean is the same
+        held = chosen(held, np.arange(world.rank, len(held.rows), world.size))
+    batches = ResumableLoader(Windows(log, job.preprocessing), plan)
+    validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if validates else None
+    keeper = _Keeper(job.directory, progress, clock, plan, settings)
     checkpoint = job.directory / CHECKPOINT
     with _quiet():
-        trainer = _trainer(job, keeper, validates=validation is not None)
-        going_on = str(checkpoint) if checkpoint.is_file() else None
+        trainer = _trainer(job, keeper, validates)
+        going_on = str(checkpoint) if resume and checkpoint.is_file() else None
         trainer.fit(module, batches, validation, ckpt_path=going_on, weights_only=True)
     return TrainResult(job.directory, keeper.best, trainer.current_epoch, job.device)
 
@@ -262,7 +375,7 @@ def _clear(job: _Job, resume: bool) -> None:
     if resume and path.is_file() and path.read_text(encoding="utf-8") != text:
         raise RunError(f"{job.directory} holds a training of another shape; train again without resuming.")
     if not resume:
-        for name in (CHECKPOINT, WEIGHTS, CURVES):
+        for name in (CHECKPOINT, WEIGHTS, CURVES, ITEM_TEXT):
             (job.directory / name).unlink(missing_ok=True)
     write_atomically(path, text)
 
@@ -271,19 +384,33 @@ def _trainer(job: _Job, keeper: _Keeper, validates: bool) -> lightning.Trainer:
     callbacks: list[Callback] = [keeper]
     if validates:
         callbacks.append(EarlyStopping(METRIC, mode="max", patience=job.settings.patience, check_finite=False))
-    checkpoints = ModelCheckpoint(job.directory, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    checkpoints = Checkpoints(job.directory / CHECKPOINT, keeper.seconds, CHECKPOINT_MINUTES)
+    several = DDPStrategy(
+        process_group_backend="nccl" if job.device == "cuda" else "gloo",
+        broadcast_buffers=False,
+        timeout=timedelta(minutes=30),
+    )
     return lightning.Trainer(
         accelerator="gpu" if job.device == "cuda" else "cpu",
-        devices=1,
+        devices=job.world.local_size,
+        num_nodes=job.world.machines,
+        strategy=several if job.world.size > 1 else "auto",
+        precision=precision_on(job.device),
+        accumulate_grad_batches=job.settings.accumulate,
         max_epochs=job.settings.epochs,
-        gradient_clip_val=1.0,
         callbacks=[*callbacks, checkpoints],
+        plugins=AtomicCheckpoints(),
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
     )
+
+
+def precision_on(device: str) -> Literal["bf16-mixed", "32-true"]:
+    """bfloat16 where a GPU computes with it; weights, loss and validation stay float32."""
+    return "bf16-mixed" if device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
 
 
 def choose_device(name: str) -> str:
