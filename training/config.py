@@ -184,7 +184,6 @@ class Train(_Section):
     """The encoder and how it is trained."""
 
     objectives: Objectives = Objectives()
-
     max_length: int = Field(
         default=0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log."
     )
@@ -235,6 +234,12 @@ class Config(_Section):
     text: Text = Text()
     train: Train = Train()
     segment: Segment = Segment()
+
+    @model_validator(mode="after")
+    def _text_is_learned(self) -> Self:
+        if not self.train.objectives.next_item and (self.text.model != "none" or self.text.vectors):
+            raise ValueError("[text] learns from next items: give train.objectives.next_item a weight, or drop [text]")
+        return self
 
 
 def load_config(path: Path | None) -> Config:

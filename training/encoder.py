@@ -26,7 +26,8 @@ _INIT_STD = 0.02
 class EncoderShape:
     """What fixes the encoder's weights. `item_count` and `action_count` do not count padding.
 
-    `tied` items have one vector each, by which they are read and foretold; others have two.
+    `tied` items have one vector each, by which they are read and foretold; others have two. `hidden` units make up
+    each feed-forward part; 0: as many as suit `embedding_dim`.
     """
 
     item_count: int
@@ -36,14 +37,16 @@ class EncoderShape:
     layers: int
     heads: int
     tied: bool = True
+    hidden: int = 0
 
 
 class Block(nn.Module):
     """One LiGR block, (B, L, D) → (B, L, D)."""
 
-    def __init__(self, dim: int, heads: int, dropout: float) -> None:
+    def __init__(self, dim: int, heads: int, dropout: float, hidden: int = 0) -> None:
         super().__init__()
-        hidden = 8 * -(-dim * 8 // 3 // 8)  # SwiGLU's three matrices then weigh as much as the usual two of 4 × dim
+        # SwiGLU's three matrices weigh as much as the usual two of 4 × dim.
+        hidden = hidden or 8 * -(-dim * 8 // 3 // 8)
         self.heads = heads
         self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
         self.query = nn.Linear(dim, dim, bias=False)
@@ -92,7 +95,7 @@ class Encoder(nn.Module):
         self.position = nn.Embedding(shape.max_length, dim)
         self.value = nn.Linear(1, dim, bias=False)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout) for _ in range(shape.layers))
+        self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout, shape.hidden) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.bias = nn.Parameter(torch.zeros(dim))
         for module in self.modules():
@@ -128,21 +131,26 @@ class Encoder(nn.Module):
         scale = self.shape.embedding_dim**0.5
         with torch.no_grad():
             self.bias.copy_(direction * scale)
-            self._ids.weight[1:] += (log_counts - log_counts.mean())[:, None] / scale * direction
+            told_by = self._ids.weight[1:] if self.output is None else self.output.weight
+            told_by += (log_counts - log_counts.mean())[:, None] / scale * direction
 
     def item_embeddings(self) -> Tensor:
-        """Row r belongs to item index r + 1, (V, D)."""
+        """What items are foretold by: row r belongs to item index r + 1, (V, D)."""
+        if self.output is not None:
+            return self.output.weight
         return self.item.table() if isinstance(self.item, ItemTower) else self.item.weight[1:]
 
     def item_rows(self) -> Items:
         """Item vectors for the loss: the table, or a look-up of those that are asked for: with text or sparse."""
-        if isinstance(self.item, ItemTower):
+        if self.output is None and isinstance(self.item, ItemTower):
             return self.item.rows
-        return self._looked_up if self.item.sparse else self.item.weight[1:]
+        return self._looked_up if self._ids.sparse else self.item_embeddings()
 
     def use_sparse_gradients(self) -> None:
-        """Let gradients of the id table hold only the rows that a step looked up."""
+        """Let gradients of the item tables hold only the rows that a step looked up."""
         self._ids.sparse = True
+        if self.output is not None:
+            self.output.sparse = True
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile each block in place, for any batch and length; weights and their names stay."""
@@ -163,7 +171,10 @@ class Encoder(nn.Module):
         return state
 
     def _looked_up(self, rows: Tensor | None) -> Tensor:
-        return self.item.weight[1:] if rows is None else self.item(rows + 1)
+        if rows is None:
+            return self.item_embeddings()
+        vectors: Tensor = self.item(rows + 1) if self.output is None else self.output(rows)
+        return vectors
 
     @property
     def _ids(self) -> nn.Embedding:

@@ -26,11 +26,15 @@ from server.core.preprocessing import Preprocessing
 from training.adam import LazyAdamW, clip_gradients
 from training.checkpoints import AtomicCheckpoints, Checkpoints, ResumableLoader
 from training.config import Train
+from training.distil import Lesson, Teacher
 from training.encoder import Encoder, EncoderShape
 from training.errors import ConfigError, LogError, RunError
+from training.fused import FUSION, read_fused
 from training.item_tower import ItemTower
 from training.loss import NextItemLoss, choose_negatives
 from training.metrics import ndcg_each, target_ranks
+from training.objectives import SlicedWindows, other_objectives, slices_of
+from training.precision import LOWERED, LoweredEncoder
 from training.runs import Progress, Run, Stage, no_progress, write_atomically
 from training.sequences import (
     Batch,
@@ -87,6 +91,8 @@ class NextItemModule(lightning.LightningModule):
         super().__init__()
         self.encoder = encoder
         self.loss = loss
+        self.others = other_objectives(settings.objectives, encoder)
+        self.teacher: Teacher | None = None
         self._settings = settings
         self._plan = plan
         self._step_count = plan.steps * settings.epochs
@@ -103,17 +109,47 @@ class NextItemModule(lightning.LightningModule):
         self.loss.seed(_mixed(seed, step, 0))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Mean loss of a batch, in nats, times its share of the step's targets."""
+        """Mean loss of a batch, in nats, times its share of the step's targets; other objectives are added.
+
+        Without weight the next item does not move the encoder: items learn to be told by embeddings as they are.
+        """
+        weights, slices = self._settings.objectives, slices_of(batch)
         targets, weight = batch.pop("target"), batch.pop("weight")
-        users = self.encoder.sequence(**batch)
+        with torch.set_grad_enabled(bool(weights.next_item or weights.feature_mse)):
+            users = self.encoder.sequence(**batch)
         asked = targets > 0
         count = int(asked.sum())
         if not count:  # a mean over nothing is no number: one target that weighs nothing
             asked[0, -1] = True
         with torch.autocast(self.device.type, enabled=False):
-            loss: Tensor = self.loss(users[asked].float(), targets[asked].clamp(min=1) - 1, self.encoder.item_rows())
+            read = users if weights.next_item else users.detach()
+            asking, rows, items = read[asked].float(), targets[asked].clamp(min=1) - 1, self.encoder.item_rows()
+            loss: Tensor = self.loss(asking, rows, items)
+            if self.teacher is not None:
+                loss = self.teacher.mixed(loss, batch, asked, rows, asking, items)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=count)
-        return loss * weight
+        if self.others is None:
+            return loss * weight
+        loss = loss * weight * (weights.next_item or 1.0)
+        for name, other in self.others(self.encoder, users, batch, slices).items():
+            self.log(name, other, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(users))
+            loss = loss + other * getattr(weights, name)
+        return loss
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """One step, and the slow copy follows."""
+        super().optimizer_step(*args, **kwargs)
+        if self.others is not None:
+            self.others.follow(self.encoder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note what the training is for."""
+        checkpoint["objectives"] = self._settings.objectives.model_dump()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with a training that was for something else."""
+        if checkpoint["objectives"] != self._settings.objectives.model_dump():
+            raise RunError("The training that was cut off had other objectives; train again without resuming.")
 
     def on_validation_epoch_start(self) -> None:
         """Fuse ids and text once, not for each batch."""
@@ -142,6 +178,8 @@ class NextItemModule(lightning.LightningModule):
         """AdamW; the rate warms up, then falls as a cosine over steps or minutes, whichever end is nearer."""
         decayed = [p for name, p in self.encoder.named_parameters() if name.startswith("blocks") and p.ndim > 1]
         others = [p for name, p in self.encoder.named_parameters() if not (name.startswith("blocks") and p.ndim > 1)]
+        if self.others is not None:
+            others += [parameter for parameter in self.others.parameters() if parameter.requires_grad]
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
         rate = self._settings.learning_rate
         optimizer = LazyAdamW(groups, lr=rate, betas=_BETAS, fused=True)
@@ -275,28 +313,38 @@ class _Job:
     device: str
     text: ItemText | None
     world: World
+    lesson: Lesson
 
 
 def train(
-    run: Run, *, settings: Train | None = None, resume: bool = False, progress: Progress = no_progress
+    run: Run,
+    *,
+    settings: Train | None = None,
+    resume: bool = False,
+    lesson: Lesson | None = None,
+    progress: Progress = no_progress,
 ) -> TrainResult:
     """Train on what `prepare` left, and write weights, shape, curves and a checkpoint an epoch.
 
     `settings` replace those of the run's configuration. With `resume` training goes on after the last whole epoch of
     a run that was cut off, or of `CHECKPOINT_MINUTES` inside an epoch, or starts where there is none. Under torchrun
-    every process calls this; the first one writes. Raises ConfigError, LogError and RunError.
+    every process calls this; the first one writes. A run that is derived from others needs a `lesson`. Raises ConfigError, LogError and RunError.
     """
     clock, world = _Clock(), World.from_environment()
     prepared = run.require("prepare")
     settings = settings or run.config().train
     device = choose_device(settings.device)
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
-    with run.stage("train") if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
+    with run.stage("train", deriving=lesson is not None) if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
         progress("reading sequences", 0, 0)
         log = read_sequences(prepared, preprocessing)
         items = pl.scan_parquet(prepared / "items.parquet").select(pl.len()).collect().item()
         shape = _shape(items, preprocessing, settings)
-        job = _Job(stage.directory, log, preprocessing, shape, settings, device, read_item_text(prepared), world)
+        lesson = lesson or Lesson()
+        if lesson.start:
+            shape = lesson.start.shape
+        text = None if lesson.start else read_item_text(prepared)
+        job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, world, lesson)
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": device}
         stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length, "processes": world.size}
@@ -311,6 +359,7 @@ def _shape(items: int, preprocessing: Preprocessing, settings: Train) -> Encoder
         embedding_dim=settings.embedding_dim,
         layers=settings.layers,
         heads=settings.heads,
+        tied=settings.objectives.next_item > 0,
     )
 
 
@@ -333,25 +382,42 @@ def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainRes
     if job.text:
         encoder.use_text(job.text, counts)
     encoder.start_from_popularity(counts)
+    if job.lesson.start:
+        encoder.load_state_dict(job.lesson.start.state_dict())
     if job.device == "cpu" and job.shape.item_count >= LAZY_ITEMS:
         encoder.use_sparse_gradients()
     if job.device == "cuda":
         encoder.compile_blocks()
     loss = NextItemLoss(counts, _negatives(job))
     module = NextItemModule(encoder, loss, settings, plan, clock)
+    module.teacher = Teacher(job.lesson.teacher) if job.lesson.teacher else None
     held = sampled(held_out(log, 2, positive_actions(job.preprocessing)), _VALIDATION_USERS, settings.seed)
     validates = len(held.rows) > 0
     if len(held.rows) >= world.size:  # with fewer everyone validates all: the mean is the same
         held = chosen(held, np.arange(world.rank, len(held.rows), world.size))
-    batches = ResumableLoader(Windows(log, job.preprocessing), plan)
+    sliced = settings.objectives.contrastive > 0
+    windows = SlicedWindows(log, job.preprocessing, settings.seed) if sliced else Windows(log, job.preprocessing)
+    batches = ResumableLoader(windows, plan)
     validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if validates else None
     keeper = _Keeper(job.directory, progress, clock, plan, settings)
     checkpoint = job.directory / CHECKPOINT
-    with _quiet():
+    with _quiet(), _together(world):
         trainer = _trainer(job, keeper, validates)
         going_on = str(checkpoint) if resume and checkpoint.is_file() else None
         trainer.fit(module, batches, validation, ckpt_path=going_on, weights_only=True)
     return TrainResult(job.directory, keeper.best, trainer.current_epoch, job.device)
+
+
+@contextmanager
+def _together(world: World) -> Iterator[None]:
+    """A process that ends breaks the talk of the others, which cannot know why."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in str(error).lower()
+        if world.size == 1 or not lost:
+            raise
+        raise RunError("Another process of this training ended; what it said tells why. --resume goes on.") from error
 
 
 @contextmanager
@@ -424,7 +490,11 @@ def choose_device(name: str) -> str:
 
 
 def load_encoder(trained: Path) -> Encoder:
-    """The encoder with its best weights, for inference on the CPU."""
+    """The encoder with its best weights, for inference on the CPU; of a derived run, what it was made into."""
+    if (trained / FUSION).is_file():
+        return read_fused(trained, load_encoder)
+    if (trained / LOWERED).is_file():
+        return LoweredEncoder(trained)
     if not (trained / WEIGHTS).is_file():
         raise RunError(f"{trained} has no {WEIGHTS}; run `segrec-train train` first.")
     encoder = Encoder(EncoderShape(**json.loads((trained / SHAPE).read_bytes())))
