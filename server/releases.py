@@ -14,7 +14,7 @@ from time import monotonic
 
 from server.adapters.ports import Encoder
 from server.core.errors import DamagedRelease, EncoderUnavailable, NoRelease, NotFound, SegrecError
-from server.core.release import GOLDEN_TOLERANCE, Manifest, Release, read_manifest, read_release
+from server.core.release import Manifest, Release, read_manifest, read_release
 from server.core.repository import MODEL_NAME
 
 log = logging.getLogger(__name__)
@@ -225,10 +225,10 @@ class Releases:
         golden = release.manifest.golden
         embeddings = await self._encoder.encode(release.number, golden.inputs(), GOLDEN_TIMEOUT_SECONDS)
         difference = golden.difference(embeddings)
-        if not difference <= GOLDEN_TOLERANCE:
+        if not difference <= golden.tolerance:
             raise DamagedRelease(
                 f"release {release.number}: Triton's embeddings of the golden inputs differ by {difference:g}, more "
-                f"than {GOLDEN_TOLERANCE:g}: the encoder is not the one that was published"
+                f"than {golden.tolerance:g}: the encoder is not the one that was published"
             )
 
     async def _probe(self) -> None:

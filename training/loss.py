@@ -48,16 +48,17 @@ class NextItemLoss(nn.Module):
     def forward(self, users: Tensor, targets: Tensor, items: Items) -> Tensor:
         """`users` (P, D) before their next items; `targets` (P,) item rows."""
         if not self.negatives:
-            return functional.cross_entropy(users @ _of(items, None).T, targets)
+            return functional.cross_entropy(users @ looked_up(items, None).T, targets)
         draws = torch.rand(self.negatives, dtype=torch.float64, generator=self._generator).to(users.device)
         rows = torch.searchsorted(self._cumulative, draws).clamp(max=len(self._cumulative) - 1)
-        own = (users * _of(items, targets)).sum(1, keepdim=True)
-        others = torch.addmm(-self._log_expected[rows], users, _of(items, rows).T)
+        own = (users * looked_up(items, targets)).sum(1, keepdim=True)
+        others = torch.addmm(-self._log_expected[rows], users, looked_up(items, rows).T)
         others = others.masked_fill(targets[:, None] == rows, -math.inf)
         return functional.cross_entropy(torch.cat([own, others], 1), targets.new_zeros(len(targets)))
 
 
-def _of(items: Items, rows: Tensor | None) -> Tensor:
+def looked_up(items: Items, rows: Tensor | None) -> Tensor:
+    """Vectors of item rows (P,), or of all items, (P or V, D)."""
     if not isinstance(items, Tensor):
         return items(rows)
     return items if rows is None else functional.embedding(rows, items)

@@ -5,7 +5,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -115,9 +115,36 @@ class Run:
             raise RunError(self._first("prepare"))
         return Config.model_validate(noted)
 
+    def derive(self, how: str, parents: Sequence[str] = ()) -> Self:
+        """A new run beside this one, made of `parents` (this run where none are named), with the same prepared data.
+
+        Its name ends with `how`. Prepared data are linked, and the run is refused once they are repeated.
+        """
+        prepared = self.require("prepare")
+        run = type(self).create(self.path.parent, f"{re.sub(r'^[0-9]+-', '', self.path.name)}-{how}")
+        (run.path / "prepare").symlink_to(Path("..") / self.path.name / prepared.name, target_is_directory=True)
+        record = self.record()
+        kept = {name: record[name] for name in ("config", "seed", "data", "versions") if name in record}
+        made = {"made_by": how, "parents": list(parents or [self.path.name])}
+        stages = {"prepare": record["stages"]["prepare"] | {"of": self.path.name}}
+        run._write(run.record() | made | kept | {"stages": stages})
+        return run
+
+    @property
+    def made_by(self) -> str | None:
+        """How the run was derived from others; None where it was trained by itself."""
+        how: str | None = self.record().get("made_by")
+        return how
+
     @contextmanager
-    def stage(self, name: str) -> Iterator[Stage]:
-        """Run a stage: yields where it writes and its figures; notes time, figures and whether it went well."""
+    def stage(self, name: str, *, deriving: bool = False) -> Iterator[Stage]:
+        """Run a stage: yields where it writes and its figures; notes time, figures and whether it went well.
+
+        The data and weights of a derived run come from its parents: RunError for these stages unless `deriving`.
+        """
+        if name in ("prepare", "train") and self.made_by and not deriving:
+            parents = ", ".join(self.record()["parents"])
+            raise RunError(f"{self.path} was made of {parents} ({self.made_by}); {name} cannot be repeated in it.")
         stage = Stage(self.path / name)
         stage.directory.mkdir(exist_ok=True)
         entry: dict[str, Any] = {"state": "running", "started": _now()}
@@ -140,6 +167,8 @@ class Run:
             self.require(earlier)
             if stages[earlier]["ended"] > stages[name]["started"]:
                 raise RunError(f"{earlier} of {self.path} was repeated after {name}. {self._first(name)}")
+        if owner := stages[name].get("of"):
+            self._check_link(name, owner, stages[name]["ended"])
         return self.path / name
 
     def figures(self, name: str) -> dict[str, Any]:
@@ -147,6 +176,12 @@ class Run:
         self.require(name)
         figures: dict[str, Any] = self.record()["stages"][name]["figures"]
         return figures
+
+    def _check_link(self, name: str, owner: str, ended: str) -> None:
+        there = type(self).open(self.path.parent, owner)
+        there.require(name)
+        if there.record()["stages"][name]["ended"] != ended:
+            raise RunError(f"{name} of {there.path} was repeated after {self.path} was made of it; make it again.")
 
     def _first(self, name: str) -> str:
         return f"Stage {name} of {self.path} is not done; run `segrec-train {name} --run {self.path.name}` first."

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from server.core.features import Features, batches, features_of
 from server.core.history import Event, history_of
 from server.core.preprocessing import Preprocessing
-from server.core.release import Golden, Release
+from server.core.release import GOLDEN_TOLERANCE, Golden, Release
 from server.core.repository import MODEL_NAME
 from server.core.segments import normalised
 from training.embed import embed
@@ -90,7 +90,8 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         step("writing")
         _write_users(stage.directory, log, embeddings, segments, matching)
         _write_items(stage.directory, prepared, preprocessing, log, segments, matching, choice)
-        golden = golden_of(log.features, preprocessing, exported / "model.onnx")
+        tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
+        golden = golden_of(log.features, preprocessing, exported / "model.onnx", tolerance)
         (stage.directory / "golden.json").write_text(golden.model_dump_json())
         segmentation.write(stage.directory)
         stage.figures |= choice.figures | {"k": len(matching.segment_ids), "hybrid_weight": choice.weight}
@@ -117,7 +118,9 @@ def cluster(embeddings: NDArray[np.float32], k: int, engine: Engine, seed: int) 
     return Segments(engine, fit, Members(placed.first, placed.first_distance, points))
 
 
-def golden_of(features: Features, preprocessing: Preprocessing, model: Path) -> Golden:
+def golden_of(
+    features: Features, preprocessing: Preprocessing, model: Path, tolerance: float = GOLDEN_TOLERANCE
+) -> Golden:
     """Real histories of different lengths, in one batch, with their embeddings."""
     order = np.argsort(features.lengths, kind="stable")
     rows = [int(order[round(place * (len(order) - 1))]) for place in GOLDEN_LENGTHS]
@@ -125,7 +128,8 @@ def golden_of(features: Features, preprocessing: Preprocessing, model: Path) -> 
     [(_, inputs)] = batches(chosen, preprocessing.max_length)
     # `batches` sorts by length; `chosen` is sorted already, so its rows are those of the embeddings.
     embeddings = embed(model, chosen, max_length=preprocessing.max_length)
-    return Golden(**{name: array.tolist() for name, array in inputs.items()}, user_embedding=embeddings.tolist())
+    columns = {name: array.tolist() for name, array in inputs.items()}
+    return Golden(**columns, user_embedding=embeddings.tolist(), tolerance=tolerance)
 
 
 def _taken(features: Features, rows: Sequence[int], max_length: int) -> Features:

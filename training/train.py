@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -328,14 +329,16 @@ def train(
 
     `settings` replace those of the run's configuration. With `resume` training goes on after the last whole epoch of
     a run that was cut off, or of `CHECKPOINT_MINUTES` inside an epoch, or starts where there is none. Under torchrun
-    every process calls this; the first one writes. A run that is derived from others needs a `lesson`. Raises ConfigError, LogError and RunError.
+    every process calls this; the first one writes. A derived run needs a `lesson`.
+    Raises ConfigError, LogError and RunError.
     """
     clock, world = _Clock(), World.from_environment()
     prepared = run.require("prepare")
     settings = settings or run.config().train
     device = choose_device(settings.device)
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
-    with run.stage("train", deriving=lesson is not None) if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
+    whole = partial(run.stage, "train", deriving=lesson is not None)
+    with whole() if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
         progress("reading sequences", 0, 0)
         log = read_sequences(prepared, preprocessing)
         items = pl.scan_parquet(prepared / "items.parquet").select(pl.len()).collect().item()

@@ -31,7 +31,8 @@ from server.core.preprocessing import Preprocessing
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
-"""Largest difference allowed between an embedding and its golden value; other processors round otherwise."""
+"""Largest difference allowed between an embedding and its golden value, for an encoder that computes in float32;
+other processors round otherwise."""
 
 FILES = (
     "model.onnx",
@@ -63,6 +64,7 @@ class Golden(_Model):
     value: list[list[float]]
     gap_index: list[list[int]]
     user_embedding: list[list[float]]
+    tolerance: float = Field(default=GOLDEN_TOLERANCE, gt=0, le=0.05, description="Largest difference allowed.")
 
     def inputs(self) -> Inputs:
         """Encoder inputs, (B, L) each."""
