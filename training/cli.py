@@ -15,6 +15,7 @@ from server.core.errors import SegrecError
 from training.config import load_config
 from training.errors import ConfigError, LogError, TrainingError
 from training.runs import Run
+from training.world import World
 
 app = typer.Typer(
     help="Train Segrec on a behaviour log: user segments and recommendations, published as a release.",
@@ -110,8 +111,11 @@ def prepare(
 
 @app.command()
 def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resume: bool = False) -> None:
-    """Train the encoder on what `prepare` left."""
-    with _told() as told:
+    """Train the encoder on what `prepare` left.
+
+    On several processes or machines: torchrun --nproc-per-node 2 -m -- training.cli train --run RUN.
+    """
+    with _told(World.from_environment()) as told:
         from training.pipeline import with_overrides
         from training.train import train as work
 
@@ -169,13 +173,55 @@ def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
         told.console.print(serving_hint(opened, repository, number))
 
 
+items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
+app.add_typer(items_app, name="items")
+
+
+@items_app.callback()
+def items_group() -> None:
+    """Items of a release."""
+
+
+@items_app.command("add")
+def items_add(
+    items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
+    release: Annotated[str, typer.Option("--release", help="Number of the release to add to, or newest.")] = "newest",
+    repository: Repository = REPOSITORY,
+    vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
+    config: ConfigFile = None,
+    skip_known: Annotated[bool, typer.Option("--skip-known", help="Leave out items that it has already.")] = False,
+) -> None:
+    """Publish a release with new items, placed by their texts, without training."""
+    with _told() as told:
+        if release != "newest" and not release.isdecimal():
+            raise ConfigError(f"--release is a number or `newest`, not `{release}`.")
+        from training.items import add_items as work
+
+        _check_files(items, vectors)
+        result = work(
+            repository,
+            items,
+            release=None if release == "newest" else int(release),
+            vectors=vectors,
+            columns=load_config(config).items,
+            skip_known=skip_known,
+            progress=told.progress_of("items add"),
+        )
+        told.finish()
+        told.console.print(
+            f"Release {result.release} is in {repository}: release {result.source} with {result.added:,} new items, "
+            f"{result.items:,} in all."
+        )
+
+
 class Told:
     """What the person at the terminal is told: bars while a stage works, a line when it is done."""
 
-    def __init__(self) -> None:
-        self.console = Console()
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.console = Console(quiet=not world.is_first)
         if not self.console.is_terminal:
-            self.console = Console(width=_PLAIN_WIDTH)
+            self.console = Console(width=_PLAIN_WIDTH, quiet=not world.is_first)
         self.errors = Console(stderr=True)
         self.run: Run | None = None
         self.resume = ""
@@ -209,7 +255,7 @@ class Told:
     def finish(self) -> None:
         """End the stage at work, if any, with a line on it."""
         self.stop()
-        if self.run is not None and self._stage:
+        if self.run is not None and self._stage and self._world.is_first:
             from training.summary import stage_line
 
             self.console.print(stage_line(self._stage, self.run.record()["stages"][self._stage]), highlight=False)
@@ -224,16 +270,23 @@ class Told:
     def fail(self, message: str, code: int) -> typer.Exit:
         """One sentence on stderr, and the exit that says so."""
         self.stop()
+        if self._world.size > 1:
+            message = f"Process {self._world.rank} of {self._world.size}: {message}"
         self.errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return typer.Exit(code)
 
 
 @contextmanager
-def _told() -> Iterator[Told]:
-    """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback."""
+def _told(world: World | None = None) -> Iterator[Told]:
+    """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback.
+
+    `world` names the processes of a command that can be run by several.
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    told = Told()
+    told = Told(world or World())
     try:
+        if world is None and World.from_environment().size > 1:
+            raise ConfigError("Of segrec-train only `train` runs on several processes; run this without torchrun.")
         yield told
         told.finish()
     except (ConfigError, LogError) as error:

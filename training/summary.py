@@ -84,7 +84,8 @@ def stage_line(name: str, record: Mapping[str, Any]) -> str:
     told = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
     failed = "" if record["state"] == "done" else ", failed"
     figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
-    return f"{name}: {record['seconds']:.1f} s{failed}{figures}"
+    device = f" on {record['figures']['device']}" if "device" in record["figures"] else ""
+    return f"{name}: {record['seconds']:.1f} s{device}{failed}{figures}"
 
 
 def read_results(evaluated: Path) -> EvaluateResult:

@@ -349,8 +349,8 @@ def train(
         text = None if lesson.start else read_item_text(prepared)
         job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, world, lesson)
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
-        stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": device}
-        stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length, "processes": world.size}
+        stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": world.of(device)}
+        stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length}
     return result
 
 
@@ -426,15 +426,17 @@ def _together(world: World) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without Lightning's hints: about workers that these loaders need not have, and its own deprecations."""
-    logger = logging.getLogger("lightning.pytorch")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _clear(job: _Job, resume: bool) -> None:

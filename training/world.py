@@ -30,6 +30,10 @@ class World:
         """Whether this is the one process that writes files and shows progress."""
         return self.rank == 0
 
+    def of(self, device: str) -> str:
+        """What computes, for people: `cpu`, or `4 × cuda`."""
+        return device if self.size == 1 else f"{self.size} × {device}"
+
     @property
     def machines(self) -> int:
         """Machines at work."""
