@@ -1,6 +1,7 @@
 """Fourth stage: writes the trained encoder as ONNX, and proves that ONNX Runtime computes what torch does."""
 
 import logging
+import shutil
 import time
 import warnings
 from dataclasses import dataclass
@@ -18,7 +19,9 @@ from server.core.repository import OUTPUT
 from training.embed import open_session
 from training.encoder import Encoder
 from training.errors import RunError
+from training.precision import GOLDEN_TOLERANCES, LoweredEncoder
 from training.runs import Progress, Run, no_progress, write_atomically
+from training.text_projection import ITEM_TEXT
 from training.train import load_encoder
 
 MODEL = "model.onnx"
@@ -60,14 +63,22 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
         np.save(stage.directory / ITEM_EMBEDDINGS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
         preprocessing = Preprocessing.model_validate_json((run.path / "prepare" / "preprocessing.json").read_bytes())
         write_atomically(stage.directory / "preprocessing.json", preprocessing.model_dump_json(indent=2) + "\n")
+        (stage.directory / ITEM_TEXT).unlink(missing_ok=True)
+        if (trained / ITEM_TEXT).is_file():
+            shutil.copyfile(trained / ITEM_TEXT, stage.directory / ITEM_TEXT)
         stage.figures |= {"largest_difference": difference, "microseconds_per_user": round(speed, 1)}
         stage.figures |= {"model_bytes": model.stat().st_size}
+        if isinstance(encoder, LoweredEncoder):
+            stage.figures |= {"golden_tolerance": GOLDEN_TOLERANCES[encoder.precision]}
         progress("measuring", 3, steps)
     return ExportResult(stage.directory, difference, speed)
 
 
 def write_onnx(encoder: Encoder, path: Path) -> None:
     """Write the encoder with batch and length dynamic, weights inside the file, and check it."""
+    if isinstance(encoder, LoweredEncoder):
+        encoder.write_onnx(path)
+        return
     example = tuple(torch.from_numpy(array) for array in random_inputs(encoder, 3, 5, 0).values())
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)

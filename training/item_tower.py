@@ -3,65 +3,30 @@
 Of an item that training saw n times the id counts n / (n + k) and the text the rest, dimension by dimension: empirical
 Bayes shrinkage, with k and its sharpness learned. An item that training never saw is its text alone. So that the text
 learns to stand alone, training takes the id away from a share of the items that it looks up (DropoutNet, Volkovs et
-al. 2017). Text vectors are whitened first, which spreads what language models crowd into a cone (Zhang et al. 2024,
-"Are ID Embeddings Necessary?").
+al. 2017). Text vectors are half whitened first, which spreads what language models crowd into a cone (Zhang et al.
+2024, "Are ID Embeddings Necessary?"); wholly whitened, what is particular to one text would count as much as its topic.
 """
 
 import math
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.text import ItemText, TextSource
+from training.text import ItemText
+from training.text_projection import TextProjection
 
-ITEM_TEXT = "item_text.safetensors"
-"""What turns a text vector into an item vector, in a run's `train` and in a release."""
-
-ID_DROPOUT = 0.1
+ID_DROPOUT = 0.2
 """Share of look-ups that see an item as if it were new."""
 
 _DIMENSIONS = 128
 _FIRST_K = 10.0
 """At first an item seen so often counts half for itself and half for its text."""
 
+_AT_ONCE = 65_536
+_ZERO = 1e-6
 _LEAST_VARIANCE = 1e-3
 """Directions of text vectors that vary less than this share of the widest one are noise."""
-
-
-@dataclass(frozen=True)
-class TextProjection:
-    """Text vector t (T,) → vector of an item that training never saw: `weight` (D, T) @ t + `bias` (D,).
-
-    `source` says where such text vectors come from.
-    """
-
-    weight: Tensor
-    bias: Tensor
-    source: TextSource
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """Item vectors (n, D) of text vectors (n, T)."""
-        return functional.linear(vectors, self.weight, self.bias)
-
-    def write(self, path: Path) -> None:
-        """Save it, in one step."""
-        temporary = path.with_name(f".{path.name}")
-        weights = {"weight": self.weight.contiguous(), "bias": self.bias.contiguous()}
-        save_file(weights, temporary, {"source": self.source.model_dump_json()})
-        temporary.replace(path)
-
-    @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read back what `write` saved."""
-        with safe_open(path, "pt") as file:
-            source = TextSource.model_validate_json(file.metadata()["source"])
-            return cls(file.get_tensor("weight"), file.get_tensor("bias"), source)
 
 
 class ItemTower(nn.Module):
@@ -116,8 +81,10 @@ class ItemTower(nn.Module):
 
     def projection(self) -> TextProjection:
         """How an item that training never saw gets its vector, from its text vector as it was given."""
-        weight = self.project.weight.detach() @ self._whitening
-        return TextProjection(weight.cpu(), (self.project.bias.detach() - weight @ self._mean).cpu(), self.source)
+        with torch.no_grad():
+            weight = self.project.weight @ self._whitening
+            bias = self.project.bias - weight @ self._mean
+        return TextProjection(weight.cpu().numpy(), bias.cpu().numpy(), self.source)
 
     def _all(self) -> Tensor:
         return torch.arange(1, len(self._texts), device=self._texts.device)
@@ -131,13 +98,19 @@ class ItemTower(nn.Module):
 
 
 def whitened(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (T,) and matrix (R, T) that give vectors (n, T) equal variance in R directions, and mean length 1.
+    """Mean (T,) and matrix (R, T) that take vectors (n, T) half the way to equal variance in R directions.
 
-    R is at most `_DIMENSIONS`, and less where the vectors vary in fewer directions.
+    They are of length 1 then, as a root mean square. R is at most `_DIMENSIONS`, and less where the vectors vary in
+    fewer directions.
     """
-    mean = vectors.mean(0)
-    covariance = torch.cov(vectors.double().T).reshape(vectors.shape[1], -1)
+    count = max(len(vectors), 1)
+    mean = vectors.sum(0, dtype=torch.float64) / count
+    covariance = vectors.new_zeros(vectors.shape[1], vectors.shape[1], dtype=torch.float64)
+    for start in range(0, len(vectors), _AT_ONCE):
+        part = vectors[start : start + _AT_ONCE] - mean
+        covariance += part.T @ part / count
     variances, directions = torch.linalg.eigh(covariance)
-    kept = (variances > _LEAST_VARIANCE * variances[-1]).nonzero().squeeze(1)[-_DIMENSIONS:]
-    matrix = directions[:, kept].T / variances[kept, None].sqrt() / math.sqrt(max(len(kept), 1))
-    return mean, matrix.float()
+    kept = (variances >= _LEAST_VARIANCE * variances[-1]).nonzero().squeeze(1)[-_DIMENSIONS:]
+    halfway = variances[kept].clamp(min=_ZERO).sqrt()
+    matrix = directions[:, kept].T / halfway[:, None].sqrt() / halfway.sum().sqrt()
+    return mean.float(), matrix.float()

@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import uuid
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,7 @@ import server.core
 from server.core.errors import DamagedRelease
 from server.core.preprocessing import Preprocessing
 from server.core.release import (
-    FILES,
-    GOLDEN_TOLERANCE,
+    FileRecord,
     Golden,
     Manifest,
     Release,
@@ -35,6 +35,7 @@ from training.errors import PublishError
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segmentation import Segmentation
+from training.text_projection import ITEM_TEXT
 
 _STAGING = ".staging"
 _KEPT_FIGURES = ("ndcg@10", "hr@10")
@@ -54,29 +55,41 @@ def publish(run: Run, repository: Path, progress: Progress = no_progress) -> int
     """
     sources = {stage: run.require(stage) for stage in _SOURCES}
     with run.stage("publish") as stage, locked(repository):
-        progress("publishing", 0, 4)
-        shutil.rmtree(repository / _STAGING, ignore_errors=True)
         segmentation = Segmentation.read(sources["segment"])
         parent = newest_release(repository)
         _check_parent(run, repository, segmentation, parent)
-        ledger = read_ledger(repository)
-        number = ledger.next_release
-        directory = repository / _STAGING / uuid.uuid4().hex / str(number)
-        directory.mkdir(parents=True)
-        try:
-            _assemble(directory, sources, segmentation, parent, _evaluated(run))
-            progress("publishing", 1, 4)
-            _make_durable(directory)
-            progress("publishing", 2, 4)
-            release = check_release(directory)
-            progress("publishing", 3, 4)
-            _move_in(repository, directory, release, ledger)
-        except OSError as error:
-            raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
-        finally:
-            shutil.rmtree(directory.parent, ignore_errors=True)
+        figures = _evaluated(run)
+        number = add_release(
+            repository, lambda directory: _assemble(directory, sources, segmentation, parent, figures), progress
+        )
         stage.figures |= {"release": number, "repository": str(repository.resolve())}
-        progress("publishing", 4, 4)
+    return number
+
+
+def add_release(repository: Path, assemble: Callable[[Path], None], progress: Progress = no_progress) -> int:
+    """Put in the next release, whole or not at all; returns its number. The caller holds the repository's lock.
+
+    `assemble` writes the release into the directory that it is given, whose name is the number. Raises PublishError.
+    """
+    progress("publishing", 0, 4)
+    shutil.rmtree(repository / _STAGING, ignore_errors=True)
+    ledger = read_ledger(repository)
+    number = ledger.next_release
+    directory = repository / _STAGING / uuid.uuid4().hex / str(number)
+    directory.mkdir(parents=True)
+    try:
+        assemble(directory)
+        progress("publishing", 1, 4)
+        _make_durable(directory)
+        progress("publishing", 2, 4)
+        release = check_release(directory)
+        progress("publishing", 3, 4)
+        _move_in(repository, directory, release, ledger)
+    except OSError as error:
+        raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(directory.parent, ignore_errors=True)
+    progress("publishing", 4, 4)
     return number
 
 
@@ -100,7 +113,7 @@ def check_release(directory: Path) -> Release:
     except Exception as error:  # ONNX and its runtime raise classes of their own, without a common base.
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise PublishError(f"model.onnx of the release does not run: {first}.") from error
-    if difference > GOLDEN_TOLERANCE:
+    if difference > golden.tolerance:
         raise PublishError(f"model.onnx gives embeddings that differ by {difference:.1e} from the golden ones.")
     return release
 
@@ -135,9 +148,10 @@ def _assemble(
     for stage, names in _SOURCES.items():
         for name in names:
             shutil.copyfile(sources[stage] / name, directory / name)
-    profiles = [_with_history(profile, number, parent) for profile in segmentation.profiles]
-    text = json.dumps([profile.model_dump(mode="json") for profile in profiles], ensure_ascii=False, indent=1)
-    (directory / "segments.json").write_text(text, encoding="utf-8")
+    if (sources["export"] / ITEM_TEXT).is_file():
+        shutil.copyfile(sources["export"] / ITEM_TEXT, directory / ITEM_TEXT)
+    profiles = [with_history(profile, number, parent) for profile in segmentation.profiles]
+    write_segments(directory, profiles)
     preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
     embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
     manifest = Manifest(
@@ -151,13 +165,24 @@ def _assemble(
         segment_count=len(profiles),
         hybrid_weight=segmentation.hybrid_weight,
         figures=figures | segmentation.figures,
-        files={name: record_of(directory / name) for name in FILES},
+        files=file_records(directory),
         golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
-def _with_history(profile: SegmentProfile, number: int, parent: Release | None) -> SegmentProfile:
+def file_records(directory: Path) -> dict[str, FileRecord]:
+    """The manifest's records of all files of a release, before the manifest is written."""
+    return {path.name: record_of(path) for path in sorted(directory.iterdir())}
+
+
+def write_segments(directory: Path, profiles: Sequence[SegmentProfile]) -> None:
+    """Write `segments.json` of a release."""
+    text = json.dumps([profile.model_dump(mode="json") for profile in profiles], ensure_ascii=False, indent=1)
+    (directory / "segments.json").write_text(text, encoding="utf-8")
+
+
+def with_history(profile: SegmentProfile, number: int, parent: Release | None) -> SegmentProfile:
     """The profile with its record in this release before those of the releases before."""
     now = SegmentRecord(release=number, user_count=profile.user_count, share=profile.share)
     earlier = next((p.history for p in parent.segments if p.segment_id == profile.segment_id), ()) if parent else ()
