@@ -1,0 +1,107 @@
+"""Training for more than the next item, or for something else: curves, what is exported, resuming, and ranking."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.logs import write_planted
+from training.config import Clean, Config, Objectives, Train
+from training.errors import RunError
+from training.evaluate import LEAVE_ONE_OUT, evaluate
+from training.prepare import prepare
+from training.runs import Run
+from training.train import CHECKPOINT, CURVES, WEIGHTS, load_encoder, train
+
+ALL = Objectives(next_item=1.0, feature_mse=0.5, contrastive=0.5)
+SETTINGS = Train(
+    objectives=ALL, embedding_dim=16, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Models this small are only slowed down by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that is trained for all three."""
+    directory = tmp_path_factory.mktemp("planted")
+    events, items, _ = write_planted(directory, users=100)
+    made = Run.create(directory / "runs")
+    prepare(made, events, items, None, Config(train=SETTINGS, clean=Clean(exclude_seen=False)))
+    train(made)
+    return made
+
+
+def beside(run: Run) -> Run:
+    """Another run on the same prepared log, not trained yet."""
+    made = Run.create(run.path.parent)
+    (made.path / "prepare").symlink_to(run.path / "prepare")
+    record: dict[str, Any] = run.record() | {"id": made.path.name}
+    record["stages"] = {"prepare": record["stages"]["prepare"]}
+    (made.path / "run.json").write_text(json.dumps(record))
+    return made
+
+
+class Killed(Exception):
+    """Stands for the process's end."""
+
+
+def kill_at_the_end(what: str, done: int, total: int) -> None:
+    if done == total - 1:
+        raise Killed
+
+
+def test_all_at_once_fall_and_add_nothing_to_what_is_exported(run: Run) -> None:
+    curves = json.loads((run.path / "train" / CURVES).read_bytes())
+    for name in ("loss", "feature_mse", "contrastive"):
+        assert curves[-1][name] < curves[0][name], name
+    kept = load_file(run.path / "train" / WEIGHTS)
+    assert kept.keys() == load_encoder(run.path / "train").state_dict().keys()
+    checkpoint = torch.load(run.path / "train" / CHECKPOINT, weights_only=True)["state_dict"]
+    slow, fast = checkpoint["others.features.slow.item.weight"], checkpoint["encoder.item.weight"]
+    assert not torch.equal(slow, fast)
+    assert not any("slow" in name or "head" in name for name in kept)
+
+
+def test_resuming_ends_where_an_unbroken_training_does(run: Run) -> None:
+    broken = beside(run)
+    with pytest.raises(Killed):
+        train(broken, progress=kill_at_the_end)
+    train(broken, resume=True)
+    ends = [torch.load(each.path / "train" / CHECKPOINT, weights_only=True)["state_dict"] for each in (run, broken)]
+    assert ends[0].keys() == ends[1].keys()
+    for name in ends[0]:
+        torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=0, msg=name)
+
+
+def test_other_objectives_do_not_go_on_with_it(run: Run) -> None:
+    broken = beside(run)
+    with pytest.raises(Killed):
+        train(broken, progress=kill_at_the_end)
+    changed = SETTINGS.model_copy(update={"objectives": Objectives()})
+    with pytest.raises(RunError, match="had other objectives"):
+        train(broken, settings=changed, resume=True)
+
+
+@pytest.mark.parametrize("name", ["feature_mse", "contrastive"])
+def test_alone_items_still_learn_by_vectors_of_their_own(run: Run, name: str) -> None:
+    alone = beside(run)
+    objectives = Objectives.model_validate({"next_item": 0, name: 1})
+    train(alone, settings=SETTINGS.model_copy(update={"objectives": objectives, "epochs": 6}))
+    curves = json.loads((alone.path / "train" / CURVES).read_bytes())
+    assert curves[-1]["loss"] < curves[0]["loss"]
+    results = [result for result in evaluate(alone).results if result.protocol == LEAVE_ONE_OUT]
+    ndcg = {result.method: result.figures["ndcg@10"] for result in results}
+    assert ndcg["encoder"] > ndcg["popularity"]
+    kept = load_file(alone.path / "train" / WEIGHTS)
+    assert not torch.allclose(kept["output.weight"], kept["item.weight"][1:])
