@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.core.features import GAP_COUNT
+from training.errors import ConfigError
 from training.item_tower import ItemTower
 from training.loss import Items
 from training.text import ItemText
@@ -158,7 +159,9 @@ class Encoder(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def use_text(self, text: ItemText, event_counts: Tensor) -> None:
-        """Fuse ids with text from here on; arguments as of `ItemTower`."""
+        """Fuse ids with text from here on; arguments as of `ItemTower`. Raises ConfigError for an untied output."""
+        if self.output is not None:
+            raise ConfigError("[text] needs the objective next_item: without it texts do not tell items apart.")
         self.item = ItemTower(self._ids, text, event_counts)
 
     def plain_state(self) -> dict[str, Tensor]:
@@ -167,7 +170,7 @@ class Encoder(nn.Module):
             return self.state_dict()
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("item.")}
         with torch.no_grad():
-            state["item.weight"] = torch.cat([self._ids.weight[:1], self.item_embeddings()])
+            state["item.weight"] = torch.cat([self.item.ids.weight[:1], self.item.table()])
         return state
 
     def _looked_up(self, rows: Tensor | None) -> Tensor:
