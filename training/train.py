@@ -211,9 +211,14 @@ class _Clock:
         self._started = time.monotonic()
         self._validation_started = 0.0
 
-    def resume(self, seconds: float) -> None:
-        """Count on from `seconds`."""
-        self._before = self.seconds = seconds
+    def state(self) -> dict[str, float]:
+        """What `resume` counts on from."""
+        return {"seconds": self.seconds, "validation_seconds": self.validation_seconds}
+
+    def resume(self, state: dict[str, float]) -> None:
+        """Count on from there, beside what this process has spent."""
+        self._before = self.seconds = state["seconds"]
+        self.validation_seconds = state["validation_seconds"]
 
     def validate(self, begins: bool) -> None:
         """A validation begins or ends."""
@@ -250,11 +255,11 @@ class _Keeper(Callback):
         return self._clock.seconds
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "curves": self.curves, "seconds": self._clock.seconds}
+        return {"best": self.best, "curves": self.curves, "clock": self._clock.state()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best, self.curves = state_dict["best"], state_dict["curves"]
-        self._clock.resume(state_dict["seconds"])
+        self._clock.resume(state_dict["clock"])
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
         self._clock.tick(trainer)

@@ -1,0 +1,45 @@
+"""Small trainings on planted logs, in this process and in others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from tests.support.logs import write_planted
+from training.config import Clean, Config, Train
+from training.prepare import prepare
+from training.runs import Run
+from training.train import WEIGHTS
+
+ROOT = Path(__file__).parents[2]
+
+
+def prepared_run(directory: Path, settings: Train, **shape: int) -> Run:
+    """A new run with a prepared log of the given shape, the same for equal shapes."""
+    directory.mkdir(exist_ok=True)
+    events, items, _ = write_planted(directory, **shape)
+    run = Run.create(directory / "runs")
+    prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False)))
+    return run
+
+
+def weights_of(run: Run) -> dict[str, torch.Tensor]:
+    """The weights that validated best."""
+    return load_file(run.path / "train" / WEIGHTS)
+
+
+def start_training(run: Run, *more: str, processes: int = 1) -> subprocess.Popen[str]:
+    """`segrec-train train`, by torchrun where several processes are asked for; output goes to a pipe."""
+    launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "training.cli", "train"]
+    return subprocess.Popen(
+        [*command, "--runs", str(run.path.parent), "--run", run.path.name, *more],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "POLARS_MAX_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
