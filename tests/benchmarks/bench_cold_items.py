@@ -168,7 +168,8 @@ def main() -> None:
     if asked.log != "demo" and not (DATA / asked.log).is_dir():
         raise SystemExit(f"{DATA / asked.log} is missing: this benchmark reads its logs there, or takes --log demo.")
     base = DEMO if asked.log == "demo" else Config()
-    quick = base.train.model_copy(update=dict(max_minutes=asked.max_minutes, epochs=asked.epochs, seed=asked.seed))
+    changes = {"max_minutes": asked.max_minutes, "epochs": asked.epochs, "seed": asked.seed}
+    quick = base.train.model_copy(update=changes)
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
