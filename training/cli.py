@@ -173,6 +173,45 @@ def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
         told.console.print(serving_hint(opened, repository, number))
 
 
+@app.command()
+def compress(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, trained and exported.")],
+    runs: Runs = RUNS,
+    only: Annotated[str | None, typer.Option("--only", help="Some of int8,fp16,pruned,student.")] = None,
+    max_minutes: Annotated[
+        float | None, typer.Option("--max-minutes", min=0.001, help="For each training; left out: the run's own time.")
+    ] = None,
+) -> None:
+    """Make smaller or faster runs of a run, and show what each gains and loses."""
+    with _told() as told:
+        from training.compress import WAYS
+        from training.compress import compress as work
+
+        told.run = opened = Run.open(runs, run_id)
+        ways = tuple(only.split(",")) if only is not None else WAYS
+        result = work(opened, ways, max_minutes, progress=told.progress_of("compress"))
+        told.finish()
+        told.console.print(result.table())
+        told.console.print("Each is a run: `segrec-train segment --run …`, then `segrec-train publish --run …`.")
+
+
+@app.command()
+def fuse(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN RUN …", help="Runs trained on the same prepared data.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Make one run of several: their scores averaged, their embeddings side by side."""
+    with _told() as told:
+        from training.fuse import fuse as work
+
+        told.run = Run.open(runs, run_ids[0])
+        result = work([Run.open(runs, name) for name in run_ids], progress=told.progress_of("train"))
+        told.run = result.run
+        told.finish()
+        told.console.print(result.table())
+        told.console.print(f"Fused; go on with `segrec-train evaluate --run {result.run.path.name}`, then export.")
+
+
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 

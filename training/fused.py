@@ -45,22 +45,22 @@ class FusedEncoder(Encoder):
             heads=sum(encoder.shape.heads for encoder in encoders),
         )
         self.members = tuple(members)
-        self._encoders = tuple(encoders)
+        self.encoders = tuple(encoders)
         self.registered = nn.ModuleList(encoders)
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """User embeddings (B, D)."""
-        parts = [encoder(item_index, action_index, value, gap_index) for encoder in self._encoders]
+        parts = [encoder(item_index, action_index, value, gap_index) for encoder in self.encoders]
         return self._beside(parts, [member.user_factor for member in self.members])
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """The embedding that the user had after each event, (B, L, D)."""
-        parts = [encoder.sequence(item_index, action_index, value, gap_index) for encoder in self._encoders]
+        parts = [encoder.sequence(item_index, action_index, value, gap_index) for encoder in self.encoders]
         return self._beside(parts, [member.user_factor for member in self.members])
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""
-        parts = [encoder.item_embeddings() for encoder in self._encoders]
+        parts = [encoder.item_embeddings() for encoder in self.encoders]
         return self._beside(parts, [member.item_factor for member in self.members])
 
     @staticmethod

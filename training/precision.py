@@ -115,11 +115,14 @@ def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in half precision, with inputs and output as they were."""
+    from onnxruntime.quantization.onnx_model import ONNXModel
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     with _quiet():
-        lowered: onnx.ModelProto = convert_float_to_float16(model, keep_io_types=True)
-    return lowered
+        lowered = ONNXModel(convert_float_to_float16(model, keep_io_types=True))
+    lowered.topological_sort()
+    half: onnx.ModelProto = lowered.model
+    return half
 
 
 def _lower_tables(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], rows: int) -> None:

@@ -23,6 +23,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "export": ("train",),
     "segment": ("export",),
     "publish": ("segment",),
+    "compress": ("export",),
 }
 """The stages, and whose output each one reads."""
 
