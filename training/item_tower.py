@@ -16,7 +16,7 @@ from torch.nn import functional
 from training.text import ItemText
 from training.text_projection import TextProjection
 
-ID_DROPOUT = 0.2
+ID_DROPOUT = 0.1
 """Share of look-ups that see an item as if it were new."""
 
 _DIMENSIONS = 128
