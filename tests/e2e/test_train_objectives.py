@@ -52,6 +52,12 @@ def beside(run: Run) -> Run:
     return made
 
 
+def checkpointed(run: Run) -> dict[str, torch.Tensor]:
+    """All weights of the last checkpoint, those that are not exported included."""
+    state: dict[str, torch.Tensor] = torch.load(run.path / "train" / CHECKPOINT, weights_only=True)["state_dict"]
+    return state
+
+
 class Killed(Exception):
     """Stands for the process's end."""
 
@@ -67,9 +73,8 @@ def test_all_at_once_fall_and_add_nothing_to_what_is_exported(run: Run) -> None:
         assert curves[-1][name] < curves[0][name], name
     kept = load_file(run.path / "train" / WEIGHTS)
     assert kept.keys() == load_encoder(run.path / "train").state_dict().keys()
-    checkpoint = torch.load(run.path / "train" / CHECKPOINT, weights_only=True)["state_dict"]
-    slow, fast = checkpoint["others.features.slow.item.weight"], checkpoint["encoder.item.weight"]
-    assert not torch.equal(slow, fast)
+    state = checkpointed(run)
+    assert not torch.equal(state["others.features.slow.item.weight"], state["encoder.item.weight"])
     assert not any("slow" in name or "head" in name for name in kept)
 
 
@@ -77,11 +82,14 @@ def test_resuming_ends_where_an_unbroken_training_does(run: Run) -> None:
     broken = beside(run)
     with pytest.raises(Killed):
         train(broken, progress=kill_at_the_end)
+    midway = checkpointed(broken)
     train(broken, resume=True)
-    ends = [torch.load(each.path / "train" / CHECKPOINT, weights_only=True)["state_dict"] for each in (run, broken)]
+    ends = checkpointed(run), checkpointed(broken)
     assert ends[0].keys() == ends[1].keys()
     for name in ends[0]:
         torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=0, msg=name)
+    for name in ("others.features.slow.item.weight", "others.features.head.0.weight"):
+        assert not torch.equal(midway[name], ends[0][name]), name
 
 
 def test_other_objectives_do_not_go_on_with_it(run: Run) -> None:
