@@ -140,7 +140,7 @@ def contrastive_loss(users: Tensor, owner: Tensor) -> Tensor:
     """InfoNCE of slices' embeddings (S, D), in nats: each has to find those of its `owner` (S,) among all others.
 
     Van den Oord et al. 2018, by cosine. CoLES' own loss, a margin, stayed where a new encoder begins, with all users
-    on one spot: see EXPERIMENTS.md.
+    on one spot: see DECISIONS.md.
     """
     directions = functional.normalize(users.float(), dim=1)
     self_pairs = torch.eye(len(users), dtype=torch.bool, device=users.device)

@@ -171,7 +171,7 @@ def half_agreement(encoder: Encoder, features: Features) -> dict[str, float]:
     halves = [embedded(encoder, part(features, chosen)) for chosen in (side, ~side)]
     found = {}
     for way in ("last", "mean"):
-        both = np.logical_and(*(half[way].any(1) for half in halves))
+        both = halves[0][way].any(1) & halves[1][way].any(1)
         labels = [fit_kmeans(normalised(half[way][both]), K, engine="sklearn", seed=0).labels for half in halves]
         found[f"half-ARI {way}"] = float(adjusted_rand_score(*labels))
     return found
