@@ -89,7 +89,8 @@ def write_lowered(encoder: Encoder, model: Path, precision: Precision, directory
 
 def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
     """The model with int8 weights: its item tables, of `item_count` + 1 rows, and its matrices."""
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+    with _quiet():
+        from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
     _lower_tables(model.graph, weights, item_count + 1)
@@ -115,10 +116,10 @@ def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in half precision, with inputs and output as they were."""
-    from onnxruntime.quantization.onnx_model import ONNXModel
-    from onnxruntime.transformers.float16 import convert_float_to_float16
-
     with _quiet():
+        from onnxruntime.quantization.onnx_model import ONNXModel
+        from onnxruntime.transformers.float16 import convert_float_to_float16
+
         lowered = ONNXModel(convert_float_to_float16(model, keep_io_types=True))
     lowered.topological_sort()
     half: onnx.ModelProto = lowered.model
@@ -157,8 +158,8 @@ def _int8_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what ONNX Runtime's tools say about every node."""
-    before = logging.root.manager.disable
+    """Without what ONNX Runtime's tools say about every node; on import they also make all libraries talk."""
+    before, handlers, level = logging.root.manager.disable, list(logging.root.handlers), logging.root.level
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
@@ -166,3 +167,5 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+        logging.root.handlers[:] = handlers
+        logging.root.setLevel(level)

@@ -87,3 +87,38 @@ def test_the_fingerprint_is_of_the_content(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("same")
     (tmp_path / "b").write_text("same")
     assert fingerprint(tmp_path / "a") | {"file": "b"} == fingerprint(tmp_path / "b")
+
+
+def prepared_run(root: Path) -> Run:
+    run = Run.create(root, "demo")
+    with run.stage("prepare") as stage:
+        (stage.directory / "items").write_text("data")
+    run.describe(Config(), {"events": "log"})
+    return run
+
+
+def test_a_derived_run_has_its_parents_data_and_its_own_weights(tmp_path: Path) -> None:
+    parent = prepared_run(tmp_path)
+    run = parent.derive("int8")
+    assert run.path.name == "0002-demo-int8"
+    assert (run.made_by, run.record()["parents"]) == ("int8", ["0001-demo"])
+    assert (run.require("prepare") / "items").read_text() == "data"
+    assert run.config() == Config()
+    with pytest.raises(RunError, match="Stage train of"):
+        run.require("train")
+    for name in ("prepare", "train"):
+        with pytest.raises(RunError, match=rf"made of 0001-demo \(int8\); {name} cannot be repeated"), run.stage(name):
+            pass
+    with run.stage("train", deriving=True):
+        pass
+    assert run.require("train") == run.path / "train"
+    assert run.derive("again").require("prepare").resolve() == (parent.path / "prepare").resolve()
+
+
+def test_a_derived_run_is_stale_once_its_parents_data_are_repeated(tmp_path: Path) -> None:
+    parent = prepared_run(tmp_path)
+    run = parent.derive("student")
+    with parent.stage("prepare"):
+        pass
+    with pytest.raises(RunError, match=r"prepare of .*0001-demo was repeated after .*0002-demo-student was made"):
+        run.require("prepare")

@@ -1,0 +1,25 @@
+"""Weights of an ensemble."""
+
+import numpy as np
+import pytest
+
+from training.fuse import MEMBERS_MAX, choose, weights_to_choose_from
+
+
+@pytest.mark.parametrize("count", range(2, MEMBERS_MAX + 1))
+def test_weights_are_positive_add_up_and_are_all_different(count: int) -> None:
+    weights = weights_to_choose_from(count)
+    assert weights[0] == (1 / count,) * count
+    assert len(set(weights)) == len(weights)
+    for each in weights:
+        assert len(each) == count
+        assert min(each) > 0
+        assert sum(each) == pytest.approx(1)
+
+
+def test_other_weights_must_be_better_beyond_chance() -> None:
+    rng = np.random.default_rng(0)
+    equal = rng.random(500)
+    chance, better = equal + rng.normal(0.001, 0.5, 500), equal + rng.normal(0.1, 0.1, 500)
+    assert choose([equal, chance]) == 0
+    assert choose([equal, chance, better]) == 2
