@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from server.core.features import CHUNK_SIZE
 from server.core.preprocessing import Preprocessing
 from training.adam import LazyAdamW, clip_gradients
 from training.checkpoints import AtomicCheckpoints, Checkpoints, ResumableLoader
@@ -62,6 +63,8 @@ CURVES = "metrics.json"
 METRIC = "ndcg@10"
 
 _VALIDATION_USERS = 5000
+_VALIDATION_SCORES = 2_000_000_000
+"""Users times items of a validation: of a million items 2,000 users are asked, which takes a CPU some 15 seconds."""
 _WARM_UP_STEPS = 100
 _FINAL_RATE = 0.05
 _BETAS = (0.9, 0.98)
@@ -156,12 +159,13 @@ class NextItemModule(lightning.LightningModule):
         """Fuse ids and text once, not for each batch."""
         self._items = self.encoder.item_embeddings()
         self._gains = torch.zeros(2, dtype=torch.float64, device=self.device)
+        self._scores = torch.empty(CHUNK_SIZE, len(self._items), device=self.device)
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """NDCG@10 with all items ranked, in float32."""
         targets, places, seen = (batch.pop(name) for name in ("target", "seen_place", "seen_row"))
         with torch.autocast(self.device.type, enabled=False):
-            scores = self.encoder(**batch) @ self._items.T
+            scores = torch.mm(self.encoder(**batch), self._items.T, out=self._scores[: len(targets)])
         scores[places, seen] = -torch.inf
         each = ndcg_each(target_ranks(scores, targets).cpu().numpy(), 10)
         self._gains += self._gains.new_tensor([each.sum(), len(each)])
@@ -170,6 +174,7 @@ class NextItemModule(lightning.LightningModule):
         """The mean over the users of all processes."""
         total, users = self.trainer.strategy.reduce(self._gains, reduce_op="sum")
         self.log(METRIC, total / users)
+        del self._items, self._scores
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *_: Any, **__: Any) -> None:
         """Lightning's own refuses fused optimisers under bf16, and cannot clip sparse gradients."""
@@ -220,12 +225,13 @@ class _Clock:
         self._before = self.seconds = state["seconds"]
         self.validation_seconds = state["validation_seconds"]
 
-    def validate(self, begins: bool) -> None:
-        """A validation begins or ends."""
-        if begins:
-            self._validation_started = time.monotonic()
-        else:
-            self.validation_seconds = time.monotonic() - self._validation_started
+    def validation_begins(self) -> None:
+        """A validation begins, or a part of it."""
+        self._validation_started = time.monotonic()
+
+    def validation_ends(self, of: int = 1) -> None:
+        """It ends; `of` so many parts."""
+        self.validation_seconds = of * (time.monotonic() - self._validation_started)
 
     def tick(self, trainer: lightning.Trainer) -> None:
         """Set `seconds` to now, and both times to those of the slowest process."""
@@ -238,10 +244,19 @@ class _Clock:
 class _Keeper(Callback):
     """Keeps the best weights and the curves on disk, tells progress, and ends training when its time is up.
 
-    Time is up where another validation, as long as the last one, would end too late.
+    Time is up where another validation, as long as the last one, would end too late. The first one's time is told from
+    a trial batch.
     """
 
-    def __init__(self, directory: Path, progress: Progress, clock: _Clock, plan: EpochPlan, settings: Train) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        progress: Progress,
+        clock: _Clock,
+        plan: EpochPlan,
+        settings: Train,
+        validation_batches: int,
+    ) -> None:
         self.best = math.nan
         self.curves: list[dict[str, float]] = []
         self._directory = directory
@@ -249,6 +264,7 @@ class _Keeper(Callback):
         self._clock = clock
         self._steps = plan.steps * settings.epochs
         self._accumulate = plan.parts.accumulate
+        self._validation_batches = validation_batches
         self._allowed = 60 * settings.max_minutes if settings.max_minutes else math.inf
 
     def seconds(self) -> float:
@@ -278,10 +294,19 @@ class _Keeper(Callback):
             trainer.should_stop = True
 
     def on_validation_start(self, *_: Any) -> None:
-        self._clock.validate(begins=True)
+        self._clock.validation_begins()
 
-    def on_validation_end(self, *_: Any) -> None:
-        self._clock.validate(begins=False)
+    def on_validation_batch_start(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.sanity_checking:
+            self._clock.validation_begins()
+
+    def on_validation_batch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if trainer.sanity_checking:
+            self._clock.validation_ends(of=self._validation_batches)
+
+    def on_validation_end(self, trainer: lightning.Trainer, *_: Any) -> None:
+        if not trainer.sanity_checking:
+            self._clock.validation_ends()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
         point = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -376,6 +401,10 @@ def _negatives(job: _Job) -> int:
     return choose_negatives(job.shape.item_count) if job.settings.negatives is None else job.settings.negatives
 
 
+def _validation_users(job: _Job) -> int:
+    return max(1, min(_VALIDATION_USERS, _VALIDATION_SCORES // job.shape.item_count))
+
+
 def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainResult:
     settings, log, world = job.settings, job.log, job.world
     parts = Parts(world.rank, world.size, settings.accumulate)
@@ -399,7 +428,7 @@ def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainRes
     loss = NextItemLoss(counts, _negatives(job))
     module = NextItemModule(encoder, loss, settings, plan, clock)
     module.teacher = Teacher(job.lesson.teacher) if job.lesson.teacher else None
-    held = sampled(held_out(log, 2, positive_actions(job.preprocessing)), _VALIDATION_USERS, settings.seed)
+    held = sampled(held_out(log, 2, positive_actions(job.preprocessing)), _validation_users(job), settings.seed)
     validates = len(held.rows) > 0
     if len(held.rows) >= world.size:  # with fewer everyone validates all: the mean is the same
         held = chosen(held, np.arange(world.rank, len(held.rows), world.size))
@@ -407,12 +436,12 @@ def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainRes
     windows = SlicedWindows(log, job.preprocessing, settings.seed) if sliced else Windows(log, job.preprocessing)
     batches = ResumableLoader(windows, plan)
     validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if validates else None
-    keeper = _Keeper(job.directory, progress, clock, plan, settings)
+    keeper = _Keeper(job.directory, progress, clock, plan, settings, len(validation) if validation else 0)
     checkpoint = job.directory / CHECKPOINT
     with _quiet(), _together(world):
-        trainer = _trainer(job, keeper, validates)
-        going_on = str(checkpoint) if resume and checkpoint.is_file() else None
-        trainer.fit(module, batches, validation, ckpt_path=going_on, weights_only=True)
+        going_on = resume and checkpoint.is_file()
+        trainer = _trainer(job, keeper, validates, going_on)
+        trainer.fit(module, batches, validation, ckpt_path=str(checkpoint) if going_on else None, weights_only=True)
     return TrainResult(job.directory, keeper.best, trainer.current_epoch, job.device)
 
 
@@ -456,7 +485,7 @@ def _clear(job: _Job, resume: bool) -> None:
     write_atomically(path, text)
 
 
-def _trainer(job: _Job, keeper: _Keeper, validates: bool) -> lightning.Trainer:
+def _trainer(job: _Job, keeper: _Keeper, validates: bool, going_on: bool) -> lightning.Trainer:
     callbacks: list[Callback] = [keeper]
     if validates:
         callbacks.append(EarlyStopping(METRIC, mode="max", patience=job.settings.patience, check_finite=False))
@@ -479,7 +508,7 @@ def _trainer(job: _Job, keeper: _Keeper, validates: bool) -> lightning.Trainer:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        num_sanity_val_steps=0,
+        num_sanity_val_steps=0 if going_on else 2,
         use_distributed_sampler=False,
     )
 
