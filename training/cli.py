@@ -225,6 +225,25 @@ def fuse(
         told.console.print(f"Fused; go on with `segrec-train evaluate --run {result.run.path.name}`, then export.")
 
 
+@app.command()
+def probe(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, trained.")],
+    other_id: Annotated[
+        str | None, typer.Argument(metavar="[RUN2]", help="Another run of the same log: how far do the two agree?")
+    ] = None,
+    runs: Runs = RUNS,
+) -> None:
+    """Judge user embeddings: what they tell of labels, and what segments they make, beside simpler vectors."""
+    with _told() as told:
+        from training.probe import probe_run as work
+
+        told.run = opened = Run.open(runs, run_id)
+        other = Run.open(runs, other_id) if other_id else None
+        result = work(opened, other, progress=told.progress_of("probe"))
+        told.finish()
+        told.console.print(result.table())
+
+
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 

@@ -24,6 +24,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "segment": ("export",),
     "publish": ("segment",),
     "compress": ("export",),
+    "probe": ("train",),
 }
 """The stages, and whose output each one reads."""
 
