@@ -16,6 +16,7 @@ from server.core.history import ID_MAX_BYTES
 from training.config import Clean, Missing, Outliers
 from training.errors import LogError
 from training.reading import Log
+from training.split import LEAVE_ONE_OUT, Split
 
 DAY_MS = 86_400_000
 _CONTROL = r"[\x00-\x1f\x7f]"
@@ -70,35 +71,29 @@ class Cleaned:
     steps: tuple[Step, ...]
 
 
-def training_part(events: pl.LazyFrame) -> pl.LazyFrame:
-    """All but the last two events of each user, which validation and test hold back.
-
-    `events` are sorted by user_id, then time, like `events.parquet`.
-    """
-    return events.filter((pl.col("user_id") == pl.col("user_id").shift(-2)).fill_null(False))
-
-
-def clean(log: Log, settings: Clean, now_ms: int, seed: int) -> Cleaned:
+def clean(log: Log, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
     """Clean a log whose actions have their final names. `now_ms` tells times in the future, `seed` the forest.
+
+    Statistics are learned on the training part of `split`.
 
     Raises LogError where nothing is left.
     """
     missing = settings.missing
     before_sort: list[Callable[[pl.DataFrame], tuple[pl.DataFrame, Step]]] = [
-        lambda events: fill_missing(events, "user_id", missing.user_id),
+        lambda events: fill_missing(events, "user_id", missing.user_id, split),
         lambda events: drop_unusable_ids(events, "user_id"),
-        lambda events: fill_missing(events, "timestamp", missing.timestamp),
+        lambda events: fill_missing(events, "timestamp", missing.timestamp, split),
         lambda events: drop_impossible_times(events, log.has_clock, now_ms),
     ]
     after_sort: list[Callable[[pl.DataFrame], tuple[pl.DataFrame, Step]]] = [
-        lambda events: fill_missing(events, "item_id", missing.item_id),
+        lambda events: fill_missing(events, "item_id", missing.item_id, split),
         lambda events: drop_unusable_ids(events, "item_id"),
-        lambda events: fill_missing(events, "action", missing.action),
+        lambda events: fill_missing(events, "action", missing.action, split),
         lambda events: drop_unusable_ids(events, "action"),
         drop_infinite,
         lambda events: drop_duplicates(events, settings.drop_duplicates, log.own_order),
-        lambda events: fill_missing(events, "value", missing.value),
-        lambda events: treat_outliers(events, settings.outliers, seed),
+        lambda events: fill_missing(events, "value", missing.value, split),
+        lambda events: treat_outliers(events, settings.outliers, seed, split),
     ]
     events, steps = log.events, []
     for step in before_sort:
@@ -134,7 +129,9 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
     return events.with_columns(key.alias("key")).sort("key", maintain_order=True).drop("key")
 
 
-def fill_missing(events: pl.DataFrame, column: str, how: Missing) -> tuple[pl.DataFrame, Step]:
+def fill_missing(
+    events: pl.DataFrame, column: str, how: Missing, split: Split = LEAVE_ONE_OUT
+) -> tuple[pl.DataFrame, Step]:
     """Treat rows without a value in `column`; rows that stay without one are dropped, save in `value`."""
     gaps = events[column].null_count()
     name = f"missing {column}"
@@ -146,7 +143,7 @@ def fill_missing(events: pl.DataFrame, column: str, how: Missing) -> tuple[pl.Da
         filled = events.with_columns(line.cast(events.schema[column]))
         why = "on the line between the user's neighbouring events"
     elif how.method != "drop":
-        fill = how.fill if how.method == "constant" else _statistic(events, column, how.method)
+        fill = how.fill if how.method == "constant" else _statistic(events, column, how.method, split)
         filled = events.with_columns(_filled(events[column], fill)) if fill is not None else events
         why = f"filled with {fill} ({how.method.replace('_', ' ')})"
     kept = filled if column == "value" and how.method != "drop" else filled.drop_nulls(column)
@@ -202,12 +199,14 @@ def drop_duplicates(events: pl.DataFrame, wanted: bool, own_order: bool) -> tupl
     return kept, _dropped("duplicates", events, kept, "equal in user, item, action, value and time")
 
 
-def treat_outliers(events: pl.DataFrame, how: Outliers, seed: int) -> tuple[pl.DataFrame, Step]:
+def treat_outliers(
+    events: pl.DataFrame, how: Outliers, seed: int, split: Split = LEAVE_ONE_OUT
+) -> tuple[pl.DataFrame, Step]:
     """Drop or clip values far off those of the training part of sorted `events`."""
     name = "outliers"
     if how.method == "none":
         return events, Step(name=name, rows_in=len(events), why="not looked for")
-    values = training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
+    values = split.training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
     if values.is_empty():
         return events, Step(name=name, rows_in=len(events), why="no values in the training part")
     if how.method == "isolation_forest":
@@ -265,10 +264,10 @@ def _texts(column: pl.Series) -> pl.Series:
     return dtype.categories
 
 
-def _statistic(events: pl.DataFrame, column: str, method: str) -> Any:
+def _statistic(events: pl.DataFrame, column: str, method: str, split: Split) -> Any:
     """Mean, median or most frequent value of the training part; None where it has none."""
     known = events.drop_nulls("timestamp").sort("user_id", "timestamp", maintain_order=True)
-    values = training_part(known.lazy()).select(column).drop_nulls().collect().to_series()
+    values = split.training_part(known.lazy()).select(column).drop_nulls().collect().to_series()
     if values.is_empty():
         return None
     if method == "most_frequent":

@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 import typing
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -223,6 +224,16 @@ class Segment(_Section):
     min_users: int = Field(default=1, ge=1, description="Segments with fewer users are told of in the report.")
 
 
+class Split(_Section):
+    """Which events are held back from training, to measure with."""
+
+    method: Literal["leave_one_out", "time"] = Field(
+        default="leave_one_out", description="time needs a log with a clock: training sees nothing after a moment."
+    )
+    test_share: float = Field(default=0.1, gt=0, le=0.4, description="Share of the newest events that tests.")
+    test_from: datetime | None = Field(default=None, description="Where the test begins, instead of by share; UTC.")
+
+
 class Config(_Section):
     """All settings of a run."""
 
@@ -231,6 +242,7 @@ class Config(_Section):
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()
+    split: Split = Split()
     text: Text = Text()
     train: Train = Train()
     segment: Segment = Segment()

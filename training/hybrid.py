@@ -27,7 +27,7 @@ from training.segment_items import (
     popularity,
     smoothed,
 )
-from training.sequences import HeldOut, Log, held_out, history_features, positive_actions, sampled
+from training.sequences import HeldOut, Log, held_out, history_features, known_ends, positive_actions, sampled
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Shares of the personal score to choose from."""
@@ -79,25 +79,30 @@ class Mixer:
 
     def choose(self) -> Choice:
         """Choose on validation targets, and measure on test targets."""
-        candidates = half_lives(self.preprocessing)
-        scene = self._scene(2)
+        scene = self.scene(2)
+        smoothing = self.smoothing(scene)
         if scene is None:
-            return Choice(Smoothing(candidates[len(candidates) // 2], 1_000.0), DEFAULT_WEIGHT, {})
-        targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
-        smoothing = choose_smoothing(scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates)
+            return Choice(smoothing, DEFAULT_WEIGHT, {})
         by_weight = self._ranks(scene, smoothing, WEIGHTS)
         weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
-        final = self._scene(1)
+        final = self.scene(1)
         return Choice(smoothing, weight, self._figures(final, smoothing, weight) if final else {})
 
-    def _scene(self, from_end: int) -> Scene | None:
+    def smoothing(self, scene: Scene | None) -> Smoothing:
+        """Fading and prior that foretell the targets of a scene best; a middle choice without one."""
+        candidates = half_lives(self.preprocessing)
+        if scene is None:
+            return Smoothing(candidates[len(candidates) // 2], 1_000.0)
+        targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
+        return choose_smoothing(scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates)
+
+    def scene(self, from_end: int, targets: HeldOut | None = None) -> Scene | None:
+        """The world before `targets`, by default a sample of those of `held_out`; None without any."""
         positive = positive_actions(self.preprocessing)
-        held = sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.seed)
+        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.seed)
         if not len(held.rows):
             return None
-        ends = self.log.train_ends.copy()
-        everyone = held_out(self.log, from_end)
-        ends[everyone.rows] = everyone.ends
+        ends = known_ends(self.log, from_end)
         known = np.flatnonzero(ends > self.log.features.offsets[:-1])
         drawn = np.random.default_rng(self.seed).permutation(known)[:CLUSTERED_USERS]
         rows = np.union1d(drawn, held.rows)
@@ -122,7 +127,7 @@ class Mixer:
     def _ranks(self, scene: Scene, smoothing: Smoothing, weights: Sequence[float]) -> dict[float, NDArray[np.int64]]:
         asked = scene.clusters[scene.held.rows]
         places = [np.flatnonzero(asked == cluster) for cluster in range(scene.cluster_count)]
-        return self._ranked(scene, places, _segment_scores(scene, smoothing), weights)
+        return self._ranked(scene, places, segment_scores(scene, smoothing), weights)
 
     def _ranked(
         self,
@@ -157,7 +162,7 @@ class Mixer:
             scores[row, torch.from_numpy(seen.astype(np.int64) - 1)] = -torch.inf
 
 
-def _segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
+def segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
     """For each cluster the log-probability of each item (V,) as the server reads it from a release.
 
     Items that are not listed have their global popularity, but no more than the last one listed.

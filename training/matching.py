@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment
 
 SMALLEST_LIKENESS = 0.1
 """An heir shares at least this part of its users: those in both, of those in either (Jaccard)."""

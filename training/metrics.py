@@ -8,7 +8,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 CUTOFFS = (5, 10, 20)
+LIST_LENGTH = 10
+"""Items of a user's list that `coverage` and `novelty` look at."""
+
 _RESAMPLES = 1000
+
+_COLUMNS_AT_ONCE = 16_384
+"""Of a large catalogue a part at a time, which stays in the cache: three times as fast as all at once."""
 
 
 def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
@@ -18,9 +24,12 @@ def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
     last, and so does every target where scores are NaN.
     """
     own = scores.gather(1, target_rows[:, None])
-    rows = torch.arange(scores.shape[1], device=scores.device)
-    before = ~(scores <= own) | ((scores == own) & (rows < target_rows[:, None]))
-    return torch.where(own.squeeze(1) > -torch.inf, before.sum(1), scores.shape[1])
+    before = torch.zeros_like(target_rows)
+    for start in range(0, scores.shape[1], _COLUMNS_AT_ONCE):
+        part = scores[:, start : start + _COLUMNS_AT_ONCE]
+        rows = torch.arange(start, start + part.shape[1], device=scores.device)
+        before += (~(part <= own) | ((part == own) & (rows < target_rows[:, None]))).sum(1)
+    return torch.where(own.squeeze(1) > -torch.inf, before, scores.shape[1])
 
 
 def hit_rate(ranks: NDArray[np.int64], k: int) -> float:
@@ -33,14 +42,24 @@ def ndcg_each(ranks: NDArray[np.int64], k: int) -> NDArray[np.float64]:
     return np.where(ranks < k, 1.0 / np.log2(ranks + 2.0), 0.0)
 
 
-def mean_reciprocal_rank(ranks: NDArray[np.int64]) -> float:
-    """Mean of 1 / (rank + 1) over all users and the whole catalogue, in [0, 1]."""
-    return float((1.0 / (ranks + 1.0)).mean())
+def mean_reciprocal_rank(ranks: NDArray[np.int64], k: int) -> float:
+    """Mean of 1 / (rank + 1), which is 0 beyond the first k, in [0, 1]."""
+    return float(np.where(ranks < k, 1.0 / (ranks + 1.0), 0.0).mean())
 
 
 def coverage(listed: Tensor, item_count: int) -> float:
     """Share of the catalogue that is in at least one user's list, in [0, 1]; `listed` (T, k) are item rows."""
     return len(torch.unique(listed)) / item_count
+
+
+def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:
+    """Mean self-information of the items in users' lists, in bits (Vargas and Castells 2011, "Rank and Relevance").
+
+    `listed` (T, k) are item rows, `event_counts` (V,) how often training has each; unseen ones count as seen once.
+    """
+    counts = np.maximum(event_counts, 1)
+    bits = -np.log2(counts / counts.sum())
+    return float(bits[listed.numpy()].mean())
 
 
 def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
@@ -52,7 +71,7 @@ def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95
 
 
 def ranking_metrics(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> Mapping[str, float]:
-    """HR and NDCG at each cut-off, and MRR, by name such as `ndcg@10`."""
+    """HR, NDCG and MRR at each cut-off, by name such as `ndcg@10`."""
     figures = {f"hr@{k}": hit_rate(ranks, k) for k in cutoffs}
     figures |= {f"ndcg@{k}": float(ndcg_each(ranks, k).mean()) for k in cutoffs}
-    return figures | {"mrr": mean_reciprocal_rank(ranks)}
+    return figures | {f"mrr@{k}": mean_reciprocal_rank(ranks, k) for k in cutoffs}

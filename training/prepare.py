@@ -8,15 +8,14 @@ from pathlib import Path
 import polars as pl
 
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from training.cleaning import Account, clean, training_part
+from training.cleaning import Account, clean
 from training.columns import Weights, action_weights
 from training.config import Config
-from training.errors import ConfigError
+from training.errors import ConfigError, LogError
 from training.reading import Log, read_items, read_log, read_users
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
+from training.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.text import add_text
-
-__all__ = ["PrepareResult", "Progress", "prepare", "training_part"]
 
 REPEATS_MAX = 0.1
 """Where a larger share of events goes back to an item, users repeat themselves, and seen items stay in."""
@@ -55,7 +54,11 @@ def prepare(
                 "no clock: " + ("rows" if log.own_order else "times") + " give the order of events, not when they were"
             )
         progress(_STEPS[1], 1, len(_STEPS))
-        cleaned = clean(log, config.clean, int(time.time() * 1000), config.train.seed)
+        now_ms = int(time.time() * 1000)
+        split = choose_split(config.split, log.events["timestamp"], log.has_clock, now_ms)
+        if split.by_time:
+            notes.append(split.in_words())
+        cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         progress(_STEPS[2], 2, len(_STEPS))
         catalogue = _catalogue(cleaned.events, weights)
         table = read_items(items, config.items, scratch) if items else None
@@ -66,8 +69,12 @@ def prepare(
         labels = read_users(users, config.users, scratch) if users else None
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
-        repeats = repeat_share(cleaned.events)
-        preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config)
+        known = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
+        if known.is_empty():
+            raise LogError(f"Cleaning left nothing to train on ({split.in_words()}).")
+        repeats = repeat_share(known)
+        preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
+        write_split(stage.directory, split)
         account = Account(
             rows_in=len(log.events), rows_out=len(cleaned.events), steps=cleaned.steps, notes=(*notes, *more, *of_text)
         )
@@ -87,22 +94,28 @@ def prepare(
 
 
 def learn_preprocessing(
-    events: pl.DataFrame, weights: Weights, has_clock: bool, repeats: float, config: Config
+    events: pl.DataFrame,
+    weights: Weights,
+    has_clock: bool,
+    repeats: float,
+    config: Config,
+    split: Split = LEAVE_ONE_OUT,
 ) -> Preprocessing:
     """Everything that encoding an event needs, learned from cleaned, sorted events; `repeats` as in `repeat_share`."""
+    known = split.training_part(events.lazy()).collect() if split.by_time else events
     counts = events.group_by("action").len().sort("len", "action", descending=[True, False])
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
     seen = config.clean.exclude_seen
     return Preprocessing(
-        max_length=config.train.max_length or choose_max_length(events),
+        max_length=config.train.max_length or choose_max_length(known),
         actions=tuple(Action(name=name, weight=by_name[name]) for name in counts["action"].cast(pl.String)),
-        value=learn_normaliser(events, config.clean.normalise),
+        value=learn_normaliser(events, config.clean.normalise, split),
         has_clock=has_clock,
         exclude_seen=repeats < REPEATS_MAX if seen is None else seen,
     )
 
 
-def learn_normaliser(events: pl.DataFrame, method: str) -> ValueNormaliser:
+def learn_normaliser(events: pl.DataFrame, method: str, split: Split = LEAVE_ONE_OUT) -> ValueNormaliser:
     """How values are scaled, learned on the training part of sorted events; none where there are no values."""
     value = pl.col("value")
     if method == "log":
@@ -113,7 +126,8 @@ def learn_normaliser(events: pl.DataFrame, method: str) -> ValueNormaliser:
         "robust": value.quantile(0.75, "linear") - value.quantile(0.25, "linear"),
     }
     wanted = centers.get(method, value.mean()), spreads.get(method, value.std(ddof=0))
-    center, scale = training_part(events.lazy()).select(wanted[0].alias("c"), wanted[1].alias("s")).collect().row(0)
+    part = split.training_part(events.lazy())
+    center, scale = part.select(wanted[0].alias("c"), wanted[1].alias("s")).collect().row(0)
     if method == "none" or center is None:
         return ValueNormaliser()
     return ValueNormaliser.model_validate({"method": method, "center": center, "scale": scale or 1.0})

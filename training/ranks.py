@@ -5,7 +5,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.core.features import batches
+from server.core.features import Features, batches
 from training.encoder import Encoder
 from training.metrics import target_ranks
 from training.sequences import HeldOut, Log, chosen, history_features, seen_pairs
@@ -13,14 +13,19 @@ from training.sequences import HeldOut, Log, chosen, history_features, seen_pair
 _USERS_AT_ONCE = 128
 
 
-def users_of(encoder: Encoder, log: Log, held: HeldOut) -> Tensor:
-    """User embeddings before the targets, (T, D)."""
+def embedded(encoder: Encoder, features: Features) -> Tensor:
+    """The user embedding of each history, (B, D); zeros for an empty one."""
     length = encoder.shape.max_length
-    users = torch.zeros(len(held.rows), encoder.shape.embedding_dim)
+    users = torch.zeros(len(features.lengths), encoder.shape.embedding_dim)
     with torch.inference_mode():
-        for places, inputs in batches(history_features(log, held, length), length):
+        for places, inputs in batches(features, length):
             users[places] = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     return users
+
+
+def users_of(encoder: Encoder, log: Log, held: HeldOut) -> Tensor:
+    """User embeddings before the targets, (T, D)."""
+    return embedded(encoder, history_features(log, held, encoder.shape.max_length))
 
 
 def ranks_of(encoder: Encoder, log: Log, held: HeldOut, exclude_seen: bool) -> NDArray[np.int64]:

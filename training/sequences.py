@@ -20,6 +20,7 @@ from torch.utils.data import Dataset, Sampler
 
 from server.core.features import Features, batches, encode, pad, padded_length
 from server.core.preprocessing import Preprocessing
+from training.split import LEAVE_ONE_OUT, Split, read_split
 
 EVENTS_MIN = 5
 """Users with fewer events (of the reading at hand) are for training only."""
@@ -44,12 +45,14 @@ class Log:
     features: Features
     timestamp: NDArray[np.int64]
     train_ends: NDArray[np.int64]
+    split: Split = LEAVE_ONE_OUT
 
 
 def read_log(prepared: Path, preprocessing: Preprocessing) -> Log:
     """Encode the whole of `events.parquet`, in its order."""
     events = _indexed(prepared, preprocessing).collect()
-    return _log(events, preprocessing, _train_ends(events))
+    split = read_split(prepared)
+    return _log(events, preprocessing, _train_ends(events, split), split)
 
 
 def read_first_events(prepared: Path, preprocessing: Preprocessing) -> Log:
@@ -57,7 +60,8 @@ def read_first_events(prepared: Path, preprocessing: Preprocessing) -> Log:
     events = _indexed(prepared, preprocessing).collect()
     first = events.select(pl.struct("row", "item_index").is_first_distinct()).to_series()
     kept_before = np.concatenate([[0], np.cumsum(first.to_numpy())])
-    return _log(events.filter(first), preprocessing, kept_before[_train_ends(events)])
+    split = read_split(prepared)
+    return _log(events.filter(first), preprocessing, kept_before[_train_ends(events, split)], split)
 
 
 def read_sequences(prepared: Path, preprocessing: Preprocessing) -> Log:
@@ -79,7 +83,7 @@ def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
     )
 
 
-def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray[np.int64]) -> Log:
+def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray[np.int64], split: Split) -> Log:
     encoded = encode(events.lazy(), preprocessing).collect()
     rows = encoded["row"].to_numpy()
     starts = np.flatnonzero(np.diff(rows, prepend=-1)) if len(rows) else np.empty(0, np.int64)
@@ -91,11 +95,19 @@ def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray
         np.append(starts, len(rows)).astype(np.int64),
         np.zeros(len(starts), np.int32),
     )
-    return Log(events["user_id"].gather(starts), features, events["timestamp"].to_numpy(), train_ends)
+    return Log(events["user_id"].gather(starts), features, events["timestamp"].to_numpy(), train_ends, split)
 
 
-def _train_ends(events: pl.DataFrame) -> NDArray[np.int64]:
-    """Before the validation target of both readings, the whole history of users too short for either."""
+def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
+    """Before the validation target of both readings, the whole history of users too short for either.
+
+    With a split by time, before the first event of the validation period.
+    """
+    if split.by_time:
+        inside = (pl.col("timestamp") < split.validation_from).sum()
+        users = events.lazy().group_by("row", maintain_order=True).agg(pl.len(), inside.alias("inside"))
+        places = pl.col("len").cum_sum() - pl.col("len") + pl.col("inside")
+        return users.select(places.cast(pl.Int64)).collect().to_series().to_numpy()
     first = pl.struct("row", "item_index").is_first_distinct()
     place = pl.int_range(pl.len(), dtype=pl.Int64)
     ends = (
@@ -135,14 +147,51 @@ class HeldOut:
 def held_out(log: Log, from_end: int, positive: NDArray[np.bool_] | None = None) -> HeldOut:
     """The `from_end`-th last event of each user with enough events: 1 is the test target, 2 the validation target.
 
-    With `positive`, by action index, users whose target is a negative action are left out.
+    With a split by time, each user's first event of the test period (1) or of the validation period (2), where an
+    event lies before that period. With `positive`, by action index, a negative action is no target: leave-one-out
+    leaves such a user out, the split by time takes the next event of the period.
     """
+    if log.split.by_time:
+        return _first_of_period(log, from_end, positive)
     rows = np.flatnonzero(log.features.lengths >= EVENTS_MIN)
     ends = log.features.offsets[1:][rows] - from_end
     if positive is not None:
         asked = positive[log.features.action_index[ends]]
         rows, ends = rows[asked], ends[asked]
     return HeldOut(rows, ends, log.features.item_index[ends])
+
+
+def _first_of_period(log: Log, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
+    starts, stops = period_starts(log, from_end), period_starts(log, from_end - 1)
+    user = np.repeat(np.arange(len(starts)), log.features.lengths)
+    place = np.arange(len(user))
+    asked = (place >= starts[user]) & (place < stops[user]) & (starts[user] > log.features.offsets[user])
+    if positive is not None:
+        asked &= positive[log.features.action_index]
+    rows, first = np.unique(user[asked], return_index=True)
+    ends = np.flatnonzero(asked)[first]
+    return HeldOut(rows, ends, log.features.item_index[ends])
+
+
+def period_starts(log: Log, from_end: int) -> NDArray[np.int64]:
+    """Where each user's test period (1) or validation period (2) of a split by time begins, (U,); 0: past the end."""
+    if from_end == 0:
+        return log.features.offsets[1:]
+    moment = log.split.test_from if from_end == 1 else log.split.validation_from
+    before = np.concatenate([[0], np.cumsum(log.timestamp < moment)])
+    offsets = log.features.offsets
+    starts: NDArray[np.int64] = offsets[:-1] + before[offsets[1:]] - before[offsets[:-1]]
+    return starts
+
+
+def known_ends(log: Log, from_end: int) -> NDArray[np.int64]:
+    """Where each user's history ends that may be known before the targets of `held_out`, (U,)."""
+    if log.split.by_time:
+        return period_starts(log, from_end)
+    ends = log.train_ends.copy()
+    held = held_out(log, from_end)
+    ends[held.rows] = held.ends
+    return ends
 
 
 def positive_actions(preprocessing: Preprocessing) -> NDArray[np.bool_]:

@@ -1,6 +1,5 @@
 """What a training run prints when it is done: tables for people."""
 
-import json
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from rich.table import Table
 
 from server.core.release import SegmentProfile, Trait
 from training.cleaning import Account
-from training.evaluate import EvaluateResult, Result
+from training.evaluate import EvaluateResult
 from training.profiles import in_words
 from training.runs import Run
 from training.segmentation import Segmentation
@@ -33,7 +32,8 @@ def summary(run: Run, repository: Path) -> RenderableType:
     segmentation = Segmentation.read(run.require("segment"))
     parts: list[RenderableType] = [account.table(), ""]
     if run.record()["stages"]["evaluate"]["state"] == "done":
-        parts += [read_results(run.require("evaluate")).table(), ""]
+        evaluated = EvaluateResult.read(run.require("evaluate"))
+        parts += [*evaluated.tables(), *evaluated.notes, ""]
     else:
         parts += ["Nothing was measured: no user has enough events to hold some back.", ""]
     if segmentation.figures:
@@ -86,13 +86,6 @@ def stage_line(name: str, record: Mapping[str, Any]) -> str:
     figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
     device = f" on {record['figures']['device']}" if "device" in record["figures"] else ""
     return f"{name}: {record['seconds']:.1f} s{device}{failed}{figures}"
-
-
-def read_results(evaluated: Path) -> EvaluateResult:
-    """What the evaluate stage found, from its `metrics.json`."""
-    rows = json.loads((evaluated / "metrics.json").read_text(encoding="utf-8"))
-    results = (Result(**{**row, "interval": tuple(row["interval"])}) for row in rows)
-    return EvaluateResult(evaluated, tuple(results))
 
 
 def _shown(traits: Sequence[Trait]) -> list[str]:

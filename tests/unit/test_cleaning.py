@@ -20,12 +20,12 @@ from training.cleaning import (
     fill_missing,
     keep_core,
     sort_events,
-    training_part,
     treat_outliers,
 )
 from training.config import Clean, Missing, MissingColumns, Outliers
 from training.errors import LogError
 from training.reading import Log
+from training.split import Split
 
 NOW = 1_700_000_000_000
 IDS = ("user_id", "item_id", "action")
@@ -47,7 +47,7 @@ def test_training_part_holds_back_two_events_of_each_user() -> None:
     events = frame(
         [(user, "i", "view", None, n) for user, count in (("a", 1), ("b", 2), ("c", 4)) for n in range(count)]
     )
-    assert training_part(events.lazy()).collect().select("user_id", "timestamp").rows() == [("c", 0), ("c", 1)]
+    assert Split().training_part(events.lazy()).collect().select("user_id", "timestamp").rows() == [("c", 0), ("c", 1)]
 
 
 def test_ids_that_the_api_refuses_are_dropped() -> None:

@@ -1,0 +1,174 @@
+"""Evaluation beside baselines, the split by time, and comparison of runs, on planted data."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.logs import planted_items, planted_log
+from training.compare import compare, table
+from training.config import Clean, Config, Segment, Split, Train
+from training.errors import ConfigError, RunError
+from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, NEW_ITEMS, TIME_SPLIT, EvaluateResult, evaluate
+from training.prepare import prepare
+from training.runs import Run
+from training.train import WEIGHTS, train
+
+TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, dropout=0.1, learning_rate=0.01, batch_size=32)
+BY_TIME = Split(method="time", test_share=0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def prepared(directory: Path, events: pl.DataFrame, split: Split | None = None, seed: int = 0) -> Run:
+    directory.mkdir(exist_ok=True)
+    files = directory / "events.parquet", directory / "items.parquet"
+    events.write_parquet(files[0])
+    planted_items().write_parquet(files[1])
+    run = Run.create(directory / "runs")
+    settings = TRAIN.model_copy(update={"seed": seed})
+    config = Config(train=settings, clean=Clean(exclude_seen=False), split=split or Split(), segment=Segment(k=4))
+    prepare(run, *files, None, config)
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = prepared(tmp_path_factory.mktemp("planted"), planted_log(users=160)[0])
+    train(made)
+    evaluate(made)
+    return made
+
+
+def test_every_baseline_is_in_the_table_and_those_that_know_users_beat_popularity(run: Run) -> None:
+    result = EvaluateResult.read(run.require("evaluate"))
+    ndcg = {(one.protocol, one.method): one.figures["ndcg@10"] for one in result.results}
+    methods = ["encoder", "popularity", "popularity, 7 days", "popularity, 4 segments", "item-kNN"]
+    assert list(ndcg) == [(protocol, method) for protocol in (LEAVE_ONE_OUT, AS_SERVED) for method in methods]
+    for method in ("encoder", "popularity, 4 segments", "item-kNN"):
+        assert ndcg[AS_SERVED, method] > 1.5 * ndcg[AS_SERVED, "popularity"], method
+    assert [one.row_count for one in result.tables()] == [5, 5, 5, 5]
+
+
+def test_slices_part_the_users(run: Run) -> None:
+    for result in EvaluateResult.read(run.require("evaluate")).results:
+        *by_activity, new = result.slices
+        assert sum(part.users for part in by_activity) == result.users
+        mean = sum(part.users * part.ndcg for part in by_activity) / result.users
+        assert mean == pytest.approx(result.figures["ndcg@10"])
+        assert (new.name, new.users) == (NEW_ITEMS, 0)
+        assert result.hr_interval[0] <= result.figures["hr@10"] <= result.hr_interval[1]
+
+
+def cut(run: Run) -> int:
+    moment: int = json.loads((run.path / "prepare" / "split.json").read_bytes())["test_from"]
+    return moment
+
+
+def test_a_split_by_time_learns_nothing_from_what_came_after(tmp_path: Path) -> None:
+    events, _ = planted_log(users=60)
+    events = events.with_columns(pl.col("timestamp") + pl.col("user_id").str.slice(1).cast(pl.Int64) * 400_000)
+    honest = prepared(tmp_path / "a", events, BY_TIME)
+    train(honest)
+    result = evaluate(honest)
+    moment = cut(honest)
+    fixed = Split(method="time", test_from=datetime.fromtimestamp(moment / 1000, UTC), test_share=0.2)
+    later = pl.col("timestamp") >= moment
+    after = events.filter(later)
+    shuffled = after.with_columns(
+        after["item_id"].reverse(), pl.lit(1e6).alias("value"), pl.lit("view").alias("action")
+    )
+    changed = pl.concat([events.filter(~later), shuffled])
+    other = prepared(tmp_path / "b", changed, fixed)
+    train(other)
+    for run in (honest, other):
+        assert cut(run) == moment
+    assert (honest.path / "prepare/preprocessing.json").read_bytes() == (
+        other.path / "prepare/preprocessing.json"
+    ).read_bytes()
+    encoder, _, known = result.results[:3]
+    assert encoder.protocol == TIME_SPLIT
+    assert encoder.figures["ndcg@10"] > known.figures["ndcg@10"]
+    ours, theirs = (load_file(run.path / "train" / WEIGHTS) for run in (honest, other))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=0, atol=0)
+
+
+def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
+    """Ann is asked about her first event of the period, Bob only comes in it, Cleo has left before, Dan has both."""
+    hour = 3_600_000
+    times = {"ann": [*range(12), 90, 91], "bob": [92, 93], "cleo": [*range(12)], "dan": [*range(12), 50, 95]}
+    rows = [
+        (user, f"i{place:05}", "view", 1.0, 1_700_000_000_000 + t * hour)
+        for user, list_ in times.items()
+        for place, t in enumerate(list_)
+    ]
+    events = pl.DataFrame(rows, schema=["user_id", "item_id", "action", "value", "timestamp"], orient="row")
+    split = Split(method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 60 * 3600, UTC), test_share=0.1)
+    run = prepared(tmp_path, events, split)
+    train(run)
+    result = evaluate(run)
+    ranks = pl.read_parquet(run.path / "evaluate/ranks.parquet")
+    assert ranks["user_id"].to_list() == ["ann", "dan"]
+    assert "1 users came after that" in result.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("moment", "message"),
+    [(datetime(1999, 1, 1), "no event on one side"), (datetime(2030, 1, 1), "no event on one side")],
+)
+def test_a_moment_outside_the_log_is_refused(tmp_path: Path, moment: datetime, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepared(tmp_path, planted_log(users=20)[0], Split(method="time", test_from=moment))
+
+
+def test_a_log_without_clock_has_no_split_by_time(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no clock"):
+        prepared(tmp_path, planted_log(users=20)[0].drop("timestamp"), BY_TIME)
+
+
+def beside(run: Run) -> Run:
+    """A run on the same prepared data."""
+    other = Run.create(run.path.parent)
+    (other.path / "prepare").symlink_to(run.path / "prepare")
+    record = run.record()
+    stages = {"prepare": record["stages"]["prepare"]}
+    (other.path / "run.json").write_text(json.dumps(record | {"id": other.path.name, "stages": stages}))
+    return other
+
+
+def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
+    same, poor = (beside(run) for _ in range(2))
+    for one, settings in ((same, TRAIN), (poor, TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-9}))):
+        train(one, settings=settings)
+        evaluate(one)
+    found = compare([run, same, poor])
+    by_run = {one.run: one for one in found if one.protocol == LEAVE_ONE_OUT}
+    alike, worse = by_run[same.path.name].ndcg, by_run[poor.path.name].ndcg
+    assert (alike.difference, alike.interval, alike.p) == (0.0, (0.0, 0.0), 1.0)
+    assert worse.difference < 0
+    assert worse.interval[1] < 0
+    assert worse.p < 0.01
+    assert np.isclose(worse.value - by_run[run.path.name].ndcg.value, worse.difference)
+    assert table(found).row_count == 6
+    elsewhere = prepared(tmp_path, planted_log(users=30)[0])
+    with pytest.raises(RunError, match="evaluate"):
+        compare([run, elsewhere])
+    train(elsewhere)
+    evaluate(elsewhere)
+    with pytest.raises(RunError, match="differ in their log"):
+        compare([run, elsewhere])
+    with pytest.raises(RunError, match="two or more"):
+        compare([run, run])
