@@ -26,16 +26,14 @@ from training.distil import Lesson
 from training.embed import open_session
 from training.encoder import Encoder
 from training.errors import ConfigError, RunError
-from training.evaluate import evaluate
+from training.evaluate import by_encoder, evaluate, protocols, ranks_by
 from training.export import ITEM_EMBEDDINGS, MODEL, export, random_inputs
 from training.fuse import training_seconds
 from training.fused import FusedEncoder
 from training.metrics import bootstrap_interval, ndcg_each
 from training.precision import LoweredEncoder, write_lowered
 from training.pruning import pruned
-from training.ranks import ranks_of
 from training.runs import Progress, Run, no_progress, write_atomically
-from training.sequences import held_out, positive_actions, read_sequences
 from training.train import load_encoder, train
 
 Way = Literal["int8", "fp16", "pruned", "student"]
@@ -203,12 +201,12 @@ def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tupl
 
 
 def ranks_on_test(run: Run) -> NDArray[np.int64]:
-    """Ranks of the test targets (T,), read and filtered as the run's release would be served."""
+    """Ranks of the test targets (T,) by the last protocol of `evaluate`, the one under which releases are served."""
     prepared, encoder = run.require("prepare"), load_encoder(run.require("train"))
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
-    log = read_sequences(prepared, preprocessing)
-    held = held_out(log, 1, None if preprocessing.exclude_seen else positive_actions(preprocessing))
-    return ranks_of(encoder, log, held, preprocessing.exclude_seen)
+    *_, protocol = protocols(prepared, preprocessing, encoder.shape.item_count)
+    ranks, _ = ranks_by(by_encoder(encoder, protocol.log, protocol.held), protocol)
+    return ranks
 
 
 def difference(each: NDArray[np.float64], original: NDArray[np.float64]) -> Difference:

@@ -35,6 +35,7 @@ from training.sequences import (
     sampled,
     seen_pairs,
 )
+from training.split import read_split
 from training.text_projection import ITEM_TEXT
 from training.train import CHECKPOINT, load_encoder
 
@@ -119,6 +120,7 @@ def _prepared(run: Run) -> dict[str, Any]:
     return {
         "their log": record["data"].get("events"),
         "their cleaning": record["config"]["clean"],
+        "their split": read_split(prepared),
         "their preprocessing": Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes()),
         "their catalogue": pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"].to_list(),
     }

@@ -20,6 +20,7 @@ def test_weights_are_positive_add_up_and_are_all_different(count: int) -> None:
 def test_other_weights_must_be_better_beyond_chance() -> None:
     rng = np.random.default_rng(0)
     equal = rng.random(500)
-    chance, better = equal + rng.normal(0.001, 0.5, 500), equal + rng.normal(0.1, 0.1, 500)
+    noise = rng.normal(0, 0.5, 500)
+    chance, better = equal + noise - noise.mean() + 0.001, equal + rng.normal(0.1, 0.1, 500)
     assert choose([equal, chance]) == 0
     assert choose([equal, chance, better]) == 2
