@@ -10,7 +10,7 @@ from training.encoder import Encoder
 from training.loss import FULL_SOFTMAX_ITEMS, SAMPLED_NEGATIVES, Items, looked_up
 from training.sequences import Batch
 
-TEACHER_SHARE = 0.5
+TEACHER_SHARE = 0.9
 """Share of the teacher in a student's loss; the rest is the next item itself."""
 
 
