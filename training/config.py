@@ -191,7 +191,9 @@ class Train(_Section):
     embedding_dim: int = Field(default=64, ge=2, le=4096, description="Size of item and user embeddings.")
     layers: int = Field(default=2, ge=1, le=64, description="Transformer blocks.")
     heads: int = Field(default=2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
-    dropout: float = Field(default=0.2, ge=0, lt=1, description="On embeddings and residuals.")
+    dropout: float | None = Field(
+        default=None, ge=0, lt=1, description="On embeddings and residuals; left out: chosen from the log."
+    )
     learning_rate: float = Field(default=3e-3, gt=0, description="Peak rate of AdamW.")
     batch_size: int | None = Field(default=None, ge=1, description="Windows a step; left out: from their lengths.")
     accumulate: int = Field(
@@ -201,7 +203,7 @@ class Train(_Section):
     max_minutes: float | None = Field(
         default=None, gt=0, description="Training stops after so long; left out: no limit."
     )
-    patience: int = Field(default=3, ge=1, description="Validations without gain before training stops.")
+    patience: int = Field(default=5, ge=1, description="Validations without gain before training stops.")
     negatives: int | None = Field(
         default=None, ge=1, description="Sampled negatives; left out: chosen from the catalogue."
     )

@@ -10,7 +10,8 @@ from torch.nn import functional
 FULL_SOFTMAX_ITEMS = 2048
 """Up to so many items the softmax is over all of them."""
 
-SAMPLED_NEGATIVES = 256
+SAMPLED_NEGATIVES = 1024
+"""Negatives of larger catalogues; why so many is in EXPERIMENTS.md."""
 
 _SMOOTHING = 0.75
 """Negatives are drawn by frequency to this power, as in word2vec (Mikolov et al. 2013)."""

@@ -71,6 +71,10 @@ _BETAS = (0.9, 0.98)
 _WEIGHT_DECAY = 0.01
 _CLIP = 1.0
 
+USUAL_DROPOUT, FEW_EVENTS_DROPOUT = 0.2, 0.5
+FEW_EVENTS = 10
+"""Mean events a user below which a log is short and sparse."""
+
 LAZY_ITEMS = 50_000
 """On a CPU, larger catalogues have sparse gradients: there a step must not cost what the catalogue weighs."""
 
@@ -380,7 +384,7 @@ def train(
         job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, world, lesson)
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": world.of(device)}
-        stage.figures |= {"negatives": _negatives(job), "max_length": shape.max_length}
+        stage.figures |= {"negatives": _negatives(job), "dropout": _dropout(job), "max_length": shape.max_length}
     return result
 
 
@@ -401,6 +405,16 @@ def _negatives(job: _Job) -> int:
     return choose_negatives(job.shape.item_count) if job.settings.negatives is None else job.settings.negatives
 
 
+def _dropout(job: _Job) -> float:
+    return choose_dropout(job.log) if job.settings.dropout is None else job.settings.dropout
+
+
+def choose_dropout(log: Log) -> float:
+    """How much dropout suits a log: more where users have few events to learn from."""
+    events = int((log.train_ends - log.features.offsets[:-1]).sum())
+    return FEW_EVENTS_DROPOUT if events < FEW_EVENTS * len(log.users) else USUAL_DROPOUT
+
+
 def _validation_users(job: _Job) -> int:
     return max(1, min(_VALIDATION_USERS, _VALIDATION_SCORES // job.shape.item_count))
 
@@ -415,7 +429,7 @@ def _fit(job: _Job, resume: bool, clock: _Clock, progress: Progress) -> TrainRes
         _clear(job, resume)
     torch.manual_seed(settings.seed)
     counts = target_counts(log, job.shape.item_count)
-    encoder = Encoder(job.shape, settings.dropout)
+    encoder = Encoder(job.shape, _dropout(job))
     if job.text:
         encoder.use_text(job.text, counts)
     encoder.start_from_popularity(counts)

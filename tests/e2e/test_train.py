@@ -16,7 +16,7 @@ from training.errors import ConfigError, RunError
 from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult, evaluate
 from training.prepare import prepare
 from training.runs import Run
-from training.train import CHECKPOINT, CURVES, WEIGHTS, choose_device, train
+from training.train import CHECKPOINT, CURVES, FEW_EVENTS_DROPOUT, WEIGHTS, choose_device, train
 
 SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32)
 
@@ -112,8 +112,9 @@ def test_time_and_patience_bound_it(tmp_path: Path) -> None:
 
 def test_users_too_few_to_validate_still_train(tmp_path: Path) -> None:
     run = prepared(tmp_path, users=40, events_per_user=4)
-    result = train(run, settings=SETTINGS.model_copy(update={"epochs": 2}))
+    result = train(run, settings=SETTINGS.model_copy(update={"epochs": 2, "dropout": None}))
     assert np.isnan(result.ndcg)
+    assert run.figures("train")["dropout"] == FEW_EVENTS_DROPOUT
     assert (run.path / "train" / WEIGHTS).is_file()
     with pytest.raises(RunError, match="five events"):
         evaluate(run)

@@ -78,7 +78,7 @@ def test_run_goes_from_log_to_release_and_can_be_repeated(place: Place) -> None:
     assert first.exit_code == 0, first.output
     for told in (
         "events read",
-        "test targets",
+        "all items ranked",
         "popularity",
         "NDCG@10",
         "popular items",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.metrics import bootstrap_interval, coverage, ndcg_each, ranking_metrics, target_ranks
+from training.metrics import bootstrap_interval, coverage, ndcg_each, novelty, ranking_metrics, target_ranks
 
 
 def test_ranks_count_what_scores_higher() -> None:
@@ -29,7 +29,12 @@ def test_figures_from_ranks() -> None:
     assert figures["hr@1"] == 0.25
     assert figures["hr@10"] == 0.75
     assert figures["ndcg@10"] == pytest.approx((1 + 1 / 2 + 1 / math.log2(11)) / 4)
-    assert figures["mrr"] == pytest.approx((1 + 1 / 3 + 1 / 10 + 1 / 31) / 4)
+    assert figures["mrr@10"] == pytest.approx((1 + 1 / 3 + 1 / 10) / 4)
+    assert figures["mrr@1"] == 0.25
+
+
+def test_novelty_is_the_mean_of_bits() -> None:
+    assert novelty(torch.tensor([[0, 1], [0, 2]]), np.array([4, 2, 0, 1])) == pytest.approx((1 + 2 + 1 + 3) / 4)
 
 
 def test_coverage_counts_items_once() -> None:
