@@ -11,7 +11,7 @@ class LazyAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019); of a parameter with a sparse gradient only the gradient's rows are updated.
 
     The rest of such a table costs nothing, moments included. A row's moments therefore rest between its gradients, as
-    in `torch.optim.SparseAdam`, and the first moment is not kept: see DECISIONS.md. No weight decay there.
+    in `torch.optim.SparseAdam`, and the first moment is not kept: see DECISIONS.md. Weight decay there is refused.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -30,6 +30,8 @@ class LazyAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def _update_rows(self, table: nn.Parameter, group: dict[str, Any]) -> None:
+        if group["weight_decay"]:
+            raise ValueError("rows that rest cannot have weight decay")
         assert table.grad is not None
         gradient = table.grad.coalesce()
         [rows], values = gradient.indices(), gradient.values()
