@@ -63,11 +63,10 @@ def main() -> None:
             epochs = train(run, settings=settings).epochs
             figures[objective] = {"epochs": epochs, "CPU s": round(time.process_time() - start)} | measured(run)
             print(objective, figures[objective], file=sys.stderr, flush=True)
-    columns = list(figures["next_item"])
     show(
         f"Objectives on {options.data}, {options.epochs} epochs at most, seed {options.seed}",
-        ("objective", *columns),
-        [(name, *(f"{row[column]:.4g}" for column in columns)) for name, row in figures.items()],
+        ("figure", *ROWS),
+        [(name, *(f"{row[name]:.4g}" for row in figures.values())) for name in figures["next_item"]],
         {"benchmark": "objectives", "data": options.data, "seed": options.seed, "rows": figures},
     )
 

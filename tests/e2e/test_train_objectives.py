@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from training.config import Clean, Config, Objectives, Train
 from training.errors import RunError
-from training.evaluate import LEAVE_ONE_OUT, evaluate
 from training.prepare import prepare
 from training.runs import Run
 from training.train import CHECKPOINT, CURVES, WEIGHTS, load_encoder, train
@@ -105,11 +104,10 @@ def test_other_objectives_do_not_go_on_with_it(run: Run) -> None:
 def test_alone_items_still_learn_by_vectors_of_their_own(run: Run, name: str) -> None:
     alone = beside(run)
     objectives = Objectives.model_validate({"next_item": 0, name: 1})
-    train(alone, settings=SETTINGS.model_copy(update={"objectives": objectives, "epochs": 6}))
+    settings = SETTINGS.model_copy(update={"objectives": objectives, "epochs": 6})
+    by_popularity = train(alone, settings=settings.model_copy(update={"epochs": 1, "learning_rate": 1e-12})).ndcg
+    assert train(alone, settings=settings).ndcg > 1.2 * by_popularity
     curves = json.loads((alone.path / "train" / CURVES).read_bytes())
     assert curves[-1]["loss"] < curves[0]["loss"]
-    results = [result for result in evaluate(alone).results if result.protocol == LEAVE_ONE_OUT]
-    ndcg = {result.method: result.figures["ndcg@10"] for result in results}
-    assert ndcg["encoder"] > ndcg["popularity"]
     kept = load_file(alone.path / "train" / WEIGHTS)
     assert not torch.allclose(kept["output.weight"], kept["item.weight"][1:])
