@@ -8,12 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from server.core.features import batches
 from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Release, read_release
 from server.core.repository import MODEL_NAME, OUTPUT
 from tests.support.logs import write_planted
+from training.cli import app
 from training.compress import WAYS, CompressResult, Row, compress
 from training.config import Clean, Config, Train
 from training.embed import open_session
@@ -244,3 +246,23 @@ def test_what_cannot_be_made_is_said(compressed: CompressResult, members: list[R
         train(lowered)
     with pytest.raises(RunError, match="whole histories only"):
         load_encoder(lowered.require("train")).sequence(*(torch.ones(1, 2, dtype=torch.int32),) * 4)
+
+
+def test_the_commands_say_the_same(compressed: CompressResult, members: list[Run]) -> None:
+    def call(*words: str) -> Result:
+        return CliRunner().invoke(app, [*words, "--runs", str(members[0].path.parent)])
+
+    unknown = call("compress", "first", "--only", "int4")
+    assert (unknown.exit_code, unknown.stderr.count("\n")) == (2, 1)
+    assert "int8, fp16, pruned, student" in unknown.stderr
+    alone = call("fuse", "first")
+    assert alone.exit_code == 1
+    assert "2 to 8 different runs" in alone.stderr
+    made = call("compress", "first", "--only", "int8")
+    assert made.exit_code == 0, made.output
+    for told in ("µs a user", "to the original", "first-int8", "× smaller", "segrec-train publish"):
+        assert told in made.output
+    fused = call("fuse", "first", "second")
+    assert fused.exit_code == 0, fused.output
+    assert "equal weights" in fused.output
+    assert "segrec-train evaluate --run" in fused.output
