@@ -1,0 +1,174 @@
+"""What probes measure, on users whose right answer is known."""
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from server.core.features import GAP_START, Features
+from server.core.preprocessing import Action, Preprocessing
+from server.core.segments import normalised
+from training.encoder import Encoder, EncoderShape
+from training.linear_probe import USERS_A_CLASS, labels_of, probe
+from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
+from training.sequences import Log, held_out
+from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, Part, by_encoder, part_of
+
+PREPROCESSING = Preprocessing(
+    max_length=8,
+    actions=(Action(name="view", weight=1.0), Action(name="buy", weight=1.0)),
+    has_clock=True,
+    exclude_seen=True,
+)
+SECOND, HOUR, DAY = 1_000, 3_600_000, 86_400_000
+
+
+def log_of(*histories: list[int], step_ms: int = SECOND) -> Log:
+    """One user for each list of item indexes, with a view every `step_ms`."""
+    lengths = [len(items) for items in histories]
+    count = sum(lengths)
+    places = np.concatenate([np.arange(length) for length in lengths])
+    features = Features(
+        np.concatenate(histories).astype(np.int32),
+        np.ones(count, np.int32),
+        places.astype(np.float32),
+        np.full(count, GAP_START, np.int32),
+        np.cumsum([0, *lengths]).astype(np.int64),
+        np.zeros(len(lengths), np.int32),
+    )
+    users = pl.Series([f"u{number}" for number in range(len(lengths))])
+    return Log(users, features, places * step_ms, np.cumsum(lengths).astype(np.int64))
+
+
+def whole(log: Log) -> Part:
+    everyone = np.arange(len(log.users))
+    return part_of(log, np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
+
+
+def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
+    """User u near corner u % groups."""
+    rng = np.random.default_rng(seed)
+    return normalised(np.eye(groups, 8)[np.arange(users) % groups] + noise * rng.normal(size=(users, 8)))
+
+
+def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
+    log = log_of([1, 2, 3], [4, 5], [6, 7, 8, 9])
+    kept = np.array([True, False, True, True, True, False, True, False, True])
+    part = part_of(log, kept, np.array([0, 2]), PREPROCESSING)
+    assert part.features.item_index.tolist() == [1, 3, 7, 9]
+    assert part.users.tolist() == [0, 0, 1, 1]
+    assert part.features.value.tolist() == [0.0, 2.0, 1.0, 3.0]
+    two_seconds = 1 + GAP_START + 1  # bucket floor(log2(1 + 2))
+    assert part.features.gap_index.tolist() == [GAP_START, two_seconds] * 2
+
+
+def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2)).eval()
+    long, short = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [4, 5]
+    together, alone = by_encoder(encoder, whole(log_of(long, short))), by_encoder(encoder, whole(log_of(short)))
+    for kind in together:
+        np.testing.assert_allclose(together[kind][1], alone[kind][0], atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(together[kind], axis=1), 1.0, atol=1e-6)
+    one = whole(log_of([7]))
+    np.testing.assert_allclose(*(by_encoder(encoder, one)[kind] for kind in (LAST, MEAN)), atol=1e-6)
+    assert not np.allclose(together[LAST], together[MEAN], atol=1e-3)
+    columns = {"item_index": [short], "action_index": [[1, 1]], "gap_index": [[GAP_START, GAP_START + 2]]}
+    inputs = {name: torch.tensor(column) for name, column in columns.items()} | {"value": torch.tensor([[0.0, 1.0]])}
+    with torch.inference_mode():
+        np.testing.assert_allclose(together[LAST][1], normalised(encoder(**inputs).numpy())[0], atol=1e-6)
+
+
+def test_bags_of_items_put_users_of_the_same_items_together() -> None:
+    log = log_of(*[[1, 2, 3, 9] if user % 2 else [4, 5, 6, 9] for user in range(12)])
+    vectors = ItemSvd(whole(log), 9, seed=0)(whole(log))
+    likeness = vectors @ vectors.T
+    assert likeness[0, 2] == pytest.approx(1.0)
+    assert likeness[0, 1] == pytest.approx(0.0, abs=1e-6)  # item 9 is everybody's and says nothing
+
+
+def test_figures_by_hand_tell_hours_and_categories() -> None:
+    log = log_of([1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 2, 2], step_ms=DAY)
+    log = Log(log.users, log.features, log.timestamp + np.repeat([0, 0, HOUR], 4), log.train_ends)
+    categories = pl.Series([["a"], ["b"]] + [[]] * 7, dtype=pl.List(pl.String))
+    vectors = ByHand(whole(log), categories, PREPROCESSING)(whole(log))
+    assert vectors[0] @ vectors[1] < 0.5
+    everything = ByHand(whole(log), pl.Series([[]] * 9, dtype=pl.List(pl.String)), PREPROCESSING)(whole(log))
+    same_days = [place for place in range(everything.shape[1]) if np.ptp(everything[:2, place]) < 1e-9]
+    assert len(same_days) >= 24 + 7  # the first two users came at the same hours of the same days
+
+
+def test_labels_say_what_they_leave_out() -> None:
+    users = pl.Series("user_id", [f"u{number}" for number in range(100)])
+    table = pl.DataFrame(
+        {
+            "user_id": users.reverse(),
+            "half": ["x"] * 50 + ["y"] * 45 + [None] * 5,
+            "rare": ["a"] * 40 + ["b"] * 41 + ["c"] * (USERS_A_CLASS - 1),
+            "age": [str(number) for number in range(100)],
+            "name": [f"name {number}" for number in range(100)],
+        }
+    )
+    labels, notes = labels_of(table, users)
+    found = {label.name: label for label in labels}
+    assert list(found) == ["half", "rare", "age"]
+    assert len(found["half"].rows) == 95
+    assert found["half"].classes[-1] == 0  # the last user is the table's first
+    assert found["half"].majority == pytest.approx(50 / 95)
+    assert np.bincount(found["rare"].classes).tolist() == [40, 41]
+    assert np.bincount(found["age"].classes).tolist() == [25, 25, 25, 25]
+    assert [note.split(":")[0] for note in notes] == ["rare", "age", "name"]
+    assert "1 of 3 values left out, with 19 users" in notes[0]
+
+
+def test_probes_tell_what_is_there_and_nothing_else() -> None:
+    users = pl.Series("user_id", [f"u{number}" for number in range(200)])
+    coin = np.random.default_rng(1).integers(0, 2, 200)
+    table = pl.DataFrame({"user_id": users, "group": np.arange(200) % 4, "coin": coin})
+    (group, chance), _ = labels_of(table, users)
+    vectors = planted_vectors()
+    told, guessed = probe(vectors, group, seed=0), probe(vectors, chance, seed=0)
+    assert told.auroc > 0.99
+    assert told.accuracy > 0.95
+    assert group.majority == 0.25
+    assert 0.35 < guessed.auroc < 0.65
+
+
+def test_segments_are_judged_by_coming_out_again() -> None:
+    nobody = Asked(log_of([1]), held_out(log_of([1]), 1), np.empty(0, np.intp), np.empty(0, np.intp), 9)
+    everyone = np.ones(200, np.bool_)
+    planted = [planted_vectors(seed=seed) for seed in range(3)]
+    good = segment_quality(Views(planted[0], (planted[1], planted[2]), everyone, np.empty((0, 8))), nobody, 4)
+    assert good.halves == good.halves_placed == good.seeds == 1.0
+    assert good.smallest == good.largest == 0.25
+    assert np.isnan(good.hr)
+    noise = [normalised(np.random.default_rng(seed).normal(size=(200, 8))) for seed in range(3)]
+    bad = segment_quality(Views(noise[0], (noise[1], noise[2]), everyone, np.empty((0, 8))), nobody, 4)
+    assert abs(bad.halves) < 0.1
+    assert abs(bad.halves_placed) < 0.1
+    assert segments_agree(planted[0], planted[1], 4) == 1.0
+
+
+def test_segment_popularity_finds_what_its_users_had() -> None:
+    """Two groups of users with fifteen items each; a user has all of its group's but one, and then that one."""
+    histories = []
+    for user in range(30):
+        items = [1 + user // 15 * 15 + place for place in range(15)]
+        histories.append([item for item in items if item != items[user % 15]] + [items[user % 15]])
+    log = log_of(*histories)
+    held = held_out(log, 1)
+    past = [(user, item - 1) for user, items in enumerate(histories) for item in items[:-1]]
+    user, item = (np.array(column, np.intp) for column in zip(*past, strict=True))
+    asked = Asked(log, held, item, user, 30)
+    assert hr_of(asked, np.arange(30) // 15) == 1.0
+    everyone = hr_of(asked, np.zeros(30, np.intp))
+    assert everyone < 1.0  # the other group's items come between
+
+
+def test_neighbours_agree_where_vectors_do() -> None:
+    vectors = normalised(np.random.default_rng(0).normal(size=(300, 8)))
+    turned = vectors @ np.linalg.qr(np.random.default_rng(1).normal(size=(8, 8)))[0]
+    other = normalised(np.random.default_rng(2).normal(size=(300, 8)))
+    assert neighbour_overlap(vectors, turned, sample=100, seed=0) == 1.0
+    assert neighbour_overlap(vectors, other, sample=300, seed=0) == pytest.approx(10 / 299, abs=0.02)
