@@ -66,7 +66,10 @@ def by_segment(mixer: Mixer, held: HeldOut) -> Scorer:
 
 
 def by_similar_items(log: Log, held: HeldOut, preprocessing: Preprocessing, item_count: int) -> Scorer:
-    """Item-kNN: sum over the items of a history of each item's cosine to them (Sarwar et al. 2001; by `implicit`)."""
+    """Item-kNN: sum over the items of a history of each item's cosine to them (Sarwar et al. 2001; by `implicit`).
+
+    Items that are like none of them follow by popularity, with scores from -1 to 0.
+    """
     from implicit.nearest_neighbours import ItemItemRecommender
     from sklearn.preprocessing import normalize
 
@@ -79,11 +82,13 @@ def by_similar_items(log: Log, held: HeldOut, preprocessing: Preprocessing, item
     model = ItemItemRecommender(K=min(NEIGHBOURS, item_count))
     model.fit(scipy.sparse.csr_matrix(normalize(counts, axis=0)), show_progress=False)
     similarity = scipy.sparse.csr_matrix(model.similarity)
+    others = torch.from_numpy(np.bincount(counts.indices, minlength=item_count) / len(log.users) - 1).float()
 
     def scores(places: NDArray[np.intp]) -> Tensor:
         row, item = seen_pairs(log, chosen(held, places))
         history = scipy.sparse.csr_matrix((np.ones(len(row)), (row, item)), (len(places), item_count))
         history.data[:] = 1.0
-        return torch.from_numpy((history @ similarity).toarray().astype(np.float32))
+        near = torch.from_numpy((history @ similarity).toarray().astype(np.float32))
+        return torch.where(near > 0, near, others)
 
     return scores

@@ -139,7 +139,8 @@ def fill_missing(
         return events, Step(name=name, rows_in=len(events), why="stays missing" if gaps else "none is missing")
     filled, why = events, "dropped" if how.method == "drop" else ""
     if how.method == "interpolate":
-        line = pl.col(column).cast(pl.Float64).interpolate().forward_fill().backward_fill().over("user_id")
+        line = pl.col(column).cast(pl.Float64).interpolate().forward_fill().backward_fill()
+        line = line.over("user_id", *split.periods())
         filled = events.with_columns(line.cast(events.schema[column]))
         why = "on the line between the user's neighbouring events"
     elif how.method != "drop":

@@ -12,9 +12,11 @@ from scipy.stats import permutation_test
 
 from training.errors import RunError
 from training.evaluate import RANKS
+from training.fuse import training_seconds
 from training.metrics import bootstrap_interval, ndcg_each
 from training.runs import Run
 
+_ASKED = ("protocol", "user_id", "item_id")
 _RESAMPLES = 9_999
 _SIGNIFICANT = 0.05
 
@@ -56,9 +58,9 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
         for what, there in _of_data(run).items():
             if there != _of_data(first)[what]:
                 raise RunError(f"{first.path} and {run.path} differ in {what}; their figures cannot be compared.")
-        mine, theirs = (ranks[one.path.name].select("protocol", "user_id") for one in (first, run))
+        mine, theirs = (ranks[one.path.name].select(_ASKED) for one in (first, run))
         if not mine.equals(theirs):
-            raise RunError(f"{first.path} and {run.path} were tested on other users; evaluate both again.")
+            raise RunError(f"{first.path} and {run.path} were tested on other users or targets; evaluate both again.")
     found = []
     for protocol in ranks[first.path.name]["protocol"].unique(maintain_order=True):
         by_run: dict[str, NDArray[np.int64]] = {
@@ -69,8 +71,7 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
             own = by_run[run.path.name]
             ndcg = _difference(ndcg_each(own, 10), ndcg_each(base, 10))
             hr = _difference((own < 10).astype(np.float64), (base < 10).astype(np.float64))
-            seconds = run.record()["stages"]["train"].get("seconds", 0.0)
-            found.append(Comparison(protocol, run.path.name, len(own), seconds, ndcg, hr))
+            found.append(Comparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
     return found
 
 
@@ -97,7 +98,7 @@ def _cells(figure: Difference) -> list[str]:
 
 def _ranks(run: Run) -> pl.DataFrame:
     path = run.require("evaluate") / RANKS
-    if not path.is_file():
+    if not path.is_file() or not set(_ASKED) < set(pl.read_parquet_schema(path)):
         raise RunError(f"{run.path} was evaluated by an earlier version; evaluate it again.")
     return pl.read_parquet(path)
 
@@ -113,8 +114,13 @@ def _of_data(run: Run) -> dict[str, Any]:
 
 def _difference(mine: NDArray[np.float64], base: NDArray[np.float64]) -> Difference:
     each = mine - base
-    low, high = bootstrap_interval(each, seed=0)
-    test = permutation_test(
-        (each,), np.mean, permutation_type="samples", vectorized=True, n_resamples=_RESAMPLES, batch=64, rng=0
-    )
-    return Difference(float(mine.mean()), float(each.mean()), (low, high), float(test.pvalue))
+    return Difference(float(mine.mean()), float(each.mean()), bootstrap_interval(each, seed=0), _chance(each))
+
+
+def _chance(each: NDArray[np.float64]) -> float:
+    """p of a sign-flip permutation test of the mean of `each` (T,); users without a difference have no say in it."""
+    told = each[each != 0]
+    if not len(told):
+        return 1.0
+    drawn = {"n_resamples": _RESAMPLES, "batch": 64, "rng": 0}
+    return float(permutation_test((told,), np.sum, permutation_type="samples", vectorized=True, **drawn).pvalue)

@@ -227,7 +227,10 @@ class Segment(_Section):
 
 
 class Split(_Section):
-    """Which events are held back from training, to measure with."""
+    """Which events are held back from training, to measure with.
+
+    Only `[clean]`'s limits of events per user and item count the events held back as well.
+    """
 
     method: Literal["leave_one_out", "time"] = Field(
         default="leave_one_out", description="time needs a log with a clock: training sees nothing after a moment."
@@ -248,6 +251,12 @@ class Config(_Section):
     text: Text = Text()
     train: Train = Train()
     segment: Segment = Segment()
+
+    @model_validator(mode="after")
+    def _times_are_known(self) -> Self:
+        if self.split.method == "time" and self.clean.missing.timestamp.method == "interpolate":
+            raise ValueError("clean.missing.timestamp interpolate reads later times; with split.method time, drop them")
+        return self
 
     @model_validator(mode="after")
     def _text_is_learned(self) -> Self:

@@ -59,7 +59,7 @@ AS_SERVED = "as served"
 TIME_SPLIT = "time split"
 ENCODER = "encoder"
 RANKS = "ranks.parquet"
-"""The encoder's rank of each target: protocol, user_id, rank (from 0). What comparisons of runs are made of."""
+"""The encoder's rank of each target: protocol, user_id, item_id, rank (from 0); comparisons of runs read it."""
 
 NEW_ITEMS = "new items"
 """The slice of targets that training never saw."""
@@ -183,6 +183,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
     with run.stage("evaluate") as stage:
         encoder = load_encoder(trained)
+        item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
         results: list[Result] = []
         ranks: list[pl.DataFrame] = []
         asked = list(protocols(prepared, preprocessing, encoder.shape.item_count))
@@ -195,8 +196,9 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
                 results.append(measured(method, protocol, *places))
                 if method == ENCODER:
                     users = protocol.log.users.gather(protocol.held.rows)
-                    columns = {"protocol": [protocol.name] * len(users), "user_id": users, "rank": places[0]}
-                    ranks.append(pl.DataFrame(columns))
+                    targets = item_ids.gather(protocol.held.targets - 1)
+                    columns = {"user_id": users, "item_id": targets, "rank": places[0]}
+                    ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
         pl.concat(ranks).write_parquet(stage.directory / RANKS)
         notes = _notes(asked)
         content = {"results": [asdict(result) for result in results], "notes": notes}
@@ -241,7 +243,7 @@ def _notes(asked: list[Protocol]) -> tuple[str, ...]:
         if log.split.by_time:
             starts = period_starts(log, 1)
             new = (starts == log.features.offsets[:-1]) & (log.features.lengths > 0)
-            notes.append(f"{log.split.in_words()}; {int(new.sum()):,} users came after that and are not asked.")
+            notes.append(f"{log.split.in_words()}; users who came only then, and are not asked: {int(new.sum()):,}")
     return tuple(notes)
 
 

@@ -63,9 +63,14 @@ def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:
 
 
 def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
-    """Bounds that hold the mean of `each` (T,) with probability `share`, from resampled users (Efron 1979)."""
+    """Bounds that hold the mean of `each` (T,) with probability `share`, from resampled users (Efron 1979).
+
+    Users of equal value are drawn together, which costs the same however many there are: a gain at ten items has
+    eleven values at most.
+    """
     rng = np.random.default_rng(seed)
-    means = [each[rng.integers(0, len(each), len(each))].mean() for _ in range(_RESAMPLES)]
+    values, counts = np.unique(each, return_counts=True)
+    means = [rng.multinomial(len(each), counts / len(each)) @ values / len(each) for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
 

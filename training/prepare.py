@@ -60,7 +60,10 @@ def prepare(
             notes.append(split.in_words())
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         progress(_STEPS[2], 2, len(_STEPS))
-        catalogue = _catalogue(cleaned.events, weights)
+        known = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
+        if known.is_empty():
+            raise LogError(f"Cleaning left nothing to train on ({split.in_words()}).")
+        catalogue = _catalogue(cleaned.events, known, weights)
         table = read_items(items, config.items, scratch) if items else None
         catalogue, more = _described(catalogue, table)
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
@@ -69,9 +72,6 @@ def prepare(
         labels = read_users(users, config.users, scratch) if users else None
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
-        known = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
-        if known.is_empty():
-            raise LogError(f"Cleaning left nothing to train on ({split.in_words()}).")
         repeats = repeat_share(known)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
         write_split(stage.directory, split)
@@ -103,7 +103,8 @@ def learn_preprocessing(
 ) -> Preprocessing:
     """Everything that encoding an event needs, learned from cleaned, sorted events; `repeats` as in `repeat_share`."""
     known = split.training_part(events.lazy()).collect() if split.by_time else events
-    counts = events.group_by("action").len().sort("len", "action", descending=[True, False])
+    counts = events.select(pl.col("action").unique()).join(known.group_by("action").len(), on="action", how="left")
+    counts = counts.sort("len", "action", descending=[True, False], nulls_last=True)
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
     seen = config.clean.exclude_seen
     return Preprocessing(
@@ -174,16 +175,20 @@ def _named_actions(log: Log, config: Config) -> tuple[Log, Weights, list[str]]:
     return log, weights, notes
 
 
-def _catalogue(events: pl.DataFrame, weights: Weights) -> pl.DataFrame:
-    """item_id, event_count and summed weight, most frequent first."""
+def _catalogue(events: pl.DataFrame, known: pl.DataFrame, weights: Weights) -> pl.DataFrame:
+    """item_id, event_count and summed weight of all `events`; the item that is most frequent in `known` comes first."""
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
     counts = events.group_by("item_id", "action").len().with_columns(pl.col("action").cast(pl.String))
     weight = pl.col("action").replace_strict(by_name, return_dtype=pl.Float64) * pl.col("len")
     grouped = counts.group_by("item_id").agg(
         pl.col("len").sum().cast(pl.UInt32).alias("event_count"), weight.sum().alias("weight")
     )
-    return grouped.with_columns(pl.col("item_id").cast(pl.String)).sort(
-        "event_count", "item_id", descending=[True, False]
+    order = known.group_by("item_id").agg(pl.len().alias("known"))
+    return (
+        grouped.join(order, on="item_id", how="left")
+        .with_columns(pl.col("item_id").cast(pl.String))
+        .sort("known", "item_id", descending=[True, False], nulls_last=True)
+        .drop("known")
     )
 
 

@@ -39,6 +39,11 @@ class Split:
             return events.filter(pl.col("timestamp") < self.validation_from)
         return events.filter((pl.col("user_id") == pl.col("user_id").shift(-2)).fill_null(False))
 
+    def periods(self) -> list[pl.Expr]:
+        """What tells the periods of a split by time apart; nothing for leave-one-out."""
+        moments = (self.validation_from, self.test_from) if self.by_time else ()
+        return [pl.col("timestamp") < moment for moment in moments]
+
     def in_words(self) -> str:
         """For people."""
         if not self.by_time:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from server.core.preprocessing import Preprocessing
 from tests.support.logs import planted_items, planted_log
+from training.baselines import by_similar_items
 from training.compare import compare, table
-from training.config import Clean, Config, Segment, Split, Train
+from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
 from training.errors import ConfigError, RunError
-from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, NEW_ITEMS, TIME_SPLIT, EvaluateResult, evaluate
+from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, NEW_ITEMS, TIME_SPLIT, EvaluateResult, evaluate, protocols
 from training.prepare import prepare
 from training.runs import Run
 from training.train import WEIGHTS, train
@@ -78,6 +80,7 @@ def cut(run: Run) -> int:
 
 
 def test_a_split_by_time_learns_nothing_from_what_came_after(tmp_path: Path) -> None:
+    """Afterwards everybody buys one item at another price; to the rest of the catalogue nothing happens any more."""
     events, _ = planted_log(users=60)
     events = events.with_columns(pl.col("timestamp") + pl.col("user_id").str.slice(1).cast(pl.Int64) * 400_000)
     honest = prepared(tmp_path / "a", events, BY_TIME)
@@ -86,11 +89,10 @@ def test_a_split_by_time_learns_nothing_from_what_came_after(tmp_path: Path) -> 
     moment = cut(honest)
     fixed = Split(method="time", test_from=datetime.fromtimestamp(moment / 1000, UTC), test_share=0.2)
     later = pl.col("timestamp") >= moment
-    after = events.filter(later)
-    shuffled = after.with_columns(
-        after["item_id"].reverse(), pl.lit(1e6).alias("value"), pl.lit("view").alias("action")
+    rush = {"item_id": "i00039", "value": 1e6, "action": "cart"}
+    changed = events.with_columns(
+        pl.when(later).then(pl.lit(new)).otherwise(name).alias(name) for name, new in rush.items()
     )
-    changed = pl.concat([events.filter(~later), shuffled])
     other = prepared(tmp_path / "b", changed, fixed)
     train(other)
     for run in (honest, other):
@@ -122,7 +124,7 @@ def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
     result = evaluate(run)
     ranks = pl.read_parquet(run.path / "evaluate/ranks.parquet")
     assert ranks["user_id"].to_list() == ["ann", "dan"]
-    assert "1 users came after that" in result.notes[0]
+    assert "are not asked: 1" in result.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -172,3 +174,36 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
         compare([run, elsewhere])
     with pytest.raises(RunError, match="two or more"):
         compare([run, run])
+
+
+def test_values_are_interpolated_within_their_period(tmp_path: Path) -> None:
+    """Everyone's last price before the test period is missing; what people pay in it must not fill the gap."""
+    split = Split(method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 12 * 3600, UTC))
+    config = Config(clean=Clean(missing=MissingColumns(value=Missing(method="interpolate"))), split=split)
+    filled = []
+    for price in (5.0, 500.0):
+        events, _ = planted_log(users=20)
+        hour = (pl.col("timestamp") - 1_700_000_000_000) // 3_600_000
+        value = pl.when(hour < 11).then(1.0).when(hour >= 12).then(price)
+        path = tmp_path / f"{price}.parquet"
+        events.with_columns(value.alias("value")).write_parquet(path)
+        run = Run.create(tmp_path / "runs")
+        prepare(run, path, None, None, config)
+        before = pl.read_parquet(run.path / "prepare/events.parquet").filter(hour < 12)
+        filled.append(before["value"].to_list())
+    assert filled[0] == filled[1]
+
+
+def test_a_time_read_off_later_ones_does_not_go_with_a_split_by_time() -> None:
+    missing = MissingColumns(timestamp=Missing(method="interpolate"))
+    with pytest.raises(ValueError, match=r"split\.method time"):
+        Config(clean=Clean(missing=missing), split=BY_TIME)
+
+
+def test_items_like_nothing_of_a_history_follow_by_popularity(run: Run) -> None:
+    prepared_at = run.require("prepare")
+    preprocessing = Preprocessing.model_validate_json((prepared_at / "preprocessing.json").read_bytes())
+    [protocol, _] = protocols(prepared_at, preprocessing, 41)
+    scores = by_similar_items(protocol.log, protocol.held, preprocessing, 41)(np.arange(5)).numpy()
+    assert (scores[:, 40] == -1).all()  # an item that nobody ever had
+    assert ((scores > 0).sum(1) >= 10).all()

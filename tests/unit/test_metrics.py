@@ -5,6 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from training.metrics import bootstrap_interval, coverage, ndcg_each, novelty, ranking_metrics, target_ranks
 
@@ -17,6 +19,13 @@ def test_ranks_count_what_scores_higher() -> None:
 def test_of_equal_scores_the_lower_row_comes_first() -> None:
     scores = torch.ones(3, 4)
     assert target_ranks(scores, torch.tensor([0, 2, 3])).tolist() == [0, 2, 3]
+
+
+@given(st.lists(st.integers(-2, 2), min_size=1, max_size=30), st.data())
+def test_ranks_are_places_in_a_stable_sort(scores: list[int], data: st.DataObject) -> None:
+    target = data.draw(st.integers(0, len(scores) - 1))
+    order = sorted(range(len(scores)), key=lambda item: -scores[item])
+    assert target_ranks(torch.tensor([scores]).float(), torch.tensor([target])).item() == order.index(target)
 
 
 @pytest.mark.parametrize("row", [[-math.inf, 1.0, 2.0], [math.nan] * 3, [0.0, math.nan, math.nan]])
@@ -39,6 +48,13 @@ def test_novelty_is_the_mean_of_bits() -> None:
 
 def test_coverage_counts_items_once() -> None:
     assert coverage(torch.tensor([[0, 1], [1, 2]]), item_count=6) == 0.5
+
+
+def test_the_interval_is_that_of_drawing_user_by_user() -> None:
+    """Of 1,000 users 300 score 1: the mean's standard error is sqrt(.3 * .7 / 1000) = .0145."""
+    low, high = bootstrap_interval(np.repeat([1.0, 0.0], [300, 700]), seed=0)
+    assert (low, high) == pytest.approx((0.3 - 1.96 * 0.0145, 0.3 + 1.96 * 0.0145), abs=0.004)
+    assert bootstrap_interval(np.zeros(9), seed=0) == (0.0, 0.0)
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
