@@ -71,8 +71,8 @@ def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     for kind in together:
         np.testing.assert_allclose(together[kind][1], alone[kind][0], atol=1e-6)
         np.testing.assert_allclose(np.linalg.norm(together[kind], axis=1), 1.0, atol=1e-6)
-    one = whole(log_of([7]))
-    np.testing.assert_allclose(*(by_encoder(encoder, one)[kind] for kind in (LAST, MEAN)), atol=1e-6)
+    one = by_encoder(encoder, whole(log_of([7])))
+    np.testing.assert_allclose(one[LAST], one[MEAN], atol=1e-6)
     assert not np.allclose(together[LAST], together[MEAN], atol=1e-3)
     columns = {"item_index": [short], "action_index": [[1, 1]], "gap_index": [[GAP_START, GAP_START + 2]]}
     inputs = {name: torch.tensor(column) for name, column in columns.items()} | {"value": torch.tensor([[0.0, 1.0]])}
@@ -158,9 +158,8 @@ def test_segment_popularity_finds_what_its_users_had() -> None:
         histories.append([item for item in items if item != items[user % 15]] + [items[user % 15]])
     log = log_of(*histories)
     held = held_out(log, 1)
-    past = [(user, item - 1) for user, items in enumerate(histories) for item in items[:-1]]
-    user, item = (np.array(column, np.intp) for column in zip(*past, strict=True))
-    asked = Asked(log, held, item, user, 30)
+    past = np.array([(row, item - 1) for row, items in enumerate(histories) for item in items[:-1]], np.intp)
+    asked = Asked(log, held, past[:, 1], past[:, 0], 30)
     assert hr_of(asked, np.arange(30) // 15) == 1.0
     everyone = hr_of(asked, np.zeros(30, np.intp))
     assert everyone < 1.0  # the other group's items come between
