@@ -20,7 +20,9 @@ RECENT_DAYS = 7
 """Recent popularity counts the last days of what is known, so many."""
 
 NEIGHBOURS = 100
-"""Most similar items kept for each item."""
+"""Most similar items kept for each item; fewer in catalogues where that makes more than `_PAIRS_MAX`."""
+
+_PAIRS_MAX = 20_000_000
 
 _DAY_MS = 86_400_000
 
@@ -79,7 +81,7 @@ def by_similar_items(log: Log, held: HeldOut, preprocessing: Preprocessing, item
     ones = np.ones(len(user))  # implicit takes doubles only
     counts = scipy.sparse.csr_matrix((ones, (user, log.features.item_index[known] - 1)), shape)
     counts.data[:] = 1.0  # bought twice says little more than bought
-    model = ItemItemRecommender(K=min(NEIGHBOURS, item_count))
+    model = ItemItemRecommender(K=min(NEIGHBOURS, item_count, max(1, _PAIRS_MAX // item_count)))
     model.fit(scipy.sparse.csr_matrix(normalize(counts, axis=0)), show_progress=False)
     similarity = scipy.sparse.csr_matrix(model.similarity)
     others = torch.from_numpy(np.bincount(counts.indices, minlength=item_count) / len(log.users) - 1).float()

@@ -15,6 +15,7 @@ from training.evaluate import RANKS
 from training.fuse import training_seconds
 from training.metrics import bootstrap_interval, ndcg_each
 from training.runs import Run
+from training.split import read_split
 
 _ASKED = ("protocol", "user_id", "item_id")
 _RESAMPLES = 9_999
@@ -104,12 +105,8 @@ def _ranks(run: Run) -> pl.DataFrame:
 
 
 def _of_data(run: Run) -> dict[str, Any]:
-    record = run.record()
-    return {
-        "their log": record["data"].get("events"),
-        "their cleaning": record["config"]["clean"],
-        "their split": record["config"].get("split"),
-    }
+    log = run.record()["data"]["events"]
+    return {"their log": log["sha256"], "their split": read_split(run.require("prepare"))}
 
 
 def _difference(mine: NDArray[np.float64], base: NDArray[np.float64]) -> Difference:

@@ -129,18 +129,23 @@ def _figures_table(results: list[Result]) -> Table:
     first = results[0]
     title = f"Next item, {first.protocol}: {first.users:,} users, all items ranked, at 5 | 10 | 20"
     table = Table("method", title=title)
-    for heading in ("HR", "NDCG", "MRR", "coverage@10", "novelty@10", "NDCG@10 at 95 %", "HR@10 at 95 %"):
+    intervals = "NDCG@10\nat 95 %", "HR@10\nat 95 %"
+    for heading in ("HR", "NDCG", "MRR", "coverage\n@10", "novelty\n@10, bit", *intervals):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
         cells = [_at_cutoffs(result.figures, name) for name in ("hr", "ndcg", "mrr")]
-        cells += [f"{result.figures['coverage@10']:.3f}", f"{result.figures['novelty@10']:.1f} bit"]
-        cells += [f"{low:.4f} – {high:.4f}" for low, high in (result.interval, result.hr_interval)]
+        cells += [f"{result.figures['coverage@10']:.3f}", f"{result.figures['novelty@10']:.2f}"]
+        cells += [f"{_short(low)} – {_short(high)}" for low, high in (result.interval, result.hr_interval)]
         table.add_row(result.method, *cells, style="bold" if result.method == ENCODER else None)
     return table
 
 
 def _at_cutoffs(figures: Mapping[str, float], name: str) -> str:
-    return " ".join(f"{figures[f'{name}@{k}']:.4f}".removeprefix("0") for k in CUTOFFS)
+    return " ".join(_short(figures[f"{name}@{k}"]) for k in CUTOFFS)
+
+
+def _short(share: float) -> str:
+    return f"{share:.4f}".removeprefix("0")
 
 
 def _slices_table(results: list[Result]) -> Table:
