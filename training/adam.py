@@ -10,8 +10,8 @@ from torch import Tensor, nn
 class LazyAdamW(torch.optim.AdamW):
     """AdamW (Loshchilov & Hutter 2019); of a parameter with a sparse gradient only the gradient's rows are updated.
 
-    The rest of such a table costs nothing, moments included. A row's moments therefore rest between its gradients, as
-    in `torch.optim.SparseAdam`, and the first moment is not kept: see DECISIONS.md. Weight decay there is refused.
+    The rest of such a table costs nothing. A row's moments rest between its gradients, as in `torch.optim.SparseAdam`.
+    Weight decay there is refused.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -38,13 +38,14 @@ class LazyAdamW(torch.optim.AdamW):
         state = self.state[table]
         if not state:
             state["step"] = torch.tensor(0.0)
-            state["exp_avg_sq"] = torch.zeros_like(table)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(table), torch.zeros_like(table)
         state["step"] += 1
-        decay = group["betas"][1]
+        [beta, decay], steps = group["betas"], float(state["step"])
+        means = state["exp_avg"][rows].lerp_(values, 1 - beta)
         squares = state["exp_avg_sq"][rows].mul_(decay).addcmul_(values, values, value=1 - decay)
-        state["exp_avg_sq"][rows] = squares
-        scale = squares.div_(1 - decay ** float(state["step"])).sqrt_().add_(group["eps"])
-        table.index_add_(0, rows, values / scale, alpha=-group["lr"])
+        state["exp_avg"][rows], state["exp_avg_sq"][rows] = means, squares
+        scale = squares.div_(1 - decay**steps).sqrt_().add_(group["eps"])
+        table.index_add_(0, rows, means / scale, alpha=-group["lr"] / (1 - beta**steps))
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> None:

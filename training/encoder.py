@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from server.core.features import GAP_COUNT
+from training.dropout import Dropout
 from training.errors import ConfigError
 from training.item_tower import ItemTower
 from training.loss import Items
@@ -58,7 +59,7 @@ class Block(nn.Module):
         self.forward_in = nn.Linear(dim, 2 * hidden, bias=False)
         self.forward_out = nn.Linear(hidden, dim, bias=False)
         self.forward_gate = nn.Linear(dim, dim)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, visible: Tensor, last_only: bool = False) -> Tensor:
         """Apply the block; `visible` (B, 1, L or 1, L) is true where a query may look.
@@ -95,7 +96,7 @@ class Encoder(nn.Module):
         self.gap = nn.Embedding(GAP_COUNT, dim)
         self.position = nn.Embedding(shape.max_length, dim)
         self.value = nn.Linear(1, dim, bias=False)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout, shape.hidden) for _ in range(shape.layers))
         self.norm = nn.RMSNorm(dim, eps=1e-6)
         self.bias = nn.Parameter(torch.zeros(dim))

@@ -51,12 +51,12 @@ def test_only_items_of_the_step_move_and_they_learn() -> None:
     assert moved.sum() <= 32 + 20 * 64
 
 
-def test_where_every_row_has_a_gradient_it_is_adam_without_momentum() -> None:
+def test_where_every_row_has_a_gradient_it_is_adam() -> None:
     torch.manual_seed(0)
     gradients = [torch.randn(5, 3) for _ in range(4)]
     table, dense = (nn.Parameter(torch.ones(5, 3)) for _ in range(2))
     lazy = LazyAdamW([table], lr=0.1, betas=(0.9, 0.98), weight_decay=0.0)
-    plain = torch.optim.AdamW([dense], lr=0.1, betas=(0.0, 0.98), weight_decay=0.0)
+    plain = torch.optim.AdamW([dense], lr=0.1, betas=(0.9, 0.98), weight_decay=0.0)
     for gradient in gradients:
         table.grad, dense.grad = gradient.to_sparse(1), gradient.clone()
         lazy.step()
