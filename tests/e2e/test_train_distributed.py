@@ -9,13 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tests.support.training import prepared_run, start_training, weights_of
-from tests.support.waiting import wait_until
+from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
 from training.cli import app
 from training.config import Train
 from training.errors import ConfigError
 from training.runs import Run
-from training.train import CHECKPOINT, train
+from training.train import train
 from training.world import World
 
 # Sampled negatives, and steps whose windows cannot be shared out evenly; the last step has one window only.
@@ -57,16 +56,15 @@ def test_a_step_in_pieces_is_the_step(tmp_path: Path, whole: Run) -> None:
 
 def test_two_processes_train_as_one_and_one_that_dies_ends_both(tmp_path: Path, whole: Run) -> None:
     run = prepared_run(tmp_path, SETTINGS, **SHAPE)
-    checkpoint = run.path / "train" / CHECKPOINT
     with start_training(run, processes=2) as broken:
-        wait_until(checkpoint.is_file, 60)
+        wait_for_checkpoint(run, broken)
         [second] = [child for child in psutil.Process(broken.pid).children() if child.environ()["RANK"] == "1"]
         os.kill(second.pid, signal.SIGKILL)
-        said, _ = broken.communicate(timeout=60)
+        said, _ = broken.communicate(timeout=120)
     assert broken.returncode != 0, said
     assert run.record()["stages"]["train"]["state"] != "done"
     with start_training(run, "--resume", processes=2) as resumed:
-        said, _ = resumed.communicate(timeout=60)
+        said, _ = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, said
     assert said.count("train …") == 1
     assert "on 2 × cpu" in said

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import training.train
-from tests.support.training import prepared_run, start_training, weights_of
-from tests.support.waiting import wait_until
+from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
 from training.checkpoints import AtomicCheckpoints
 from training.config import Train
 from training.runs import Progress, Run
@@ -81,7 +80,7 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint(tmp_path: Path, whole: 
     run = prepared_run(tmp_path, SETTINGS, users=40)
     checkpoint = run.path / "train" / CHECKPOINT
     with start_training(run) as process:
-        wait_until(checkpoint.is_file, 60)
+        wait_for_checkpoint(run, process)
         os.kill(process.pid, signal.SIGKILL)
     assert run.record()["stages"]["train"]["state"] == "running"
     done = torch.load(checkpoint, weights_only=True)["global_step"]

@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
+from tests.support.waiting import wait_until
 from training.config import Clean, Config, Train
 from training.prepare import prepare
 from training.runs import Run
-from training.train import WEIGHTS
+from training.train import CHECKPOINT, WEIGHTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,3 +44,10 @@ def start_training(run: Run, *more: str, processes: int = 1) -> subprocess.Popen
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def wait_for_checkpoint(run: Run, process: subprocess.Popen[str]) -> None:
+    """Return once an epoch of a training that `start_training` began is on disk."""
+    checkpoint = run.path / "train" / CHECKPOINT
+    wait_until(lambda: checkpoint.is_file() or process.poll() is not None, 120)
+    assert checkpoint.is_file(), process.communicate()[0]

@@ -122,10 +122,8 @@ class Targets:
 
     @classmethod
     def of(cls, model: SASRecModel, split: Split, seed: int) -> "Targets":
-        """At most `_VALIDATION_USERS`, drawn by seed."""
-        asked = split.validation
-        if len(asked) > _VALIDATION_USERS:
-            asked = asked.sample(_VALIDATION_USERS, random_state=seed)
+        """Those of `validated`."""
+        asked = validated(split, seed)
         length = model.session_max_len
         to_internal = model.data_preparator.item_id_map.to_internal
         train = split.train[split.train[Columns.User].isin(asked[Columns.User])]
@@ -156,6 +154,12 @@ class Targets:
                 ranks = torch.where(own.squeeze(1) > -torch.inf, (scores > own).sum(1), scores.shape[1])
                 gains += float(torch.where(ranks < 10, 1 / torch.log2(ranks + 2.0), 0.0).sum())
         return gains / len(self.items)
+
+
+def validated(split: Split, seed: int) -> pd.DataFrame:
+    """At most `_VALIDATION_USERS` of the validation targets, drawn by seed."""
+    asked = split.validation
+    return asked.sample(_VALIDATION_USERS, random_state=seed) if len(asked) > _VALIDATION_USERS else asked
 
 
 def main(task_path: Path, result_path: Path) -> None:
@@ -189,9 +193,9 @@ def main(task_path: Path, result_path: Path) -> None:
         "epochs": len(keeper.curve),
         "best_epoch": keeper.best_epoch,
         "best_seconds": keeper.curve[keeper.best_epoch - 1]["seconds"],
-        "converged": not keeper.time_is_up,
+        "ended": "time up" if keeper.time_is_up else "no more gain",
         "validation_ndcg@10": keeper.best,
-        "recommended_validation_ndcg@10": _recommended_ndcg(model, split),
+        "recommended_validation_ndcg@10": _recommended_ndcg(model, split, validated(split, task["seed"])),
         "settings": settings,
         "curve": keeper.curve,
     }
@@ -220,10 +224,10 @@ def recommended(model: SASRecModel, known: pd.DataFrame, users: pd.Series) -> ND
     return lists
 
 
-def _recommended_ndcg(model: SASRecModel, split: Split) -> float:
-    """NDCG@10 of RecTools' lists on all validation targets: what the callback's figure must agree with."""
-    lists = recommended(model, split.train, split.validation[Columns.User])[:, :10]
-    hits = lists == split.validation[Columns.Item].to_numpy()[:, None]
+def _recommended_ndcg(model: SASRecModel, split: Split, asked: pd.DataFrame) -> float:
+    """NDCG@10 of RecTools' lists on the same validation targets: what the callback's figure must agree with."""
+    lists = recommended(model, split.train, asked[Columns.User])[:, :10]
+    hits = lists == asked[Columns.Item].to_numpy()[:, None]
     return float((hits / np.log2(np.arange(10) + 2.0)).sum(1).mean())
 
 
