@@ -23,10 +23,11 @@ import torch
 from tests.benchmarks.common import show
 from training.adam import LazyAdamW
 from training.config import Config, Train
+from training.next_item import NextItemModule
 from training.prepare import prepare
 from training.runs import Run
 from training.sequences import Windows
-from training.train import NextItemModule, train
+from training.train import train
 
 DATA = Path("../shared/data")
 WARM_UP = 20

@@ -1,7 +1,6 @@
 """Compression and fusion on planted data: what is made is a run like any other, down to its release."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,16 +30,9 @@ from training.segment import segment
 from training.sequences import held_out, history_features, read_sequences
 from training.train import load_encoder, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = Train(embedding_dim=32, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are only slowed down by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(directory: Path, name: str, seed: int, **shape: int) -> Run:

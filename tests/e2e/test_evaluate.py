@@ -1,7 +1,6 @@
 """Evaluation beside baselines, the split by time, and comparison of runs, on planted data."""
 
 import json
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,20 +17,15 @@ from training.compare import compare, table
 from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
 from training.errors import ConfigError, RunError
 from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, NEW_ITEMS, TIME_SPLIT, EvaluateResult, evaluate, protocols
+from training.keeper import WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
-from training.train import WEIGHTS, train
+from training.train import train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, dropout=0.1, learning_rate=0.01, batch_size=32)
 BY_TIME = Split(method="time", test_share=0.2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared(directory: Path, events: pl.DataFrame, split: Split | None = None, seed: int = 0) -> Run:

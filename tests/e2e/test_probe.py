@@ -1,11 +1,9 @@
 """`segrec-train probe` on planted logs: what was planted is found, by the encoder and by two trainings alike."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from typer.testing import CliRunner
 
 from tests.support.logs import write_planted
@@ -18,16 +16,9 @@ from training.runs import Run
 from training.train import train
 from training.user_vectors import MEAN, SVD
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, learning_rate=0.01, batch_size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are only slowed down by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trained(directory: Path, name: str, settings: Train, with_users: bool = True, **shape: int) -> Run:

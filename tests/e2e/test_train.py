@@ -1,7 +1,6 @@
 """Training on planted data: better than popularity within seconds, the same from one seed, and resumable."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +13,14 @@ from tests.support.logs import write_planted
 from training.config import Clean, Config, Train
 from training.errors import ConfigError, RunError
 from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult, evaluate
+from training.keeper import CURVES, WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
-from training.train import CHECKPOINT, CURVES, FEW_EVENTS_DROPOUT, WEIGHTS, choose_device, train
+from training.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are only slowed down by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def prepared(directory: Path, **shape: int) -> Run:

@@ -1,7 +1,6 @@
 """Training for more than the next item, or for something else: curves, what is exported, resuming, and ranking."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,23 +10,17 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from training.config import Clean, Config, Objectives, Train
 from training.errors import RunError
+from training.keeper import CURVES, WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
-from training.train import CHECKPOINT, CURVES, WEIGHTS, load_encoder, train
+from training.train import CHECKPOINT, load_encoder, train
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = Objectives(next_item=1.0, feature_mse=0.5, contrastive=0.5)
 SETTINGS = Train(
     objectives=ALL, embedding_dim=16, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Models this small are only slowed down by a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

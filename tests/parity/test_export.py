@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.repository import OUTPUT
-from training import train
+from training import keeper, train
 from training.embed import embed, open_session
 from training.encoder import Encoder, EncoderShape
 from training.errors import RunError
@@ -44,7 +44,7 @@ def result(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Export
         (stage.directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
     with run.stage("train") as stage:
         (stage.directory / train.SHAPE).write_text(json.dumps(asdict(SHAPE)))
-        save_file(encoder.state_dict(), stage.directory / train.WEIGHTS)
+        save_file(encoder.state_dict(), stage.directory / keeper.WEIGHTS)
     return export(run)
 
 

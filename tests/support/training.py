@@ -3,17 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
 from training.config import Clean, Config, Train
+from training.keeper import WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
-from training.train import CHECKPOINT, WEIGHTS
+from training.train import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 
@@ -51,3 +54,12 @@ def wait_for_checkpoint(run: Run, process: subprocess.Popen[str]) -> None:
     checkpoint = run.path / "train" / CHECKPOINT
     wait_until(lambda: checkpoint.is_file() or process.poll() is not None, 120)
     assert checkpoint.is_file(), process.communicate()[0]
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Models this small are only slowed down by a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

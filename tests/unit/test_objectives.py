@@ -16,7 +16,9 @@ from training.config import Config, Objectives, Text, Train
 from training.encoder import Encoder, EncoderShape
 from training.errors import LogError
 from training.export import random_inputs
+from training.keeper import Clock
 from training.loss import NextItemLoss
+from training.next_item import NextItemModule
 from training.objectives import (
     FutureFeatures,
     OtherObjectives,
@@ -27,7 +29,6 @@ from training.objectives import (
     slices_of,
 )
 from training.sequences import Batch, EpochPlan, Log
-from training.train import NextItemModule, _Clock
 
 USERS, EVENTS, HELD_BACK, MAX_LENGTH = 30, 20, 2, 16
 SHAPE = EncoderShape(
@@ -230,7 +231,7 @@ def test_without_weight_the_next_item_does_not_move_the_encoder(
     settings = Train(objectives=Objectives(next_item=next_item, feature_mse=1))
     plan = EpochPlan(log_of(), MAX_LENGTH, 8, 0)
     loss = NextItemLoss(torch.ones(SHAPE.item_count), 0)
-    module = NextItemModule(encoder, loss, settings, plan, _Clock())
+    module = NextItemModule(encoder, loss, settings, plan, Clock())
     monkeypatch.setattr(OtherObjectives, "forward", lambda *_: {})
     monkeypatch.setattr(module, "log", lambda *_, **__: None)
     torch.autograd.backward(module.training_step(batches(0)[0], 0))
