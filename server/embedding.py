@@ -16,7 +16,7 @@ from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
 from server.core.history import History
 from server.core.release import Release
-from server.core.segments import nearest
+from server.core.segments import nearest, next_item_part, segment_part
 
 T = TypeVar("T")
 
@@ -83,10 +83,11 @@ def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]
         return results
     rows = np.concatenate([rows for rows, _ in work.batches])
     embeddings = np.concatenate(encoded)
-    place = nearest(embeddings, release.centroids)
+    item_dim = release.item_embeddings.shape[1]
+    place = nearest(segment_part(embeddings, item_dim), release.centroids)
     columns = zip(
         rows.tolist(),
-        embeddings,
+        np.ascontiguousarray(next_item_part(embeddings, item_dim)),
         work.lengths[rows].tolist(),
         work.ignored[rows].tolist(),
         place.first.tolist(),

@@ -38,6 +38,7 @@ from training.metrics import (
 )
 from training.ranks import embedded, users_of
 from training.runs import Progress, Run, no_progress, write_atomically
+from training.segment_embedding import UserEncoder
 from training.sequences import (
     HeldOut,
     Log,
@@ -261,7 +262,7 @@ def _scorers(
         yield name, by_counts(counts)
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
-    embed = partial(_embed, encoder)
+    embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
     k = max(1, min(settings.k, len(held.rows) // 10))
     mixer = Mixer(log, preprocessing, items, embed, k, choose_engine(settings.backend), settings.seed)
     yield f"popularity, {k} segments", by_segment(mixer, held)
@@ -269,8 +270,8 @@ def _scorers(
         yield "item-kNN", by_similar_items(log, held, preprocessing, item_count)
 
 
-def _embed(encoder: Encoder, features: Features) -> NDArray[np.float32]:
-    return embedded(encoder, features).numpy()
+def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:
+    return embedded(encoder, features, encoder.shape).numpy()
 
 
 def by_encoder(encoder: Encoder, log: Log, held: HeldOut) -> Scorer:

@@ -21,6 +21,7 @@ from training.encoder import Encoder
 from training.errors import RunError
 from training.precision import GOLDEN_TOLERANCES, LoweredEncoder
 from training.runs import Progress, Run, no_progress, write_atomically
+from training.segment_embedding import UserEncoder
 from training.text_projection import ITEM_TEXT
 from training.train import load_encoder
 
@@ -53,7 +54,7 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
     with run.stage("export") as stage:
         steps = 3
         progress("exporting to ONNX", 0, steps)
-        encoder = load_encoder(trained)
+        encoder = UserEncoder.load(load_encoder(trained), trained)
         model = stage.directory / MODEL
         write_onnx(encoder, model)
         progress("comparing with torch", 1, steps)
@@ -68,16 +69,16 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
             shutil.copyfile(trained / ITEM_TEXT, stage.directory / ITEM_TEXT)
         stage.figures |= {"largest_difference": difference, "microseconds_per_user": round(speed, 1)}
         stage.figures |= {"model_bytes": model.stat().st_size}
-        if isinstance(encoder, LoweredEncoder):
-            stage.figures |= {"golden_tolerance": GOLDEN_TOLERANCES[encoder.precision]}
+        if isinstance(encoder.encoder, LoweredEncoder):
+            stage.figures |= {"golden_tolerance": GOLDEN_TOLERANCES[encoder.encoder.precision]}
         progress("measuring", 3, steps)
     return ExportResult(stage.directory, difference, speed)
 
 
-def write_onnx(encoder: Encoder, path: Path) -> None:
+def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
     """Write the encoder with batch and length dynamic, weights inside the file, and check it."""
-    if isinstance(encoder, LoweredEncoder):
-        encoder.write_onnx(path)
+    if isinstance(encoder, UserEncoder) and isinstance(encoder.encoder, LoweredEncoder):
+        encoder.encoder.write_onnx(path)
         return
     example = tuple(torch.from_numpy(array) for array in random_inputs(encoder, 3, 5, 0).values())
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
@@ -99,7 +100,7 @@ def write_onnx(encoder: Encoder, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def compare(encoder: Encoder, path: Path) -> float:
+def compare(encoder: Encoder | UserEncoder, path: Path) -> float:
     """Largest difference between torch and ONNX Runtime over batch sizes and lengths; RunError beyond tolerance."""
     session = open_session(path)
     worst = 0.0
@@ -114,14 +115,14 @@ def compare(encoder: Encoder, path: Path) -> float:
     return worst
 
 
-def torch_embeddings(encoder: Encoder, inputs: Inputs) -> NDArray[np.float32]:
+def torch_embeddings(encoder: Encoder | UserEncoder, inputs: Inputs) -> NDArray[np.float32]:
     """User embeddings (B, D) by torch."""
     with torch.inference_mode():
         embeddings: Tensor = encoder(*(torch.from_numpy(inputs[name]) for name in _NAMES))
     return embeddings.numpy()
 
 
-def random_inputs(encoder: Encoder, batch: int, length: int, seed: int) -> Inputs:
+def random_inputs(encoder: Encoder | UserEncoder, batch: int, length: int, seed: int) -> Inputs:
     """Inputs (batch, length) with histories of all lengths, from wholly padded to none padded."""
     rng = np.random.default_rng(seed)
     shape = (batch, length)
@@ -135,7 +136,9 @@ def random_inputs(encoder: Encoder, batch: int, length: int, seed: int) -> Input
     return {name: np.where(padding, array.dtype.type(0), array) for name, array in inputs.items()}
 
 
-def microseconds_per_user(encoder: Encoder, path: Path, batch: int = 32, length: int = 20, repeats: int = 20) -> float:
+def microseconds_per_user(
+    encoder: Encoder | UserEncoder, path: Path, batch: int = 32, length: int = 20, repeats: int = 20
+) -> float:
     """Median time on one thread of ONNX Runtime, at `length` columns."""
     session = open_session(path)
     inputs = random_inputs(encoder, batch, min(length, encoder.shape.max_length), seed=0)

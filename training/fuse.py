@@ -25,6 +25,7 @@ from training.metrics import bootstrap_interval, ndcg_each, target_ranks
 from training.precision import LoweredEncoder
 from training.ranks import users_of
 from training.runs import Progress, Run, no_progress
+from training.segment_embedding import SEGMENT_EMBEDDING, SegmentEmbedding
 from training.sequences import (
     HeldOut,
     Log,
@@ -146,9 +147,11 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
         place = choose([each[weights] for weights in candidates])
         members = members_of([run.path.name for run in runs], candidates[place], scores)
         for number, run in enumerate(runs):
-            ignored = shutil.ignore_patterns(CHECKPOINT, ITEM_TEXT)
+            ignored = shutil.ignore_patterns(CHECKPOINT, ITEM_TEXT, SEGMENT_EMBEDDING)
             shutil.copytree(run.require("train"), stage.directory / str(number), ignore=ignored)
         write_members(stage.directory, members)
+        progress("what segments are made of", 0, 0)
+        SegmentEmbedding.fit(load_encoder(stage.directory), log, runs[0].config().train.seed).write(stage.directory)
         ndcg = {weights: float(values.mean()) for weights, values in each.items()}
         seconds = sum(training_seconds(run) for run in runs)
         stage.figures |= {"validation_ndcg@10": ndcg[candidates[place]], "training_seconds": seconds}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
-from server.core.segments import normalised
+from server.core.segments import next_item_part, normalised, segment_part
 from training.kmeans import Engine, fit_kmeans
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.segment_items import (
@@ -38,7 +38,7 @@ DEFAULT_WEIGHT = 0.5
 _CHUNK = 128
 
 Embed = Callable[[Features], NDArray[np.float32]]
-"""User embeddings (B, D) of B histories."""
+"""Whole user embeddings of B histories, (B, D) or longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,11 +108,12 @@ class Mixer:
         rows = np.union1d(drawn, held.rows)
         past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
         embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
-        fitted = fit_kmeans(normalised(embeddings), min(self.k, len(rows)), engine=self.engine, seed=self.seed)
+        points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
+        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=self.engine, seed=self.seed)
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
-        asked = embeddings[np.searchsorted(rows, held.rows)]
+        asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
         return Scene(held, asked, clusters, len(fitted.centroids), behaviour)
 
     def _figures(self, scene: Scene, smoothing: Smoothing, weight: float) -> dict[str, float]:

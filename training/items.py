@@ -23,6 +23,7 @@ from training.publish import add_release, file_records, with_history, write_segm
 from training.reading import read_items
 from training.repository import locked, newest_release, release_numbers
 from training.runs import Progress, no_progress
+from training.segment_embedding import PLACES
 from training.text import VectorFile, item_vectors
 from training.text_projection import ITEM_TEXT, TextProjection
 
@@ -143,23 +144,37 @@ def _some(table: pl.DataFrame) -> str:
 
 
 def _with_rows(path: Path, old: NDArray[np.float32], new: NDArray[np.float32]) -> onnx.ModelProto:
-    """The encoder with rows added to its item table, which is known by holding the item embeddings after row 0."""
+    """The encoder with rows added to its item table, which is known by holding the item embeddings after row 0.
+
+    Where segments are made of a bag of items as well, new items have no place in it.
+    """
     model = onnx.load(str(path))
+    tables = [tensor for tensor in model.graph.initializer if _is_item_table(tensor, old)]
+    if not tables:
+        raise PublishError(
+            f"{path} does not hold the item embeddings as they are, as a compressed encoder does not; add the items "
+            "to the release that it came from."
+        )
+    _replace(model, tables[0], np.vstack([numpy_helper.to_array(tables[0]), new]))
     for tensor in model.graph.initializer:
-        if list(tensor.dims) == [len(old) + 1, old.shape[1]] and tensor.data_type == onnx.TensorProto.FLOAT:
-            table = numpy_helper.to_array(tensor)
-            if np.array_equal(table[1:], old):
-                tensor.CopyFrom(numpy_helper.from_array(np.vstack([table, new]), tensor.name))
-                _forget_sizes(model, tensor.name)
-                return model
-    raise PublishError(
-        f"{path} does not hold the item embeddings as they are, as a compressed encoder does not; add the items to the "
-        "release that it came from."
-    )
+        if tensor.name.endswith(PLACES) and list(tensor.dims) == [len(old) + 1, 1]:
+            _replace(model, tensor, np.pad(numpy_helper.to_array(tensor), ((0, len(new)), (0, 0))))
+    return model
+
+
+def _is_item_table(tensor: onnx.TensorProto, items: NDArray[np.float32]) -> bool:
+    if list(tensor.dims) != [len(items) + 1, items.shape[1]] or tensor.data_type != onnx.TensorProto.FLOAT:
+        return False
+    return np.array_equal(numpy_helper.to_array(tensor)[1:], items)
+
+
+def _replace(model: onnx.ModelProto, tensor: onnx.TensorProto, array: NDArray[np.generic]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    _forget_sizes(model, tensor.name)
 
 
 def _forget_sizes(model: onnx.ModelProto, name: str) -> None:
-    """Drop a noted shape of the item table, which has more rows now."""
+    """Drop a noted shape of a table that has more rows now."""
     for noted in [value for value in model.graph.value_info if value.name == name]:
         model.graph.value_info.remove(noted)
 

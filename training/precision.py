@@ -59,6 +59,10 @@ class LoweredEncoder(Encoder):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """User embeddings (B, D)."""
+        return self.whole(item_index, action_index, value, gap_index)[:, : self.shape.embedding_dim]
+
+    def whole(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """All that the graph gives: user embeddings, and what it has for segments after them."""
         columns = (item_index, action_index, value, gap_index)
         inputs = {entry.name: column.numpy() for entry, column in zip(self._session.get_inputs(), columns, strict=True)}
         return torch.from_numpy(self._session.run([OUTPUT], inputs)[0])

@@ -18,10 +18,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from server.core.preprocessing import Preprocessing
-from training.encoder import Encoder
 from training.errors import LogError, RunError
 from training.linear_probe import Label, Probe, labels_of, probe
 from training.runs import Progress, Run, no_progress, write_atomically
+from training.segment_embedding import UserEncoder
 from training.segment_quality import (
     NEIGHBOURS,
     SEEDS,
@@ -35,7 +35,20 @@ from training.segment_quality import (
 )
 from training.sequences import HeldOut, Log, held_out, positive_actions, read_first_events, read_log
 from training.train import load_encoder
-from training.user_vectors import BOTH, BY_HAND, LAST, MEAN, SVD, ByHand, ItemSvd, Part, Vectors, by_encoder, part_of
+from training.user_vectors import (
+    BOTH,
+    BY_HAND,
+    LAST,
+    MEAN,
+    SEGMENT,
+    SVD,
+    ByHand,
+    ItemSvd,
+    Part,
+    Vectors,
+    by_encoder,
+    part_of,
+)
 
 KS = (8, 32)
 USERS_MAX = 20_000
@@ -46,8 +59,8 @@ METRICS = "metrics.json"
 _USERS_MIN = 20
 _NEIGHBOUR_SAMPLE = 2_000
 _SEED = 0
-_KINDS = (LAST, MEAN, BOTH, SVD, BY_HAND)
-_TRAINED = (LAST, MEAN, BOTH)
+_TRAINED = (LAST, MEAN, BOTH, SEGMENT)
+_KINDS = (*_TRAINED, SVD, BY_HAND)
 
 
 @dataclass(frozen=True)
@@ -149,7 +162,7 @@ def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_pro
         _check_same_log(run, other)
     with run.stage("probe") as stage:
         scene = _Scene.read(prepared)
-        views = _views(scene, load_encoder(trained), progress)
+        views = _views(scene, UserEncoder.load(load_encoder(trained), trained), progress)
         labels, remarks = scene.labels(prepared)
         probes = []
         for done, label in enumerate(labels):
@@ -250,7 +263,7 @@ def _asked(first: Log, rows: NDArray[np.intp], positive: NDArray[np.bool_], item
     )
 
 
-def _views(scene: _Scene, encoder: Encoder, progress: Progress) -> dict[str, Views]:
+def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, Views]:
     """Each kind of vector of the whole histories, of their halves and of the pasts."""
     whole, halves, past = scene.whole(), scene.halves(), scene.past()
     parts = (whole, *halves, past)
@@ -271,7 +284,9 @@ def _stability(scene: _Scene, views: Mapping[str, Views], other: Run, progress: 
     theirs = _Scene.read(other.require("prepare"))
     if not theirs.log.users.equals(scene.log.users):
         raise RunError(f"The runs keep different users; prepare {other.path} as the other one was.")
-    embedded: Vectors = by_encoder(load_encoder(other.require("train")), theirs.whole(), progress)
+    trained = other.require("train")
+    encoder = UserEncoder.load(load_encoder(trained), trained)
+    embedded: Vectors = by_encoder(encoder, theirs.whole(), progress)
     found: list[Stability] = []
     for kind in _TRAINED:
         progress("two trainings", len(found), len(_TRAINED))

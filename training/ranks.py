@@ -1,23 +1,28 @@
 """User embeddings by an encoder in torch: of any histories, and before held-out targets."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from server.core.features import Features, batches
-from training.encoder import Encoder
+from training.encoder import Encoder, EncoderShape
 from training.sequences import HeldOut, Log, history_features
 
 
-def embedded(encoder: Encoder, features: Features) -> Tensor:
-    """The user embedding of each history, (B, D); zeros for an empty one."""
-    length = encoder.shape.max_length
-    users = torch.zeros(len(features.lengths), encoder.shape.embedding_dim)
+def embedded(encoder: nn.Module, features: Features, shape: EncoderShape) -> Tensor:
+    """The user embedding of each history, (B, D), by an encoder of that shape; zeros for an empty history.
+
+    An encoder may give more than `shape.embedding_dim` numbers, as `UserEncoder` does; then D is so many.
+    """
+    users = torch.zeros(len(features.lengths), shape.embedding_dim)
     with torch.inference_mode():
-        for places, inputs in batches(features, length):
-            users[places] = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        for places, inputs in batches(features, shape.max_length):
+            found = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+            if users.shape[1] != found.shape[1]:
+                users = torch.zeros(len(users), found.shape[1])
+            users[places] = found
     return users
 
 
 def users_of(encoder: Encoder, log: Log, held: HeldOut) -> Tensor:
     """User embeddings before the targets, (T, D)."""
-    return embedded(encoder, history_features(log, held, encoder.shape.max_length))
+    return embedded(encoder, history_features(log, held, encoder.shape.max_length), encoder.shape)

@@ -19,7 +19,7 @@ from server.core.history import Event, history_of
 from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Golden, Release
 from server.core.repository import MODEL_NAME
-from server.core.segments import normalised
+from server.core.segments import normalised, segment_part
 from training.embed import embed
 from training.errors import LogError
 from training.hybrid import Choice, Mixer
@@ -70,7 +70,7 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
         step("clustering")
-        segments = cluster(embeddings, wanted, engine, settings.seed)
+        segments = cluster(segment_part(embeddings, item_embeddings.shape[1]), wanted, engine, settings.seed)
         if len(segments.fit.centroids) < wanted:
             notes.append(f"Users fall into {len(segments.fit.centroids)} distinct groups only; no more segments made.")
         step("weighing items")
@@ -111,7 +111,7 @@ def bounded(k: int, user_count: int) -> tuple[int, list[str]]:
 
 
 def cluster(embeddings: NDArray[np.float32], k: int, engine: Engine, seed: int) -> Segments:
-    """K-means on L2-normalised embeddings (U, D); users are placed as the server does it."""
+    """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it."""
     points = normalised(embeddings)
     fit = fit_kmeans(points, k, engine=engine, seed=seed)
     placed = assign(embeddings, fit.centroids)
@@ -186,7 +186,7 @@ def _placed_by(
         return known, known
     features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
     embeddings = embed(repository / MODEL_NAME / str(release.number) / "model.onnx", features, max_length=length)
-    return known, assign(embeddings, release.centroids).first
+    return known, assign(segment_part(embeddings, release.item_embeddings.shape[1]), release.centroids).first
 
 
 def _described(

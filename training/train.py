@@ -33,6 +33,7 @@ from training.next_item import NextItemModule
 from training.objectives import SlicedWindows
 from training.precision import LOWERED, LoweredEncoder
 from training.runs import Progress, Run, Stage, no_progress, write_atomically
+from training.segment_embedding import SEGMENT_EMBEDDING, SegmentEmbedding
 from training.sequences import (
     EpochPlan,
     Log,
@@ -124,6 +125,9 @@ def train(
         text = None if lesson.start else read_item_text(prepared)
         job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, world, lesson)
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
+        if world.is_first:
+            progress("what segments are made of", 0, 0)
+            SegmentEmbedding.fit(load_encoder(stage.directory), log, settings.seed).write(stage.directory)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": world.of(device)}
         stage.figures |= {"negatives": _negatives(job), "dropout": _dropout(job), "max_length": shape.max_length}
     return result
@@ -235,7 +239,7 @@ def _clear(job: _Job, resume: bool) -> None:
     if resume and path.is_file() and path.read_text(encoding="utf-8") != text:
         raise RunError(f"{job.directory} holds a training of another shape; train again without resuming.")
     if not resume:
-        for name in (CHECKPOINT, WEIGHTS, CURVES, ITEM_TEXT):
+        for name in (CHECKPOINT, WEIGHTS, CURVES, ITEM_TEXT, SEGMENT_EMBEDDING):
             (job.directory / name).unlink(missing_ok=True)
     write_atomically(path, text)
 

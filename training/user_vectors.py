@@ -10,15 +10,17 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
+from torch import Tensor
 
 from server.core.features import Features, batches, encode
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.segments import normalised
-from training.encoder import Encoder
 from training.runs import Progress, no_progress
+from training.segment_embedding import UserEncoder
 from training.sequences import Log
 
-LAST, MEAN, BOTH, SVD, BY_HAND = "last", "mean", "last + mean", "items, SVD", "by hand"
+LAST, MEAN, BOTH, SEGMENT = "last", "mean", "last + mean", "for segments"
+SVD, BY_HAND = "items, SVD", "by hand"
 
 SVD_DIM = 64
 CATEGORIES = 32
@@ -73,24 +75,28 @@ def part_of(log: Log, kept: NDArray[np.bool_], rows: NDArray[np.intp], preproces
     return Part(features, timestamp)
 
 
-def by_encoder(encoder: Encoder, part: Part, progress: Progress = no_progress) -> Vectors:
+def by_encoder(whole: UserEncoder, part: Part, progress: Progress = no_progress) -> Vectors:
     """Of the newest events: the embedding after the last, the mean of those after each, and both, of equal weight.
 
-    All are of length 1, as K-means takes them; users without events get zeros.
+    And `SEGMENT`, what a release makes segments of. All are of length 1, as K-means takes them; users without events
+    get zeros.
     """
+    encoder = whole.encoder
     shape = (len(part.features.lengths), encoder.shape.embedding_dim)
-    last, mean = np.zeros(shape), np.zeros(shape)
+    last, mean, segment = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], whole.segment_dim))
     cut = batches(part.features, encoder.shape.max_length)
     with torch.inference_mode():
         for done, (rows, inputs) in enumerate(cut, 1):
             columns = {name: torch.from_numpy(column) for name, column in inputs.items()}
-            after_each = encoder.sequence(**columns)
+            after_each: Tensor = encoder.sequence(**columns)
             real = (columns["item_index"] > 0)[:, :, None]  # padding means nothing
             last[rows] = after_each[:, -1].numpy()
+            segment[rows] = whole.segment_embedding(after_each[:, -1], columns["item_index"]).numpy()
             mean[rows] = ((after_each * real).sum(1) / real.sum(1)).numpy()
             progress("embedding users", done, len(cut))
     last, mean = normalised(last), normalised(mean)
-    return {LAST: last, MEAN: mean, BOTH: normalised(np.hstack([last, mean]))}
+    both = normalised(np.hstack([last, mean]))
+    return {LAST: last, MEAN: mean, BOTH: both, SEGMENT: normalised(segment)}
 
 
 class ItemSvd:

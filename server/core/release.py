@@ -4,8 +4,8 @@ manifest.json        everything about the release, with size and SHA-256 of ever
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
 items.parquet        the catalogue; row r is item index r + 1
-item_embeddings.npy  float32 (V, D)
-centroids.npy        float32 (K, D), in the space of L2-normalised user embeddings
+item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
+centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the same order
 segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
 """
@@ -28,6 +28,7 @@ from server.core.errors import DamagedRelease
 from server.core.features import Inputs
 from server.core.hash_index import HashIndex
 from server.core.preprocessing import Preprocessing
+from server.core.segments import segment_part
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
@@ -91,7 +92,7 @@ class Manifest(_Model):
     created_time: datetime
     data_cutoff_time: datetime | None = Field(default=None, description="Newest event; none for a log without clock.")
     parent_release: int = Field(default=0, ge=0)
-    embedding_dim: int = Field(ge=1)
+    embedding_dim: int = Field(ge=1, description="Length of item embeddings; user embeddings can be longer.")
     max_length: int = Field(ge=1)
     item_count: int = Field(ge=1)
     segment_count: int = Field(ge=1)
@@ -301,7 +302,8 @@ def _read_segment_items(path: Path) -> dict[int, RankedItems]:
 def _check_shapes(release: Release) -> None:
     manifest, where = release.manifest, f"release {release.number}"
     items = (manifest.item_count, manifest.embedding_dim)
-    segments = (manifest.segment_count, manifest.embedding_dim)
+    golden = np.array(manifest.golden.user_embedding, np.float32)
+    segments = (manifest.segment_count, segment_part(golden, manifest.embedding_dim).shape[1])
     checks: list[tuple[str, Any, Any]] = [
         ("items.parquet rows", release.items.height, manifest.item_count),
         ("item_embeddings.npy shape", release.item_embeddings.shape, items),

@@ -1,4 +1,4 @@
-"""Which segment a user embedding belongs to."""
+"""Which part of a user embedding is for what, and which segment it belongs to."""
 
 from dataclasses import dataclass
 
@@ -18,6 +18,16 @@ class Nearest:
     first_distance: NDArray[np.float64]
     second: NDArray[np.intp]
     second_distance: NDArray[np.float64]
+
+
+def next_item_part(embeddings: NDArray[np.float32], item_dim: int) -> NDArray[np.float32]:
+    """The first numbers of user embeddings, (B, `item_dim`), as many as item embeddings have: these rank items."""
+    return embeddings[:, :item_dim]
+
+
+def segment_part(embeddings: NDArray[np.float32], item_dim: int) -> NDArray[np.float32]:
+    """The numbers of user embeddings that place users among segments: those after the first `item_dim`, or all."""
+    return embeddings[:, item_dim:] if embeddings.shape[1] > item_dim else embeddings
 
 
 def normalised(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -4,8 +4,8 @@
 
 Five trainings of as many epochs, on one thread, without early stopping. NDCG@10 and HR@10: leave-one-out, all items
 ranked, test targets. Probes (AUROC by label) and half-ARI (agreement of segments of two halves of each user's events)
-are those of `segrec-train probe`, for the last position, which is served, and for the mean over positions. Logs are
-read from `../shared/data`, which is not part of the project; `demo` is. Ends in one JSON line.
+are those of `segrec-train probe`, for the last position, the mean over positions, and what a release makes segments of.
+Logs are read from `../shared/data`, which is not part of the project; `demo` is. Ends in one JSON line.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from training.prepare import prepare
 from training.probe import probe_run
 from training.runs import Run
 from training.train import train
-from training.user_vectors import LAST, MEAN
+from training.user_vectors import LAST, MEAN, SEGMENT
 
 DATA = Path("../shared/data")
 ROWS = {
@@ -92,7 +92,7 @@ def measured(run: Run) -> dict[str, float]:
     evaluate(run)
     ranking, probes = run.figures("evaluate"), probe_run(run).figures()
     figures = {f"{name}@10": ranking[f"{LEAVE_ONE_OUT}/encoder/{name.lower()}@10"] for name in ("NDCG", "HR")}
-    for way in (LAST, MEAN):
+    for way in (LAST, MEAN, SEGMENT):
         of_labels = {name: value for name, value in probes.items() if name.startswith(f"probe/{way}/")}
         figures |= {name.split("/")[2] + f" {way}": of_labels[name] for name in of_labels if name.endswith("/auroc")}
         figures[f"half-ARI {way}"] = probes[f"segments/{way}/{K}/halves"]

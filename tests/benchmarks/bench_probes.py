@@ -25,7 +25,7 @@ from training.prepare import prepare
 from training.probe import KS, ProbeResult, probe_run
 from training.runs import Run
 from training.train import train
-from training.user_vectors import BOTH, BY_HAND, LAST, MEAN, SVD
+from training.user_vectors import BOTH, BY_HAND, LAST, MEAN, SEGMENT, SVD
 
 DATA = Path("../shared/data")
 FLOORS = {
@@ -47,7 +47,7 @@ HITS = {
 """Floors of HR@10 of segment popularity, for each of `KS`."""
 
 AGES = (25, 35, 45, 55)
-KINDS = (LAST, MEAN, BOTH, SVD, BY_HAND)
+KINDS = (LAST, MEAN, BOTH, SEGMENT, SVD, BY_HAND)
 
 
 def main() -> None:

@@ -19,22 +19,26 @@ from training.encoder import Encoder, EncoderShape
 from training.errors import RunError
 from training.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
 from training.runs import Run
+from training.segment_embedding import SegmentEmbedding, UserEncoder
 
 SHAPE = EncoderShape(item_count=50, action_count=3, max_length=20, embedding_dim=16, layers=2, heads=2)
 
 
 @pytest.fixture(scope="module")
-def encoder() -> Encoder:
+def encoder() -> UserEncoder:
     torch.manual_seed(0)
     made = Encoder(SHAPE, dropout=0.2)
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
-    return made.eval()
+    places = torch.arange(SHAPE.item_count + 1, dtype=torch.int32)[:, None] % 40
+    items = torch.randn(40, 8)
+    items[0] = 0.0
+    return UserEncoder(made, SegmentEmbedding(torch.randn(SHAPE.embedding_dim), places, items)).eval()
 
 
 @pytest.fixture(scope="module")
-def result(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
+def result(encoder: UserEncoder, tmp_path_factory: pytest.TempPathFactory) -> ExportResult:
     """The export of a run that ends with this encoder."""
     run = Run.create(tmp_path_factory.mktemp("runs"))
     with run.stage("prepare") as stage:
@@ -44,7 +48,9 @@ def result(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> Export
         (stage.directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
     with run.stage("train") as stage:
         (stage.directory / train.SHAPE).write_text(json.dumps(asdict(SHAPE)))
-        save_file(encoder.state_dict(), stage.directory / keeper.WEIGHTS)
+        save_file(encoder.encoder.state_dict(), stage.directory / keeper.WEIGHTS)
+        assert encoder.segments
+        encoder.segments.write(stage.directory)
     return export(run)
 
 
@@ -53,7 +59,7 @@ def model(result: ExportResult) -> Path:
     return result.directory / "model.onnx"
 
 
-def test_export_writes_what_a_release_takes_from_it(encoder: Encoder, result: ExportResult) -> None:
+def test_export_writes_what_a_release_takes_from_it(encoder: UserEncoder, result: ExportResult) -> None:
     assert result.difference <= TOLERANCE
     assert result.microseconds_per_user > 0
     names = {path.name for path in result.directory.iterdir()}
@@ -73,11 +79,11 @@ def test_the_model_has_the_inputs_and_the_output_of_a_release(model: Path) -> No
         assert all(axis.dim_param for axis in entry.type.tensor_type.shape.dim)
 
 
-def test_every_batch_size_and_length_agrees_with_torch(encoder: Encoder, model: Path) -> None:
+def test_every_batch_size_and_length_agrees_with_torch(encoder: UserEncoder, model: Path) -> None:
     assert compare(encoder, model) <= TOLERANCE
 
 
-def test_padding_does_not_matter(encoder: Encoder, model: Path) -> None:
+def test_padding_does_not_matter(encoder: UserEncoder, model: Path) -> None:
     session = open_session(model)
     inputs = {name: array[:1] for name, array in random_inputs(encoder, 2, 6, seed=3).items()}
     padded = {name: np.pad(array, ((0, 0), (14, 0))) for name, array in inputs.items()}
@@ -85,13 +91,13 @@ def test_padding_does_not_matter(encoder: Encoder, model: Path) -> None:
     np.testing.assert_allclose(short, long, rtol=0, atol=1e-6)
 
 
-def test_another_model_is_refused(model: Path) -> None:
+def test_another_model_is_refused(encoder: UserEncoder, model: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(RunError, match="differs from torch"):
-        compare(Encoder(SHAPE).eval(), model)
+        compare(UserEncoder(Encoder(SHAPE), encoder.segments).eval(), model)
 
 
-def test_embed_gives_each_history_its_own_embedding(encoder: Encoder, model: Path) -> None:
+def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model: Path) -> None:
     """Also histories longer than the encoder reads, and none at all."""
     rng = np.random.default_rng(0)
     lengths = np.array([3, 0, 25, 1, *rng.integers(1, 20, 60)])

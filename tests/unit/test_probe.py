@@ -11,6 +11,7 @@ from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
 from training.linear_probe import USERS_A_CLASS, labels_of, probe
+from training.segment_embedding import SegmentEmbedding, UserEncoder
 from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 from training.sequences import Log, held_out
 from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, Part, by_encoder, part_of
@@ -65,7 +66,9 @@ def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
 
 def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     torch.manual_seed(0)
-    encoder = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2)).eval()
+    plain = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2))
+    bag = SegmentEmbedding(torch.zeros(16), torch.arange(10, dtype=torch.int32)[:, None], torch.randn(10, 4))
+    encoder = UserEncoder(plain, bag).eval()
     long, short = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [4, 5]
     together, alone = by_encoder(encoder, whole(log_of(long, short))), by_encoder(encoder, whole(log_of(short)))
     for kind in together:
@@ -77,7 +80,7 @@ def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     columns = {"item_index": [short], "action_index": [[1, 1]], "gap_index": [[GAP_START, GAP_START + 2]]}
     inputs = {name: torch.tensor(column) for name, column in columns.items()} | {"value": torch.tensor([[0.0, 1.0]])}
     with torch.inference_mode():
-        np.testing.assert_allclose(together[LAST][1], normalised(encoder(**inputs).numpy())[0], atol=1e-6)
+        np.testing.assert_allclose(together[LAST][1], normalised(plain(**inputs).numpy())[0], atol=1e-6)
 
 
 def test_bags_of_items_put_users_of_the_same_items_together() -> None:

@@ -1,0 +1,146 @@
+"""What segments are made of: the encoder's last position beside a bag of the history's items.
+
+The last position foretells the next item best and tells habits worst; counts of items do the opposite. Linear probes
+and segments of both side by side are better than of any pooling of positions alone (`EXPERIMENTS.md`). The user
+embedding of a release is the last position, which ranks items, followed by this.
+"""
+
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from scipy import sparse
+from sklearn.decomposition import TruncatedSVD
+from sklearn.preprocessing import normalize
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.encoder import Encoder
+from training.precision import LoweredEncoder
+from training.ranks import embedded
+from training.sequences import HeldOut, Log, history_features, in_training
+
+SEGMENT_EMBEDDING = "segment_embedding.safetensors"
+BAG_DIM = 128
+
+PLACES = "segments.places"
+"""Of the exported graph's tensor that says which row of the bag's table an item has: how its name ends."""
+
+_ITEMS_MAX = 100_000
+"""Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 512 MB."""
+
+_USERS_MAX = 100_000
+_CENTRED_USERS = 20_000
+
+
+class SegmentEmbedding(nn.Module):
+    """The last position from the mean of users, then the bag, each of length 1: (B, D + S).
+
+    The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
+    items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding and
+    for items that were not learned. `center` (D,) is the mean over users.
+    """
+
+    center: Tensor
+    places: Tensor
+    items: Tensor
+
+    def __init__(self, center: Tensor, places: Tensor, items: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("center", center)
+        self.register_buffer("places", places)
+        self.register_buffer("items", items)
+
+    @classmethod
+    def fit(cls, encoder: Encoder, log: Log, seed: int) -> Self:
+        """Learn from the events that training sees."""
+        rng = np.random.default_rng(seed)
+        has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
+        asked = np.sort(rng.permutation(has_events)[:_CENTRED_USERS])
+        past = HeldOut(asked, log.train_ends[asked], np.zeros(len(asked), np.int32))
+        center = embedded(encoder, history_features(log, past, encoder.shape.max_length), encoder.shape).mean(0)
+        rows, items = item_directions(log, encoder.shape.item_count, rng.permutation(has_events)[:_USERS_MAX], seed)
+        places = torch.zeros(encoder.shape.item_count + 1, 1, dtype=torch.int32)
+        places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
+        return cls(center, places, torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)]))
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """What `write` wrote."""
+        return cls(**load_file(directory / SEGMENT_EMBEDDING))
+
+    def write(self, directory: Path) -> None:
+        """Write it beside the encoder's weights."""
+        save_file(
+            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / SEGMENT_EMBEDDING
+        )
+
+    def forward(self, last: Tensor, item_index: Tensor) -> Tensor:
+        """Of user embeddings `last` (B, D) and the histories they came from, (B, L)."""
+        rows = functional.embedding(item_index, self.places).squeeze(-1)
+        bag = functional.embedding(rows, self.items).sum(1)
+        return torch.cat([functional.normalize(last - self.center), functional.normalize(bag)], dim=-1)
+
+
+def item_directions(
+    log: Log, item_count: int, users: NDArray[np.intp], seed: int
+) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+    """The rows of the items that were learned, (M,), and what an event of each adds to a bag, float32 (M, S)."""
+    kept = in_training(log)
+    user = np.repeat(np.arange(len(log.users)), log.features.lengths)
+    kept &= np.isin(user, users)
+    item = log.features.item_index[kept] - 1
+    shape = len(log.users), item_count
+    counts = sparse.csr_matrix((np.ones(len(item), np.float32), (user[kept], item)), shape)
+    had_by = np.bincount(counts.indices, minlength=item_count)
+    rows = np.sort(np.argsort(-had_by, kind="stable")[:_ITEMS_MAX])
+    rows = rows[had_by[rows] > 0]
+    idf = np.log(len(users) / had_by[rows]).astype(np.float32)
+    weighted = normalize(counts[:, rows] @ sparse.diags(idf))
+    dim = min(BAG_DIM, len(rows), len(users))
+    directions = TruncatedSVD(dim, random_state=seed).fit(weighted).components_
+    return rows, (directions * idf).T.astype(np.float32)
+
+
+class UserEncoder(nn.Module):
+    """Histories → whole user embeddings (B, D + D + S), as a release has them: the last position, then the rest.
+
+    Without a `SegmentEmbedding` the last position is all there is.
+    """
+
+    def __init__(self, encoder: Encoder, segments: SegmentEmbedding | None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.segments = segments
+        self.shape = encoder.shape
+
+    @classmethod
+    def load(cls, encoder: Encoder, trained: Path) -> Self:
+        """`encoder` with what stands beside its weights in `trained`."""
+        found = (trained / SEGMENT_EMBEDDING).is_file()
+        return cls(encoder, SegmentEmbedding.read(trained) if found else None).eval()
+
+    def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """Whole user embeddings; inputs as of the encoder."""
+        if isinstance(self.encoder, LoweredEncoder):
+            return self.encoder.whole(item_index, action_index, value, gap_index)
+        last: Tensor = self.encoder(item_index, action_index, value, gap_index)
+        return last if self.segments is None else torch.cat([last, self.segments(last, item_index)], dim=-1)
+
+    @property
+    def segment_dim(self) -> int:
+        """How many numbers segments are made of."""
+        dim = self.shape.embedding_dim
+        return dim if self.segments is None else dim + self.segments.items.shape[1]
+
+    def segment_embedding(self, last: Tensor, item_index: Tensor) -> Tensor:
+        """What segments are made of, (B, `segment_dim`): of the last positions (B, D) and histories (B, L)."""
+        found: Tensor = last if self.segments is None else self.segments(last, item_index)
+        return found
+
+    def item_embeddings(self) -> Tensor:
+        """Row r belongs to item index r + 1, (V, D)."""
+        return self.encoder.item_embeddings()
