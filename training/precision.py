@@ -135,7 +135,8 @@ def _lower_tables(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], 
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         table = weights.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or len(table.dims) != 2 or table.dims[0] != rows:
+        numbers = table is not None and table.data_type == onnx.TensorProto.FLOAT
+        if table is None or not numbers or len(table.dims) != 2 or table.dims[0] != rows:
             nodes.append(node)
             continue
         whole, scales = _int8_rows(numpy_helper.to_array(table))

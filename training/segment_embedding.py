@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy import sparse
-from sklearn.decomposition import TruncatedSVD
 from sklearn.preprocessing import normalize
+from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -101,7 +101,7 @@ def item_directions(
     idf = np.log(len(users) / had_by[rows]).astype(np.float32)
     weighted = normalize(counts[:, rows] @ sparse.diags(idf))
     dim = min(BAG_DIM, len(rows), len(users))
-    directions = TruncatedSVD(dim, random_state=seed).fit(weighted).components_
+    _, _, directions = randomized_svd(weighted, dim, random_state=seed)
     return rows, (directions * idf).T.astype(np.float32)
 
 

@@ -14,10 +14,12 @@ from server.core.history import Event, history_of
 from server.core.ranking import Query, Strategy, Subject, rank
 from server.core.release import Release, read_release, record_of
 from server.core.repository import MODEL_NAME
+from server.core.segments import next_item_part
 from tests.support.logs import START_MS, write_planted
-from tests.support.releases import encode_with_onnx, tiny_release
+from tests.support.releases import tiny_release
 from training.cli import app
 from training.config import Config, Segment, Text, Train
+from training.embed import embed
 from training.export import export
 from training.items import add_items
 from training.prepare import prepare
@@ -66,10 +68,8 @@ def user_embeddings(release: Release, repository: Path, histories: list[list[str
         for items in histories
     ]
     features = features_of(events, release.item_index, release.action_index, release.preprocessing)
-    embeddings = np.zeros((len(histories), release.manifest.embedding_dim), np.float32)
-    for rows, inputs in batches(features, release.preprocessing.max_length):
-        embeddings[rows] = encode_with_onnx(repository / MODEL_NAME / str(release.number) / "model.onnx", inputs)
-    return embeddings
+    model = repository / MODEL_NAME / str(release.number) / "model.onnx"
+    return next_item_part(embed(model, features, release.preprocessing.max_length), release.manifest.embedding_dim)
 
 
 def histories_by_segment() -> list[list[str]]:

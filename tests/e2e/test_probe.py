@@ -14,7 +14,7 @@ from training.prepare import prepare
 from training.probe import METRICS, probe_run
 from training.runs import Run
 from training.train import train
-from training.user_vectors import MEAN, SVD
+from training.user_vectors import MEAN, SEGMENT, SVD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,10 +50,11 @@ def test_what_was_planted_is_found(directory: Path) -> None:
     assert (label["label"], label["users"], label["classes"], label["majority"]) == ("segment", 80, 4, 0.25)
     assert label["by_kind"][MEAN]["auroc"] > 0.95
     assert label["by_kind"][SVD]["auroc"] > 0.95
+    assert label["by_kind"][SEGMENT]["auroc"] > 0.95
     few = found["segments"][MEAN][0]
     assert few["halves"] > 0.3
     assert few["hr"] > found["global_hr"]
-    assert {entry["kind"] for entry in found["stability"]} == {"last", "mean", "last + mean"}
+    assert {entry["kind"] for entry in found["stability"]} == {"last", "mean", "last + mean", "for segments"}
     by_chance = 10 / 79
     assert found["stability"][1]["neighbours"] > 3 * by_chance
     assert run.figures("probe")[f"probe/{MEAN}/segment/auroc"] == pytest.approx(
