@@ -108,12 +108,20 @@ class Encoder(nn.Module):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """User embeddings (B, D): the last position alone. Its product with `item_embeddings` rows is the logit."""
+        return self.last_and_mean(item_index, action_index, value, gap_index)[0]
+
+    def last_and_mean(
+        self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """User embeddings (B, D), and the mean over events of what the last block reads, (B, D)."""
         x, visible = self._embed(item_index, action_index, value, gap_index)
         for block in self.blocks[:-1]:
             x = block(x, visible)
+        real = (item_index > 0).unsqueeze(-1).to(x.dtype)
+        mean = (x * real).sum(1) / real.sum(1).clamp(min=1)
         x = self.blocks[-1](x, visible[:, :, -1:], True)
         embedding: Tensor = self.norm(x.squeeze(1)) + self.bias
-        return embedding
+        return embedding, mean
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """The embedding that the user had after each event, (B, L, D); rows of padding mean nothing."""

@@ -50,8 +50,17 @@ class FusedEncoder(Encoder):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """User embeddings (B, D)."""
-        parts = [encoder(item_index, action_index, value, gap_index) for encoder in self.encoders]
-        return self._beside(parts, [member.user_factor for member in self.members])
+        return self.last_and_mean(item_index, action_index, value, gap_index)[0]
+
+    def last_and_mean(
+        self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """User embeddings and means, (B, D) each."""
+        parts = [encoder.last_and_mean(item_index, action_index, value, gap_index) for encoder in self.encoders]
+        last, mean = zip(*parts, strict=True)
+        return self._beside(last, [member.user_factor for member in self.members]), self._beside(
+            mean, [1.0] * len(mean)
+        )
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """The embedding that the user had after each event, (B, L, D)."""

@@ -1,8 +1,8 @@
-"""What segments are made of: the encoder's last position beside a bag of the history's items.
+"""What segments are made of: the encoder's last position, the mean over positions, and a bag of the history's items.
 
-The last position foretells the next item best and tells habits worst; counts of items do the opposite. Linear probes
-and segments of both side by side are better than of any pooling of positions alone (`EXPERIMENTS.md`). The user
-embedding of a release is the last position, which ranks items, followed by this.
+The last position foretells the next item best and holds together worst; means and counts do the opposite. Linear
+probes and segments of all three side by side are better than of any one (`EXPERIMENTS.md`). The user embedding of a
+release is the last position, which ranks items, followed by this.
 """
 
 from pathlib import Path
@@ -24,24 +24,27 @@ from training.ranks import embedded
 from training.sequences import HeldOut, Log, history_features, in_training
 
 SEGMENT_EMBEDDING = "segment_embedding.safetensors"
-BAG_DIM = 128
 
 PLACES = "segments.places"
 """Of the exported graph's tensor that says which row of the bag's table an item has: how its name ends."""
 
+_BAG_MIN, _BAG_MAX = 128, 256
+_USERS_A_DIRECTION = 20
+"""A bag has one direction for so many users, between those bounds."""
+
 _ITEMS_MAX = 100_000
-"""Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 512 MB."""
+"""Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
 
 
 class SegmentEmbedding(nn.Module):
-    """The last position from the mean of users, then the bag, each of length 1: (B, D + S).
+    """Last position and mean from what they are on average over users, then the bag, each of length 1: (B, D + D + S).
 
     The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
-    items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding and
-    for items that were not learned. `center` (D,) is the mean over users.
+    items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding
+    and for items that were not learned. `center` (2, D) holds the averages.
     """
 
     center: Tensor
@@ -58,14 +61,16 @@ class SegmentEmbedding(nn.Module):
     def fit(cls, encoder: Encoder, log: Log, seed: int) -> Self:
         """Learn from the events that training sees."""
         rng = np.random.default_rng(seed)
+        shape = encoder.shape
         has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
         asked = np.sort(rng.permutation(has_events)[:_CENTRED_USERS])
         past = HeldOut(asked, log.train_ends[asked], np.zeros(len(asked), np.int32))
-        center = embedded(encoder, history_features(log, past, encoder.shape.max_length), encoder.shape).mean(0)
-        rows, items = item_directions(log, encoder.shape.item_count, rng.permutation(has_events)[:_USERS_MAX], seed)
-        places = torch.zeros(encoder.shape.item_count + 1, 1, dtype=torch.int32)
+        both = embedded(_Both(encoder), history_features(log, past, shape.max_length), shape)
+        rows, items = item_directions(log, shape.item_count, rng.permutation(has_events)[:_USERS_MAX], seed)
+        places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
-        return cls(center, places, torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)]))
+        table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
+        return cls(both.mean(0).reshape(2, -1), places, table)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -74,15 +79,26 @@ class SegmentEmbedding(nn.Module):
 
     def write(self, directory: Path) -> None:
         """Write it beside the encoder's weights."""
-        save_file(
-            {name: tensor.contiguous() for name, tensor in self.state_dict().items()}, directory / SEGMENT_EMBEDDING
-        )
+        tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        save_file(tensors, directory / SEGMENT_EMBEDDING)
 
-    def forward(self, last: Tensor, item_index: Tensor) -> Tensor:
-        """Of user embeddings `last` (B, D) and the histories they came from, (B, L)."""
+    def forward(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
+        """Of `Encoder.last_and_mean` (B, D) each, and the histories they came from, (B, L)."""
         rows = functional.embedding(item_index, self.places).squeeze(-1)
         bag = functional.embedding(rows, self.items).sum(1)
-        return torch.cat([functional.normalize(last - self.center), functional.normalize(bag)], dim=-1)
+        parts = (last - self.center[0], mean - self.center[1], bag)
+        return torch.cat([functional.normalize(part) for part in parts], dim=-1)
+
+
+class _Both(nn.Module):
+    """Last position and mean side by side, (B, 2 D)."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self._encoder = encoder
+
+    def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        return torch.cat(self._encoder.last_and_mean(item_index, action_index, value, gap_index), dim=-1)
 
 
 def item_directions(
@@ -100,13 +116,13 @@ def item_directions(
     rows = rows[had_by[rows] > 0]
     idf = np.log(len(users) / had_by[rows]).astype(np.float32)
     weighted = normalize(counts[:, rows] @ sparse.diags(idf))
-    dim = min(BAG_DIM, len(rows), len(users))
+    dim = min(max(_BAG_MIN, min(_BAG_MAX, len(users) // _USERS_A_DIRECTION)), len(rows), len(users))
     _, _, directions = randomized_svd(weighted, dim, random_state=seed)
     return rows, (directions * idf).T.astype(np.float32)
 
 
 class UserEncoder(nn.Module):
-    """Histories → whole user embeddings (B, D + D + S), as a release has them: the last position, then the rest.
+    """Histories → whole user embeddings (B, D + 2 D + S), as a release has them: the last position, then the rest.
 
     Without a `SegmentEmbedding` the last position is all there is.
     """
@@ -127,19 +143,14 @@ class UserEncoder(nn.Module):
         """Whole user embeddings; inputs as of the encoder."""
         if isinstance(self.encoder, LoweredEncoder):
             return self.encoder.whole(item_index, action_index, value, gap_index)
-        last: Tensor = self.encoder(item_index, action_index, value, gap_index)
-        return last if self.segments is None else torch.cat([last, self.segments(last, item_index)], dim=-1)
+        last, mean = self.encoder.last_and_mean(item_index, action_index, value, gap_index)
+        return last if self.segments is None else torch.cat([last, self.segments(last, mean, item_index)], dim=-1)
 
     @property
     def segment_dim(self) -> int:
         """How many numbers segments are made of."""
         dim = self.shape.embedding_dim
-        return dim if self.segments is None else dim + self.segments.items.shape[1]
-
-    def segment_embedding(self, last: Tensor, item_index: Tensor) -> Tensor:
-        """What segments are made of, (B, `segment_dim`): of the last positions (B, D) and histories (B, L)."""
-        found: Tensor = last if self.segments is None else self.segments(last, item_index)
-        return found
+        return dim if self.segments is None else 2 * dim + self.segments.items.shape[1]
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from server.core.features import Features, batches, encode
 from server.core.preprocessing import Preprocessing, ValueNormaliser
-from server.core.segments import normalised
+from server.core.segments import normalised, segment_part
 from training.runs import Progress, no_progress
 from training.segment_embedding import UserEncoder
 from training.sequences import Log
@@ -91,7 +91,7 @@ def by_encoder(whole: UserEncoder, part: Part, progress: Progress = no_progress)
             after_each: Tensor = encoder.sequence(**columns)
             real = (columns["item_index"] > 0)[:, :, None]  # padding means nothing
             last[rows] = after_each[:, -1].numpy()
-            segment[rows] = whole.segment_embedding(after_each[:, -1], columns["item_index"]).numpy()
+            segment[rows] = segment_part(whole(**columns).numpy(), shape[1])
             mean[rows] = ((after_each * real).sum(1) / real.sum(1)).numpy()
             progress("embedding users", done, len(cut))
     last, mean = normalised(last), normalised(mean)

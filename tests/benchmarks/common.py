@@ -19,7 +19,7 @@ from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs, write_onnx
-from training.segment_embedding import BAG_DIM, SegmentEmbedding, UserEncoder
+from training.segment_embedding import SegmentEmbedding, UserEncoder
 
 ITEMS = 20_000
 MAX_LENGTH = 50
@@ -64,8 +64,8 @@ def realistic_release(repository: Path, number: int = 1) -> Path:
     staged = directory.rename(repository / f"staged-{number}")
     torch.manual_seed(0)
     shape = EncoderShape(ITEMS, len(ACTIONS), MAX_LENGTH, DIM, layers=2, heads=2)
-    bag = torch.randn(ITEMS + 1, BAG_DIM) / BAG_DIM**0.5
-    parts = SegmentEmbedding(torch.zeros(DIM), torch.arange(ITEMS + 1, dtype=torch.int32)[:, None], bag)
+    bag = torch.randn(ITEMS + 1, 2 * DIM)
+    parts = SegmentEmbedding(torch.zeros(2, DIM), torch.arange(ITEMS + 1, dtype=torch.int32)[:, None], bag)
     encoder = UserEncoder(Encoder(shape), parts).eval()
     write_onnx(encoder, staged / "model.onnx")
     rng = np.random.default_rng(0)

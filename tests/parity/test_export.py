@@ -34,7 +34,7 @@ def encoder() -> UserEncoder:
     places = torch.arange(SHAPE.item_count + 1, dtype=torch.int32)[:, None] % 40
     items = torch.randn(40, 8)
     items[0] = 0.0
-    return UserEncoder(made, SegmentEmbedding(torch.randn(SHAPE.embedding_dim), places, items)).eval()
+    return UserEncoder(made, SegmentEmbedding(torch.randn(2, SHAPE.embedding_dim), places, items)).eval()
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
 def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     torch.manual_seed(0)
     plain = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2))
-    bag = SegmentEmbedding(torch.zeros(16), torch.arange(10, dtype=torch.int32)[:, None], torch.randn(10, 4))
+    bag = SegmentEmbedding(torch.zeros(2, 16), torch.arange(10, dtype=torch.int32)[:, None], torch.randn(10, 4))
     encoder = UserEncoder(plain, bag).eval()
     long, short = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [4, 5]
     together, alone = by_encoder(encoder, whole(log_of(long, short))), by_encoder(encoder, whole(log_of(short)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from server.core.features import batches
 from server.core.segments import normalised
 from tests.unit.test_probe import log_of
 from training import segment_embedding
@@ -33,7 +34,7 @@ def encoder() -> UserEncoder:
 
 
 def bags(encoder: UserEncoder, log: Log) -> np.ndarray:
-    return embedded(encoder, log.features, SHAPE)[:, 2 * DIM :].numpy()
+    return embedded(encoder, log.features, SHAPE)[:, 3 * DIM :].numpy()
 
 
 def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
@@ -43,6 +44,25 @@ def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     torch.testing.assert_close(whole[:, :DIM], last)
     expected = normalised((last - last.mean(0)).numpy())
     np.testing.assert_allclose(whole[:, DIM : 2 * DIM], expected, atol=1e-5)
+
+
+def test_the_mean_is_over_events_and_not_over_padding(encoder: UserEncoder) -> None:
+    """With one block, the block reads the sum of all inputs' embeddings."""
+    plain = encoder.encoder
+    [(_, inputs)] = batches(log_of([4, 5, 6]).features, SHAPE.max_length)
+    columns = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    assert columns["item_index"].shape[1] > 3
+    with torch.inference_mode():
+        _, mean = plain.last_and_mean(**columns)
+        read = (
+            plain.item(columns["item_index"]) * DIM**0.5
+            + plain.action(columns["action_index"])
+            + plain.gap(columns["gap_index"])
+            + plain.value(columns["value"].unsqueeze(-1))
+            + plain.position(torch.arange(columns["item_index"].shape[1] - 1, -1, -1))
+        )
+    real = columns["item_index"][0] > 0
+    torch.testing.assert_close(mean[0], read[0, real].mean(0))
 
 
 def test_a_bag_tells_tastes_and_not_what_everybody_has(encoder: UserEncoder) -> None:
