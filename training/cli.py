@@ -386,9 +386,8 @@ def _keep_traceback(opened: Run | None) -> str:
 
 
 def _opened_or_new(runs: Path, run_id: str | None, name: str) -> Run:
-    if run_id and (runs / run_id / "run.json").is_file():
-        return Run.open(runs, run_id)
-    return Run.create(runs, name, run_id)
+    there = run_id and (runs / run_id / "run.json").is_file()
+    return Run.open(runs, run_id) if there and run_id else Run.create(runs, name, run_id)
 
 
 def _check_files(*paths: Path | None) -> None:

@@ -58,9 +58,7 @@ class FusedEncoder(Encoder):
         """User embeddings and means, (B, D) each."""
         parts = [encoder.last_and_mean(item_index, action_index, value, gap_index) for encoder in self.encoders]
         last, mean = zip(*parts, strict=True)
-        return self._beside(last, [member.user_factor for member in self.members]), self._beside(
-            mean, [1.0] * len(mean)
-        )
+        return self._beside(last, [member.user_factor for member in self.members]), torch.cat(mean, dim=-1)
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """The embedding that the user had after each event, (B, L, D)."""

@@ -303,6 +303,8 @@ def _check_shapes(release: Release) -> None:
     manifest, where = release.manifest, f"release {release.number}"
     items = (manifest.item_count, manifest.embedding_dim)
     golden = np.array(manifest.golden.user_embedding, np.float32)
+    if golden.ndim != 2 or golden.shape[1] < manifest.embedding_dim:
+        raise DamagedRelease(f"{where}: golden embeddings must be rows of {manifest.embedding_dim} numbers or more")
     segments = (manifest.segment_count, segment_part(golden, manifest.embedding_dim).shape[1])
     checks: list[tuple[str, Any, Any]] = [
         ("items.parquet rows", release.items.height, manifest.item_count),

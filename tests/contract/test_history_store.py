@@ -397,5 +397,4 @@ async def test_valkey_shared_by_several_servers_loses_nothing(redis_server: Redi
     await stores[0]._client.flushall()
     await asyncio.gather(*(stores[n % 3].record("u", [view(n)]) for n in range(90)))
     assert len(await stores[0].get("u")) == 90
-    for store in stores:
-        await store.close()
+    await asyncio.gather(*(store.close() for store in stores))

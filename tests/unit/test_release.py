@@ -91,6 +91,13 @@ def test_a_manifest_that_names_a_path_outside_is_refused(directory: Path) -> Non
         read_release(directory)
 
 
+@pytest.mark.parametrize("rows", [[], [[1.0, 2.0]] * 4])
+def test_golden_embeddings_too_short_to_rank_items_are_refused(directory: Path, rows: list[list[float]]) -> None:
+    rewrite_manifest(directory, lambda manifest: manifest["golden"].update(user_embedding=rows))
+    with pytest.raises(DamagedRelease, match="golden embeddings must be rows of 16 numbers or more"):
+        read_release(directory)
+
+
 @pytest.mark.parametrize(
     ("array", "message"),
     [
