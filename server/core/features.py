@@ -61,7 +61,8 @@ def _normalised(normaliser: ValueNormaliser) -> pl.Expr:
     value = pl.col("value").cast(pl.Float64)
     if normaliser.method == "log":
         value = value.sign() * value.abs().log1p()
-    return ((value - normaliser.center) / normaliser.scale).fill_nan(0.0).fill_null(0.0).cast(pl.Float32)
+    scaled = ((value - normaliser.center) / normaliser.scale).fill_nan(0.0).fill_null(0.0).cast(pl.Float32)
+    return pl.when(scaled == 0).then(pl.lit(0.0, pl.Float32)).otherwise(scaled)  # no negative zero
 
 
 def _gap(has_clock: bool) -> pl.Expr:
@@ -131,6 +132,7 @@ def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[n
         value = np.array([math.copysign(math.log1p(abs(x)), x) for x in value.tolist()])  # NumPy's differs by machine
     value = (value - preprocessing.value.center) / preprocessing.value.scale
     value32: NDArray[np.float32] = np.where(np.isnan(value), 0.0, value).astype(np.float32)
+    value32[value32 == 0] = 0.0  # no negative zero
     gap_index = np.full(len(value), GAP_START, np.int32)
     if preprocessing.has_clock and len(value) > 1:
         seconds = np.maximum(np.diff(events.timestamp), 0) // 1000
