@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from training.errors import ConfigError
 
@@ -217,13 +217,65 @@ class Train(_Section):
         return self
 
 
-class Segment(_Section):
-    """K-means over user embeddings."""
+class Naming(_Section):
+    """Names of segments by a language model, which is given nothing but the figures of the profiles."""
 
-    k: int = Field(default=8, ge=2, le=65536, description="Number of segments.")
-    backend: Literal["auto", "sklearn", "cuml"] = Field(default="auto", description="auto asks the GPU driver.")
+    url: str | None = Field(
+        default=None, description="An OpenAI-compatible endpoint, such as http://localhost:8000/v1; left out: no names."
+    )
+    model: str = Field(default="", description="The model to ask.")
+    api_key_variable: str = Field(
+        default="", description="Environment variable that holds the key, where one is needed."
+    )
+    timeout_seconds: float = Field(default=30.0, gt=0, description="For each answer.")
+
+    @model_validator(mode="after")
+    def _model_goes_with_url(self) -> Self:
+        if (self.url is None) != (not self.model):
+            raise ValueError("`url` and `model` go together")
+        return self
+
+
+class Segment(_Section):
+    """K-means over user embeddings, and what is told of its segments."""
+
+    k: int | Literal["auto"] = Field(default=8, description="Number of segments; auto: chosen by `k_range`.")
+    k_range: tuple[int, int] = Field(default=(2, 32), description="Least and most segments that `auto` may choose.")
+    backend: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"] = Field(
+        default="auto", description="auto: cuml where the GPU driver finds a GPU, sklearn otherwise."
+    )
+    start: Literal["k-means++", "random", "previous"] = Field(
+        default="k-means++", description="First centroids; previous: those of the repository's newest release."
+    )
+    restarts: int = Field(default=10, ge=1, le=1000, description="Starts, of which the best fit is kept.")
+    max_iterations: int = Field(default=300, ge=1, description="At most so many iterations a start.")
+    tolerance: float = Field(default=1e-4, ge=0, description="Ends where centroids move less, relative to variance.")
+    oversampling: float = Field(default=2.0, gt=0, description="Candidates a round of k-means||, in multiples of k.")
+    rows_at_once: int | None = Field(
+        default=None, ge=1, description="Users held by a GPU, or by a Dask partition, at a time; left out: all fit."
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds the first centroids.")
-    min_users: int = Field(default=1, ge=1, description="Segments with fewer users are told of in the report.")
+    min_segment_size: int = Field(
+        default=50, ge=1, description="Segments of fewer users are merged into their nearest; nothing is told of them."
+    )
+    min_item_users: int = Field(default=5, ge=1, description="A segment's item is told from so many of its users on.")
+    min_confidence: float = Field(default=0.5, ge=0, le=1, description="Below it a user has no confident segment.")
+    min_history: int = Field(default=3, ge=0, description="Histories of fewer known events are told as short.")
+    naming: Naming = Naming()
+
+    @field_validator("k")
+    @classmethod
+    def _k_in_range(cls, k: int | str) -> int | str:
+        if isinstance(k, int) and not 2 <= k <= 65536:
+            raise ValueError("k must be from 2 to 65536, or auto")
+        return k
+
+    @field_validator("k_range")
+    @classmethod
+    def _range_rises(cls, k_range: tuple[int, int]) -> tuple[int, int]:
+        if not 2 <= k_range[0] <= k_range[1] <= 65536:
+            raise ValueError("k_range must be two numbers from 2 on, the smaller first")
+        return k_range
 
 
 class Split(_Section):

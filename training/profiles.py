@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.release import SegmentProfile, Trait
+from server.core.profiles import SegmentProfile, Trait
 
 SMALLEST_LIFT = 1.15
 """Something done less than this many times more often than among all users sets nobody apart."""

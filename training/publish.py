@@ -20,13 +20,12 @@ import onnxruntime
 import server.core
 from server.core.errors import DamagedRelease
 from server.core.preprocessing import Preprocessing
+from server.core.profiles import SegmentProfile, SegmentRecord
 from server.core.release import (
     FileRecord,
     Golden,
     Manifest,
     Release,
-    SegmentProfile,
-    SegmentRecord,
     read_release,
     record_of,
 )

@@ -82,8 +82,8 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         parent, matching = _matched(repository, prepared, log, segments, settings.seed)
         step("describing segments")
         segmentation = _described(prepared, preprocessing, log, segments, matching, choice)
-        tiny = [p.label for p in segmentation.profiles if p.user_count < settings.min_users]
-        notes += [f"Segment {label} has fewer than {settings.min_users} users." for label in tiny]
+        tiny = [p.label for p in segmentation.profiles if p.user_count < settings.min_segment_size]
+        notes += [f"Segment {label} has fewer than {settings.min_segment_size} users." for label in tiny]
         segmentation = segmentation.model_copy(
             update={"parent_release": parent.number if parent else 0, "notes": tuple(notes)}
         )

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from server.core.release import SegmentProfile
+from server.core.profiles import SegmentProfile
 from training.runs import write_atomically
 
 _FILE = "segmentation.json"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from server.core.release import SegmentProfile, Trait
+from server.core.profiles import SegmentProfile, Trait
 from training.cleaning import Account
 from training.evaluate import EvaluateResult
 from training.profiles import in_words

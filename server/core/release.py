@@ -8,6 +8,7 @@ item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding ran
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the same order
 segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
+migration.json       `Migration`, where there was a release before
 """
 
 import hashlib
@@ -28,6 +29,7 @@ from server.core.errors import DamagedRelease
 from server.core.features import Inputs
 from server.core.hash_index import HashIndex
 from server.core.preprocessing import Preprocessing
+from server.core.profiles import Migration, SegmentProfile
 from server.core.segments import segment_part
 
 SCHEMA_VERSION = 1
@@ -44,6 +46,8 @@ FILES = (
     "segments.json",
     "segment_items.parquet",
 )
+
+MIGRATION = "migration.json"
 
 
 class _Model(BaseModel):
@@ -84,6 +88,19 @@ class Golden(_Model):
         return float(np.abs(embeddings - expected).max())
 
 
+class Confidence(_Model):
+    """How sure a user's segment is, from how clearly it is the nearest; fitted by `training.confidence`.
+
+    `margins` rise from 0 to 1, and `stays` gives at each of them the share of users who were in the same segment
+    before their latest events; between them it is linear. See `server.core.segments.margin`.
+    """
+
+    margins: tuple[float, ...] = Field(min_length=1)
+    stays: tuple[float, ...] = Field(min_length=1)
+    min_confidence: float = Field(ge=0, le=1)
+    min_history: int = Field(ge=0)
+
+
 class Manifest(_Model):
     """`manifest.json`."""
 
@@ -98,38 +115,10 @@ class Manifest(_Model):
     segment_count: int = Field(ge=1)
     hybrid_weight: float = Field(ge=0, le=1, description="Share of the personal score in the hybrid; rest: segment.")
     figures: dict[str, float] = Field(default_factory=dict, description="Quality by name; larger is better.")
+    confidence: Confidence | None = Field(default=None, description="None for releases of before there was one.")
+    min_segment_size: int = Field(default=0, ge=0, description="No segment or flow of fewer users is published.")
     files: dict[str, FileRecord]
     golden: Golden
-
-
-class Trait(_Model):
-    """Something that a segment does more than everyone else; see the API's `Trait`."""
-
-    kind: str
-    name: str
-    share: float = Field(ge=0, le=1)
-    lift: float = Field(ge=0)
-
-
-class SegmentRecord(_Model):
-    """What a segment was in one release."""
-
-    release: int = Field(ge=1)
-    user_count: int = Field(ge=0)
-    share: float = Field(ge=0, le=1)
-
-
-class SegmentProfile(_Model):
-    """A segment; see the API's `SegmentProfile` for units."""
-
-    segment_id: int = Field(ge=1)
-    label: str
-    user_count: int = Field(ge=0)
-    share: float = Field(ge=0, le=1)
-    traits: tuple[Trait, ...] = ()
-    mean_distance: float = Field(ge=0)
-    silhouette: float = Field(ge=-1, le=1)
-    history: tuple[SegmentRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +141,7 @@ class Release:
     centroids: NDArray[np.float32]
     segments: tuple[SegmentProfile, ...]
     segment_items: dict[int, RankedItems]
+    migration: Migration | None = None
 
     @property
     def number(self) -> int:
@@ -238,6 +228,7 @@ def read_release(directory: Path) -> Release:
             np.ascontiguousarray(np.load(directory / "centroids.npy", allow_pickle=False)),
             _read_segments(directory / "segments.json"),
             _read_segment_items(directory / "segment_items.parquet"),
+            _read_migration(directory / MIGRATION) if MIGRATION in manifest.files else None,
         )
         _check_shapes(release)
         release.warm()
@@ -285,6 +276,10 @@ def _check_files(directory: Path, manifest: Manifest) -> None:
 
 def _read_segments(path: Path) -> tuple[SegmentProfile, ...]:
     return tuple(SegmentProfile.model_validate(entry) for entry in json.loads(path.read_bytes()))
+
+
+def _read_migration(path: Path) -> Migration:
+    return Migration.model_validate_json(path.read_bytes())
 
 
 def _read_segment_items(path: Path) -> dict[int, RankedItems]:

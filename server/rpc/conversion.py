@@ -8,8 +8,9 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 
 from server.core.history import Event
+from server.core.profiles import SegmentProfile
 from server.core.ranking import Ranked, Reason
-from server.core.release import Release, SegmentProfile
+from server.core.release import Release
 from server.pipeline import Answer, Degraded
 from server.releases import State, Status
 

@@ -4,7 +4,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core.release import Trait
+from server.core.profiles import Trait
 from training.profiles import Members, facts_of, in_words, labels_of, profiles_of, silhouettes_of, traits_by_cluster
 
 HOUR_MS = 3_600_000

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x03\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\x30\n\x0c\x63reated_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x64\x61ta_cutoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eparent_release\x18\x06 \x01(\x03\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\x30\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x1f.segrec.v1.Release.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"\x15\n\x13ListReleasesRequest\"<\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release*\xb4\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x32\xaa\x01\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xea\x03\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\x30\n\x0c\x63reated_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x64\x61ta_cutoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eparent_release\x18\x06 \x01(\x03\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\x30\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x1f.segrec.v1.Release.FiguresEntry\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x00\x88\x01\x01\x12\x13\n\x0bmin_history\x18\r \x01(\x05\x12\x18\n\x10min_segment_size\x18\x0e \x01(\x03\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_min_confidence\"\x15\n\x13ListReleasesRequest\"<\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release*\xb4\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x32\xaa\x01\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,20 +34,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RELEASE_FIGURESENTRY']._loaded_options = None
   _globals['_RELEASE_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_RELEASESTATE']._serialized_start=658
-  _globals['_RELEASESTATE']._serialized_end=838
+  _globals['_RELEASESTATE']._serialized_start=753
+  _globals['_RELEASESTATE']._serialized_end=933
   _globals['_RELEASE']._serialized_start=78
-  _globals['_RELEASE']._serialized_end=473
-  _globals['_RELEASE_FIGURESENTRY']._serialized_start=427
-  _globals['_RELEASE_FIGURESENTRY']._serialized_end=473
-  _globals['_LISTRELEASESREQUEST']._serialized_start=475
-  _globals['_LISTRELEASESREQUEST']._serialized_end=496
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=498
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=558
-  _globals['_GETRELEASEREQUEST']._serialized_start=560
-  _globals['_GETRELEASEREQUEST']._serialized_end=596
-  _globals['_GETRELEASERESPONSE']._serialized_start=598
-  _globals['_GETRELEASERESPONSE']._serialized_end=655
-  _globals['_MODELSERVICE']._serialized_start=841
-  _globals['_MODELSERVICE']._serialized_end=1011
+  _globals['_RELEASE']._serialized_end=568
+  _globals['_RELEASE_FIGURESENTRY']._serialized_start=503
+  _globals['_RELEASE_FIGURESENTRY']._serialized_end=549
+  _globals['_LISTRELEASESREQUEST']._serialized_start=570
+  _globals['_LISTRELEASESREQUEST']._serialized_end=591
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=593
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=653
+  _globals['_GETRELEASEREQUEST']._serialized_start=655
+  _globals['_GETRELEASEREQUEST']._serialized_end=691
+  _globals['_GETRELEASERESPONSE']._serialized_start=693
+  _globals['_GETRELEASERESPONSE']._serialized_end=750
+  _globals['_MODELSERVICE']._serialized_start=936
+  _globals['_MODELSERVICE']._serialized_end=1106
 # @@protoc_insertion_point(module_scope)

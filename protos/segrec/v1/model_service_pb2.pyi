@@ -26,7 +26,7 @@ RELEASE_STATE_STANDBY: ReleaseState
 RELEASE_STATE_FAILED: ReleaseState
 
 class Release(_message.Message):
-    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures")
+    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,9 @@ class Release(_message.Message):
     ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_COUNT_FIELD_NUMBER: _ClassVar[int]
     FIGURES_FIELD_NUMBER: _ClassVar[int]
+    MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    MIN_HISTORY_FIELD_NUMBER: _ClassVar[int]
+    MIN_SEGMENT_SIZE_FIELD_NUMBER: _ClassVar[int]
     release: int
     state: ReleaseState
     failure: str
@@ -56,7 +59,10 @@ class Release(_message.Message):
     item_count: int
     segment_count: int
     figures: _containers.ScalarMap[str, float]
-    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    min_confidence: float
+    min_history: int
+    min_segment_size: int
+    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ...) -> None: ...
 
 class ListReleasesRequest(_message.Message):
     __slots__ = ()

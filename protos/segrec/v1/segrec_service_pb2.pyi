@@ -14,6 +14,7 @@ class SegmentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEGMENT_STATE_ASSIGNED: _ClassVar[SegmentState]
     SEGMENT_STATE_NO_HISTORY: _ClassVar[SegmentState]
     SEGMENT_STATE_UNAVAILABLE: _ClassVar[SegmentState]
+    SEGMENT_STATE_NO_CONFIDENT_SEGMENT: _ClassVar[SegmentState]
 
 class Strategy(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -34,6 +35,7 @@ SEGMENT_STATE_UNSPECIFIED: SegmentState
 SEGMENT_STATE_ASSIGNED: SegmentState
 SEGMENT_STATE_NO_HISTORY: SegmentState
 SEGMENT_STATE_UNAVAILABLE: SegmentState
+SEGMENT_STATE_NO_CONFIDENT_SEGMENT: SegmentState
 STRATEGY_UNSPECIFIED: Strategy
 STRATEGY_HYBRID: Strategy
 STRATEGY_PERSONAL: Strategy
@@ -46,20 +48,24 @@ ITEM_REASON_PERSONAL_AND_SEGMENT: ItemReason
 ITEM_REASON_POPULAR: ItemReason
 
 class SegmentAssignment(_message.Message):
-    __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance")
+    __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance", "confidence", "short_history")
     STATE_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     DISTANCE_FIELD_NUMBER: _ClassVar[int]
     RUNNER_UP_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     RUNNER_UP_DISTANCE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    SHORT_HISTORY_FIELD_NUMBER: _ClassVar[int]
     state: SegmentState
     segment_id: int
     label: str
     distance: float
     runner_up_segment_id: int
     runner_up_distance: float
-    def __init__(self, state: _Optional[_Union[SegmentState, str]] = ..., segment_id: _Optional[int] = ..., label: _Optional[str] = ..., distance: _Optional[float] = ..., runner_up_segment_id: _Optional[int] = ..., runner_up_distance: _Optional[float] = ...) -> None: ...
+    confidence: float
+    short_history: bool
+    def __init__(self, state: _Optional[_Union[SegmentState, str]] = ..., segment_id: _Optional[int] = ..., label: _Optional[str] = ..., distance: _Optional[float] = ..., runner_up_segment_id: _Optional[int] = ..., runner_up_distance: _Optional[float] = ..., confidence: _Optional[float] = ..., short_history: _Optional[bool] = ...) -> None: ...
 
 class RecommendedItem(_message.Message):
     __slots__ = ("item_id", "title", "score", "reason", "seen")
@@ -240,16 +246,52 @@ class SegmentItem(_message.Message):
     def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
 
 class Trait(_message.Message):
-    __slots__ = ("kind", "name", "share", "lift")
+    __slots__ = ("kind", "name", "share", "lift", "lift_low", "user_count")
     KIND_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     SHARE_FIELD_NUMBER: _ClassVar[int]
     LIFT_FIELD_NUMBER: _ClassVar[int]
+    LIFT_LOW_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
     kind: str
     name: str
     share: float
     lift: float
-    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
+    lift_low: float
+    user_count: int
+    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ..., lift_low: _Optional[float] = ..., user_count: _Optional[int] = ...) -> None: ...
+
+class Activity(_message.Message):
+    __slots__ = ("mean_events", "median_events", "mean_active_days", "mean_days_since_last")
+    MEAN_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_EVENTS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_ACTIVE_DAYS_FIELD_NUMBER: _ClassVar[int]
+    MEAN_DAYS_SINCE_LAST_FIELD_NUMBER: _ClassVar[int]
+    mean_events: float
+    median_events: float
+    mean_active_days: float
+    mean_days_since_last: float
+    def __init__(self, mean_events: _Optional[float] = ..., median_events: _Optional[float] = ..., mean_active_days: _Optional[float] = ..., mean_days_since_last: _Optional[float] = ...) -> None: ...
+
+class ActionShare(_message.Message):
+    __slots__ = ("action", "share", "lift")
+    ACTION_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    LIFT_FIELD_NUMBER: _ClassVar[int]
+    action: str
+    share: float
+    lift: float
+    def __init__(self, action: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
+
+class Spend(_message.Message):
+    __slots__ = ("mean_value", "mean_total", "median_total")
+    MEAN_VALUE_FIELD_NUMBER: _ClassVar[int]
+    MEAN_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    mean_value: float
+    mean_total: float
+    median_total: float
+    def __init__(self, mean_value: _Optional[float] = ..., mean_total: _Optional[float] = ..., median_total: _Optional[float] = ...) -> None: ...
 
 class SegmentRecord(_message.Message):
     __slots__ = ("release", "user_count", "share")
@@ -262,7 +304,7 @@ class SegmentRecord(_message.Message):
     def __init__(self, release: _Optional[int] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
 
 class SegmentProfile(_message.Message):
-    __slots__ = ("segment_id", "label", "user_count", "share", "traits", "top_items", "mean_distance", "silhouette", "history")
+    __slots__ = ("segment_id", "label", "user_count", "share", "traits", "top_items", "mean_distance", "silhouette", "history", "description", "growth", "activity", "actions", "hours", "weekdays", "spend")
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     USER_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +314,13 @@ class SegmentProfile(_message.Message):
     MEAN_DISTANCE_FIELD_NUMBER: _ClassVar[int]
     SILHOUETTE_FIELD_NUMBER: _ClassVar[int]
     HISTORY_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    GROWTH_FIELD_NUMBER: _ClassVar[int]
+    ACTIVITY_FIELD_NUMBER: _ClassVar[int]
+    ACTIONS_FIELD_NUMBER: _ClassVar[int]
+    HOURS_FIELD_NUMBER: _ClassVar[int]
+    WEEKDAYS_FIELD_NUMBER: _ClassVar[int]
+    SPEND_FIELD_NUMBER: _ClassVar[int]
     segment_id: int
     label: str
     user_count: int
@@ -281,7 +330,52 @@ class SegmentProfile(_message.Message):
     mean_distance: float
     silhouette: float
     history: _containers.RepeatedCompositeFieldContainer[SegmentRecord]
-    def __init__(self, segment_id: _Optional[int] = ..., label: _Optional[str] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ..., top_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ..., mean_distance: _Optional[float] = ..., silhouette: _Optional[float] = ..., history: _Optional[_Iterable[_Union[SegmentRecord, _Mapping]]] = ...) -> None: ...
+    description: str
+    growth: float
+    activity: Activity
+    actions: _containers.RepeatedCompositeFieldContainer[ActionShare]
+    hours: _containers.RepeatedScalarFieldContainer[float]
+    weekdays: _containers.RepeatedScalarFieldContainer[float]
+    spend: Spend
+    def __init__(self, segment_id: _Optional[int] = ..., label: _Optional[str] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ..., top_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ..., mean_distance: _Optional[float] = ..., silhouette: _Optional[float] = ..., history: _Optional[_Iterable[_Union[SegmentRecord, _Mapping]]] = ..., description: _Optional[str] = ..., growth: _Optional[float] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[ActionShare, _Mapping]]] = ..., hours: _Optional[_Iterable[float]] = ..., weekdays: _Optional[_Iterable[float]] = ..., spend: _Optional[_Union[Spend, _Mapping]] = ...) -> None: ...
+
+class SegmentFlow(_message.Message):
+    __slots__ = ("from_segment_id", "to_segment_id", "user_count", "share")
+    FROM_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    TO_SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    SHARE_FIELD_NUMBER: _ClassVar[int]
+    from_segment_id: int
+    to_segment_id: int
+    user_count: int
+    share: float
+    def __init__(self, from_segment_id: _Optional[int] = ..., to_segment_id: _Optional[int] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
+
+class SegmentChange(_message.Message):
+    __slots__ = ("from_segment_ids", "to_segment_ids")
+    FROM_SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    TO_SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    from_segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    to_segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, from_segment_ids: _Optional[_Iterable[int]] = ..., to_segment_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Migration(_message.Message):
+    __slots__ = ("previous_release", "user_count", "flows", "born_segment_ids", "retired_segment_ids", "splits", "merges")
+    PREVIOUS_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FLOWS_FIELD_NUMBER: _ClassVar[int]
+    BORN_SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    RETIRED_SEGMENT_IDS_FIELD_NUMBER: _ClassVar[int]
+    SPLITS_FIELD_NUMBER: _ClassVar[int]
+    MERGES_FIELD_NUMBER: _ClassVar[int]
+    previous_release: int
+    user_count: int
+    flows: _containers.RepeatedCompositeFieldContainer[SegmentFlow]
+    born_segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    retired_segment_ids: _containers.RepeatedScalarFieldContainer[int]
+    splits: _containers.RepeatedCompositeFieldContainer[SegmentChange]
+    merges: _containers.RepeatedCompositeFieldContainer[SegmentChange]
+    def __init__(self, previous_release: _Optional[int] = ..., user_count: _Optional[int] = ..., flows: _Optional[_Iterable[_Union[SegmentFlow, _Mapping]]] = ..., born_segment_ids: _Optional[_Iterable[int]] = ..., retired_segment_ids: _Optional[_Iterable[int]] = ..., splits: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ...) -> None: ...
 
 class ListSegmentsRequest(_message.Message):
     __slots__ = ("release",)
@@ -290,12 +384,14 @@ class ListSegmentsRequest(_message.Message):
     def __init__(self, release: _Optional[int] = ...) -> None: ...
 
 class ListSegmentsResponse(_message.Message):
-    __slots__ = ("segments", "release")
+    __slots__ = ("segments", "release", "migration")
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_FIELD_NUMBER: _ClassVar[int]
     segments: _containers.RepeatedCompositeFieldContainer[SegmentProfile]
     release: int
-    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ...) -> None: ...
+    migration: Migration
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ..., migration: _Optional[_Union[Migration, _Mapping]] = ...) -> None: ...
 
 class GetSegmentRequest(_message.Message):
     __slots__ = ("segment_id", "release")
@@ -306,9 +402,11 @@ class GetSegmentRequest(_message.Message):
     def __init__(self, segment_id: _Optional[int] = ..., release: _Optional[int] = ...) -> None: ...
 
 class GetSegmentResponse(_message.Message):
-    __slots__ = ("segment", "release")
+    __slots__ = ("segment", "release", "migration")
     SEGMENT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    MIGRATION_FIELD_NUMBER: _ClassVar[int]
     segment: SegmentProfile
     release: int
-    def __init__(self, segment: _Optional[_Union[SegmentProfile, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+    migration: Migration
+    def __init__(self, segment: _Optional[_Union[SegmentProfile, _Mapping]] = ..., release: _Optional[int] = ..., migration: _Optional[_Union[Migration, _Mapping]] = ...) -> None: ...

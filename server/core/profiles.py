@@ -1,0 +1,99 @@
+"""What a release tells of its segments: profiles, and what became of the segments of the release before."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Trait(_Model):
+    """Something that a segment does more than everyone else; see the API's `Trait`."""
+
+    kind: str
+    name: str
+    share: float = Field(ge=0, le=1)
+    lift: float = Field(ge=0)
+    lift_low: float = Field(default=0, ge=0)
+    user_count: int = Field(default=0, ge=0)
+
+
+class Activity(_Model):
+    """How much a segment's users do; see the API's `Activity`."""
+
+    mean_events: float = Field(ge=0)
+    median_events: float = Field(ge=0)
+    mean_active_days: float = Field(ge=0)
+    mean_days_since_last: float = Field(ge=0)
+
+
+class ActionShare(_Model):
+    """An action and how often a segment does it."""
+
+    action: str
+    share: float = Field(ge=0, le=1)
+    lift: float = Field(ge=0)
+
+
+class Spend(_Model):
+    """Values of a segment's events, in the log's own unit."""
+
+    mean_value: float
+    mean_total: float
+    median_total: float
+
+
+class SegmentRecord(_Model):
+    """What a segment was in one release."""
+
+    release: int = Field(ge=1)
+    user_count: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+
+
+class SegmentProfile(_Model):
+    """A segment; see the API's `SegmentProfile` for units."""
+
+    segment_id: int = Field(ge=1)
+    label: str
+    user_count: int = Field(ge=0)
+    share: float = Field(ge=0, le=1)
+    traits: tuple[Trait, ...] = ()
+    mean_distance: float = Field(ge=0)
+    silhouette: float = Field(ge=-1, le=1)
+    history: tuple[SegmentRecord, ...] = ()
+    description: str = ""
+    growth: float | None = None
+    activity: Activity | None = None
+    actions: tuple[ActionShare, ...] = ()
+    hours: tuple[float, ...] = ()
+    weekdays: tuple[float, ...] = ()
+    spend: Spend | None = None
+
+
+class Flow(_Model):
+    """Users who went from one segment to another; see the API's `SegmentFlow`."""
+
+    from_segment_id: int = Field(ge=0)
+    to_segment_id: int = Field(ge=1)
+    user_count: int = Field(ge=1)
+    share: float = Field(ge=0, le=1)
+
+
+class Change(_Model):
+    """A split or a merge; see the API's `SegmentChange`."""
+
+    from_segment_ids: tuple[int, ...]
+    to_segment_ids: tuple[int, ...]
+
+
+class Migration(_Model):
+    """What became of the segments of the release before; see the API's `Migration`."""
+
+    previous_release: int = Field(ge=1)
+    user_count: int = Field(ge=0)
+    flows: tuple[Flow, ...] = ()
+    born_segment_ids: tuple[int, ...] = ()
+    retired_segment_ids: tuple[int, ...] = ()
+    splits: tuple[Change, ...] = ()
+    merges: tuple[Change, ...] = ()
