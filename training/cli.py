@@ -18,12 +18,14 @@ from training.told import (
     K,
     MaxMinutes,
     NewRunId,
+    ReleaseName,
     Repository,
     RunId,
     Runs,
     Seed,
     Users,
     check_files,
+    release_number,
     telling,
 )
 from training.world import World
@@ -249,7 +251,7 @@ def items_group() -> None:
 @items_app.command("add")
 def items_add(
     items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
-    release: Annotated[str, typer.Option("--release", help="Number of the release to add to, or newest.")] = "newest",
+    release: ReleaseName = "newest",
     repository: Repository = REPOSITORY,
     vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
     config: ConfigFile = None,
@@ -257,15 +259,13 @@ def items_add(
 ) -> None:
     """Publish a release with new items, placed by their texts, without training."""
     with telling() as told:
-        if release != "newest" and not release.isdecimal():
-            raise ConfigError(f"--release is a number or `newest`, not `{release}`.")
         from training.items import add_items as work
 
         check_files(items, vectors)
         result = work(
             repository,
             items,
-            release=None if release == "newest" else int(release),
+            release=None if release == "newest" else release_number(release, repository),
             vectors=vectors,
             columns=load_config(config).items,
             skip_known=skip_known,

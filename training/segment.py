@@ -1,7 +1,8 @@
 """Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (user_id, segment_id, distance; in the same order), and what
-a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`.
+a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`,
+and `drift_reference.json` where users are many enough.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from server.core.features import Features, batches
 from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Golden, Release
 from server.core.segments import normalised, segment_part
+from training.drift_reference import write_reference
 from training.embed import embed
 from training.errors import LogError
 from training.hybrid import Choice, Mixer
@@ -88,6 +90,8 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         )
         step("writing")
         _write_users(stage.directory, log, embeddings, segments, matching)
+        read = np.minimum(log.features.lengths, preprocessing.max_length)
+        write_reference(stage.directory, item_embeddings.shape[1], read, settings.min_segment_size)
         _write_items(stage.directory, prepared, preprocessing, log, segments, matching, choice)
         tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
         golden = golden_of(log.features, preprocessing, exported / "model.onnx", tolerance)

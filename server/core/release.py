@@ -9,6 +9,7 @@ centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part
 segments.json        one `SegmentProfile` per centroid, in the same order
 segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
 migration.json       `Migration`, where there was a release before
+drift_reference.json  what the users were like, in groups, for `segrec-train drift`; the server does not read it
 """
 
 import hashlib
