@@ -30,6 +30,7 @@ from server.core.release import (
     record_of,
 )
 from server.core.repository import MODEL_NAME, OUTPUT
+from training.drift_reference import DRIFT_REFERENCE
 from training.errors import PublishError
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically
@@ -42,6 +43,7 @@ _SOURCES = {
     "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
     "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
 }
+_OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE))
 CONFIG = Path(server.core.__file__).with_name("config.pbtxt")
 """What Triton is told about the model; the same for all releases."""
 
@@ -120,7 +122,7 @@ def check_release(directory: Path) -> Release:
 def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
     """Segment ids were matched to one release; if another one came in since, they could clash with its ids."""
     number = parent.number if parent else 0
-    if number == segmentation.parent_release or (parent and _same_segments(run, segmentation, parent)):
+    if number == segmentation.parent_release or (parent and same_segments(run, segmentation, parent)):
         return
     raise PublishError(
         f"The newest release of {repository} is {number or 'none'}, and this run's segment ids were matched to "
@@ -129,7 +131,7 @@ def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent
     )
 
 
-def _same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
+def same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
     """Whether a release has the very segments of the run, as when a run is published again."""
     centroids = np.load(run.path / "segment" / "centroids.npy", allow_pickle=False)
     ids = [[profile.segment_id for profile in profiles] for profiles in (segmentation.profiles, release.segments)]
@@ -147,8 +149,9 @@ def _assemble(
     for stage, names in _SOURCES.items():
         for name in names:
             shutil.copyfile(sources[stage] / name, directory / name)
-    if (sources["export"] / ITEM_TEXT).is_file():
-        shutil.copyfile(sources["export"] / ITEM_TEXT, directory / ITEM_TEXT)
+    for stage, name in _OPTIONAL:
+        if (sources[stage] / name).is_file():
+            shutil.copyfile(sources[stage] / name, directory / name)
     profiles = [with_history(profile, number, parent) for profile in segmentation.profiles]
     write_segments(directory, profiles)
     preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
