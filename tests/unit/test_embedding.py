@@ -43,7 +43,7 @@ async def test_results_come_in_the_order_asked(release: Release, embedder: Embed
 
 
 async def test_confidence_and_short_histories_are_told_by_row(tmp_path: Path, embedder: Embedder) -> None:
-    release = read_release(tiny_release(tmp_path / "calibrated", confidence=CONFIDENCE))
+    release = read_release(tiny_release(tmp_path, confidence=CONFIDENCE))
     torn = history_of(group_history(place % 2, 10).events()[place] for place in range(10))
     clear, short, doubtful, none = await embedder.embed(
         release, [group_history(1), group_history(1, 2), torn, EMPTY], 5.0
