@@ -163,7 +163,6 @@ def test_another_seed_keeps_the_ids_of_users_whose_segment_is_clear(
     segment(second, repository)
     both = assignments(first).join(assignments(second), on="user_id")
     clear = both.filter("confident")
-    print(len(clear), (both["segment_id"] == both["segment_id_right"]).mean(), (clear["segment_id"] == clear["segment_id_right"]).mean())
     assert 100 < len(clear) < len(both)
     assert (clear["segment_id"] == clear["segment_id_right"]).mean() >= 0.95
 

@@ -76,9 +76,10 @@ def test_a_merge_is_told_with_its_parts() -> None:
     assert "Segments 1 and 2 merged into 1." in in_sentences(migration)
 
 
-def test_a_few_who_leave_are_no_split() -> None:
-    """A tenth of segment 1 leaves, which is many users and yet no substantial share."""
-    now = np.repeat([0, 1, 1], [900, 100, 300])
+@pytest.mark.parametrize("to", [1, 2])
+def test_a_few_who_leave_are_no_split(to: int) -> None:
+    """A tenth of segment 1 joins another one, or makes one of its own: many users, and yet no substantial share."""
+    now = np.repeat([0, to, 1], [900, 100, 300])
     assert changes(told(np.repeat([1, 2], [1000, 300]), now, [1, 2])) == {}
 
 
