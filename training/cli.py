@@ -159,12 +159,12 @@ def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
     """Cluster users; segment ids go on from the newest release in the repository."""
     with telling() as told:
         from training.segment import segment as work
-        from training.summary import segments_table
+        from training.summary import segments_summary
 
         told.run = opened = Run.open(runs, run_id)
-        found = work(opened, repository, k, progress=told.progress_of("segment"))
+        work(opened, repository, k, progress=told.progress_of("segment"))
         told.finish()
-        told.console.print(segments_table(found.profiles), *found.notes, sep="\n")
+        told.console.print(segments_summary(opened))
 
 
 @app.command()

@@ -20,7 +20,7 @@ import onnxruntime
 import server.core
 from server.core.errors import DamagedRelease
 from server.core.preprocessing import Preprocessing
-from server.core.profiles import SegmentProfile, SegmentRecord
+from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import (
     FileRecord,
     Golden,
@@ -30,8 +30,10 @@ from server.core.release import (
     record_of,
 )
 from server.core.repository import MODEL_NAME, OUTPUT
+from training.confidence import read_confidence
 from training.drift_reference import DRIFT_REFERENCE
 from training.errors import PublishError
+from training.migration import read_migration, unchanged, write_migration
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segmentation import Segmentation
@@ -154,6 +156,8 @@ def _assemble(
             shutil.copyfile(sources[stage] / name, directory / name)
     profiles = [with_history(profile, number, parent) for profile in segmentation.profiles]
     write_segments(directory, profiles)
+    if parent is not None:
+        write_migration(directory, _migration(sources["segment"], segmentation, parent))
     preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
     embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
     manifest = Manifest(
@@ -167,10 +171,17 @@ def _assemble(
         segment_count=len(profiles),
         hybrid_weight=segmentation.hybrid_weight,
         figures=figures | segmentation.figures,
+        confidence=read_confidence(sources["segment"]),
+        min_segment_size=segmentation.min_segment_size,
         files=file_records(directory),
         golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _migration(segment: Path, segmentation: Segmentation, parent: Release) -> Migration | None:
+    """What the run found out of its parent; where that has the very segments of the run, all stay as they are."""
+    return read_migration(segment) if segmentation.parent_release == parent.number else unchanged(parent)
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from server.core.profiles import SegmentProfile, Trait
 from training.cleaning import Account
 from training.evaluate import EvaluateResult
+from training.migration import in_sentences, read_migration
 from training.profiles import in_words
 from training.runs import Run
 from training.segmentation import Segmentation
@@ -38,7 +39,7 @@ def summary(run: Run, repository: Path) -> RenderableType:
         parts += ["Nothing was measured: no user has enough events to hold some back.", ""]
     if segmentation.figures:
         parts += [quality_table(segmentation.figures), ""]
-    parts += [segments_table(segmentation.profiles), *segmentation.notes, ""]
+    parts += [segments_summary(run), ""]
     parts.append(serving_hint(run, repository, run.figures("publish")["release"]))
     return Group(*parts)
 
@@ -54,6 +55,25 @@ def quality_table(figures: Mapping[str, float]) -> Table:
         ndcg, hits = figures[f"{way}_ndcg@10"], figures[f"{way}_hr@10"]
         table.add_row(name, f"{ndcg:.4f}", f"{hits:.4f}", f"{ndcg / floor:.2f}" if floor else "–")
     return table
+
+
+def segments_summary(run: Run) -> RenderableType:
+    """Segments, how sure they are, and what became of those of the release before."""
+    directory = run.require("segment")
+    segmentation, migration = Segmentation.read(directory), read_migration(directory)
+    moved = in_sentences(migration) if migration else []
+    return Group(segments_table(segmentation.profiles), *doubt_lines(segmentation), *moved, *segmentation.notes)
+
+
+def doubt_lines(segmentation: Segmentation) -> list[str]:
+    """How many users are in doubt, and how far confidence is to be trusted; nothing where there is none."""
+    if segmentation.doubtful_share is None or segmentation.confidence_error is None:
+        return []
+    return [
+        f"{segmentation.doubtful_share:.1%} of users have no confident segment, {segmentation.short_share:.1%} a short "
+        f"history. Confidence is off by {segmentation.confidence_error:.3f} on average, measured on users it was not "
+        "fitted on."
+    ]
 
 
 def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
