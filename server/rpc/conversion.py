@@ -88,7 +88,8 @@ def fill_recommend(
 
 
 def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.SegmentProfile:
-    """A segment."""
+    """A segment. Releases of before there were figures of what users do leave them unset."""
+    activity, spend = segment.activity, segment.spend
     return segrec_service_pb2.SegmentProfile(
         segment_id=segment.segment_id,
         label=segment.label,
@@ -99,6 +100,13 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
         mean_distance=segment.mean_distance,
         silhouette=segment.silhouette,
         history=[segrec_service_pb2.SegmentRecord(**record.model_dump()) for record in segment.history],
+        description=segment.description,
+        growth=segment.growth,
+        activity=segrec_service_pb2.Activity(**activity.model_dump()) if activity else None,
+        actions=[segrec_service_pb2.ActionShare(**action.model_dump()) for action in segment.actions],
+        hours=segment.hours,
+        weekdays=segment.weekdays,
+        spend=segrec_service_pb2.Spend(**spend.model_dump()) if spend else None,
     )
 
 
