@@ -42,19 +42,18 @@ def named(profiles: Sequence[SegmentProfile], settings: Naming) -> tuple[list[Se
     if settings.url is None:
         return list(profiles), []
     told = [profile for profile in profiles if profile.user_count]
-    names: dict[str, str] = {}
-    answered: set[int] = set()
+    names: dict[int, str] = {}
     notes = []
     for start in range(0, len(told), SEGMENTS_AT_ONCE):
         group = told[start : start + SEGMENTS_AT_ONCE]
         try:
-            names |= _names_in(_asked(settings, request_of(group, settings.model)))
+            found = _names_in(_asked(settings, request_of(group, settings.model)))
         except _NoNames as problem:
             notes.append(f"No names from the model `{settings.model}`: {problem}. Labels stay as they were made.")
             break
-        answered |= {profile.segment_id for profile in group}
+        names |= {profile.segment_id: found.get(str(profile.segment_id), "") for profile in group}
     labels, refused = _accepted(profiles, names)
-    notes += [f"Segment {one} keeps its label: {reason}." for one, reason in refused.items() if one in answered]
+    notes += [f"Segment {one} keeps its label: {reason}." for one, reason in refused.items()]
     pairs = zip(profiles, labels, strict=True)
     return [profile.model_copy(update={"label": label}) for profile, label in pairs], notes
 
@@ -158,17 +157,17 @@ def _names_in(answer: str) -> dict[str, str]:
     return {key: name.strip() for key, name in found.items() if isinstance(name, str)}
 
 
-def _accepted(profiles: Sequence[SegmentProfile], names: Mapping[str, str]) -> tuple[list[str], dict[int, str]]:
-    """A label for each profile, all different, and why those that keep the one they had do so, by segment id."""
+def _accepted(profiles: Sequence[SegmentProfile], names: Mapping[int, str]) -> tuple[list[str], dict[int, str]]:
+    """A label for each profile, all different, and by segment id why the name in `names` is none."""
     taken = {profile.label.casefold() for profile in profiles}
     labels: list[str] = []
     refused: dict[int, str] = {}
     for profile in profiles:
-        name = names.get(str(profile.segment_id), "")
+        name = names.get(profile.segment_id, "")
         reason = _objection(name, taken - {profile.label.casefold()})
         labels.append(profile.label if reason else name)
         taken.add(labels[-1].casefold())
-        if reason:
+        if reason and profile.segment_id in names:
             refused[profile.segment_id] = reason
     return labels, refused
 
