@@ -61,7 +61,7 @@ def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
     table.add_column("label", max_width=_LABEL_WIDTH)
     table.add_column("users", justify="right")
     table.add_column("share", justify="right")
-    table.add_column("what it is, and how it differs from all users")
+    table.add_column("what it is, and what sets it apart")
     for profile in sorted(profiles, key=lambda one: -one.user_count):
         users = f"{profile.user_count:,}" if profile.user_count else "few"
         label, sentence = escape(profile.label), escape(profile.description)

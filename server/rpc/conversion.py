@@ -88,8 +88,7 @@ def fill_recommend(
 
 
 def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.SegmentProfile:
-    """A segment. Releases of before there were figures of what users do leave them unset."""
-    activity, spend = segment.activity, segment.spend
+    """A segment."""
     return segrec_service_pb2.SegmentProfile(
         segment_id=segment.segment_id,
         label=segment.label,
@@ -102,11 +101,11 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
         history=[segrec_service_pb2.SegmentRecord(**record.model_dump()) for record in segment.history],
         description=segment.description,
         growth=segment.growth,
-        activity=segrec_service_pb2.Activity(**activity.model_dump()) if activity else None,
+        activity=segrec_service_pb2.Activity(**segment.activity.model_dump()) if segment.activity else None,
         actions=[segrec_service_pb2.ActionShare(**action.model_dump()) for action in segment.actions],
         hours=segment.hours,
         weekdays=segment.weekdays,
-        spend=segrec_service_pb2.Spend(**spend.model_dump()) if spend else None,
+        spend=segrec_service_pb2.Spend(**segment.spend.model_dump()) if segment.spend else None,
     )
 
 

@@ -35,7 +35,7 @@ def exported_run(
     directory.mkdir(exist_ok=True)
     events, items, labels = write_planted(directory, users=users, items=ITEMS, segments=GROUPS)
     run = Run.create(directory / "runs", run_id=name)
-    config = Config.model_validate({"segment": {"k": GROUPS} | settings})
+    config = Config.model_validate({"segment": {"k": GROUPS, "min_segment_size": 10} | settings})
     prepare(run, events, items, labels, config)
     for stage in ("train", "evaluate"):
         with run.stage(stage):
