@@ -1,10 +1,10 @@
 """Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
-confidence, runner_up_segment_id, confident, short_history; as the server answers), and what a release takes over:
-`centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where
-there is enough history to tell, `migration.json` where there was a release before, and `drift_reference.json` where
-users are many enough.
+confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
+nearest to and farthest from each centroid), and what a release takes over: `centroids.npy`, `items.parquet`,
+`segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where there is enough history to tell,
+`migration.json` where there was a release before, and `drift_reference.json` where users are many enough.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,9 @@ from training.hybrid import Choice, Mixer
 from training.kmeans import choose_engine
 from training.matching import Matching, fresh_ids, match_segments
 from training.migration import Overlap, migration_of, write_migration
+from training.naming import named
 from training.previous import Previous, place_before, starts_from
-from training.profiles import facts_of, profiles_of, traits_by_cluster
+from training.profiles import Privacy, exemplars_of, profiles_of
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segment_items import behaviour_of, popularity, segment_items
@@ -82,7 +83,8 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         count = len(segments.fit.centroids)
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
-        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, settings.seed).choose()
+        users = settings.min_item_users
+        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, settings.seed, users).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
         step("matching segments")
@@ -93,7 +95,9 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         doubts = doubts_of(log, segments, encode, item_embeddings.shape[1], preprocessing.max_length, settings)
         notes += doubts.notes
         step("describing segments")
-        segmentation = _described(prepared, preprocessing, log, segments, matching, choice).model_copy(
+        segmentation = _described(run, preprocessing, log, segments, matching, choice)
+        notes += segmentation.notes
+        segmentation = segmentation.model_copy(
             update={
                 "parent_release": parent.number if parent else 0,
                 "min_segment_size": settings.min_segment_size,
@@ -105,7 +109,7 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         _write_users(stage.directory, log, embeddings, segments, matching, doubts)
         read = np.minimum(log.features.lengths, preprocessing.max_length)
         write_reference(stage.directory, item_embeddings.shape[1], read, settings.min_segment_size)
-        _write_items(stage.directory, prepared, preprocessing, log, segments, matching, choice)
+        _write_items(stage.directory, run, preprocessing, log, segments, matching, choice)
         tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
         golden = golden_of(log.features, preprocessing, exported / "model.onnx", tolerance)
         (stage.directory / "golden.json").write_text(golden.model_dump_json())
@@ -190,19 +194,22 @@ def _migration(
 
 
 def _described(
-    prepared: Path,
+    run: Run,
     preprocessing: Preprocessing,
     log: Log,
     segments: Segments,
     matching: Matching,
     choice: Choice,
 ) -> Segmentation:
+    prepared, settings = run.path / "prepare", run.config().segment
     events = pl.scan_parquet(prepared / "events.parquet").with_columns(pl.col("user_id").rle_id().alias("row"))
-    facts = facts_of(events, pl.read_parquet(prepared / "items.parquet"), preprocessing.has_clock)
-    traits = traits_by_cluster(facts, segments.members.clusters, len(matching.segment_ids))
+    items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title", "category"])
+    privacy = Privacy(settings.min_segment_size, settings.min_item_users)
+    made = profiles_of(events, items, segments.members, matching.segment_ids, preprocessing.has_clock, privacy)
+    profiles, notes = named(made, settings.naming)
     newest = datetime.fromtimestamp(int(log.timestamp.max()) / 1000, UTC) if preprocessing.has_clock else None
     return Segmentation(
-        profiles=tuple(profiles_of(segments.members, matching.segment_ids, traits, seed=0)),
+        profiles=tuple(profiles),
         parent_release=0,
         born=matching.born,
         retired=matching.retired,
@@ -214,6 +221,7 @@ def _described(
         hybrid_weight=choice.weight,
         data_cutoff_time=newest,
         figures=choice.figures,
+        notes=tuple(notes),
     )
 
 
@@ -238,11 +246,12 @@ def _write_users(
         "short_history": doubts.is_short,
     }
     pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32}).write_parquet(directory / "assignments.parquet")
+    exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
 
 
 def _write_items(
     directory: Path,
-    prepared: Path,
+    run: Run,
     preprocessing: Preprocessing,
     log: Log,
     segments: Segments,
@@ -250,12 +259,14 @@ def _write_items(
     choice: Choice,
 ) -> None:
     """The catalogue with the popularity of each item, and the items of each segment."""
-    items = pl.read_parquet(prepared / "items.parquet")
+    settings = run.config().segment
+    items = pl.read_parquet(run.path / "prepare" / "items.parquet")
     behaviour = behaviour_of(log, log.features.offsets[1:], preprocessing, len(items))
     everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
     catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
     catalogue.write_parquet(directory / "items.parquet")
-    listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing)
+    least = settings.min_item_users, settings.min_segment_size
+    listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing, *least)
     listed.write_parquet(directory / "segment_items.parquet")
 
 

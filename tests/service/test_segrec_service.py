@@ -243,6 +243,28 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
         assert segment.label
 
 
+def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
+    told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
+    assert told.description == "Sentence 2 of release 3."
+    assert told.traits == [pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)]
+    assert told.growth == 0.25
+    assert told.activity == pb.Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5)
+    assert [(action.action, action.share, action.lift) for action in told.actions] == [
+        ("view", 0.75, 1.5),
+        ("cart", 0.25, 0.5),
+    ]
+    assert list(told.hours) == [0.0] * 8 + [1.0] + [0.0] * 15
+    assert list(told.weekdays) == [0.25, 0.25, 0.5, 0, 0, 0, 0]
+    assert told.spend == pb.Spend(mean_value=2, mean_total=20, median_total=16)
+
+
+def test_figures_that_a_segment_lacks_are_unset(stubs: Stubs) -> None:
+    told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=1)).segment
+    assert not told.HasField("growth")
+    assert not told.HasField("spend")
+    assert told.HasField("activity")
+
+
 def chunks(*many: list[str]) -> Iterator[pb.StreamSegmentRequest]:
     for chunk_id, user_ids in enumerate(many, 10):
         yield pb.StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids)

@@ -19,7 +19,17 @@ from server.core.features import GAP_COUNT, Inputs, batches, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.profiles import Change, Flow, Migration, SegmentProfile, SegmentRecord, Trait
+from server.core.profiles import (
+    ActionShare,
+    Activity,
+    Change,
+    Flow,
+    Migration,
+    SegmentProfile,
+    SegmentRecord,
+    Spend,
+    Trait,
+)
 from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, record_of
 from server.core.repository import MODEL_NAME, OUTPUT
 from server.core.segments import normalised
@@ -199,10 +209,26 @@ def _profile(group: int, segments: int, number: int) -> SegmentProfile:
         label=f"Category {group + 1} (release {number})",
         user_count=100 + group,
         share=1 / segments,
-        traits=(Trait(kind="category", name=f"category-{group + 1}", share=0.9, lift=float(segments)),),
+        traits=(
+            Trait(
+                kind="category",
+                name=f"category-{group + 1}",
+                share=0.9,
+                lift=float(segments),
+                lift_low=segments / 2,
+                user_count=90 + group,
+            ),
+        ),
         mean_distance=0.2,
         silhouette=0.5,
         history=(SegmentRecord(release=number, user_count=100 + group, share=1 / segments),),
+        description=f"Sentence {group + 1} of release {number}.",
+        growth=0.25 if group else None,
+        activity=Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5),
+        actions=(ActionShare(action="view", share=0.75, lift=1.5), ActionShare(action="cart", share=0.25, lift=0.5)),
+        hours=(0.0,) * 8 + (1.0,) + (0.0,) * 15,
+        weekdays=(0.25, 0.25, 0.5, 0, 0, 0, 0),
+        spend=Spend(mean_value=2, mean_total=20, median_total=16) if group else None,
     )
 
 

@@ -124,8 +124,15 @@ def test_few_users_need_a_larger_shift() -> None:
 def test_the_index_of_normal_embeddings_is_the_squared_shift() -> None:
     """One direction of variance 4, and a mean that is 3 away: (3 / 2)²."""
     reference = DriftReference(
-        user_count=1000, mean_events=5, mean_distance=1, distance_edges=(), distance_users=(1000,),
-        doubtful_users=None, center=(1.0, 1.0), directions=((1.0, 0.0),), variances=(4.0,),
+        user_count=1000,
+        mean_events=5,
+        mean_distance=1,
+        distance_edges=(),
+        distance_users=(1000,),
+        doubtful_users=None,
+        center=(1.0, 1.0),
+        directions=((1.0, 0.0),),
+        variances=(4.0,),
     )
     measure = embedding_shift(reference, np.array([[4.0, 7.0], [4.0, -7.0]]))
     assert measure.value == pytest.approx(2.25)
