@@ -1,9 +1,11 @@
 """Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
 
-Writes `user_embeddings.npy` (U, D), `assignments.parquet` (user_id, segment_id, distance; in the same order), and what
+Writes `user_embeddings.npy` (U, D), `assignments.parquet` (user_id, segment_id, distance; in the same order),
+`kmeans.json` (how the inertia fell by iteration, see `training.kmeans.KMeansResult`), and what
 a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +22,12 @@ from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Golden, Release
 from server.core.repository import MODEL_NAME
 from server.core.segments import normalised, segment_part
+from training.config import Segment
 from training.embed import embed
 from training.errors import LogError
 from training.hybrid import Choice, Mixer
 from training.kmeans import Engine, KMeansResult, assign, choose_engine, fit_kmeans
+from training.kmeans_settings import KMeansSettings, fixed_k
 from training.matching import Matching, fresh_ids, match_segments
 from training.profiles import Members, facts_of, profiles_of, traits_by_cluster
 from training.repository import newest_release, read_ledger
@@ -65,17 +69,19 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
     with run.stage("segment") as stage:
         step("embedding users")
         log = read_log(prepared, preprocessing)
-        wanted, notes = bounded(k or settings.k, len(log.users))
+        wanted, notes = bounded(k or fixed_k(settings), len(log.users))
         item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
         step("clustering")
-        segments = cluster(segment_part(embeddings, item_embeddings.shape[1]), wanted, engine, settings.seed)
+        kmeans, previous = _start(settings, repository, notes)
+        vectors = segment_part(embeddings, item_embeddings.shape[1])
+        segments = cluster(vectors, wanted, engine, kmeans, previous)
         if len(segments.fit.centroids) < wanted:
             notes.append(f"Users fall into {len(segments.fit.centroids)} distinct groups only; no more segments made.")
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
-        choice = Mixer(sequences, preprocessing, item_embeddings, encode, wanted, engine, settings.seed).choose()
+        choice = Mixer(sequences, preprocessing, item_embeddings, encode, wanted, engine, kmeans).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
         step("matching segments")
@@ -110,12 +116,32 @@ def bounded(k: int, user_count: int) -> tuple[int, list[str]]:
     return most, [f"{made} instead of {k}: there are {user_count} users, and a segment needs {USERS_PER_SEGMENT}."]
 
 
-def cluster(embeddings: NDArray[np.float32], k: int, engine: Engine, seed: int) -> Segments:
-    """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it."""
+def cluster(
+    embeddings: NDArray[np.float32],
+    k: int,
+    engine: Engine,
+    settings: KMeansSettings,
+    previous: NDArray[np.float32] | None = None,
+) -> Segments:
+    """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it.
+
+    `previous` (P, E) are the centroids that a start of that name begins with.
+    """
     points = normalised(embeddings)
-    fit = fit_kmeans(points, k, engine=engine, seed=seed)
+    fit = fit_kmeans(points, k, engine=engine, settings=settings, previous=previous)
     placed = assign(embeddings, fit.centroids)
     return Segments(engine, fit, Members(placed.first, placed.first_distance, points))
+
+
+def _start(settings: Segment, repository: Path, notes: list[str]) -> tuple[KMeansSettings, NDArray[np.float32] | None]:
+    """How K-means is run, and the newest release's centroids if it begins with them; the first release has none."""
+    kmeans = KMeansSettings.of(settings)
+    if kmeans.start != "previous":
+        return kmeans, None
+    if release := newest_release(repository):
+        return kmeans, release.centroids
+    notes.append("There is no earlier release to take the first centroids from: they are drawn by k-means++.")
+    return kmeans.afresh(), None
 
 
 def golden_of(
@@ -222,6 +248,8 @@ def _write_users(
 ) -> None:
     np.save(directory / "user_embeddings.npy", embeddings)
     np.save(directory / "centroids.npy", segments.fit.centroids)
+    told = {name: getattr(segments.fit, name) for name in ("engine", "iterations", "inertia", "history", "shifts")}
+    (directory / "kmeans.json").write_text(json.dumps(told, indent=1))
     columns = {
         "user_id": log.users,
         "segment_id": np.array(matching.segment_ids, np.int64)[segments.members.clusters],
