@@ -34,7 +34,7 @@ from training.kmeans import assign, fit_files, fit_kmeans
 from training.kmeans_settings import KMeansSettings
 
 WRITTEN_AT_ONCE = 100_000
-EVERY_SECONDS = 0.05
+EVERY_SECONDS = 0.2
 
 
 def main() -> None:
@@ -191,7 +191,7 @@ def with_faiss(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floa
         points.shape[1], options.k, niter=options.faiss_iterations, nredo=options.restarts, seed=1, **shape
     )
     model.train(points)
-    return model.centroids, _figures(start, options.faiss_iterations)
+    return np.asarray(model.centroids), _figures(start, options.faiss_iterations)
 
 
 def _figures(start: float, iterations: int, started: float = 0.0) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def test_centroids_that_lost_their_points_go_where_sklearn_puts_them(dask_client
     np.testing.assert_allclose(ours.centroids, theirs.cluster_centers_, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows_at_once", [37, 600, None])
+@pytest.mark.parametrize("rows_at_once", [150, 600, None])
 def test_parts_of_any_size_give_the_same(dask_client: Any, rows_at_once: int | None) -> None:
     points = cloud()
     whole = fit_kmeans(points, 5, engine="dask", settings=WARM, previous=points[:5])
