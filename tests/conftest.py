@@ -1,3 +1,8 @@
 """Fixtures that several test folders use."""
 
-pytest_plugins = ["tests.support.triton", "tests.support.server", "tests.support.training"]
+pytest_plugins = [
+    "tests.support.triton",
+    "tests.support.server",
+    "tests.support.training",
+    "tests.support.dask_cluster",
+]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from server.core.segments import Nearest, nearest, normalised
 from training.errors import LogError
 from training.kmeans import Engine, KMeansResult, assign, fit_kmeans
+from training.kmeans_settings import KMeansSettings
 from training.profiles import Members
 
 
@@ -40,16 +41,17 @@ def cluster(
     embeddings: NDArray[np.float32],
     k: int,
     engine: Engine,
-    seed: int,
+    settings: KMeansSettings,
     min_segment_size: int = 1,
     previous: NDArray[np.float32] | None = None,
 ) -> Segments:
     """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it.
 
-    `previous` are first centroids (k, E) to start from. Clusters of fewer than `min_segment_size` users are merged.
+    `previous` (P, E) are the centroids that a start of that name begins with. Clusters of fewer than
+    `min_segment_size` users are merged.
     """
     points = normalised(embeddings)
-    fit = fit_kmeans(points, k, engine=engine, seed=seed, previous=previous)
+    fit = fit_kmeans(points, k, engine=engine, settings=settings, previous=previous)
     placed = assign(embeddings, fit.centroids)
     kept = large_enough(embeddings, placed.first, fit.centroids, min_segment_size)
     merged_count = len(fit.centroids) - len(kept)

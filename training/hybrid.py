@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
-from training.kmeans import Engine, fit_kmeans
+from training.kmeans import Engine, fit_kmeans, on_one_machine
+from training.kmeans_settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.segment_items import (
     TOP_ITEMS,
@@ -77,7 +78,7 @@ class Mixer:
     embed: Embed
     k: int
     engine: Engine
-    seed: int
+    kmeans: KMeansSettings
     min_item_users: int = 1
 
     def choose(self) -> Choice:
@@ -104,17 +105,18 @@ class Mixer:
     def scene(self, from_end: int, targets: HeldOut | None = None) -> Scene | None:
         """The world before `targets`, by default a sample of those of `held_out`; None without any."""
         positive = positive_actions(self.preprocessing)
-        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.seed)
+        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
         if not len(held.rows):
             return None
         ends = known_ends(self.log, from_end)
         known = np.flatnonzero(ends > self.log.features.offsets[:-1])
-        drawn = np.random.default_rng(self.seed).permutation(known)[:CLUSTERED_USERS]
+        drawn = np.random.default_rng(self.kmeans.seed).permutation(known)[:CLUSTERED_USERS]
         rows = np.union1d(drawn, held.rows)
         past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
         embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
-        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=self.engine, seed=self.seed)
+        engine, settings = on_one_machine(self.engine), self.kmeans.afresh()
+        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=settings)
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))

