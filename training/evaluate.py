@@ -66,6 +66,9 @@ NEW_ITEMS = "new items"
 """The slice of targets that training never saw."""
 
 _FILE = "metrics.json"
+_COMPARED_K = 8
+"""Segments that the encoder is compared with where their number is chosen later, from what the segment stage sees."""
+
 _SCORES_AT_ONCE = 2_000_000
 
 
@@ -263,7 +266,8 @@ def _scorers(
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
-    k = max(1, min(settings.k, len(held.rows) // 10))
+    asked = _COMPARED_K if settings.k == "auto" else settings.k
+    k = max(1, min(asked, len(held.rows) // 10))
     mixer = Mixer(log, preprocessing, items, embed, k, choose_engine(settings.backend), settings.seed)
     yield f"popularity, {k} segments", by_segment(mixer, held)
     if known_events(log, preprocessing).any():

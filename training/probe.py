@@ -28,12 +28,13 @@ from training.segment_quality import (
     Asked,
     SegmentQuality,
     Views,
+    asked_of,
     hr_of,
     neighbour_overlap,
     segment_quality,
     segments_agree,
 )
-from training.sequences import HeldOut, Log, held_out, positive_actions, read_first_events, read_log
+from training.sequences import Log, chosen, held_out, positive_actions, read_first_events, read_log
 from training.train import load_encoder
 from training.user_vectors import (
     BOTH,
@@ -48,6 +49,7 @@ from training.user_vectors import (
     Vectors,
     by_encoder,
     part_of,
+    random_half,
 )
 
 KS = (8, 32)
@@ -231,12 +233,7 @@ class _Scene:
 
     def halves(self) -> tuple[Part, Part]:
         """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
-        lengths = self.log.features.lengths
-        user = np.repeat(np.arange(len(lengths)), lengths)
-        order = np.lexsort((np.random.default_rng(_SEED).random(len(user)), user))
-        place = np.arange(len(user)) - self.log.features.offsets[user]
-        one = np.zeros(len(user), np.bool_)
-        one[order] = place < lengths[user] // 2
+        one = random_half(self.log, _SEED)
         return self._part(self.log, one, self.rows), self._part(self.log, ~one, self.rows)
 
     def past(self) -> Part:
@@ -252,15 +249,7 @@ class _Scene:
 
 def _asked(first: Log, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Asked:
     held = held_out(first, 1, positive)
-    mine = np.flatnonzero(np.isin(held.rows, rows))
-    held = HeldOut(held.rows[mine], held.ends[mine], held.targets[mine])
-    lengths = held.ends - first.features.offsets[held.rows]
-    places = np.repeat(np.arange(len(lengths)), lengths)
-    taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
-    counted = positive[first.features.action_index[taken]]
-    return Asked(
-        first, held, first.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count
-    )
+    return asked_of(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
 
 
 def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, Views]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -23,6 +24,9 @@ from server.core.segments import normalised, segment_part
 from training.embed import embed
 from training.errors import LogError
 from training.hybrid import Choice, Mixer
+from training.k_measures import Fitter, steadiness
+from training.k_scene import Views
+from training.k_sweep import USERS_PER_SEGMENT, Limits, exported_at, sweep
 from training.kmeans import Engine, KMeansResult, assign, choose_engine, fit_kmeans
 from training.matching import Matching, fresh_ids, match_segments
 from training.profiles import Members, facts_of, profiles_of, traits_by_cluster
@@ -32,14 +36,19 @@ from training.segment_items import behaviour_of, popularity, segment_items
 from training.segmentation import Segmentation
 from training.sequences import Log, read_log, read_sequences
 
-USERS_PER_SEGMENT = 10
-"""A log with fewer users a segment than this gets fewer segments."""
-
 MATCHED_USERS = 20_000
 GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
 """Golden histories: those at these places among all, from the shortest to the longest."""
 
-_STEPS = ("embedding users", "clustering", "weighing items", "matching segments", "describing segments", "writing")
+_STEPS = (
+    "embedding users",
+    "choosing k",
+    "clustering",
+    "weighing items",
+    "matching segments",
+    "describing segments",
+    "writing",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,13 @@ class Segments:
     members: Members
 
 
-def segment(run: Run, repository: Path, k: int | None = None, progress: Progress = no_progress) -> Segmentation:
+def segment(
+    run: Run, repository: Path, k: int | Literal["auto"] | None = None, progress: Progress = no_progress
+) -> Segmentation:
     """Fit segments and write them under `segment/` of the run; ids go on from the repository's newest release.
 
-    `k` overrides the run's configuration. Raises ConfigError for a K-means engine that cannot run here, LogError for
-    a log of too few users, RunError when a stage is missing.
+    `k` overrides the run's configuration; auto chooses it by a sweep, which is written too. Raises ConfigError for a
+    K-means engine that cannot run here, LogError for a log of too few users, RunError when a stage is missing.
     """
     prepared, exported = run.require("prepare"), run.require("export")
     settings = run.config().segment
@@ -65,14 +76,27 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
     with run.stage("segment") as stage:
         step("embedding users")
         log = read_log(prepared, preprocessing)
-        wanted, notes = bounded(k or settings.k, len(log.users))
+        bounded(1, len(log.users))
         item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
+        views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        scene = views.scene(log, embeddings, len(item_embeddings))
+        fitter, notes = Fitter(engine, settings.seed), []
+        wanted = k or settings.k
+        if wanted == "auto":
+            step("choosing k")
+            swept = sweep(scene, Limits.of(settings), fitter, of=exported_at(run), progress=progress)
+            swept.write(stage.directory)
+            wanted, notes = swept.chosen, [swept.reason]
+        wanted, more = bounded(wanted, len(log.users))
+        notes += more
         step("clustering")
         segments = cluster(segment_part(embeddings, item_embeddings.shape[1]), wanted, engine, settings.seed)
         if len(segments.fit.centroids) < wanted:
             notes.append(f"Users fall into {len(segments.fit.centroids)} distinct groups only; no more segments made.")
+        steady = steadiness(scene.points, scene.halves, segments.fit.centroids, fitter)
+        notes += steady.notes()
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
         choice = Mixer(sequences, preprocessing, item_embeddings, encode, wanted, engine, settings.seed).choose()
@@ -95,6 +119,7 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         (stage.directory / "golden.json").write_text(golden.model_dump_json())
         segmentation.write(stage.directory)
         stage.figures |= choice.figures | {"k": len(matching.segment_ids), "hybrid_weight": choice.weight}
+        stage.figures |= {"stability": steady.stability, "halves_agree": steady.halves}
         stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
     return segmentation
 
