@@ -54,7 +54,7 @@ class Views:
         """Users before their validation targets: at most `ASKED_USERS`, drawn."""
         log = read_sequences(self.prepared, self.preprocessing)
         positive = positive_actions(self.preprocessing)
-        held = sampled(held_out(log, 2, positive), self.seed)
+        held = sampled(held_out(log, 2, positive), ASKED_USERS, self.seed)
         if not len(held.rows):
             return None
         points = self.points(self.encode(history_features(log, held, self.preprocessing.max_length)))

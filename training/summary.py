@@ -28,7 +28,7 @@ _SHOWN_FIGURES = 6
 
 
 def summary(run: Run, repository: Path) -> RenderableType:
-    """Cleaning account, quality, the sweep over k where there was one, segments, and how to serve the release, of a run that is done."""
+    """Cleaning account, quality, the sweep over k if any, segments, how to serve the release, of a run that is done."""
     account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
     segmentation = Segmentation.read(run.require("segment"))
     parts: list[RenderableType] = [account.table(), ""]
