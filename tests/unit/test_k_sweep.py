@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import silhouette_score
 
 from server.core.features import Features
+from server.core.segments import normalised
 from training.errors import ConfigError
 from training.k_measures import Fitter, Past, Placed, Shapes, Steadiness, halves_agree, lift, place, stability
 from training.k_scene import Scene
@@ -26,7 +27,7 @@ def blobs(groups: int, each: int = 60, spread: float = 0.2, dim: int = 16, seed:
     """Points of length 1 around `groups` directions at right angles; point n belongs to group n % groups."""
     rng = np.random.default_rng(seed)
     points = np.eye(dim)[np.arange(groups * each) % groups] + rng.normal(scale=spread, size=(groups * each, dim))
-    return (points / np.linalg.norm(points, axis=1, keepdims=True)).astype(np.float32)
+    return normalised(points).astype(np.float32)
 
 
 def row(k: int, stability: float, lift: float, silhouette: float = 0.1) -> KRow:
@@ -110,7 +111,7 @@ def test_planted_groups_are_stable_and_cutting_them_up_is_not() -> None:
     assert stability(points, 4, Fitter()) == 1.0
     assert stability(points, 12, Fitter()) < 0.75
     noise = np.random.default_rng(0).normal(size=(240, 16)).astype(np.float32)
-    assert stability(noise / np.linalg.norm(noise, axis=1, keepdims=True), 8, Fitter()) < 0.5
+    assert stability(normalised(noise).astype(np.float32), 8, Fitter()) < 0.5
 
 
 def test_lift_is_that_of_the_groups_items() -> None:
@@ -122,7 +123,7 @@ def test_lift_is_that_of_the_groups_items() -> None:
     users = 36
     group, turn = np.arange(users) % 3, np.arange(users) // 3 % 6
     own = np.array([[*(item for item in range(6) if item != missing), missing] for missing in turn])
-    log = log_of((own + 6 * group[:, None] + 1).astype(np.int32), list(map(str, range(users))))
+    log = log_of(list((own + 6 * group[:, None] + 1).astype(np.int32)), list(map(str, range(users))))
     ends = log.features.offsets[1:] - 1
     held = HeldOut(np.arange(users), ends, log.features.item_index[ends])
     past = Past(np.eye(3, dtype=np.float32)[group], asked_of(log, held, np.array([False, True]), 18), True)
