@@ -175,7 +175,7 @@ def halves_agree(halves: tuple[NDArray[np.float32], NDArray[np.float32]], centro
 STABLE_FROM = 0.5
 """A `stability` below this is told as doubt: a refit would move many users."""
 
-HALVES_FROM = 0.2
+HALVES_FROM = 0.3
 """And so is an agreement of `halves` below this: histories say too little of where a user belongs."""
 
 

@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,7 @@ def figures_of(work: Path, data: str, max_minutes: float) -> dict[str, Any]:
     path = work / f"{data}.json"
     known: dict[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
     if known.get("max_minutes") != max_minutes:
-        known = measured_anew(exported(work / f"runs-{max_minutes:g}", data, max_minutes))
+        known = measured_anew(exported(work / f"{data}-{max_minutes:g}", data, max_minutes))
         known["max_minutes"] = max_minutes
         write_atomically(path, json.dumps(known))
     swept = KSweep.model_validate(known["sweep"])
@@ -67,12 +68,9 @@ def figures_of(work: Path, data: str, max_minutes: float) -> dict[str, Any]:
 def exported(directory: Path, data: str, max_minutes: float) -> Run:
     """A trained and exported run; one that is there and done is taken."""
     directory.mkdir(parents=True, exist_ok=True)
-    for place in sorted(directory.iterdir()):
-        try:
-            (run := Run(place)).require("export")
-        except RunError:
-            continue
-        if run.path.name.endswith(f"-{data}"):
+    for record in sorted(directory.glob("*/run.json")):
+        with suppress(RunError):
+            (run := Run(record.parent)).require("export")
             return run
     run = trained(directory, data, max_minutes, 0)
     export(run)
