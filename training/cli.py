@@ -25,6 +25,7 @@ from training.told import (
     Seed,
     Users,
     check_files,
+    k_of,
     release_number,
     telling,
 )
@@ -66,7 +67,7 @@ def run(
         from training.summary import summary
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
-        settings = with_overrides(settings, k=k, max_minutes=max_minutes, seed=seed)
+        settings = with_overrides(settings, k=k_of(k), max_minutes=max_minutes, seed=seed)
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
@@ -158,12 +159,16 @@ def export(run_id: RunId, runs: Runs = RUNS) -> None:
 def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY, k: K = None) -> None:
     """Cluster users; segment ids go on from the newest release in the repository."""
     with telling() as told:
+        from training.k_sweep import read_sweep
         from training.segment import segment as work
         from training.summary import segments_summary
 
         told.run = opened = Run.open(runs, run_id)
-        work(opened, repository, k, progress=told.progress_of("segment"))
+        asked = k_of(k) or opened.config().segment.k
+        work(opened, repository, asked, progress=told.progress_of("segment"))
         told.finish()
+        if asked == "auto" and (swept := read_sweep(opened)):
+            told.console.print(swept.table())
         told.console.print(segments_summary(opened))
 
 

@@ -7,7 +7,7 @@ import typer
 
 from training.config import load_config
 from training.errors import ConfigError
-from training.runs import write_atomically
+from training.runs import Run, write_atomically
 from training.told import (
     REPOSITORY,
     RUNS,
@@ -15,6 +15,7 @@ from training.told import (
     Events,
     ReleaseName,
     Repository,
+    RunId,
     Runs,
     check_files,
     release_number,
@@ -91,3 +92,23 @@ def members(
         )
         if left_out:
             told.console.print(f"Left out: {left_out:,} users of whom release {number} knows nothing.")
+
+
+@commands.command()
+def sweep(
+    run_id: RunId,
+    runs: Runs = RUNS,
+    k_range: Annotated[
+        tuple[int, int] | None, typer.Option("--k-range", metavar="LEAST MOST", help="Left out: that of the run.")
+    ] = None,
+) -> None:
+    """Try several numbers of segments, show what each gives, and say which one `--k auto` would choose."""
+    with telling() as told:
+        from training.k_sweep import checked_range
+        from training.k_sweep import sweep_run as work
+
+        asked = checked_range(k_range)
+        told.run = opened = Run.open(runs, run_id)
+        found = work(opened, asked, progress=told.progress_of("sweep"))
+        told.finish()
+        told.console.print(found.table(), found.reason, sep="\n")

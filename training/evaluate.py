@@ -67,6 +67,9 @@ NEW_ITEMS = "new items"
 """The slice of targets that training never saw."""
 
 _FILE = "metrics.json"
+_COMPARED_K = 8
+"""Segments that the encoder is compared with where their number is chosen later, from what the segment stage sees."""
+
 _SCORES_AT_ONCE = 2_000_000
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -29,8 +30,11 @@ from training.config import Segment as Settings
 from training.drift_reference import write_reference
 from training.embed import embed
 from training.hybrid import Choice, Mixer
-from training.kmeans import choose_engine
-from training.kmeans_settings import KMeansSettings, fixed_k
+from training.k_measures import Fitter, steadiness
+from training.k_scene import Views
+from training.k_sweep import Limits, exported_at, sweep
+from training.kmeans import choose_engine, on_one_machine
+from training.kmeans_settings import KMeansSettings
 from training.matching import Matching, fresh_ids, match_segments
 from training.migration import Overlap, migration_of, write_migration
 from training.naming import named
@@ -48,6 +52,7 @@ GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
 _STEPS = (
     "embedding users",
     "placing users among the segments before",
+    "choosing k",
     "clustering",
     "weighing items",
     "matching segments",
@@ -57,11 +62,13 @@ _STEPS = (
 )
 
 
-def segment(run: Run, repository: Path, k: int | None = None, progress: Progress = no_progress) -> Segmentation:
+def segment(
+    run: Run, repository: Path, k: int | Literal["auto"] | None = None, progress: Progress = no_progress
+) -> Segmentation:
     """Fit segments and write them under `segment/` of the run; ids go on from the repository's newest release.
 
-    `k` overrides the run's configuration. Raises ConfigError for a K-means engine that cannot run here, LogError for
-    a log of too few users, RunError when a stage is missing.
+    `k` overrides the run's configuration; auto chooses it by a sweep, which is written too. Raises ConfigError for a
+    K-means engine that cannot run here, LogError for a log of too few users, RunError when a stage is missing.
     """
     prepared, exported = run.require("prepare"), run.require("export")
     settings = run.config().segment
@@ -71,19 +78,32 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
     with run.stage("segment") as stage:
         step("embedding users")
         log = read_log(prepared, preprocessing)
-        wanted, notes = bounded(k or fixed_k(settings), len(log.users), settings.min_segment_size)
+        bounded(1, len(log.users), settings.min_segment_size)
         item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
         step("placing users among the segments before")
         parent = newest_release(repository)
         previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
+        views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        scene = views.scene(log, embeddings, len(item_embeddings))
+        fitter, notes = Fitter(on_one_machine(engine), settings.seed), []
+        wanted = k or settings.k
+        if wanted == "auto":
+            step("choosing k")
+            swept = sweep(scene, Limits.of(settings), fitter, of=exported_at(run), progress=progress)
+            swept.write(stage.directory)
+            wanted, notes = swept.chosen, [swept.reason]
+        wanted, more = bounded(wanted, len(log.users), settings.min_segment_size)
+        notes += more
         step("clustering")
         parts = segment_part(embeddings, item_embeddings.shape[1])
         kmeans, start = _start(parts, previous, settings, notes)
         segments = cluster(parts, wanted, engine, kmeans, settings.min_segment_size, start)
         notes += _merging_notes(segments, wanted, settings.min_segment_size)
         count = len(segments.fit.centroids)
+        steady = steadiness(scene.points, scene.halves, segments.fit.centroids, fitter)
+        notes += steady.notes()
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
         users = settings.min_item_users
@@ -120,6 +140,7 @@ def segment(run: Run, repository: Path, k: int | None = None, progress: Progress
         write_confidence(stage.directory, doubts.calibration)
         segmentation.write(stage.directory)
         stage.figures |= choice.figures | {"k": count, "hybrid_weight": choice.weight}
+        stage.figures |= {"stability": steady.stability, "halves_agree": steady.halves}
         stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
         stage.figures |= {name: value for name, value in doubts.figures.items() if value is not None}
     return segmentation

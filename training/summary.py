@@ -11,6 +11,7 @@ from rich.table import Table
 from server.core.profiles import SegmentProfile
 from training.cleaning import Account
 from training.evaluate import EvaluateResult
+from training.k_sweep import read_sweep
 from training.migration import in_sentences, read_migration
 from training.runs import Run
 from training.segmentation import Segmentation
@@ -26,7 +27,7 @@ _SHOWN_FIGURES = 6
 
 
 def summary(run: Run, repository: Path) -> RenderableType:
-    """Cleaning account, quality, segments, and how to serve the release, of a run that is done."""
+    """Cleaning account, quality, the sweep over k if any, segments, how to serve the release, of a run that is done."""
     account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
     segmentation = Segmentation.read(run.require("segment"))
     parts: list[RenderableType] = [account.table(), ""]
@@ -37,6 +38,8 @@ def summary(run: Run, repository: Path) -> RenderableType:
         parts += ["Nothing was measured: no user has enough events to hold some back.", ""]
     if segmentation.figures:
         parts += [quality_table(segmentation.figures), ""]
+    if run.config().segment.k == "auto" and (swept := read_sweep(run)):
+        parts += [swept.table(), ""]
     parts += [segments_summary(run), ""]
     parts.append(serving_hint(run, repository, run.figures("publish")["release"]))
     return Group(*parts)

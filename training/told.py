@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -30,11 +30,22 @@ Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, tit
 Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
 ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
-K = Annotated[int | None, typer.Option("--k", min=2, help="Number of segments.")]
+K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: chosen by a sweep.")]
 MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
 
 RUNS, REPOSITORY = Path("runs"), Path("model_repository")
+
+
+def k_of(text: str | None) -> int | Literal["auto"] | None:
+    """What `--k` says, None where it is not given. Raises ConfigError for anything but a number from 2 on, or auto."""
+    if text is None:
+        return None
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal() or int(text) < 2:
+        raise ConfigError(f"--k is a number of segments from 2 on, or `auto`, not `{text}`.")
+    return int(text)
 
 
 class Told:
