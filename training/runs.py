@@ -25,6 +25,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "publish": ("segment",),
     "compress": ("export",),
     "probe": ("train",),
+    "report": ("segment",),
 }
 """The stages, and whose output each one reads."""
 

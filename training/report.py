@@ -1,0 +1,130 @@
+"""The report: one HTML file that opens without a network, and its pictures as PNG files.
+
+Pictures are SVG inside the page, each twice: for a wide page and for a phone. There is no script in it.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from training import report_charts as charts
+from training import report_words as words
+from training.report_charts import NARROW, WIDE, Chart, Page
+from training.report_content import Content, gather
+from training.runs import Progress, Run, no_progress, write_atomically
+
+REPORT = "report.html"
+
+_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_PIXELS_PER_UNIT = 2
+"""PNG files are this much finer than the page."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What is drawn, by page; `alt` says it in words; `name` is that of its PNG file."""
+
+    name: str
+    alt: str
+    draw: Callable[[Page], Chart]
+    pages: tuple[Page, ...] = (WIDE, NARROW)
+
+
+def report(run: Run, repository: Path, out: Path | None = None, progress: Progress = no_progress) -> Path:
+    """Write `report.html` and the PNG files into `out`, or into `report/` of the run; returns the page's path.
+
+    The release before is read from `repository`. Raises RunError where the segment stage is not done.
+    """
+    run.require("segment")
+    with run.stage("report") as stage:
+        progress("reading", 0, 0)
+        content = gather(run, repository)
+        directory = out or stage.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in directory.glob("*.png"):
+            old.unlink()
+        pictures = list(pictures_of(content))
+        drawn: dict[str, Markup] = {}
+        for done, picture in enumerate(pictures):
+            progress(picture.name, done, len(pictures))
+            charts.styled(picture.draw(picture.pages[0])).save(
+                directory / f"{picture.name}.png", scale_factor=_PIXELS_PER_UNIT
+            )
+            drawn[picture.name] = _figure(picture)
+        write_atomically(directory / REPORT, page_of(content, drawn))
+        stage.figures |= {"segments": len(content.cards), "pictures": len(pictures)}
+    return directory / REPORT
+
+
+def pictures_of(content: Content) -> Iterator[Picture]:
+    """The pictures for which there is something to draw."""
+    cards = content.cards
+    if cards:
+        before = content.moves.previous if content.moves else ()
+        yield Picture("sizes", words.sizes_in_words(content), lambda page: charts.sizes(cards, before, page))
+        yield Picture("map", words.map_in_words(content), lambda page: charts.users_map(content.user_map, cards, page))
+    if sweep := content.sweep:
+        yield Picture("k_sweep", words.sweep_in_words(sweep), lambda page: charts.k_sweep(sweep, page))
+    if (moves := content.moves) and moves.migration.flows and cards:
+        alt = " ".join(words.flows_in_words(content, moves))
+        yield Picture("moves", alt, lambda page: charts.moves(moves, cards, page))
+    if (quality := content.quality) and quality.slices:
+        yield Picture("quality", words.quality_in_words(quality), lambda page: charts.quality(quality, page))
+    if content.curves:
+        yield Picture("curves", words.curves_in_words(content), lambda page: charts.curves(content.curves, page))
+    yield from _rhythms(content)
+
+
+def _rhythms(content: Content) -> Iterator[Picture]:
+    profiles = [card.profile for card in content.cards]
+    usual = charts.usual_rhythm(profiles)
+    for profile in profiles:
+        if text := words.rhythm_in_words(profile):
+            alt = f"Bars of events by hour and weekday. {text}"
+            name = f"rhythm-{profile.segment_id}"
+            yield Picture(name, alt, lambda page, profile=profile: charts.rhythm(profile, usual), (NARROW,))  # type: ignore[misc]
+
+
+def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
+    """The HTML of a report with its pictures by name."""
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATE.parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for tool in (words.percent, words.signed_percent, words.count, words.figure):
+        environment.filters[tool.__name__] = tool
+    return environment.get_template(_TEMPLATE.name).render(
+        content=content, pictures=drawn, words=words, colour_of=charts.colour_of
+    )
+
+
+def _figure(picture: Picture) -> Markup:
+    """The picture as SVG for each of its pages; the page's style sheet shows one of them."""
+    both = len(picture.pages) > 1
+    parts = []
+    for page in picture.pages:
+        width = ("wide" if page.is_wide else "narrow") if both else "only"
+        parts.append(_svg(picture, page, width))
+    return Markup("").join(parts)
+
+
+def _svg(picture: Picture, page: Page, width: str) -> Markup:
+    """SVG with a name for those who cannot see it, and ids that no other picture of the page has."""
+    buffer = io.StringIO()
+    charts.styled(picture.draw(page)).save(buffer, format="svg")
+    text = buffer.getvalue()
+    prefix = f"{picture.name}-{width}-"
+    text = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
+    box = re.search(r'viewBox="([\d.\s-]+)"', text)
+    assert box is not None, "Vega draws SVG with a view box"
+    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" viewBox="{}" width="{}">')
+    start = head.format(width, picture.alt, box[1], box[1].split()[2])
+    return start + Markup(text[text.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in it
