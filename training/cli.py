@@ -1,20 +1,31 @@
 """`segrec-train`: all stages at once, or one by one."""
 
-import logging
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from server.core.errors import SegrecError
+from training import cli_segments
 from training.config import load_config
-from training.errors import ConfigError, LogError, TrainingError
+from training.errors import ConfigError
 from training.runs import Run
+from training.told import (
+    REPOSITORY,
+    RUNS,
+    ConfigFile,
+    Events,
+    Items,
+    K,
+    MaxMinutes,
+    NewRunId,
+    Repository,
+    RunId,
+    Runs,
+    Seed,
+    Users,
+    check_files,
+    telling,
+)
 from training.world import World
 
 app = typer.Typer(
@@ -23,25 +34,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-
-_PLAIN_WIDTH = 140
-"""Columns of tables where there is no terminal to ask."""
-
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-
-Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
-RunId = Annotated[str, typer.Option("--run", help="The run, a directory under --runs.")]
-NewRunId = Annotated[str | None, typer.Option("--run", help="The run's name; one that is there goes on.")]
-Repository = Annotated[Path, typer.Option("--repository", help="Triton's model repository.")]
-Events = Annotated[Path, typer.Option("--events", help="The log: CSV, Parquet or NDJSON.")]
-Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, title, category.")]
-Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
-K = Annotated[int | None, typer.Option("--k", min=2, help="Number of segments.")]
-MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
-
-RUNS, REPOSITORY = Path("runs"), Path("model_repository")
 
 
 def main() -> None:
@@ -64,7 +56,7 @@ def run(
     seed: Seed = None,
 ) -> None:
     """Do all stages, from the log to a published release. A run that is there goes on where it stopped."""
-    with _told() as told:
+    with telling() as told:
         if (events is None) != demo:
             raise ConfigError("Give either a log by --events FILE, or --demo.")
         from training import demo as demo_log
@@ -76,7 +68,7 @@ def run(
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
-        _check_files(events, items, users, settings.text.vectors)
+        check_files(events, items, users, settings.text.vectors)
         told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
         order = Order(events, items, users, settings, repository)
         told.resume = f"segrec-train run … --run {opened.path.name}"
@@ -97,11 +89,11 @@ def prepare(
     run_id: NewRunId = None,
 ) -> None:
     """Read and clean a log; makes a run."""
-    with _told() as told:
+    with telling() as told:
         from training.prepare import prepare as work
 
         settings = load_config(config)
-        _check_files(events, items, users, settings.text.vectors)
+        check_files(events, items, users, settings.text.vectors)
         told.run = opened = _opened_or_new(runs, run_id, "run")
         result = work(opened, events, items, users, settings, progress=told.progress_of("prepare"))
         told.finish()
@@ -115,7 +107,7 @@ def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resu
 
     On several processes or machines: torchrun --nproc-per-node 2 -m -- training.cli train --run RUN.
     """
-    with _told(World.from_environment()) as told:
+    with telling(World.from_environment()) as told:
         from training.pipeline import with_overrides
         from training.train import train as work
 
@@ -128,7 +120,7 @@ def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resu
 @app.command()
 def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
     """Measure the encoder on events held back from training."""
-    with _told() as told:
+    with telling() as told:
         from training.evaluate import evaluate as work
 
         told.run = opened = Run.open(runs, run_id)
@@ -143,7 +135,7 @@ def compare(
     runs: Runs = RUNS,
 ) -> None:
     """Show runs side by side, and whether their differences are chance."""
-    with _told() as told:
+    with telling() as told:
         from training.compare import compare as work
         from training.compare import table
 
@@ -153,7 +145,7 @@ def compare(
 @app.command()
 def export(run_id: RunId, runs: Runs = RUNS) -> None:
     """Write the encoder as ONNX, and check it."""
-    with _told() as told:
+    with telling() as told:
         from training.export import export as work
 
         told.run = opened = Run.open(runs, run_id)
@@ -163,7 +155,7 @@ def export(run_id: RunId, runs: Runs = RUNS) -> None:
 @app.command()
 def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY, k: K = None) -> None:
     """Cluster users; segment ids go on from the newest release in the repository."""
-    with _told() as told:
+    with telling() as told:
         from training.segment import segment as work
         from training.summary import segments_table
 
@@ -176,7 +168,7 @@ def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
 @app.command()
 def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY) -> None:
     """Put the run's release into the model repository."""
-    with _told() as told:
+    with telling() as told:
         from training.publish import publish as work
         from training.summary import serving_hint
 
@@ -196,7 +188,7 @@ def compress(
     ] = None,
 ) -> None:
     """Make smaller or faster runs of a run, and show what each gains and loses."""
-    with _told() as told:
+    with telling() as told:
         from training.compress import WAYS
         from training.compress import compress as work
 
@@ -214,7 +206,7 @@ def fuse(
     runs: Runs = RUNS,
 ) -> None:
     """Make one run of several: their scores averaged, their embeddings side by side."""
-    with _told() as told:
+    with telling() as told:
         from training.fuse import fuse as work
 
         told.run = Run.open(runs, run_ids[0])
@@ -234,7 +226,7 @@ def probe(
     runs: Runs = RUNS,
 ) -> None:
     """Judge user embeddings: what they tell of labels, and what segments they make, beside simpler vectors."""
-    with _told() as told:
+    with telling() as told:
         from training.probe import probe_run as work
 
         told.run = opened = Run.open(runs, run_id)
@@ -244,6 +236,7 @@ def probe(
         told.console.print(result.table())
 
 
+app.add_typer(cli_segments.commands)
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 
@@ -263,12 +256,12 @@ def items_add(
     skip_known: Annotated[bool, typer.Option("--skip-known", help="Leave out items that it has already.")] = False,
 ) -> None:
     """Publish a release with new items, placed by their texts, without training."""
-    with _told() as told:
+    with telling() as told:
         if release != "newest" and not release.isdecimal():
             raise ConfigError(f"--release is a number or `newest`, not `{release}`.")
         from training.items import add_items as work
 
-        _check_files(items, vectors)
+        check_files(items, vectors)
         result = work(
             repository,
             items,
@@ -285,115 +278,9 @@ def items_add(
         )
 
 
-class Told:
-    """What the person at the terminal is told: bars while a stage works, a line when it is done."""
-
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.console = Console(quiet=not world.is_first)
-        if not self.console.is_terminal:
-            self.console = Console(width=_PLAIN_WIDTH, quiet=not world.is_first)
-        self.errors = Console(stderr=True)
-        self.run: Run | None = None
-        self.resume = ""
-        self._stage = ""
-        self._bars: Progress | None = None
-        self._task: TaskID | None = None
-
-    def progress_of(self, stage: str) -> "Told":
-        """Begin a stage; the result is its `Progress`."""
-        self.finish()
-        self._stage = stage
-        if not self.console.is_terminal:
-            self.console.print(f"{stage} …")
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        self._bars = Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal)
-        self._task = self._bars.add_task(stage, total=None)
-        self._bars.start()
-        return self
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show how far the stage is."""
-        if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, description=f"{self._stage}: {what}", completed=done, total=total or None)
-
-    def finish(self) -> None:
-        """End the stage at work, if any, with a line on it."""
-        self.stop()
-        if self.run is not None and self._stage and self._world.is_first:
-            from training.summary import stage_line
-
-            self.console.print(stage_line(self._stage, self.run.record()["stages"][self._stage]), highlight=False)
-        self._stage = ""
-
-    def stop(self) -> None:
-        """Take the bars away."""
-        if self._bars is not None:
-            self._bars.stop()
-        self._bars = self._task = None
-
-    def fail(self, message: str, code: int) -> typer.Exit:
-        """One sentence on stderr, and the exit that says so."""
-        self.stop()
-        if self._world.size > 1:
-            message = f"Process {self._world.rank} of {self._world.size}: {message}"
-        self.errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
-        return typer.Exit(code)
-
-
-@contextmanager
-def _told(world: World | None = None) -> Iterator[Told]:
-    """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback.
-
-    `world` names the processes of a command that can be run by several.
-    """
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    told = Told(world or World())
-    try:
-        if world is None and World.from_environment().size > 1:
-            raise ConfigError("Of segrec-train only `train` runs on several processes; run this without torchrun.")
-        yield told
-        told.finish()
-    except (ConfigError, LogError) as error:
-        raise told.fail(str(error), BAD_INPUT) from None
-    except (TrainingError, SegrecError) as error:
-        raise told.fail(str(error), FAILED) from None
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise  # Lightning turns Ctrl-C into an exit; any other one is meant
-        hint = f" Go on with `{told.resume}`." if told.resume else ""
-        raise told.fail(f"Stopped.{hint}", INTERRUPTED) from None
-    except (typer.Exit, typer.Abort):
-        raise
-    except Exception as error:
-        where = _keep_traceback(told.run)
-        raise told.fail(f"Something unforeseen went wrong ({type(error).__name__}: {error}).{where}", FAILED) from None
-
-
-def _keep_traceback(opened: Run | None) -> str:
-    """Write the traceback into the run, where there is one; says where."""
-    if opened is None:
-        return ""
-    path = opened.path / "error.log"
-    path.write_text(traceback.format_exc(), encoding="utf-8")
-    return f" Details are in {path}."
-
-
 def _opened_or_new(runs: Path, run_id: str | None, name: str) -> Run:
     there = run_id and (runs / run_id / "run.json").is_file()
     return Run.open(runs, run_id) if there and run_id else Run.create(runs, name, run_id)
-
-
-def _check_files(*paths: Path | None) -> None:
-    for path in paths:
-        if path is not None and not path.is_file():
-            raise LogError(f"There is no file {path}.")
 
 
 if __name__ == "__main__":
