@@ -5,7 +5,7 @@ Nothing here names a user, and nothing is told of segments, flows and slices of 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -22,11 +22,10 @@ from server.core.repository import MODEL_NAME
 from server.core.segments import normalised, segment_part
 from training.cleaning import Account
 from training.errors import RunError
-from training.evaluate import ENCODER, RANKS, EvaluateResult, Result
-from training.keeper import CURVES
+from training.evaluation import ENCODER, RANKS, EvaluateResult, Result
 from training.metrics import LIST_LENGTH, bootstrap_interval, ndcg_each
 from training.report_sweep import K_SWEEP, Sweep, read_sweep
-from training.runs import Run
+from training.runs import CURVES, Run
 from training.segmentation import Segmentation
 
 MAP_USERS = 5_000
@@ -145,12 +144,13 @@ def gather(run: Run, repository: Path) -> Content:
     shown = _shown(segmentation.profiles, least)
     absent: dict[str, str] = {}
     parts: dict[str, Any] = {}
-    for name, read in {
-        "sweep": lambda: _sweep(segmented),
+    readers: Mapping[str, Callable[[], Any]] = {
+        "sweep": lambda: _sweep(run, segmented),
         "moves": lambda: _moves(segmented, segmentation, repository, least),
         "quality": lambda: _quality(run, segmented, shown, least),
         "curves": lambda: _curves(run.require("train")),
-    }.items():
+    }
+    for name, read in readers.items():
         try:
             parts[name] = read()
         except _AbsentError as missing:
@@ -187,7 +187,12 @@ def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]
         pl.scan_parquet(segmented / "segment_items.parquet")
         .group_by("segment_id", maintain_order=True)
         .head(_TOP_ITEMS)
-        .join(catalogue.select(pl.col("item_index").cast(pl.Int32), title.alias("title")), on="item_index", how="left")
+        .join(
+            catalogue.select(pl.col("item_index").cast(pl.Int32), title.alias("title")),
+            on="item_index",
+            how="left",
+            maintain_order="left",
+        )
         .group_by("segment_id", maintain_order=True)
         .agg("title", "lift")
     ).collect()
@@ -222,11 +227,14 @@ def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> Use
     return UserMap(axes.transform(points), segment_ids[rows], (first, second), len(segment_ids))
 
 
-def _sweep(segmented: Path) -> Sweep:
+def _sweep(run: Run, segmented: Path) -> Sweep:
     path = segmented / K_SWEEP
     if not path.is_file():
         raise _AbsentError("The number of segments was given, not chosen; `--k auto` compares several.")
-    return read_sweep(path)
+    sweep = read_sweep(path)
+    if sweep.of != run.record()["stages"]["export"]["ended"]:
+        raise _AbsentError("Numbers of segments were compared for an earlier encoder; `--k auto` compares them anew.")
+    return sweep
 
 
 def _curves(trained: Path) -> tuple[Mapping[str, float], ...]:
@@ -243,8 +251,8 @@ def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least:
     path = segmented / MIGRATION
     if not path.is_file():
         raise _AbsentError(
-            f"Segment ids go on from release {segmentation.parent_release}, but this run keeps no account of who moved; "
-            "repeat `segrec-train segment` to have it."
+            f"Segment ids go on from release {segmentation.parent_release}, but this run keeps no account of who "
+            "moved; repeat `segrec-train segment` to have it."
         )
     migration = Migration.model_validate_json(path.read_bytes())
     flows = tuple(flow for flow in migration.flows if flow.user_count >= least)

@@ -14,12 +14,12 @@ WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", 
 def percent(share: float, digits: int = 0) -> str:
     """0.123 is 12 %; a share that rounds to nothing says so."""
     least = 10.0 ** -(digits + 2)
-    return f"< {100 * least:g} %" if 0 < share < least / 2 else f"{100 * share:.{digits}f} %"
+    return f"<\xa0{100 * least:g}\xa0%" if 0 < share < least / 2 else f"{100 * share:.{digits}f}\xa0%"
 
 
 def signed_percent(change: float) -> str:
     """0.2 is +20 %."""
-    return f"{'+' if change >= 0 else '−'}{100 * abs(change):.0f} %"
+    return f"{'+' if change >= 0 else '−'}{100 * abs(change):.0f}\xa0%"
 
 
 def count(number: float) -> str:
@@ -28,8 +28,8 @@ def count(number: float) -> str:
 
 
 def figure(number: float) -> str:
-    """At most four digits that count, whole numbers in full."""
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.4g}"
+    """Three digits that count, and no fraction beyond a hundred."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
 def listed(parts: Sequence[str]) -> str:
@@ -73,9 +73,9 @@ def map_in_words(content: Content) -> str:
     whom = f"A sample of {shown:,} of {everyone:,} users" if shown == MAP_USERS else f"{shown:,} users"
     held = percent(sum(content.user_map.explained))
     return (
-        f"{whom}, one mark each: near each other are those who do alike. The two axes (principal components) hold {held} "
-        "of the differences between users, so segments that overlap here can be apart in other directions. A number "
-        "stands in the middle of its segment; each segment has a colour and a shape of its own."
+        f"{whom}, one mark each: near each other are those who do alike. The two axes (principal components) hold "
+        f"{held} of the differences between users, so segments that overlap here can be apart in other directions. A "
+        "number stands in the middle of its segment; each segment has a colour and a shape of its own."
     )
 
 
@@ -123,8 +123,8 @@ def moves_in_words(content: Content, moves: Moves) -> Iterator[str]:
         yield f"Release {migration.previous_release} is not in the repository, so its segments have numbers only."
     if migration.user_count:
         stayed = sum(flow.user_count for flow in migration.flows if flow.from_segment_id == flow.to_segment_id)
-        share = percent(stayed / migration.user_count)
-        yield f"Of {migration.user_count:,} users known to both releases, at least {share} are in the same segment as then."
+        known, share = f"{migration.user_count:,} users known to both releases", percent(stayed / migration.user_count)
+        yield f"Of {known}, at least {share} are in the same segment as then."
     yield from list(_changes(migration, before, now)) or ["No segment came, went, split or merged."]
 
 
@@ -170,7 +170,7 @@ def rhythm_in_words(profile: SegmentProfile) -> str:
     return f"Busiest: {', '.join(parts)}." if parts else ""
 
 
-def flows_in_words(content: Content, moves: Moves) -> Iterator[str]:
+def flows_in_words(moves: Moves) -> Iterator[str]:
     """All bands of the chart of moves."""
     yield f"Bands of users from the segments of release {moves.migration.previous_release} to those of now."
     for flow in sorted(moves.migration.flows, key=lambda flow: -flow.user_count):

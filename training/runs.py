@@ -36,6 +36,9 @@ _PACKAGES = (
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
 
+CURVES = "metrics.json"
+"""In `train/`: the figures of each epoch."""
+
 
 class Progress(Protocol):
     """Told how far a stage is; `total` 0 means that nobody knows."""

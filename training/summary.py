@@ -10,7 +10,7 @@ from rich.table import Table
 
 from server.core.profiles import SegmentProfile, Trait
 from training.cleaning import Account
-from training.evaluate import EvaluateResult
+from training.evaluation import EvaluateResult
 from training.profiles import in_words
 from training.runs import Run
 from training.segmentation import Segmentation
