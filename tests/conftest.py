@@ -1,3 +1,3 @@
 """Fixtures that several test folders use."""
 
-pytest_plugins = ["tests.support.triton", "tests.support.server", "tests.support.training"]
+pytest_plugins = ["tests.support.triton", "tests.support.server", "tests.support.training", "tests.support.browser"]

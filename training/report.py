@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -49,16 +50,16 @@ def report(run: Run, repository: Path, out: Path | None = None, progress: Progre
         content = gather(run, repository)
         directory = out or stage.directory
         directory.mkdir(parents=True, exist_ok=True)
-        for old in directory.glob("*.png"):
+        for old in stage.directory.glob("*.png"):  # of segments that are gone
             old.unlink()
         pictures = list(pictures_of(content))
         drawn: dict[str, Markup] = {}
         for done, picture in enumerate(pictures):
             progress(picture.name, done, len(pictures))
-            styled(picture.draw(picture.pages[0])).save(
-                directory / f"{picture.name}.png", scale_factor=_PIXELS_PER_UNIT
-            )
-            drawn[picture.name] = _figure(picture)
+            svgs = {page: _svg(picture.draw(page)) for page in picture.pages}
+            png = vl_convert.svg_to_png(svgs[picture.pages[0]], scale=_PIXELS_PER_UNIT)
+            (directory / f"{picture.name}.png").write_bytes(png)
+            drawn[picture.name] = Markup("").join(inlined(picture, page, svg) for page, svg in svgs.items())
         write_atomically(directory / REPORT, page_of(content, drawn))
         stage.figures |= {"segments": len(content.cards), "pictures": len(pictures)}
     return directory / REPORT
@@ -114,27 +115,22 @@ def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
     )
 
 
-def _figure(picture: Picture) -> Markup:
-    """The picture as SVG for each of its pages; the page's style sheet shows one of them."""
-    both = len(picture.pages) > 1
-    parts = []
-    for page in picture.pages:
-        width = ("wide" if page.is_wide else "narrow") if both else "only"
-        parts.append(_svg(picture, page, width))
-    return Markup("").join(parts)
-
-
-def _svg(picture: Picture, page: Page, width: str) -> Markup:
-    """SVG with a name for those who cannot see it, and ids that no other picture of the page has."""
+def _svg(chart: Chart) -> str:
     buffer = io.StringIO()
-    styled(picture.draw(page)).save(buffer, format="svg")
-    text = buffer.getvalue()
-    prefix = f"{picture.name}-{width}-"
-    text = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=href="#)', prefix, text)
-    box = re.search(r'viewBox="([\d.\s-]+)"', text)
+    styled(chart).save(buffer, format="svg")
+    return buffer.getvalue()
+
+
+def inlined(picture: Picture, page: Page, svg: str) -> Markup:
+    """SVG with a name for those who cannot see it, and ids that no other picture of the page has.
+
+    The page's style sheet shows those of class `wide` or those of class `narrow`.
+    """
+    shown = ("wide" if page.is_wide else "narrow") if len(picture.pages) > 1 else "only"
+    svg = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=href="#)', f"{picture.name}-{shown}-", svg)
+    box = re.search(r'viewBox="([\d.\s-]+)"', svg)
     assert box is not None, "Vega draws SVG with a view box"
-    head = Markup(
-        '<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" viewBox="{}" width="{}">'
-    )
-    start = head.format(width, picture.alt, box[1], box[1].split()[2])
-    return start + Markup(text[text.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in it
+    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" {}>')
+    size = Markup('viewBox="{}" width="{}"').format(box[1], box[1].split()[2])
+    rest = Markup(svg[svg.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in it
+    return head.format(shown, picture.alt, size) + rest

@@ -44,7 +44,7 @@ def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page)
     frame = frame.with_columns(pl.max_horizontal("share", "before").alias("end"))
     room = 1.2 if page.is_wide else 1.8  # right of the longest bar, for its text
     scale = alt.Scale(domain=[0, frame["end"].to_numpy().max() * room], nice=False)
-    base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=names_axis(page)))
+    base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=names_axis(page, frame["name"].to_list())))
     bars = base.mark_bar(height=18, cornerRadiusEnd=2).encode(
         x=alt.X("share:Q", scale=scale, axis=None), color=alt.Color("colour:N", scale=None)
     )
@@ -68,7 +68,7 @@ def _panel(sweep: Sweep, measure: Measure, width: int) -> Chart:
     columns = {"k": [k for k, _ in told], "value": values, "low": values - errors, "high": values + errors}
     frame = pl.DataFrame(columns).with_columns((pl.col("k") == sweep.chosen).alias("chosen"))
     axis = alt.Axis(title=None, tickCount=4, format="~s" if values.max() >= 1000 else "~r")
-    up = alt.Y("value:Q", axis=axis, scale=values_scale())
+    up = alt.Y("value:Q", axis=axis, scale=values_scale(8))
     base = alt.Chart(frame).encode(x=alt.X("k:Q", axis=whole_axis("k"), scale=values_scale(10)))
     chosen = base.transform_filter("datum.chosen")
     layers = [
@@ -87,11 +87,11 @@ def quality(found: Quality, page: Page) -> Chart:
     names = [one.name for one in found.slices]
     hits = [(one.hr, *one.hr_interval) for one in found.slices]
     gains = [(one.ndcg, *one.ndcg_interval) for one in found.slices]
-    left = page.room_for(names)
+    left, axis = page.room_for(names), names_axis(page, names)
     width = (page.width - left - 60) // 2 if page.is_wide else page.width - left - 24
     figures = found.overall.figures
-    first = _dots("HR@10", names, hits, figures["hr@10"], names_axis(page), width)
-    second = _dots("NDCG@10", names, gains, figures["ndcg@10"], None if page.is_wide else names_axis(page), width)
+    first = _dots("HR@10", names, hits, figures["hr@10"], axis, width)
+    second = _dots("NDCG@10", names, gains, figures["ndcg@10"], None if page.is_wide else axis, width)
     return alt.hconcat(first, second, spacing=28) if page.is_wide else alt.vconcat(first, second, spacing=18)
 
 
@@ -126,7 +126,7 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
         told = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
         base = alt.Chart(pl.DataFrame(told, schema=["epoch", "value"], orient="row")).encode(
             x=alt.X("epoch:Q", axis=whole_axis("epoch"), scale=values_scale(8)),
-            y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale()),
+            y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale(8)),
         )
         dots = base.mark_point(color=ACCENT, filled=True, size=40, opacity=1)
         lines = base.mark_line(color=ACCENT, strokeWidth=2) + dots

@@ -41,8 +41,8 @@ class Page:
         return (self.width - 16) // columns - GUTTER
 
     def room_for(self, names: Sequence[str]) -> int:
-        """Pixels that these names take, at most `names`."""
-        return min(self.names, 7 * max(map(len, names)))
+        """Pixels that these names take in a wide font, at most `names`."""
+        return min(self.names, 7 * max(map(len, names)) + 8)
 
 
 WIDE, NARROW = Page(920, 220), Page(330, 118)
@@ -58,14 +58,15 @@ def shape_of(segment_id: int) -> str:
     return SHAPES[(segment_id - 1) % len(SHAPES)]
 
 
-def names_axis(page: Page) -> alt.Axis:
-    """Names of segments left of their rows."""
-    return alt.Axis(title=None, labelLimit=page.names, ticks=False, domain=False, grid=False)
+def names_axis(page: Page, names: Sequence[str]) -> alt.Axis:
+    """Names of segments left of their rows, with room for a font that is wider than the one they are measured in."""
+    room = page.room_for(names)
+    return alt.Axis(title=None, labelLimit=room * 0.86, minExtent=room, ticks=False, domain=False, grid=False)
 
 
-def values_scale(padding: float = 0) -> alt.Scale:
-    """From the least to the largest value, not from zero."""
-    return alt.Scale(zero=False, nice=not padding, padding=padding)
+def values_scale(padding: float) -> alt.Scale:
+    """From the least to the largest value, not from zero, and so many pixels more."""
+    return alt.Scale(zero=False, nice=False, padding=padding)
 
 
 def whole_axis(title: str) -> alt.Axis:
@@ -88,17 +89,17 @@ def beside(panels: Sequence[Chart], columns: int) -> Chart:
 def styled(chart: Chart) -> Chart:
     """The look that all pictures share."""
     axis = {"labelColor": INK, "titleColor": QUIET, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE}
-    fonts = {"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"}
+    fonts = {"labelFontSize": 12.5, "titleFontSize": 12.5, "titleFontWeight": "normal"}
     look: Chart = (
         chart.configure(
-            font=FONT, background="white", padding={"left": 10, "right": 4, "top": 4, "bottom": 4}, aria=False
+            font=FONT, background="white", padding={"left": 6, "right": 4, "top": 4, "bottom": 4}, aria=False
         )
         .configure_view(stroke=None)
         .configure_axis(labelPadding=5, titlePadding=8, **axis, **fonts)
-        .configure_legend(labelColor=INK, labelFontSize=12, symbolSize=90, symbolStrokeWidth=0, symbolOpacity=1)
+        .configure_legend(labelColor=INK, labelFontSize=12.5, symbolSize=90, symbolStrokeWidth=0, symbolOpacity=1)
         .configure_title(
             color=INK, fontSize=13, fontWeight="bold", anchor="start", subtitleColor=QUIET, subtitleFontSize=12
         )
-        .configure_text(color=INK, fontSize=12)
+        .configure_text(color=INK, fontSize=12.5)
     )
     return look

@@ -44,7 +44,9 @@ def _filled(profile: SegmentProfile, trait: str, rng: np.random.Generator) -> Se
     )
 
 
-def write_sweep(run: Run, chosen: int, reason: str = "Lift rises no further beyond it, and it is the steadiest.") -> None:
+def write_sweep(
+    run: Run, chosen: int, reason: str = "Lift rises no further beyond it, and it is the steadiest."
+) -> None:
     """A sweep over k as `--k auto` keeps it, of the run's encoder."""
     rows = [
         {
@@ -71,9 +73,7 @@ def write_moves(run: Run, previous: int, *flows: Flow, **changes: tuple[int, ...
     """A migration as the segment stage keeps it; the run's ids go on from release `previous`."""
     directory = run.path / "segment"
     users = sum(flow.user_count for flow in flows if flow.from_segment_id)
-    migration = Migration.model_validate(
-        {"previous_release": previous, "user_count": users, "flows": flows, **changes}
-    )
+    migration = Migration.model_validate({"previous_release": previous, "user_count": users, "flows": flows, **changes})
     (directory / "migration.json").write_text(migration.model_dump_json())
     Segmentation.read(directory).model_copy(update={"parent_release": previous}).write(directory)
     return migration
