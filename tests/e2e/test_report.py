@@ -14,6 +14,7 @@ from tests.support.logs import write_planted
 from tests.support.reports import fill, write_moves, write_sweep
 from training.cli import app
 from training.runs import Run
+from training.segmentation import Segmentation
 
 SEGMENTS = 4
 QUICK = f"""
@@ -57,25 +58,26 @@ def call(*words: object) -> Result:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The second of two runs of a planted log, with all that a segment stage can tell, and a report of it."""
+    """A run segmented again after its release, with all that a segment stage can tell, and a report of it."""
     root = tmp_path_factory.mktemp("report")
     events, items, _ = write_planted(root, users=160, items=40, segments=SEGMENTS)
     (root / "quick.toml").write_text(QUICK)
     places = ("--runs", root / "runs", "--repository", root / "repository")
     files = ("--events", events, "--items", items, "--config", root / "quick.toml")
-    for name in ("first", "second"):
-        call("run", *files, *places, "--run", name)
-    second = Run.open(root / "runs", "second")
-    profiles = fill(second, "Histories are short.", trait=EVIL).profiles
-    write_sweep(second, SEGMENTS)
+    call("run", *files, *places, "--run", "planted")
+    call("segment", "--run", "planted", *places)
+    planted = Run.open(root / "runs", "planted")
+    assert Segmentation.read(planted.require("segment")).parent_release == 1
+    profiles = fill(planted, "Histories are short.", trait=EVIL).profiles
+    write_sweep(planted, SEGMENTS)
     flows = [
         Flow(from_segment_id=p.segment_id, to_segment_id=p.segment_id, user_count=p.user_count, share=1.0)
         for p in profiles
     ]
-    write_moves(second, 1, *flows)
-    told = call("report", "second", *places).output
-    assert str(second.path / "report" / "report.html") in told
-    return second
+    write_moves(planted, 1, *flows)
+    told = call("report", "planted", *places).output
+    assert str(planted.path / "report" / "report.html") in told
+    return planted
 
 
 @pytest.fixture
@@ -151,7 +153,7 @@ def test_headings_come_in_order(page: Page) -> None:
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(later <= earlier + 1 for earlier, later in pairwise(levels))
-    assert page.title() == "Segments of second"
+    assert page.title() == "Segments of planted"
     assert page.locator("html").get_attribute("lang") == "en"
 
 
