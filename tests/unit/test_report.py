@@ -198,8 +198,8 @@ def flow(start: int, end: int, users: int, share: float = 0.5) -> Flow:
 def test_moves_are_told_in_sentences(own: Run) -> None:
     publish(own, own.path.parents[1] / "repository")
     flows = flow(1, 1, 28), flow(3, 2, 20, 0.8), flow(0, 4, 12)
-    changes = {"splits": (Change(from_segment_ids=(1,), to_segment_ids=(1, 4)),), "born_segment_ids": (4,)}
-    write_moves(own, 1, *flows, **changes, retired_segment_ids=(3,))
+    splits = (Change(from_segment_ids=(1,), to_segment_ids=(1, 4)),)
+    write_moves(own, 1, *flows, splits=splits, born_segment_ids=(4,), retired_segment_ids=(3,))
     found = content_of(own)
     assert found.moves is not None
     names = {card.profile.segment_id: card.name for card in found.cards}
