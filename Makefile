@@ -26,11 +26,11 @@ $(STAMP): pyproject.toml requirements.lock
 
 # Programs that the tests run and that no Python package brings.
 services:
-	@command -v redis-server >/dev/null && command -v promtool >/dev/null || { \
-	  echo "Installing redis-server and prometheus for the tests"; \
+	@command -v redis-server >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null || { \
+	  echo "Installing redis-server, prometheus and chromium for the tests"; \
 	  SUDO=$$(test "$$(id -u)" = 0 || echo sudo); \
-	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus >/dev/null; } \
-	|| { echo "error: redis-server or promtool is missing: install the packages redis-server and prometheus"; exit 1; }
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium >/dev/null; } \
+	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus and chromium"; exit 1; }
 
 test: setup services
 	@$(BIN)/python -m pytest

@@ -5,4 +5,5 @@ pytest_plugins = [
     "tests.support.server",
     "tests.support.training",
     "tests.support.dask_cluster",
+    "tests.support.browser",
 ]

@@ -11,7 +11,7 @@ from rich.table import Table
 from scipy.stats import permutation_test
 
 from training.errors import RunError
-from training.evaluate import RANKS
+from training.evaluation import RANKS
 from training.fuse import training_seconds
 from training.metrics import bootstrap_interval, ndcg_each
 from training.runs import Run

@@ -15,12 +15,11 @@ from training.config import Train
 from training.encoder import Encoder
 from training.errors import RunError
 from training.item_tower import ItemTower
-from training.runs import Progress, write_atomically
+from training.runs import CURVES, Progress, write_atomically
 from training.sequences import EpochPlan
 from training.text_projection import ITEM_TEXT
 
 WEIGHTS = "encoder.safetensors"
-CURVES = "metrics.json"
 METRIC = "ndcg@10"
 
 _VALIDATION_SHARE = 0.25

@@ -1,11 +1,15 @@
 """Ranking metrics over a full catalogue, from the rank of each user's one target; bigger is better in all."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+if TYPE_CHECKING:  # figures are read without torch too, which takes seconds to load
+    from torch import Tensor
 
 CUTOFFS = (5, 10, 20)
 LIST_LENGTH = 10
@@ -23,6 +27,8 @@ def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
     Among equal scores the lower row comes first, as in a stable sort. A target that was left out (score -inf) comes
     last, and so does every target where scores are NaN.
     """
+    import torch
+
     own = scores.gather(1, target_rows[:, None])
     before = torch.zeros_like(target_rows)
     for start in range(0, scores.shape[1], _COLUMNS_AT_ONCE):
@@ -49,7 +55,7 @@ def mean_reciprocal_rank(ranks: NDArray[np.int64], k: int) -> float:
 
 def coverage(listed: Tensor, item_count: int) -> float:
     """Share of the catalogue that is in at least one user's list, in [0, 1]; `listed` (T, k) are item rows."""
-    return len(torch.unique(listed)) / item_count
+    return len(listed.unique()) / item_count
 
 
 def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:

@@ -26,6 +26,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "publish": ("segment",),
     "compress": ("export",),
     "probe": ("train",),
+    "report": ("segment",),
 }
 """The stages, and whose output each one reads."""
 
@@ -35,6 +36,9 @@ _PACKAGES = (
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
+
+CURVES = "metrics.json"
+"""In `train/`: the figures of each epoch."""
 
 
 class Progress(Protocol):

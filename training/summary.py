@@ -10,7 +10,7 @@ from rich.table import Table
 
 from server.core.profiles import SegmentProfile
 from training.cleaning import Account
-from training.evaluate import EvaluateResult
+from training.evaluation import EvaluateResult
 from training.k_sweep import read_sweep
 from training.migration import in_sentences, read_migration
 from training.runs import Run

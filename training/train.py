@@ -27,12 +27,12 @@ from training.distil import Lesson, Teacher
 from training.encoder import Encoder, EncoderShape
 from training.errors import ConfigError, LogError, RunError
 from training.fused import FUSION, read_fused
-from training.keeper import CURVES, METRIC, WEIGHTS, Clock, Keeper
+from training.keeper import METRIC, WEIGHTS, Clock, Keeper
 from training.loss import NextItemLoss, choose_negatives
 from training.next_item import NextItemModule
 from training.objectives import SlicedWindows
 from training.precision import LOWERED, LoweredEncoder
-from training.runs import Progress, Run, Stage, no_progress, write_atomically
+from training.runs import CURVES, Progress, Run, Stage, no_progress, write_atomically
 from training.segment_embedding import SEGMENT_EMBEDDING, SegmentEmbedding
 from training.sequences import (
     EpochPlan,

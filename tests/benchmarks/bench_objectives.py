@@ -19,7 +19,8 @@ import torch
 from tests.benchmarks.common import show
 from training import demo
 from training.config import Config, Objectives
-from training.evaluate import LEAVE_ONE_OUT, evaluate
+from training.evaluate import evaluate
+from training.evaluation import LEAVE_ONE_OUT
 from training.prepare import prepare
 from training.probe import probe_run
 from training.runs import Run

@@ -38,11 +38,12 @@ from tests.benchmarks.common import machine
 from tests.benchmarks.peers.environment import python_of
 from training import demo
 from training.config import Config
-from training.evaluate import ENCODER, LEAVE_ONE_OUT, RANKS, evaluate
-from training.keeper import CURVES, METRIC
+from training.evaluate import evaluate
+from training.evaluation import ENCODER, LEAVE_ONE_OUT, RANKS
+from training.keeper import METRIC
 from training.metrics import LIST_LENGTH, bootstrap_interval, coverage, ndcg_each, ranking_metrics
 from training.prepare import prepare
-from training.runs import Run
+from training.runs import CURVES, Run
 from training.sequences import held_out, in_training, read_first_events
 from training.train import train
 

@@ -16,7 +16,8 @@ from training.baselines import by_similar_items
 from training.compare import compare, table
 from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
 from training.errors import ConfigError, RunError
-from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, NEW_ITEMS, TIME_SPLIT, EvaluateResult, evaluate, protocols
+from training.evaluate import NEW_ITEMS, evaluate, protocols
+from training.evaluation import AS_SERVED, LEAVE_ONE_OUT, TIME_SPLIT, EvaluateResult
 from training.keeper import WEIGHTS
 from training.prepare import prepare
 from training.runs import Run

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from training.config import Clean, Config, Train
 from training.errors import ConfigError, RunError
-from training.evaluate import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult, evaluate
-from training.keeper import CURVES, WEIGHTS
+from training.evaluate import evaluate
+from training.evaluation import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
+from training.keeper import WEIGHTS
 from training.prepare import prepare
-from training.runs import Run
+from training.runs import CURVES, Run
 from training.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

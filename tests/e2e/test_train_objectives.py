@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from training.config import Clean, Config, Objectives, Train
 from training.errors import RunError
-from training.keeper import CURVES, WEIGHTS
+from training.keeper import WEIGHTS
 from training.prepare import prepare
-from training.runs import Run
+from training.runs import CURVES, Run
 from training.train import CHECKPOINT, load_encoder, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")

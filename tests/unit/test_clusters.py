@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from server.core.segments import nearest
 from training.clusters import cluster, large_enough
+from training.kmeans_settings import KMeansSettings
 
 
 def around(angles: list[float], sizes: list[int]) -> NDArray[np.float32]:
@@ -18,7 +19,7 @@ def around(angles: list[float], sizes: list[int]) -> NDArray[np.float32]:
 
 def test_a_tiny_cluster_goes_to_its_nearest() -> None:
     points = around([0, 90, 110], [100, 100, 20])
-    found = cluster(points, 3, "sklearn", 0, min_segment_size=50)
+    found = cluster(points, 3, "sklearn", KMeansSettings(), min_segment_size=50)
     assert found.merged_count == 1
     assert sorted(np.bincount(found.members.clusters)) == [100, 120]
     assert len(set(found.members.clusters[100:].tolist())) == 1
@@ -29,18 +30,18 @@ def test_a_tiny_cluster_goes_to_its_nearest() -> None:
 
 def test_two_tiny_ones_can_make_a_large_one() -> None:
     """The smaller goes first, into the other, which is large enough then."""
-    found = cluster(around([0, 90, 110], [100, 30, 20]), 3, "sklearn", 0, min_segment_size=50)
+    found = cluster(around([0, 90, 110], [100, 30, 20]), 3, "sklearn", KMeansSettings(), min_segment_size=50)
     assert sorted(np.bincount(found.members.clusters)) == [50, 100]
 
 
 def test_nobody_moves_where_all_are_large_enough() -> None:
-    found = cluster(around([0, 90, 180], [60, 50, 70]), 3, "sklearn", 0, min_segment_size=50)
+    found = cluster(around([0, 90, 180], [60, 50, 70]), 3, "sklearn", KMeansSettings(), min_segment_size=50)
     assert found.merged_count == 0
     assert sorted(np.bincount(found.members.clusters)) == [50, 60, 70]
 
 
 def test_a_log_below_the_least_size_has_one_segment() -> None:
-    found = cluster(around([0, 90], [10, 20]), 2, "sklearn", 0, min_segment_size=50)
+    found = cluster(around([0, 90], [10, 20]), 2, "sklearn", KMeansSettings(), min_segment_size=50)
     assert len(found.fit.centroids) == 1
 
 

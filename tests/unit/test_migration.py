@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 
 from server.core.profiles import Change, Migration
 from training.clusters import cluster
+from training.kmeans_settings import KMeansSettings
 from training.matching import match_segments
 from training.migration import Overlap, in_sentences, migration_of
 
@@ -124,7 +125,7 @@ def points_of(blobs: NDArray[np.intp], centers: NDArray[np.float32] = BLOBS) -> 
 
 
 def fitted(points: NDArray[np.float32], k: int, seed: int) -> NDArray[np.intp]:
-    return cluster(points, k, "sklearn", seed).members.clusters
+    return cluster(points, k, "sklearn", KMeansSettings(seed=seed)).members.clusters
 
 
 def test_k_means_of_points_that_appear_vanish_split_and_merge_is_told_so() -> None:

@@ -1,0 +1,309 @@
+"""What a report tells and keeps to itself, on runs of planted logs."""
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+
+from server.core.profiles import Change, Flow, SegmentProfile
+from tests.e2e.test_segment import GROUPS, exported_run
+from tests.support.reports import fill, set_least, write_moves, write_sweep
+from training import report_words as words
+from training.evaluation import AS_SERVED, METRICS, RANKS
+from training.publish import publish
+from training.report import Picture, inlined, report
+from training.report_charts import usual_rhythm
+from training.report_content import Content, gather
+from training.report_flows import alluvial
+from training.report_map import pushed_apart
+from training.report_style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
+from training.report_sweep import read_sweep
+from training.runs import Run
+from training.segment import segment
+
+EVIL = "<script>alert(1)</script>"
+
+
+def segmented_run(directory: Path) -> Run:
+    """A run with segments of 30 users each, of which all may be told; nobody could be tested on."""
+    run = exported_run(directory, users=120, min_segment_size=10)
+    record = run.record()
+    record["stages"]["evaluate"]["state"] = "failed"
+    (run.path / "run.json").write_text(json.dumps(record))
+    segment(run, directory / "repository")
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return segmented_run(tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Run:
+    """A run that a test may change."""
+    return segmented_run(tmp_path)
+
+
+def content_of(run: Run) -> Content:
+    return gather(run, run.path.parents[1] / "repository")
+
+
+def page(run: Run) -> str:
+    return report(run, run.path.parents[1] / "repository").read_text(encoding="utf-8")
+
+
+def test_cards_are_of_all_segments_the_largest_first(run: Run) -> None:
+    cards = content_of(run).cards
+    assert len(cards) == GROUPS
+    assert [card.profile.user_count for card in cards] == sorted((c.profile.user_count for c in cards), reverse=True)
+    for card in cards:
+        listed = pl.read_parquet(run.path / "segment" / "segment_items.parquet")
+        catalogue = pl.read_parquet(run.path / "segment" / "items.parquet")
+        best = listed.filter(pl.col("segment_id") == card.profile.segment_id)["item_index"].head(6)
+        assert [item.title for item in card.items] == catalogue["title"].gather(best - 1).to_list()
+
+
+def test_what_is_missing_is_said_in_a_sentence(run: Run) -> None:
+    absent = content_of(run).absent
+    assert set(absent) == {"sweep", "moves", "quality", "curves"}
+    text = page(run)
+    for sentence in absent.values():
+        assert sentence.endswith(".")
+        assert sentence.split("`")[0] in text
+
+
+def test_a_stale_evaluation_is_not_told(own: Run) -> None:
+    with own.stage("evaluate"):
+        pass
+    with own.stage("train"):
+        pass
+    with own.stage("export"):
+        pass
+    segment(own, own.path / "repository")
+    assert "repeated after evaluate" in content_of(own).absent["quality"]
+
+
+def test_texts_of_the_log_are_no_html(own: Run) -> None:
+    fill(own, f"A note with {EVIL}.", trait=EVIL)
+    items = own.path / "segment" / "items.parquet"
+    pl.read_parquet(items).with_columns(pl.lit(f"Title {EVIL}").alias("title")).write_parquet(items)
+    segmentation = json.loads((own.path / "segment" / "segmentation.json").read_text())
+    for profile in segmentation["profiles"]:
+        profile["label"] = f"{EVIL} {profile['segment_id']}"
+    (own.path / "segment" / "segmentation.json").write_text(json.dumps(segmentation))
+    text = page(own)
+    assert "alert(1)" in text
+    assert "<script" not in text
+
+
+def test_small_groups_are_told_nowhere(own: Run) -> None:
+    segmentation = fill(own)
+    small = segmentation.profiles[0].model_copy(update={"user_count": 9, "label": "The nine"})
+    others = tuple(p.model_copy(update={"user_count": 37}) for p in segmentation.profiles[1:])
+    segmentation.model_copy(update={"profiles": (small, *others)}).write(own.path / "segment")
+    write_moves(
+        own,
+        1,
+        Flow(from_segment_id=2, to_segment_id=2, user_count=30, share=0.83),
+        Flow(from_segment_id=3, to_segment_id=2, user_count=7, share=0.17),
+    )
+    found = content_of(own)
+    assert small.segment_id not in found.user_map.segment_ids
+    assert len(found.user_map.points) == 90
+    assert found.moves is not None
+    assert [flow.user_count for flow in found.moves.migration.flows] == [30]
+    text = page(own)
+    assert "The nine" not in text
+    assert "Segments of fewer than 10 users are not told of" in text
+    assert not (own.path / "report" / f"rhythm-{small.segment_id}.png").exists()
+
+
+def test_nothing_to_tell_is_a_page_too(own: Run) -> None:
+    set_least(own, 1000)
+    text = page(own)
+    assert "All have fewer than 1000 users" in text
+    assert 'class="card"' not in text
+
+
+def test_no_user_is_named(own: Run) -> None:
+    fill(own)
+    text = page(own)
+    assert not [
+        user_id
+        for user_id in pl.read_parquet(own.path / "segment" / "assignments.parquet")["user_id"]
+        if user_id in text
+    ]
+
+
+def test_quality_is_by_segment_of_the_users_tested(own: Run) -> None:
+    placed = pl.read_parquet(own.path / "segment" / "assignments.parquet")
+    first = placed["segment_id"][0]
+    rank = pl.when(pl.col("segment_id") == first).then(0).otherwise(10).cast(pl.Int64)
+    columns = pl.lit(AS_SERVED).alias("protocol"), "user_id", pl.lit("i").alias("item_id"), rank.alias("rank")
+    with own.stage("evaluate") as stage:
+        placed.select(*columns).write_parquet(stage.directory / RANKS)
+        result = {"protocol": AS_SERVED, "method": "encoder", "users": 120, "figures": {"hr@10": 0.25, "ndcg@10": 0.25}}
+        result |= {"interval": [0.2, 0.3], "hr_interval": [0.2, 0.3], "slices": []}
+        (stage.directory / METRICS).write_text(json.dumps({"results": [result], "notes": []}))
+    quality = content_of(own).quality
+    assert quality is not None
+    assert {one.segment_id: (one.users, one.hr, one.ndcg) for one in quality.slices} == {
+        number: (30, 1.0, 1.0) if number == first else (30, 0.0, 0.0) for number in placed["segment_id"].unique()
+    }
+    assert all(one.hr_interval == (one.hr, one.hr) for one in quality.slices)
+    set_least(own, 31)
+    assert content_of(own).quality is not None
+    assert not content_of(own).quality.slices  # type: ignore[union-attr]
+
+
+def test_the_sweep_is_read_with_what_it_has(own: Run) -> None:
+    write_sweep(own, chosen=4)
+    sweep = read_sweep(own.path / "segment" / "k_sweep.json")
+    keys = [measure.key for measure in sweep.measures()]
+    assert keys[:2] == ["lift", "stability"]
+    assert "halves" not in keys
+    (k, first), (_, second) = sweep.rows[:2]
+    stability = sweep.measures()[1]
+    assert (k, sweep.cell(first, stability), sweep.cell(second, stability)) == (2, "–", "0.87")
+    assert sweep.cell(second, sweep.measures()[0]) == "1.23 ± 0.04"
+    assert content_of(own).sweep == sweep
+    with own.stage("export"):
+        pass
+    with own.stage("segment"):
+        pass
+    assert "earlier encoder" in content_of(own).absent["sweep"]
+
+
+def test_the_release_before_lends_its_names(own: Run) -> None:
+    repository = own.path.parents[1] / "repository"
+    publish(own, repository)
+    write_moves(own, 1, Flow(from_segment_id=1, to_segment_id=1, user_count=30, share=1.0))
+    found = gather(own, repository).moves
+    assert found is not None
+    assert len(found.previous) == GROUPS
+    elsewhere = gather(own, own.path / "nowhere").moves
+    assert elsewhere is not None
+    assert elsewhere.previous == ()
+
+
+def flow(start: int, end: int, users: int, share: float = 0.5) -> Flow:
+    return Flow(from_segment_id=start, to_segment_id=end, user_count=users, share=share)
+
+
+def test_moves_are_told_in_sentences(own: Run) -> None:
+    publish(own, own.path.parents[1] / "repository")
+    flows = flow(1, 1, 28), flow(3, 2, 20, 0.8), flow(0, 4, 12)
+    splits = (Change(from_segment_ids=(1,), to_segment_ids=(1, 4)),)
+    write_moves(own, 1, *flows, splits=splits, born_segment_ids=(4,), retired_segment_ids=(3,))
+    found = content_of(own)
+    assert found.moves is not None
+    names = {card.profile.segment_id: card.name for card in found.cards}
+    assert list(words.moves_in_words(found, found.moves)) == [
+        "Of 48 users known to both releases, at least 58\xa0% are in the same segment as then.",
+        f"“{names[4]}” is new.",
+        f"“{names[3]}” is gone; 80\xa0% of its users are in “{names[2]}” now.",
+        "Segment 1 split into segments 1 and 4.",
+    ]
+    write_moves(own, 1, flow(1, 1, 30))
+    quiet = content_of(own)
+    assert quiet.moves is not None
+    assert "No segment came, went, split or merged." in list(words.moves_in_words(quiet, quiet.moves))
+
+
+def test_bands_fill_the_bars_they_join() -> None:
+    flows = [flow(1, 1, 60), flow(1, 2, 20), flow(2, 2, 40), flow(0, 3, 30), flow(9, 1, 10)]
+    layout = alluvial(flows, [2, 1, 3], body=160, gap=20)
+    assert [node.segment_id for node in layout.right] == [2, 1, 3]
+    assert layout.left[-1].segment_id == 0
+    assert layout.height == 160 + 3 * 20
+    for side in (layout.left, layout.right):
+        assert all(node.bottom - node.top == pytest.approx(node.users) for node in side)
+        assert all(upper.bottom < lower.top for upper, lower in pairwise(side))
+    for node in layout.left:
+        own = [band for band in layout.bands if band.flow.from_segment_id == node.segment_id]
+        assert own[0].upper[0] == pytest.approx(node.top)
+        assert own[-1].lower[0] == pytest.approx(node.bottom)
+    for node in layout.right:
+        own = [band for band in layout.bands if band.flow.to_segment_id == node.segment_id]
+        assert min(band.upper[-1] for band in own) == pytest.approx(node.top)
+        assert max(band.lower[-1] for band in own) == pytest.approx(node.bottom)
+
+
+def test_numbers_on_the_map_do_not_cover_each_other() -> None:
+    places = np.array([[10.0, 10.0], [10.0, 10.0], [12.0, 10.0], [300.0, 200.0]])
+    moved = pushed_apart(places, 26.0)
+    gaps = np.linalg.norm(moved[:, None] - moved[None], axis=2)[np.triu_indices(4, 1)]
+    assert gaps.min() >= 25.9
+    np.testing.assert_allclose(moved[3], places[3], atol=1e-5)
+
+
+def test_no_two_segments_look_the_same() -> None:
+    looks = {(colour_of(number), shape_of(number)) for number in range(1, 57)}
+    assert len(looks) == 56 == len(COLOURS) * len(SHAPES)
+
+
+def test_everyone_is_the_mean_over_events() -> None:
+    busy, quiet = (
+        SegmentProfile.model_validate(
+            {"segment_id": number, "label": "", "user_count": 10, "share": 0.5, "mean_distance": 0, "silhouette": 0}
+            | {"hours": hours}
+            | {
+                "activity": {
+                    "mean_events": events,
+                    "median_events": 1,
+                    "mean_active_days": 1,
+                    "mean_days_since_last": 1,
+                }
+            }
+        )
+        for number, events, hours in ((1, 30, (1.0, 0.0)), (2, 10, (0.0, 1.0)))
+    )
+    assert usual_rhythm([busy, quiet]) == {"hours": [0.75, 0.25]}
+    assert usual_rhythm([busy, quiet.model_copy(update={"hours": ()})]) == {}
+    assert usual_rhythm([]) == {}
+
+
+def test_inlined_pictures_have_a_name_and_ids_of_their_own() -> None:
+    svg = '<svg class="marks" width="9" height="5" viewBox="0 0 9 5"><clipPath id="c1"/><g clip-path="url(#c1)"/></svg>'
+    picture = Picture("map", 'A "map" <of> users', lambda page: pytest.fail("not drawn here"))
+    wide, narrow = (inlined(picture, page, svg) for page in (WIDE, NARROW))
+    assert 'role="img" aria-label="A &#34;map&#34; &lt;of&gt; users"' in wide
+    assert 'id="map-wide-c1"' in wide
+    assert "url(#map-wide-c1)" in wide
+    assert 'id="map-narrow-c1"' in narrow
+
+
+@pytest.mark.parametrize(
+    ("write", "number", "text"),
+    [
+        (words.percent, 0.123, "12\xa0%"),
+        (words.percent, 0.0004, "<\xa01\xa0%"),
+        (words.percent, 0.0, "0\xa0%"),
+        (words.signed_percent, -0.043, "−4\xa0%"),
+        (words.signed_percent, 0.2, "+20\xa0%"),
+        (words.figure, 1234.5, "1,234"),
+        (words.figure, 24.31, "24.3"),
+    ],
+)
+def test_figures_are_written_as_people_do(write: Callable[[float], str], number: float, text: str) -> None:
+    assert write(number) == text
+
+
+def test_lists_are_written_as_people_do() -> None:
+    assert words.segments_in_words([3]) == "segment 3"
+    assert words.segments_in_words([3, 9, 11]) == "segments 3, 9 and 11"
+
+
+def test_the_page_goes_where_it_is_wanted_and_spares_what_is_there(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    written = report(run, run.path.parents[1] / "repository", tmp_path)
+    assert written == tmp_path / "report.html"
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    for name in ("sizes", "map"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert run.figures("report") == {"segments": GROUPS, "pictures": 2}

@@ -1,0 +1,105 @@
+"""The look of a report's pictures: sizes, colours, shapes, axes.
+
+Every segment has a colour and a shape of its own and is named by its number, so that no picture needs its colours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import altair as alt
+
+INK, QUIET, LINE, GREY = "#1c1f24", "#565d68", "#d9dde3", "#8b929c"
+ACCENT = "#0072b2"
+COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a03e99", "#8a6a00", "#3d3d3d", "#1e86b8", "#c2185b")
+SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
+
+FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Noto Sans', sans-serif"
+
+Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VConcatChart | alt.ConcatChart
+AnyChart = TypeVar("AnyChart", alt.Chart, alt.LayerChart)
+
+
+GUTTER = 52
+"""Left of a plot: its axis, and what parts it from its neighbour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a picture is drawn for: pixels across, and those that names of segments may take."""
+
+    width: int
+    names: int
+
+    @property
+    def is_wide(self) -> bool:
+        """Not a phone."""
+        return self.width > 500
+
+    def panels(self, columns: int) -> int:
+        """Width of each of `columns` plots that have `GUTTER` pixels on their left."""
+        return (self.width - 16) // columns - GUTTER
+
+    def room_for(self, names: Sequence[str]) -> int:
+        """Pixels that these names take in a wide font, at most `names`."""
+        return min(self.names, 7 * max(map(len, names)) + 8)
+
+
+WIDE, NARROW = Page(920, 220), Page(330, 118)
+
+
+def colour_of(segment_id: int) -> str:
+    """The same in every release."""
+    return COLOURS[(segment_id - 1) % len(COLOURS)]
+
+
+def shape_of(segment_id: int) -> str:
+    """The same in every release; with the colour it tells 56 ids apart."""
+    return SHAPES[(segment_id - 1) % len(SHAPES)]
+
+
+def names_axis(page: Page, names: Sequence[str]) -> alt.Axis:
+    """Names of segments left of their rows, with room for a font that is wider than the one they are measured in."""
+    room = page.room_for(names)
+    return alt.Axis(title=None, labelLimit=room * 0.86, minExtent=room, ticks=False, domain=False, grid=False)
+
+
+def values_scale(padding: float) -> alt.Scale:
+    """From the least to the largest value, not from zero, and so many pixels more."""
+    return alt.Scale(zero=False, nice=False, padding=padding)
+
+
+def whole_axis(title: str) -> alt.Axis:
+    """Whole numbers only."""
+    return alt.Axis(title=title, tickMinStep=1, format="d", grid=False)
+
+
+def fitted(chart: AnyChart, page: Page, height: float) -> AnyChart:
+    """The chart as wide as the page, axes and all."""
+    return chart.properties(
+        width=page.width, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
+    )
+
+
+def beside(panels: Sequence[Chart], columns: int) -> Chart:
+    """Plots in rows of `columns`, their frames in line whatever their axes say."""
+    return alt.concat(*panels, columns=columns, bounds="flush", spacing={"row": 84, "column": GUTTER})
+
+
+def styled(chart: Chart) -> Chart:
+    """The look that all pictures share."""
+    axis = {"labelColor": INK, "titleColor": QUIET, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE}
+    fonts = {"labelFontSize": 12.5, "titleFontSize": 12.5, "titleFontWeight": "normal"}
+    look: Chart = (
+        chart.configure(
+            font=FONT, background="white", padding={"left": 6, "right": 4, "top": 4, "bottom": 4}, aria=False
+        )
+        .configure_view(stroke=None)
+        .configure_axis(labelPadding=5, titlePadding=8, **axis, **fonts)
+        .configure_legend(labelColor=INK, labelFontSize=12.5, symbolSize=90, symbolStrokeWidth=0, symbolOpacity=1)
+        .configure_title(
+            color=INK, fontSize=13, fontWeight="bold", anchor="start", subtitleColor=QUIET, subtitleFontSize=12
+        )
+        .configure_text(color=INK, fontSize=12.5)
+    )
+    return look

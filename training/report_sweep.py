@@ -1,0 +1,78 @@
+"""The k sweep as a report shows it: read from `k_sweep.json`, whatever figures are in it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+K_SWEEP = "k_sweep.json"
+
+_ERROR = "_error"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """A figure of a fit by its key, what people call it, which way is better, and its decimals in a table."""
+
+    key: str
+    title: str
+    better: str
+    decimals: int
+
+
+MEASURES = (
+    Measure("lift", "Lift over popularity", "larger is better", 2),
+    Measure("stability", "Stability over users", "adjusted Rand, larger is better", 2),
+    Measure("halves", "Halves of histories agree", "adjusted Rand, larger is better", 2),
+    Measure("silhouette", "Silhouette", "larger is better", 3),
+    Measure("davies_bouldin", "Davies–Bouldin", "smaller is better", 2),
+    Measure("calinski_harabasz", "Calinski–Harabasz", "larger is better", 0),
+    Measure("mean_distance", "Mean distance inside", "look for a bend", 3),
+    Measure("inertia", "Inertia", "look for a bend", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Figures by k, ascending; the k that was chosen, and why. Figures that are not known are left out of a row.
+
+    `of` is when the encoder was exported whose users were clustered.
+    """
+
+    of: str
+
+    rows: tuple[tuple[int, Mapping[str, float]], ...]
+    chosen: int
+    reason: str
+
+    def measures(self) -> tuple[Measure, ...]:
+        """Those that at least one k has."""
+        return tuple(measure for measure in MEASURES if any(measure.key in figures for _, figures in self.rows))
+
+    def error(self, row: Mapping[str, float], measure: Measure) -> float:
+        """Half the width of a sampled figure's interval; 0 where it is exact."""
+        return row.get(measure.key + _ERROR, 0.0)
+
+    def cell(self, row: Mapping[str, float], measure: Measure) -> str:
+        """The figure as a table has it."""
+        if measure.key not in row:
+            return "–"
+        error = self.error(row, measure)
+        return f"{row[measure.key]:,.{measure.decimals}f}" + (f" ± {error:.{measure.decimals}f}" if error else "")
+
+
+def read_sweep(path: Path) -> Sweep:
+    """Read the file of the segment stage."""
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    rows = sorted(((int(row["k"]), _figures(row)) for row in raw["rows"]), key=lambda row: row[0])
+    return Sweep(raw["of"], tuple(rows), int(raw["chosen"]), str(raw["reason"]))
+
+
+def _figures(row: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in row.items()
+        if key != "k" and isinstance(value, int | float) and math.isfinite(value)
+    }
