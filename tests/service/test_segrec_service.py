@@ -185,9 +185,7 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
 def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
     told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
     assert told.description == "Sentence 2 of release 3."
-    assert told.traits == [
-        pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)
-    ]
+    assert told.traits == [pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)]
     assert told.growth == 0.25
     assert told.activity == pb.Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5)
     assert [(action.action, action.share, action.lift) for action in told.actions] == [

@@ -19,7 +19,7 @@ from server.core.features import GAP_COUNT, Inputs, batches, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.profiles import Activity, ActionShare, SegmentProfile, SegmentRecord, Spend, Trait
+from server.core.profiles import ActionShare, Activity, SegmentProfile, SegmentRecord, Spend, Trait
 from server.core.release import FILES, Golden, Manifest, record_of
 from server.core.repository import MODEL_NAME, OUTPUT
 from server.core.segments import normalised
