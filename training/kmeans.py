@@ -59,7 +59,7 @@ def fit_kmeans(
 ) -> KMeansResult:
     """Cluster points (N, D), already of length 1. Centroids without points are dropped, so K is `k` at most.
 
-    `previous` (P, D) are the centroids that a start of that name begins with. `seed` and `restarts`, where given,
+    `previous` (P, D) are centroids to begin with, which a start of that name needs. `seed` and `restarts`, where given,
     stand for those of `settings`. Dask's workers read the points from a file in the directory for temporary files,
     which those on other machines must share; `fit_files` is for points that lie in files already.
     Raises `ConfigError` when `k` is larger than N, the start has no fitting centroids, or the engine cannot run here.
@@ -141,7 +141,7 @@ def _checked(
         raise ConfigError(f"Cannot make {k} segments of {shape[0]} users; lower `k`.")
     if problem := _problem(engine):
         raise ConfigError(problem)
-    if settings.start != "previous":
+    if previous is None and settings.start != "previous":
         return None
     if previous is None or not len(previous):
         raise ConfigError("K-means cannot start from previous centroids: there are none; set start to k-means++.")

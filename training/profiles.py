@@ -48,6 +48,7 @@ def profiles_of(
     `item_id, title, category`; `segment_ids` are by cluster.
     """
     count, least = len(segment_ids), privacy.min_item_users
+    events, items = _compact(events, items)
     tallies = tallies_of(events, items, members.clusters, has_clock)
     habits = habits_of(events, members.clusters, count, has_clock, least)
     shown = np.bincount(members.clusters, minlength=count) >= max(privacy.min_segment_size, 1)
@@ -118,6 +119,13 @@ def exemplars_of(members: Members, segment_ids: Sequence[int], user_ids: pl.Seri
         for kind, farthest in (("nearest", False), ("farthest", True))
     ]
     return pl.concat(parts).select("segment_id", "kind", "rank", "user_id", "distance")
+
+
+def _compact(events: pl.LazyFrame, items: pl.DataFrame) -> tuple[pl.LazyFrame, pl.DataFrame]:
+    """Events read once, with numbers in place of texts: 24 bytes each."""
+    item_id = pl.col("item_id").cast(pl.Enum(items["item_id"]))
+    columns = ("row", item_id, pl.col("action").cast(pl.Categorical), "timestamp", "value")
+    return events.select(*columns).collect(engine="streaming").lazy(), items.with_columns(item_id)
 
 
 def _filled(profile: SegmentProfile, habits: Habits) -> SegmentProfile:

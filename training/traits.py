@@ -60,7 +60,7 @@ def tallies_of(events: pl.LazyFrame, items: pl.DataFrame, clusters: NDArray[np.i
     catalogue = items.with_row_index("item_index")
     indexed = events.join(catalogue.lazy().select("item_id", "item_index"), on="item_id")
     pairs = indexed.group_by("row", "item_index").agg(pl.len().alias("count")).collect(engine="streaming").lazy()
-    title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id").alias("name")
+    title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), pl.col("item_id").cast(pl.String)).alias("name")
     categories = catalogue.select("item_index", name="category").explode("name").drop_nulls("name").unique()
     counts = {
         "category": _counted(pairs, categories),
@@ -70,9 +70,11 @@ def tallies_of(events: pl.LazyFrame, items: pl.DataFrame, clusters: NDArray[np.i
     if has_clock:
         part = pl.from_epoch("timestamp", "ms").dt.hour() // _HOURS * _HOURS
         counts["time"] = events.group_by("row", part.alias("name")).agg(pl.len().alias("count"))
-    named = [_tallied(frame, users).with_columns(pl.lit(kind).alias("kind")) for kind, frame in counts.items()]
+    tallied = {kind: _tallied(frame, users) for kind, frame in counts.items()}
     if has_clock:
-        named[-1] = named[-1].with_columns(pl.format("{}–{} h UTC", "name", pl.col("name") + _HOURS).alias("name"))
+        hours = pl.format("{}–{} h UTC", "name", pl.col("name") + _HOURS).alias("name")
+        tallied["time"] = tallied["time"].with_columns(hours)
+    named = [table.with_columns(pl.col("name").cast(pl.String), kind=pl.lit(kind)) for kind, table in tallied.items()]
     return Tallies(pl.concat(named), per_cluster)
 
 

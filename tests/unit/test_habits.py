@@ -84,7 +84,9 @@ def growing(before: tuple[int, int], now: tuple[int, int], min_users: int = 1) -
     events: list[tuple[int, int, float | None]] = [(row, 0, None) for row in range(40)]
     for counts, day in ((before, 8), (now, 9)):
         events += [(20 * c + row, day * DAY_MS + row, None) for c in (0, 1) for row in range(counts[c])] * 2
-    end = [(0, 10 * DAY_MS, None)]  # the first user of the first cluster, who acts on the last day as it is
+    end: list[tuple[int, int, float | None]] = [
+        (0, 10 * DAY_MS, None)
+    ]  # the first user of the first cluster, who acts on the last day as it is
     return [one.growth for one in habits(events + end, clusters, min_users=min_users)]
 
 
