@@ -1,8 +1,7 @@
 """Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (user_id, segment_id, distance; in the same order), and what
-a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`,
-and `drift_reference.json` where users are many enough.
+a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`.
 """
 
 from collections.abc import Sequence
@@ -15,9 +14,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.features import Features, batches
+from server.core.features import Features, batches, features_of
+from server.core.history import Event, history_of
 from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Golden, Release
+from server.core.repository import MODEL_NAME
 from server.core.segments import normalised, segment_part
 from training.drift_reference import write_reference
 from training.embed import embed
@@ -25,7 +26,6 @@ from training.errors import LogError
 from training.hybrid import Choice, Mixer
 from training.kmeans import Engine, KMeansResult, assign, choose_engine, fit_kmeans
 from training.matching import Matching, fresh_ids, match_segments
-from training.placing import histories_of, place
 from training.profiles import Members, facts_of, profiles_of, traits_by_cluster
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
@@ -169,10 +169,27 @@ def _placed_by(
     release: Release, repository: Path, prepared: Path, user_ids: pl.Series
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Which of the users an earlier release knows anything of (places in `user_ids`), and its cluster of each."""
-    events = pl.scan_parquet(prepared / "events.parquet").filter(pl.col("user_id").is_in(user_ids.implode()))
-    placed = place(histories_of(events, release), release, repository)
-    order = {user_id: index for index, user_id in enumerate(user_ids)}
-    return np.array([order[user_id] for user_id in placed.users], np.intp), placed.place.first
+    length = release.preprocessing.max_length
+    actions = [action.name for action in release.preprocessing.actions]
+    events = (
+        pl.scan_parquet(prepared / "events.parquet")
+        .filter(pl.col("user_id").is_in(user_ids.implode()))
+        .filter(pl.col("item_id").is_in(release.item_ids), pl.col("action").is_in(actions))
+        .with_columns(pl.col("value").cast(pl.Float64).fill_null(float("nan")))
+        .group_by("user_id", maintain_order=True)
+        .agg(pl.col("item_id", "action", "value", "timestamp").tail(length))
+    ).collect()
+    histories = [
+        history_of(map(Event, row["item_id"], row["action"], row["value"], row["timestamp"]))
+        for row in events.iter_rows(named=True)
+    ]
+    place = {user_id: index for index, user_id in enumerate(user_ids)}
+    known = np.array([place[user_id] for user_id in events["user_id"]], np.intp)
+    if not len(known):
+        return known, known
+    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
+    embeddings = embed(repository / MODEL_NAME / str(release.number) / "model.onnx", features, max_length=length)
+    return known, assign(segment_part(embeddings, release.item_embeddings.shape[1]), release.centroids).first
 
 
 def _described(
