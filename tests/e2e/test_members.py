@@ -34,7 +34,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Place:
 def members(place: Place, out: Path, *more: object) -> pl.DataFrame:
     result = place.call("members", "--out", out, "--runs", place.runs, *more)
     assert result.exit_code == 0, result.output
-    assert f"{out} has" in " ".join(result.output.split())
+    assert f"are in {out}." in " ".join(result.output.split())
     return pl.read_parquet(out)
 
 
