@@ -4,8 +4,9 @@ What is compared is counted in the population stability index: over shares p the
 (p - q) ln(p / q), which is the divergence of Jeffreys (1946). From 0.1 on a population is said to have moved, from
 0.25 on to have drifted (Siddiqi, "Credit Risk Scorecards", 2006). Two samples of n and m users from one population have
 an index of their own, distributed about as (1/n + 1/m) times chi-square with a degree of freedom less than there are
-shares (Yurdakul & Naranjo, "Statistical properties of the population stability index", 2020). So a measure only counts
-where it also exceeds what chance gives in one of a thousand comparisons.
+shares (Yurdakul & Naranjo, "Statistical properties of the population stability index", 2020). Its mean is taken off, so
+that few users do not look like drift, and a measure only counts where it also exceeds what chance gives in one of a
+thousand comparisons.
 
 Embeddings are compared by the same divergence: between normal distributions of equal covariance it is the squared
 distance of their means in standard deviations (Mahalanobis), and chance gives Hotelling's T-squared.
@@ -13,7 +14,7 @@ distance of their means in standard deviations (Mahalanobis), and chance gives H
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import polars as pl
@@ -53,18 +54,20 @@ class Measure(_Model):
     """One thing that was compared; larger is further. It counts from a limit on, if it exceeds `chance` as well."""
 
     name: str
-    kind: Literal["psi", "share"] = Field(description="A stability index, 0 or more; or a share of 1.")
+    kind: Literal["psi", "share"] = Field(description="A stability index less its mean by chance; or a share of 1.")
     value: float = Field(ge=0)
     moved_from: float = Field(ge=0)
     drifted_from: float = Field(ge=0)
     chance: float = Field(ge=0, description="What users who have not moved exceed in one of a thousand comparisons.")
+    verdict: Verdict = Field(description="What this measure says alone.")
 
-    @property
-    def verdict(self) -> Verdict:
-        """What this measure says alone."""
-        if self.value <= self.chance or self.value < self.moved_from:
-            return "stable"
-        return "drifted" if self.value >= self.drifted_from else "moved"
+    @classmethod
+    def of(cls, name: str, kind: Literal["psi", "share"], value: float, chance: float) -> Self:
+        """The measure with the limits of its kind, and its verdict."""
+        moved, drifted = PSI_LIMITS if kind == "psi" else SHARE_LIMITS
+        verdict: Verdict = "stable" if value <= chance or value < moved else "moved" if value < drifted else "drifted"
+        limits = {"moved_from": moved, "drifted_from": drifted}
+        return cls(name=name, kind=kind, value=value, chance=chance, verdict=verdict, **limits)
 
 
 class SegmentShare(_Model):
@@ -95,6 +98,10 @@ class Drift(_Model):
     figures: tuple[Figure, ...]
     segments: tuple[SegmentShare, ...]
     notes: tuple[str, ...] = ()
+
+    def measure(self, name: str) -> Measure:
+        """The measure of this name. Raises KeyError."""
+        return {measure.name: measure for measure in self.measures}[name]
 
     def tables(self) -> RenderableType:
         """For people."""
@@ -175,10 +182,9 @@ def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]
     chi-square says or, where counts are small, less.
     """
     p, q = ((counts + 0.5) / (counts.sum() + len(counts) / 2) for counts in (then, now))
-    chance = 0.0
-    if len(then) > 1:
-        chance = float(stats.chi2.isf(FALSE_ALARMS, len(then) - 1)) * (1 / then.sum() + 1 / now.sum())
-    return _psi_measure(name, float(((p - q) * np.log(p / q)).sum()), chance)
+    degrees, scale = len(then) - 1, 1 / float(then.sum()) + 1 / float(now.sum())
+    chance = float(stats.chi2.isf(FALSE_ALARMS, degrees)) * scale if degrees else 0.0
+    return _psi_measure(name, float(((p - q) * np.log(p / q)).sum()), degrees * scale, chance)
 
 
 def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> Measure:
@@ -189,24 +195,22 @@ def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> M
     shift = np.array(reference.directions).reshape(-1, len(reference.center)) @ (points.mean(0) - reference.center)
     value = float((shift**2 / np.array(reference.variances)).sum())
     n, m, p = reference.user_count, len(points), len(shift)
-    chance = 0.0
-    if p:
-        chance = float(stats.f.isf(FALSE_ALARMS, p, n - p)) * p * (n - 1) / (n - p) * (1 / n + 1 / m)
-    return _psi_measure("embeddings", value, chance)
+    if not p:
+        return _psi_measure("embeddings", 0.0, 0.0, 0.0)
+    hotelling = stats.f(p, n - p, scale=p * (n - 1) / (n - p) * (1 / n + 1 / m))
+    return _psi_measure("embeddings", value, float(hotelling.mean()), float(hotelling.isf(FALSE_ALARMS)))
 
 
 def unknown_share(name: str, value: float, users: Sequence[Any] | pl.Series) -> Measure:
     """A share that was 0 when the release was made. Events of one user hang together, so users are what is counted."""
     count = len(users)
     chance = float(stats.binom.isf(FALSE_ALARMS, count, SHARE_LIMITS[0])) / count
-    moved, drifted = SHARE_LIMITS
-    return Measure(name=name, kind="share", value=value, moved_from=moved, drifted_from=drifted, chance=chance)
+    return Measure.of(name, "share", value, chance)
 
 
-def _psi_measure(name: str, value: float, chance: float) -> Measure:
-    moved, drifted = PSI_LIMITS
-    value = max(value, 0.0)  # a sum of squares but for rounding
-    return Measure(name=name, kind="psi", value=value, moved_from=moved, drifted_from=drifted, chance=chance)
+def _psi_measure(name: str, value: float, mean: float, chance: float) -> Measure:
+    """An index less the mean that chance gives it, and what chance seldom exceeds, less the same."""
+    return Measure.of(name, "psi", max(value - mean, 0.0), max(chance - mean, 0.0))
 
 
 def _doubtful(release: Release, placed: Placed) -> NDArray[np.bool_] | None:

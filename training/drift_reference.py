@@ -29,6 +29,7 @@ _STEP = 1e-4
 """Distances are rounded to this before they are counted, and bins end between two rounded distances. Many users can
 have the same short history, and the encoder's last digits must not spread them over two bins."""
 
+_DIGITS = 7
 _ROWS_AT_ONCE = 65_536
 
 
@@ -76,7 +77,7 @@ def write_reference(stage: Path, item_dim: int, event_counts: NDArray[np.int64],
         normalised(segment_part(embeddings, item_dim)),
         assigned["distance"].to_numpy(),
         event_counts,
-        assigned["confident"].to_numpy() if assigned.schema.get("confident") == pl.Boolean else None,
+        assigned["confident"].to_numpy() if _is_calibrated(assigned) else None,
         least_users,
     )
     write_atomically(stage / DRIFT_REFERENCE, found.model_dump_json() + "\n")
@@ -102,7 +103,7 @@ def reference_of(
         distance_users=tuple(counts.tolist()),
         doubtful_users=None if confident is None else int((~confident).sum()),
         center=tuple(center.tolist()),
-        directions=tuple(tuple(row) for row in directions.tolist()),
+        directions=tuple(tuple(row) for row in directions.round(_DIGITS).tolist()),
         variances=tuple(variances.tolist()),
     )
 
@@ -119,6 +120,10 @@ def read_reference(directory: Path, release: Release) -> DriftReference:
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise RunError(f"{directory / DRIFT_REFERENCE} cannot be read: {first}. Publish the release again.") from error
+
+
+def _is_calibrated(assigned: pl.DataFrame) -> bool:
+    return "confidence" in assigned.columns and assigned["confidence"].null_count() == 0
 
 
 def _rounded(distances: NDArray[np.floating]) -> NDArray[np.float64]:

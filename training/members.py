@@ -59,24 +59,23 @@ def members_of_log(
 
 
 def table_of(placed: Placed, release: Release) -> pl.DataFrame:
-    """One row a user: user_id, segment_id and distance; how sure that is, where the release tells it."""
+    """One row a user, as the server answers; without a calibration nobody is in doubt and no history short."""
     ids = np.array([profile.segment_id for profile in release.segments], np.int64)
     found, calibration = placed.place, release.manifest.confidence
-    table = pl.DataFrame(
-        {
-            "user_id": placed.users,
-            "segment_id": ids[found.first],
-            "distance": found.first_distance.astype(np.float32),
-        }
-    )
-    if calibration is None or placed.confidence is None:
-        return table
-    return table.with_columns(
-        pl.Series("confidence", placed.confidence.astype(np.float32)),
-        pl.Series("runner_up_segment_id", np.where(found.first == found.second, 0, ids[found.second])),
-        pl.Series("confident", placed.confidence >= calibration.min_confidence),
-        pl.Series("short_history", placed.event_counts < calibration.min_history),
-    )
+    confident, short = np.ones(len(placed.users), np.bool_), np.zeros(len(placed.users), np.bool_)
+    if calibration is not None and placed.confidence is not None:
+        confident = placed.confidence >= calibration.min_confidence
+        short = placed.event_counts < calibration.min_history
+    columns = {
+        "user_id": placed.users,
+        "segment_id": ids[found.first],
+        "distance": found.first_distance.astype(np.float32),
+        "confidence": placed.confidence,
+        "runner_up_segment_id": np.where(found.first == found.second, 0, ids[found.second]),
+        "confident": confident,
+        "short_history": short,
+    }
+    return pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32})
 
 
 def check_segment(repository: Path, release: Release, segment_id: int | None) -> None:

@@ -1,4 +1,4 @@
-"""Opens a table file as a Polars LazyFrame: format by suffix, and for text its encoding and delimiter; and writes one."""
+"""Opens a table file as a Polars LazyFrame, by suffix, and for text by its encoding and delimiter; writes one, too."""
 
 import codecs
 import gzip
