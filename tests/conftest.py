@@ -1,3 +1,9 @@
 """Fixtures that several test folders use."""
 
-pytest_plugins = ["tests.support.triton", "tests.support.server", "tests.support.training", "tests.support.browser"]
+pytest_plugins = [
+    "tests.support.triton",
+    "tests.support.server",
+    "tests.support.training",
+    "tests.support.dask_cluster",
+    "tests.support.browser",
+]

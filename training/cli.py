@@ -18,12 +18,15 @@ from training.told import (
     K,
     MaxMinutes,
     NewRunId,
+    ReleaseName,
     Repository,
     RunId,
     Runs,
     Seed,
     Users,
     check_files,
+    k_of,
+    release_number,
     telling,
 )
 from training.world import World
@@ -64,7 +67,7 @@ def run(
         from training.summary import summary
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
-        settings = with_overrides(settings, k=k, max_minutes=max_minutes, seed=seed)
+        settings = with_overrides(settings, k=k_of(k), max_minutes=max_minutes, seed=seed)
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
@@ -156,13 +159,17 @@ def export(run_id: RunId, runs: Runs = RUNS) -> None:
 def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY, k: K = None) -> None:
     """Cluster users; segment ids go on from the newest release in the repository."""
     with telling() as told:
+        from training.k_sweep import read_sweep
         from training.segment import segment as work
-        from training.summary import segments_table
+        from training.summary import segments_summary
 
         told.run = opened = Run.open(runs, run_id)
-        found = work(opened, repository, k, progress=told.progress_of("segment"))
+        asked = k_of(k) or opened.config().segment.k
+        work(opened, repository, asked, progress=told.progress_of("segment"))
         told.finish()
-        told.console.print(segments_table(found.profiles), *found.notes, sep="\n")
+        if asked == "auto" and (swept := read_sweep(opened)):
+            told.console.print(swept.table())
+        told.console.print(segments_summary(opened))
 
 
 @app.command()
@@ -249,7 +256,7 @@ def items_group() -> None:
 @items_app.command("add")
 def items_add(
     items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
-    release: Annotated[str, typer.Option("--release", help="Number of the release to add to, or newest.")] = "newest",
+    release: ReleaseName = "newest",
     repository: Repository = REPOSITORY,
     vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
     config: ConfigFile = None,
@@ -257,15 +264,13 @@ def items_add(
 ) -> None:
     """Publish a release with new items, placed by their texts, without training."""
     with telling() as told:
-        if release != "newest" and not release.isdecimal():
-            raise ConfigError(f"--release is a number or `newest`, not `{release}`.")
         from training.items import add_items as work
 
         check_files(items, vectors)
         result = work(
             repository,
             items,
-            release=None if release == "newest" else int(release),
+            release=None if release == "newest" else release_number(release, repository),
             vectors=vectors,
             columns=load_config(config).items,
             skip_known=skip_known,

@@ -35,6 +35,7 @@ from training.evaluation import (
 )
 from training.hybrid import Mixer
 from training.kmeans import choose_engine
+from training.kmeans_settings import KMeansSettings, fixed_k
 from training.metrics import (
     LIST_LENGTH,
     bootstrap_interval,
@@ -173,8 +174,8 @@ def _scorers(
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
-    k = max(1, min(settings.k, len(held.rows) // 10))
-    mixer = Mixer(log, preprocessing, items, embed, k, choose_engine(settings.backend), settings.seed)
+    k = max(1, min(fixed_k(settings), len(held.rows) // 10))
+    mixer = Mixer(log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings))
     yield f"popularity, {k} segments", by_segment(mixer, held)
     if known_events(log, preprocessing).any():
         yield "item-kNN", by_similar_items(log, held, preprocessing, item_count)

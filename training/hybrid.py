@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
-from training.kmeans import Engine, fit_kmeans
+from training.kmeans import Engine, fit_kmeans, on_one_machine
+from training.kmeans_settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.segment_items import (
     TOP_ITEMS,
@@ -26,6 +27,7 @@ from training.segment_items import (
     half_lives,
     popularity,
     smoothed,
+    told,
 )
 from training.sequences import HeldOut, Log, held_out, history_features, known_ends, positive_actions, sampled
 
@@ -46,7 +48,7 @@ class Scene:
     """The state of the world before some users' targets.
 
     `held` (T) are the users asked about, `embeddings` (T, D) theirs; `clusters` (U,) is each user's cluster from 0
-    to K - 1, or -1 where a user was left out.
+    to K - 1, or -1 where a user was left out. `told` is what of the `behaviour` segments may tell.
     """
 
     held: HeldOut
@@ -54,6 +56,7 @@ class Scene:
     clusters: NDArray[np.intp]
     cluster_count: int
     behaviour: Behaviour
+    told: Behaviour
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Mixer:
-    """What ranks items for the users of a log, and how K-means is asked."""
+    """What ranks items for the users of a log, how K-means is asked, and of how many users an item is told."""
 
     log: Log
     preprocessing: Preprocessing
@@ -75,7 +78,8 @@ class Mixer:
     embed: Embed
     k: int
     engine: Engine
-    seed: int
+    kmeans: KMeansSettings
+    min_item_users: int = 1
 
     def choose(self) -> Choice:
         """Choose on validation targets, and measure on test targets."""
@@ -94,27 +98,31 @@ class Mixer:
         if scene is None:
             return Smoothing(candidates[len(candidates) // 2], 1_000.0)
         targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
-        return choose_smoothing(scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates)
+        return choose_smoothing(
+            scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates, self.min_item_users
+        )
 
     def scene(self, from_end: int, targets: HeldOut | None = None) -> Scene | None:
         """The world before `targets`, by default a sample of those of `held_out`; None without any."""
         positive = positive_actions(self.preprocessing)
-        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.seed)
+        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
         if not len(held.rows):
             return None
         ends = known_ends(self.log, from_end)
         known = np.flatnonzero(ends > self.log.features.offsets[:-1])
-        drawn = np.random.default_rng(self.seed).permutation(known)[:CLUSTERED_USERS]
+        drawn = np.random.default_rng(self.kmeans.seed).permutation(known)[:CLUSTERED_USERS]
         rows = np.union1d(drawn, held.rows)
         past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
         embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
-        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=self.engine, seed=self.seed)
+        engine, settings = on_one_machine(self.engine), self.kmeans.afresh()
+        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=settings)
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
         asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
-        return Scene(held, asked, clusters, len(fitted.centroids), behaviour)
+        own = told(behaviour, clusters, self.min_item_users)
+        return Scene(held, asked, clusters, len(fitted.centroids), behaviour, own)
 
     def _figures(self, scene: Scene, smoothing: Smoothing, weight: float) -> dict[str, float]:
         by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}))
@@ -169,7 +177,7 @@ def segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.fl
     Items that are not listed have their global popularity, but no more than the last one listed.
     """
     everyone = popularity(scene.behaviour, smoothing.half_life)
-    for counts in cluster_counts(scene.behaviour, scene.clusters, scene.cluster_count, smoothing.half_life):
+    for counts in cluster_counts(scene.told, scene.clusters, scene.cluster_count, smoothing.half_life):
         probability = smoothed(counts, everyone, smoothing.prior)
         listed = np.argsort(-probability, kind="stable")[:TOP_ITEMS]
         served = np.minimum(everyone, probability[listed[-1]])

@@ -1,27 +1,31 @@
-"""K-means behind one small interface: scikit-learn on CPUs, RAPIDS cuML on a GPU.
+"""K-means behind one small interface: scikit-learn, Dask over parts of the data, RAPIDS cuML on one GPU or on many.
 
 An engine only finds centroids. Labels and inertia are computed here, by the function that the server uses, so that
 they mean the same whichever engine ran.
 """
 
-import ctypes
-import importlib
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.core.segments import Nearest, nearest
+from training import kmeans_cuml, kmeans_dask
 from training.errors import ConfigError
+from training.kmeans_parts import Part, shape_of
+from training.kmeans_settings import Found, KMeansSettings
 
-Engine = Literal["sklearn", "cuml"]
+Engine = Literal["sklearn", "dask", "cuml", "cuml_dask"]
 
-MAX_ITERATIONS = 300
-TOLERANCE = 1e-4
 _CHUNK_BYTES = 64 << 20
+_DEFAULTS = KMeansSettings()
+
+_Fit = Callable[[NDArray[np.float32], int, KMeansSettings, NDArray[np.float32] | None], Found]
+_FitParts = Callable[[Any, Sequence[Part], int, KMeansSettings, NDArray[np.float32] | None], Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +33,9 @@ class KMeansResult:
     """K centroids float32 (K, D), the centroid index of each point intp (N,), from 0, and how well they fit.
 
     `inertia` is the sum of squared Euclidean distances to the nearest centroid; smaller is better. `iterations` is
-    that of the best restart.
+    that of the best restart. `history` is its inertia at the start and after each iteration, and ends in `inertia`;
+    `shifts` is how far each iteration moved the centroids, as a sum of squares. scikit-learn does not tell `shifts`,
+    and cuML neither: these are empty then.
     """
 
     engine: Engine
@@ -37,24 +43,59 @@ class KMeansResult:
     labels: NDArray[np.intp]
     inertia: float
     iterations: int
+    history: tuple[float, ...] = ()
+    shifts: tuple[float, ...] = ()
 
 
 def fit_kmeans(
-    points: NDArray[np.floating], k: int, *, engine: Engine = "sklearn", seed: int = 0, restarts: int = 10
+    points: NDArray[np.floating],
+    k: int,
+    *,
+    engine: Engine = "sklearn",
+    settings: KMeansSettings = _DEFAULTS,
+    previous: NDArray[np.floating] | None = None,
+    seed: int | None = None,
+    restarts: int | None = None,
 ) -> KMeansResult:
     """Cluster points (N, D), already of length 1. Centroids without points are dropped, so K is `k` at most.
 
-    Raises `ConfigError` when `k` is larger than N, or the engine cannot run here.
+    `previous` (P, D) are the centroids that a start of that name begins with. `seed` and `restarts`, where given,
+    stand for those of `settings`. Dask's workers read the points from a file in the directory for temporary files,
+    which those on other machines must share; `fit_files` is for points that lie in files already.
+    Raises `ConfigError` when `k` is larger than N, the start has no fitting centroids, or the engine cannot run here.
     """
-    if not 1 <= k <= len(points):
-        raise ConfigError(f"Cannot make {k} segments of {len(points)} users; lower `k`.")
-    if engine == "cuml" and (problem := cuml_problem()):
-        raise ConfigError(problem)
+    given: dict[str, Any] = {"seed": seed, "restarts": restarts}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    start = _checked(points.shape, k, engine, settings, previous)
     data = np.ascontiguousarray(points, np.float32)
-    found, iterations = _ENGINES[engine](data, _ARGUMENTS[engine](k, seed, restarts))
-    centroids = _with_points(data, found)
-    assigned = assign(data, centroids)
-    return KMeansResult(engine, centroids, assigned.first, float((assigned.first_distance**2).sum()), iterations)
+    if engine in ("dask", "cuml_dask"):
+        found = _fit_filed(data, k, engine, settings, start)
+    else:
+        found = _in_memory(engine)(data, k, settings, start)
+    placed = assign(data, found.centroids.astype(np.float32))
+    return _result(engine, found, placed.first, float((placed.first_distance**2).sum()))
+
+
+def fit_files(
+    paths: Sequence[Path],
+    k: int,
+    *,
+    engine: Engine = "dask",
+    settings: KMeansSettings = _DEFAULTS,
+    previous: NDArray[np.floating] | None = None,
+) -> KMeansResult:
+    """As `fit_kmeans`, for points in `.npy` or Parquet files, in their order: workers read them, this process never.
+
+    Raises also LogError for files that hold no points, or points of several dimensions.
+    """
+    if engine not in ("dask", "cuml_dask"):
+        raise ConfigError(f"K-means engine {engine} needs all points in memory; files are read by dask and cuml_dask.")
+    start = _checked(shape_of(paths), k, engine, settings, previous)
+    with kmeans_dask.client_on(_cluster(engine)) as client:
+        parts = kmeans_dask.parts_for(client, paths, settings)
+        found = _over_parts(engine)(client, parts, k, settings, start)
+        told = client.gather(client.map(_assigned, parts, centroids=found.centroids.astype(np.float32), pure=False))
+    return _result(engine, found, np.concatenate([labels for labels, _ in told]), sum(part for _, part in told))
 
 
 def assign(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> Nearest:
@@ -69,91 +110,85 @@ def assign(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> Neare
     )
 
 
-def choose_engine(asked: Literal["auto", "sklearn", "cuml"]) -> Engine:
+def choose_engine(asked: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"]) -> Engine:
     """The engine to use: `auto` takes cuML where it can run. Raises `ConfigError` for a named one that cannot."""
-    if asked == "sklearn":
-        return asked
-    problem = cuml_problem()
-    if asked == "cuml" and problem:
+    if asked == "auto":
+        return "cuml" if not kmeans_cuml.cuml_problem() else "sklearn"
+    if problem := _problem(asked):
         raise ConfigError(problem)
-    return "sklearn" if problem else "cuml"
+    return asked
 
 
-def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
-    """Why cuML cannot run on this machine; empty when it can.
-
-    The driver is asked first: cuML imports without a GPU and fails only in `fit`.
-    """
-    try:
-        driver = load_driver("libcuda.so.1")
-    except OSError:
-        return "K-means engine cuml needs an NVIDIA GPU, and there is no driver (libcuda.so.1) here; use sklearn."
-    count = ctypes.c_int(0)
-    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"K-means engine cuml needs an NVIDIA GPU, and the driver answers with error {status}; use sklearn."
-    if not count.value:
-        return "K-means engine cuml needs an NVIDIA GPU, and the driver sees none; use sklearn."
-    try:
-        usable = importlib.import_module("cupy").cuda.is_available()
-        importlib.import_module("cuml.cluster")
-    except (ImportError, OSError) as error:
-        return f"K-means engine cuml is not installed ({error}); install segrec[gpu] apart, or use sklearn."
-    return "" if usable else "K-means engine cuml needs a GPU that CuPy can use, and it finds none; use sklearn."
+def on_one_machine(engine: Engine) -> Engine:
+    """The engine on the same hardware for points that one process holds anyway, such as a sample."""
+    return {"dask": "sklearn", "cuml_dask": "cuml"}.get(engine, engine)  # type: ignore[return-value]
 
 
-def sklearn_arguments(k: int, seed: int, restarts: int) -> dict[str, Any]:
-    """Our settings in the words of `sklearn.cluster.KMeans`."""
-    return {
-        "n_clusters": k,
-        "init": "k-means++",
-        "n_init": restarts,
-        "max_iter": MAX_ITERATIONS,
-        "tol": TOLERANCE,
-        "random_state": seed,
-    }
+def _problem(engine: Engine) -> str:
+    """Why an engine cannot run here; empty when it can."""
+    if engine == "sklearn":
+        return ""
+    if engine == "cuml":
+        return kmeans_cuml.cuml_problem()
+    return kmeans_dask.dask_problem() if engine == "dask" else kmeans_cuml.cuml_dask_problem()
 
 
-def cuml_arguments(k: int, seed: int, restarts: int) -> dict[str, Any]:
-    """Our settings in the words of `cuml.cluster.KMeans`, whose k-means++ for many points is called k-means||."""
-    return {
-        "n_clusters": k,
-        "init": "k-means||",
-        "n_init": restarts,
-        "max_iter": MAX_ITERATIONS,
-        "tol": TOLERANCE,
-        "random_state": seed,
-        "oversampling_factor": 2.0,
-        "output_type": "numpy",
-    }
+def _checked(
+    shape: tuple[int, ...], k: int, engine: Engine, settings: KMeansSettings, previous: NDArray[np.floating] | None
+) -> NDArray[np.float32] | None:
+    """The centroids to begin with, if the settings ask for earlier ones."""
+    if not 1 <= k <= shape[0]:
+        raise ConfigError(f"Cannot make {k} segments of {shape[0]} users; lower `k`.")
+    if problem := _problem(engine):
+        raise ConfigError(problem)
+    if settings.start != "previous":
+        return None
+    if previous is None or not len(previous):
+        raise ConfigError("K-means cannot start from previous centroids: there are none; set start to k-means++.")
+    if previous.shape[1] != shape[1]:
+        raise ConfigError(
+            f"K-means cannot start from previous centroids: they have {previous.shape[1]} dimensions, and users have "
+            f"{shape[1]}; set start to k-means++."
+        )
+    return np.ascontiguousarray(previous, np.float32)
 
 
-def _fit_sklearn(points: NDArray[np.float32], arguments: Mapping[str, Any]) -> tuple[NDArray[np.float32], int]:
-    from sklearn.cluster import KMeans
-    from sklearn.exceptions import ConvergenceWarning
+def _in_memory(engine: Engine) -> _Fit:
+    if engine == "cuml":
+        return kmeans_cuml.fit
+    from training import kmeans_sklearn
 
-    with warnings.catch_warnings():
-        # Fewer distinct points than clusters: the empty ones are dropped, and the result shows it.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model = KMeans(**arguments).fit(points)
-    return model.cluster_centers_, int(model.n_iter_)
+    return kmeans_sklearn.fit
 
 
-def _fit_cuml(points: NDArray[np.float32], arguments: Mapping[str, Any]) -> tuple[NDArray[np.float32], int]:
-    model = importlib.import_module("cuml.cluster").KMeans(**arguments).fit(points)
-    return model.cluster_centers_, int(model.n_iter_)
+def _over_parts(engine: Engine) -> _FitParts:
+    return kmeans_dask.fit if engine == "dask" else kmeans_cuml.fit_parts
 
 
-_ARGUMENTS: Mapping[Engine, Callable[[int, int, int], dict[str, Any]]] = {
-    "sklearn": sklearn_arguments,
-    "cuml": cuml_arguments,
-}
-_ENGINES: Mapping[Engine, Callable[[NDArray[np.float32], Mapping[str, Any]], tuple[NDArray[np.float32], int]]] = {
-    "sklearn": _fit_sklearn,
-    "cuml": _fit_cuml,
-}
+def _cluster(engine: Engine) -> Callable[[], Any]:
+    return kmeans_dask.local_cluster if engine == "dask" else kmeans_cuml.gpu_cluster
 
 
-def _with_points(points: NDArray[np.float32], centroids: NDArray[np.floating]) -> NDArray[np.float32]:
-    """The centroids that are nearest to at least one point."""
-    narrow = np.ascontiguousarray(centroids, np.float32)
-    return narrow[np.unique(assign(points, narrow).first)]
+def _fit_filed(
+    points: NDArray[np.float32], k: int, engine: Engine, settings: KMeansSettings, start: NDArray[np.float32] | None
+) -> Found:
+    """Write the points down for the workers to read."""
+    with tempfile.TemporaryDirectory(prefix="segrec-kmeans-") as directory:
+        path = Path(directory) / "points.npy"
+        np.save(path, points)
+        with kmeans_dask.client_on(_cluster(engine)) as client:
+            return _over_parts(engine)(client, kmeans_dask.parts_for(client, [path], settings), k, settings, start)
+
+
+def _assigned(part: Part, centroids: NDArray[np.float32]) -> tuple[NDArray[np.intp], float]:
+    """Labels and inertia of a part."""
+    placed = assign(part.read(), centroids)
+    return placed.first, float((placed.first_distance**2).sum())
+
+
+def _result(engine: Engine, found: Found, labels: NDArray[np.intp], inertia: float) -> KMeansResult:
+    """Without the centroids that have no points."""
+    used, dense = np.unique(labels, return_inverse=True)
+    centroids = np.ascontiguousarray(found.centroids[used], np.float32)
+    history = (*found.history, inertia) if found.history else ()
+    return KMeansResult(engine, centroids, dense.astype(np.intp), inertia, found.iterations, history, found.shifts)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ValidationError
 
@@ -113,7 +114,9 @@ def _changed(run: Run, order: Order) -> set[str]:
     return {_READ_FROM.get(section, "prepare") for section in sections}
 
 
-def with_overrides(config: Config, *, k: int | None, max_minutes: float | None, seed: int | None) -> Config:
+def with_overrides(
+    config: Config, *, k: int | Literal["auto"] | None, max_minutes: float | None, seed: int | None
+) -> Config:
     """The configuration with what the command line says instead. Raises ConfigError."""
     raw = config.model_dump()
     if k is not None:

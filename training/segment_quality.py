@@ -5,13 +5,12 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
 from training.kmeans import KMeansResult, assign, fit_kmeans
-from training.metrics import hit_rate, target_ranks
-from training.sequences import HeldOut, Log, chosen, seen_pairs
+from training.metrics import hit_rate
+from training.sequences import HeldOut, Log, seen_pairs
 
 SEEDS = 3
 NEIGHBOURS = 10
@@ -54,7 +53,7 @@ class Views:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Test targets under leave-one-out: `held` of `log`, whose items before the target are `counts` (T, V)."""
+    """Targets: `held` of `log`, whose items before the target are `counts` (T, V)."""
 
     log: Log
     held: HeldOut
@@ -91,17 +90,37 @@ def hr_of(asked: Asked, clusters: NDArray[np.integer]) -> float:
 
     `clusters` (T,) are those of the asked users; all zeros give global popularity. Ties go to the more frequent item.
     """
-    counts = np.zeros((int(clusters.max()) + 1, asked.item_count), np.float32)
-    np.add.at(counts, (clusters[asked.past_user], asked.past_item), 1.0)
-    ranks = []
-    for start in range(0, len(clusters), _USERS_AT_ONCE):
-        places = np.arange(start, min(start + _USERS_AT_ONCE, len(clusters)))
-        part = chosen(asked.held, places)
-        scores = torch.from_numpy(counts[clusters[places]])
-        row, seen = seen_pairs(asked.log, part)
-        scores[row, seen] = -torch.inf
-        ranks.append(target_ranks(scores, torch.from_numpy(part.targets.astype(np.int64) - 1)).numpy())
-    return hit_rate(np.concatenate(ranks), NEIGHBOURS)
+    return hit_rate(ranks_of(asked, clusters), NEIGHBOURS)
+
+
+def ranks_of(asked: Asked, clusters: NDArray[np.integer], leave_out_seen: bool = True) -> NDArray[np.int64]:
+    """Rank of each target, from 0, among the items by how often its cluster's users had them, (T,).
+
+    As `target_ranks` would say, without a score for each user and item: an item's place is the same for all users of
+    a cluster, but for the items before it that the user has seen.
+    """
+    user, seen = seen_pairs(asked.log, asked.held) if leave_out_seen else (np.empty(0, np.intp),) * 2
+    targets = asked.held.targets.astype(np.intp) - 1
+    ranks = np.zeros(len(targets), np.int64)
+    place = np.empty(asked.item_count, np.int64)
+    for cluster in np.unique(clusters):
+        mine = clusters == cluster
+        counts = np.bincount(asked.past_item[mine[asked.past_user]], minlength=asked.item_count)
+        place[np.argsort(-counts, kind="stable")] = np.arange(asked.item_count)
+        ranks[mine] = place[targets[mine]]
+        its = mine[user]
+        earlier = place[seen[its]] < ranks[user[its]]
+        ranks -= np.bincount(user[its][earlier], minlength=len(ranks))
+    return ranks
+
+
+def asked_of(log: Log, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> Asked:
+    """What is asked of the users of `held`, and what counts of their pasts: `positive` actions, by action index."""
+    lengths = held.ends - log.features.offsets[held.rows]
+    places = np.repeat(np.arange(len(lengths)), lengths)
+    taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
+    counted = positive[log.features.action_index[taken]]
+    return Asked(log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count)
 
 
 def mean_agreement(labellings: Sequence[NDArray[np.integer]]) -> float:

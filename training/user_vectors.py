@@ -75,6 +75,20 @@ def part_of(log: Log, kept: NDArray[np.bool_], rows: NDArray[np.intp], preproces
     return Part(features, timestamp)
 
 
+def random_half(log: Log, seed: int) -> NDArray[np.bool_]:
+    """Whether each event is in the first of two halves of its user's events, drawn at random, (N,).
+
+    Of an odd number of events the second half has one more.
+    """
+    lengths = log.features.lengths
+    user = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
+    place = np.arange(len(user)) - log.features.offsets[user]
+    one = np.zeros(len(user), np.bool_)
+    one[order] = place < lengths[user] // 2
+    return one
+
+
 def by_encoder(whole: UserEncoder, part: Part, progress: Progress = no_progress) -> Vectors:
     """Of the newest events: the embedding after the last, the mean of those after each, and both, of equal weight.
 

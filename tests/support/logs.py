@@ -52,9 +52,9 @@ def planted_items(items: int = 40, segments: int = 4) -> pl.DataFrame:
     )
 
 
-def write_planted(directory: Path, **shape: int) -> tuple[Path, Path, Path]:
-    """Files `events.csv`, `items.parquet` and `users.csv` of a planted log of the given shape."""
-    events, labels = planted_log(**shape)
+def write_planted(directory: Path, noise: float = 0.1, **shape: int) -> tuple[Path, Path, Path]:
+    """Files `events.csv`, `items.parquet` and `users.csv` of a planted log of the given shape and noise."""
+    events, labels = planted_log(noise=noise, **shape)
     paths = directory / "events.csv", directory / "items.parquet", directory / "users.csv"
     events.write_csv(paths[0])
     sizes = {name: shape[name] for name in ("items", "segments") if name in shape}

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from training.hybrid import DEFAULT_WEIGHT, WEIGHTS, Mixer
+from training.kmeans_settings import KMeansSettings
 from training.sequences import Log
 
 ITEMS, GROUPS, USERS, LENGTH = 40, 2, 60, 12
@@ -40,7 +41,7 @@ def group_of(features: Features) -> NDArray[np.float32]:
 
 
 def mixer(log: Log, preprocessing: Preprocessing, item_embeddings: NDArray[np.float32]) -> Mixer:
-    return Mixer(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", seed=0)
+    return Mixer(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", kmeans=KMeansSettings())
 
 
 def noise() -> NDArray[np.float32]:

@@ -1,0 +1,52 @@
+"""The segment stage with the other ways to run K-means: from the newest release's centroids, and over Dask."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from server.core.repository import MODEL_NAME
+from tests.e2e.test_segment import assignments, exported_run, planted_labels
+from training.errors import ConfigError
+from training.publish import publish
+from training.segment import segment
+
+
+def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    run = exported_run(tmp_path, start="previous", min_segment_size=1)
+    first = segment(run, repository)
+    assert first.notes == (
+        "There is no earlier release to take the first centroids from: they are drawn by k-means++.",
+    )
+    publish(run, repository)
+    second = segment(run, repository)
+    assert second.notes == ()
+    told = json.loads((run.path / "segment" / "kmeans.json").read_bytes())
+    assert told["engine"] == "sklearn"
+    assert told["iterations"] == second.iterations <= 2
+    assert told["history"][0] == pytest.approx(first.inertia, rel=1e-5), "it begins with the centroids of release 1"
+    assert told["history"][-1] == second.inertia
+    released = np.load(repository / MODEL_NAME / "1" / "centroids.npy", allow_pickle=False)
+    np.testing.assert_allclose(np.load(run.path / "segment" / "centroids.npy"), released, atol=1e-5)
+
+
+def test_centroids_of_another_dimension_are_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path / "repository"
+    run = exported_run(tmp_path)
+    segment(run, repository)
+    publish(run, repository)
+    monkeypatch.setattr("tests.e2e.test_segment.DIM", 8)
+    other = exported_run(tmp_path / "other", start="previous")
+    with pytest.raises(ConfigError, match="they have 16 dimensions, and users have 8"):
+        segment(other, repository)
+
+
+def test_dask_finds_the_planted_segments(tmp_path: Path, dask_client: Any) -> None:
+    run = exported_run(tmp_path, backend="dask", rows_at_once=50, restarts=2, min_segment_size=1)
+    found = segment(run, tmp_path / "repository")
+    assert found.engine == "dask"
+    assert adjusted_rand_score(planted_labels(run), assignments(run)["segment_id"]) == 1.0

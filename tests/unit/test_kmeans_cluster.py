@@ -1,0 +1,28 @@
+"""Where no Dask client is at hand, K-means starts worker processes of its own, and ends them."""
+
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import psutil
+import pytest
+from sklearn.metrics import adjusted_rand_score
+
+from server.core.segments import normalised
+from training.kmeans import fit_files
+from training.kmeans_settings import KMeansSettings
+
+
+def test_workers_are_started_and_ended(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 50)
+    np.save(tmp_path / "points.npy", normalised(np.eye(4)[truth] + rng.normal(scale=0.05, size=(150, 4))))
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    result = fit_files([tmp_path / "points.npy"], 3, settings=KMeansSettings(restarts=1))
+    assert adjusted_rand_score(truth, result.labels) == 1.0
+    client: Any = distributed.Client
+    with pytest.raises(ValueError, match="No clients found"):
+        client.current()
+    left = [process for process in psutil.Process().children(recursive=True) if process.pid not in before]
+    assert not [process for process in left if "nanny" in " ".join(process.cmdline()).lower()]
