@@ -55,7 +55,9 @@ def mean_reciprocal_rank(ranks: NDArray[np.int64], k: int) -> float:
 
 def coverage(listed: Tensor, item_count: int) -> float:
     """Share of the catalogue that is in at least one user's list, in [0, 1]; `listed` (T, k) are item rows."""
-    return len(listed.unique()) / item_count
+    import torch
+
+    return len(torch.unique(listed)) / item_count
 
 
 def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:

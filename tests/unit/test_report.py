@@ -17,9 +17,9 @@ from training.evaluation import AS_SERVED, METRICS, RANKS
 from training.publish import publish
 from training.report import Picture, inlined, report
 from training.report_charts import usual_rhythm
-from training.report_content import Content, gather
+from training.report_content import Content, UserMap, gather
 from training.report_flows import alluvial
-from training.report_map import pushed_apart
+from training.report_map import middles, pushed_apart
 from training.report_style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
 from training.report_sweep import read_sweep
 from training.runs import Run
@@ -216,7 +216,7 @@ def test_moves_are_told_in_sentences(own: Run) -> None:
 
 
 def test_bands_fill_the_bars_they_join() -> None:
-    flows = [flow(1, 1, 60), flow(1, 2, 20), flow(2, 2, 40), flow(0, 3, 30), flow(9, 1, 10)]
+    flows = [flow(1, 1, 60), flow(1, 2, 20), flow(2, 2, 40), flow(0, 2, 30), flow(9, 3, 10)]
     layout = alluvial(flows, [2, 1, 3], body=160, gap=20)
     assert [node.segment_id for node in layout.right] == [2, 1, 3]
     assert layout.left[-1].segment_id == 0
@@ -307,3 +307,15 @@ def test_the_page_goes_where_it_is_wanted_and_spares_what_is_there(run: Run, tmp
     for name in ("sizes", "map"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert run.figures("report") == {"segments": GROUPS, "pictures": 2}
+
+
+def test_each_segment_has_its_number_in_its_middle(run: Run) -> None:
+    found = content_of(run).user_map
+    labels = middles(found, 800, 500)
+    assert sorted(labels["text"]) == [str(number) for number in sorted(set(found.segment_ids.tolist()))]
+    mine = found.points[found.segment_ids == int(labels["text"][0])]
+    np.testing.assert_allclose(labels.select("x", "y").row(0), np.median(mine, axis=0), atol=1e-3)
+    same = UserMap(np.zeros_like(found.points), found.segment_ids, (0.0, 0.0), found.user_count)
+    places = middles(same, 800, 500).select("x", "y").to_numpy() * [800, 500]
+    gaps = np.linalg.norm(places[:, None] - places[None], axis=2)[np.triu_indices(GROUPS, 1)]
+    assert gaps.min() >= 25.9
