@@ -17,7 +17,14 @@ class Embedded(NamedTuple):
     """Place of the nearest centroid; -1 without embedding."""
     distance: float = 0.0
     runner_up_index: int = -1
+    """Place of the second nearest centroid; the nearest itself where there is no other."""
     runner_up_distance: float = 0.0
+    confidence: float | None = None
+    """How sure the segment is, 0 to 1; None for a release without a calibration."""
+    is_confident: bool = True
+    """Whether that is as much as the release asks for."""
+    is_short: bool = False
+    """Whether fewer events were used than the release asks for."""
 
 
 class EmbeddingCache:

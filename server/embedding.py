@@ -1,9 +1,10 @@
 """Histories → user embeddings and segments: features in a worker thread, encoding in Triton, micro-batched."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from itertools import repeat
 from time import monotonic
 from typing import TypeVar
 
@@ -16,7 +17,7 @@ from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
 from server.core.history import History
 from server.core.release import Release
-from server.core.segments import nearest, next_item_part, segment_part
+from server.core.segments import Nearest, margin, nearest, next_item_part, segment_part
 
 T = TypeVar("T")
 
@@ -85,20 +86,34 @@ def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]
     embeddings = np.concatenate(encoded)
     item_dim = release.item_embeddings.shape[1]
     place = nearest(segment_part(embeddings, item_dim), release.centroids)
+    used = work.lengths[rows]
     columns = zip(
         rows.tolist(),
         np.ascontiguousarray(next_item_part(embeddings, item_dim)),
-        work.lengths[rows].tolist(),
+        used.tolist(),
         work.ignored[rows].tolist(),
         place.first.tolist(),
         place.first_distance.tolist(),
         place.second.tolist(),
         place.second_distance.tolist(),
+        *_doubt(release, place, used),
         strict=True,
     )
     for row, *fields in columns:
         results[row] = Embedded(*fields)
     return results
+
+
+def _doubt(
+    release: Release, place: Nearest, used: NDArray[np.int64]
+) -> tuple[Iterable[float | None], Iterable[bool], Iterable[bool]]:
+    """Confidence, whether that is enough, and whether the history is short, of each placed history."""
+    calibration = release.manifest.confidence
+    if calibration is None:
+        return repeat(None, len(used)), repeat(True, len(used)), repeat(False, len(used))
+    confidence = calibration.at(margin(place))
+    is_confident, is_short = confidence >= calibration.min_confidence, used < calibration.min_history
+    return confidence.tolist(), is_confident.tolist(), is_short.tolist()
 
 
 @dataclass(slots=True)

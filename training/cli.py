@@ -18,6 +18,7 @@ from training.told import (
     K,
     MaxMinutes,
     NewRunId,
+    ReleaseName,
     Repository,
     RunId,
     Runs,
@@ -25,6 +26,7 @@ from training.told import (
     Users,
     check_files,
     k_of,
+    release_number,
     telling,
 )
 from training.world import World
@@ -159,15 +161,15 @@ def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
     with telling() as told:
         from training.k_sweep import read_sweep
         from training.segment import segment as work
-        from training.summary import segments_table
+        from training.summary import segments_summary
 
         told.run = opened = Run.open(runs, run_id)
         asked = k_of(k) or opened.config().segment.k
-        found = work(opened, repository, asked, progress=told.progress_of("segment"))
+        work(opened, repository, asked, progress=told.progress_of("segment"))
         told.finish()
         if asked == "auto" and (swept := read_sweep(opened)):
             told.console.print(swept.table())
-        told.console.print(segments_table(found.profiles), *found.notes, sep="\n")
+        told.console.print(segments_summary(opened))
 
 
 @app.command()
@@ -254,7 +256,7 @@ def items_group() -> None:
 @items_app.command("add")
 def items_add(
     items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
-    release: Annotated[str, typer.Option("--release", help="Number of the release to add to, or newest.")] = "newest",
+    release: ReleaseName = "newest",
     repository: Repository = REPOSITORY,
     vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
     config: ConfigFile = None,
@@ -262,15 +264,13 @@ def items_add(
 ) -> None:
     """Publish a release with new items, placed by their texts, without training."""
     with telling() as told:
-        if release != "newest" and not release.isdecimal():
-            raise ConfigError(f"--release is a number or `newest`, not `{release}`.")
         from training.items import add_items as work
 
         check_files(items, vectors)
         result = work(
             repository,
             items,
-            release=None if release == "newest" else int(release),
+            release=None if release == "newest" else release_number(release, repository),
             vectors=vectors,
             columns=load_config(config).items,
             skip_known=skip_known,

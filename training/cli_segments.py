@@ -1,13 +1,97 @@
 """The commands of `segrec-train` about segments that are there already; `training.cli` takes them in."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.runs import Run
-from training.told import RUNS, RunId, Runs, telling
+from training.config import load_config
+from training.errors import ConfigError
+from training.runs import Run, write_atomically
+from training.told import (
+    REPOSITORY,
+    RUNS,
+    ConfigFile,
+    Events,
+    ReleaseName,
+    Repository,
+    RunId,
+    Runs,
+    check_files,
+    release_number,
+    telling,
+)
 
 commands = typer.Typer()
+
+
+@commands.command()
+def drift(
+    events: Events,
+    release: ReleaseName = "newest",
+    users: Annotated[Path | None, typer.Option("--users", help="Table of the only users who count.")] = None,
+    repository: Repository = REPOSITORY,
+    config: ConfigFile = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Where all of it is written for machines.")] = None,
+) -> None:
+    """Say how far users have moved from what a release was made of.
+
+    Ends with 0 where they are stable, 4 where they have moved, 3 where they have drifted: train again. Give whole
+    histories, as the server's store has them.
+    """
+    with telling() as told:
+        from training.drift import EXIT_CODES
+        from training.drift import drift as work
+        from training.tables import check_directory
+
+        check_files(events, users)
+        if json_file:
+            check_directory(json_file)
+        number = release_number(release, repository)
+        found = work(repository, number, events, load_config(config), users, told.progress_of("drift"))
+        told.finish()
+        if json_file:
+            write_atomically(json_file, found.model_dump_json(indent=1) + "\n")
+        told.console.print(found.tables())
+        raise typer.Exit(EXIT_CODES[found.verdict])
+
+
+@commands.command()
+def members(
+    out: Annotated[Path, typer.Option("--out", help="Parquet, CSV, TSV or NDJSON, by suffix.")],
+    release: ReleaseName = "newest",
+    segment: Annotated[int | None, typer.Option("--segment", min=1, help="Id of a segment; left out: all.")] = None,
+    events: Annotated[Path | None, typer.Option("--events", help="Place the users of this log anew.")] = None,
+    config: ConfigFile = None,
+    runs: Runs = RUNS,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run that the release came from.")] = None,
+    repository: Repository = REPOSITORY,
+) -> None:
+    """Write the users of a segment: those of the run that the release came from, or of a log."""
+    with telling() as told:
+        from training.members import members_of_log, members_of_run
+        from training.tables import check_writable, write_table
+
+        if events is not None and run_id is not None:
+            raise ConfigError("Members come from a log by --events or from a run by --run; give one of them.")
+        if events is None and config is not None:
+            raise ConfigError("--config says how a log is read; give it with --events.")
+        check_files(events)
+        check_writable(out)
+        number = release_number(release, repository)
+        left_out = 0
+        if events is None:
+            found = members_of_run(repository, number, segment, runs, run_id)
+        else:
+            progress = told.progress_of("members")
+            found, left_out = members_of_log(repository, number, segment, events, load_config(config), progress)
+        told.finish()
+        write_table(found, out)
+        told.console.print(
+            f"{len(found):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}."
+        )
+        if left_out:
+            told.console.print(f"Left out: {left_out:,} users of whom release {number} knows nothing.")
 
 
 @commands.command()

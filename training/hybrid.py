@@ -26,6 +26,7 @@ from training.segment_items import (
     half_lives,
     popularity,
     smoothed,
+    told,
 )
 from training.sequences import HeldOut, Log, held_out, history_features, known_ends, positive_actions, sampled
 
@@ -46,7 +47,7 @@ class Scene:
     """The state of the world before some users' targets.
 
     `held` (T) are the users asked about, `embeddings` (T, D) theirs; `clusters` (U,) is each user's cluster from 0
-    to K - 1, or -1 where a user was left out.
+    to K - 1, or -1 where a user was left out. `told` is what of the `behaviour` segments may tell.
     """
 
     held: HeldOut
@@ -54,6 +55,7 @@ class Scene:
     clusters: NDArray[np.intp]
     cluster_count: int
     behaviour: Behaviour
+    told: Behaviour
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Mixer:
-    """What ranks items for the users of a log, and how K-means is asked."""
+    """What ranks items for the users of a log, how K-means is asked, and of how many users an item is told."""
 
     log: Log
     preprocessing: Preprocessing
@@ -76,6 +78,7 @@ class Mixer:
     k: int
     engine: Engine
     seed: int
+    min_item_users: int = 1
 
     def choose(self) -> Choice:
         """Choose on validation targets, and measure on test targets."""
@@ -94,7 +97,9 @@ class Mixer:
         if scene is None:
             return Smoothing(candidates[len(candidates) // 2], 1_000.0)
         targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
-        return choose_smoothing(scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates)
+        return choose_smoothing(
+            scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates, self.min_item_users
+        )
 
     def scene(self, from_end: int, targets: HeldOut | None = None) -> Scene | None:
         """The world before `targets`, by default a sample of those of `held_out`; None without any."""
@@ -114,7 +119,8 @@ class Mixer:
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
         asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
-        return Scene(held, asked, clusters, len(fitted.centroids), behaviour)
+        own = told(behaviour, clusters, self.min_item_users)
+        return Scene(held, asked, clusters, len(fitted.centroids), behaviour, own)
 
     def _figures(self, scene: Scene, smoothing: Smoothing, weight: float) -> dict[str, float]:
         by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}))
@@ -169,7 +175,7 @@ def segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.fl
     Items that are not listed have their global popularity, but no more than the last one listed.
     """
     everyone = popularity(scene.behaviour, smoothing.half_life)
-    for counts in cluster_counts(scene.behaviour, scene.clusters, scene.cluster_count, smoothing.half_life):
+    for counts in cluster_counts(scene.told, scene.clusters, scene.cluster_count, smoothing.half_life):
         probability = smoothed(counts, everyone, smoothing.prior)
         listed = np.argsort(-probability, kind="stable")[:TOP_ITEMS]
         served = np.minimum(everyone, probability[listed[-1]])

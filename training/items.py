@@ -15,13 +15,14 @@ import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from server.core.release import Release, read_release
+from server.core.release import MIGRATION, Release
 from server.core.repository import MODEL_NAME
 from training.config import ItemColumns
 from training.errors import ConfigError, LogError, PublishError
+from training.migration import unchanged, write_migration
 from training.publish import add_release, file_records, with_history, write_segments
 from training.reading import read_items
-from training.repository import locked, newest_release, release_numbers
+from training.repository import find_release, locked, newest_release
 from training.runs import Progress, no_progress
 from training.segment_embedding import PLACES
 from training.text import VectorFile, item_vectors
@@ -31,7 +32,7 @@ _SHOWN = 5
 _SAME_MODEL = 0.99
 """Least cosine of the vectors that two copies of a language model give for one text."""
 
-_ADDED = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", "manifest.json")
+_ADDED = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, "manifest.json")
 """What the new release does not take over as it is."""
 
 
@@ -83,11 +84,7 @@ def add_items(
 
 
 def _release(repository: Path, number: int | None) -> Release:
-    numbers = release_numbers(repository)
-    if number is not None and number not in numbers:
-        there = ", ".join(map(str, numbers)) or "none"
-        raise PublishError(f"There is no release {number} in {repository} (there: {there}).")
-    found = read_release(repository / MODEL_NAME / str(number)) if number else newest_release(repository)
+    found = newest_release(repository) if number is None else find_release(repository, number)
     if found is None:
         raise PublishError(f"There is no release in {repository} to add items to; `segrec-train run` makes one.")
     return found
@@ -194,6 +191,7 @@ def _finish(staged: Path, old: Release, added: int) -> None:
     """Segments with this release in their history, and the manifest."""
     number = int(staged.name)
     write_segments(staged, [with_history(profile, number, old) for profile in old.segments])
+    write_migration(staged, unchanged(old))
     manifest = old.manifest.model_copy(
         update={
             "release": number,

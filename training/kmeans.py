@@ -40,10 +40,17 @@ class KMeansResult:
 
 
 def fit_kmeans(
-    points: NDArray[np.floating], k: int, *, engine: Engine = "sklearn", seed: int = 0, restarts: int = 10
+    points: NDArray[np.floating],
+    k: int,
+    *,
+    engine: Engine = "sklearn",
+    seed: int = 0,
+    restarts: int = 10,
+    previous: NDArray[np.float32] | None = None,
 ) -> KMeansResult:
     """Cluster points (N, D), already of length 1. Centroids without points are dropped, so K is `k` at most.
 
+    `previous` (k, D) are centroids to start from, once, instead of restarts.
     Raises `ConfigError` when `k` is larger than N, or the engine cannot run here.
     """
     if not 1 <= k <= len(points):
@@ -51,7 +58,10 @@ def fit_kmeans(
     if engine == "cuml" and (problem := cuml_problem()):
         raise ConfigError(problem)
     data = np.ascontiguousarray(points, np.float32)
-    found, iterations = _ENGINES[engine](data, _ARGUMENTS[engine](k, seed, restarts))
+    arguments = _ARGUMENTS[engine](k, seed, restarts)
+    if previous is not None:
+        arguments |= {"init": np.ascontiguousarray(previous, np.float32), "n_init": 1}
+    found, iterations = _ENGINES[engine](data, arguments)
     centroids = _with_points(data, found)
     assigned = assign(data, centroids)
     return KMeansResult(engine, centroids, assigned.first, float((assigned.first_distance**2).sum()), iterations)

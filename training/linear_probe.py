@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedKFold, cross_validate
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -21,7 +21,11 @@ NUMBERS_MAX = 10
 QUANTILES = 4
 
 _FOLDS = 5
-_PENALTY = 0.01
+_STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""Inverse strengths of the penalty, of which each fold chooses one by log loss on its own training users: what suits
+64 numbers is too much for 320, and one for all would favour the vectors that it suits."""
+
+_INNER_FOLDS = 3
 _STEPS = 300
 
 
@@ -66,8 +70,12 @@ def labels_of(table: pl.DataFrame, user_ids: pl.Series) -> tuple[list[Label], li
 
 
 def probe(vectors: NDArray[np.float64], label: Label, seed: int) -> Probe:
-    """Cross-validate a logistic regression on standardised `vectors` (U, D)."""
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=_PENALTY, max_iter=_STEPS))
+    """Cross-validate a logistic regression on standardised `vectors` (U, D), its penalty chosen inside each fold."""
+    inner = StratifiedKFold(_INNER_FOLDS, shuffle=True, random_state=seed)
+    regression = LogisticRegressionCV(
+        Cs=_STRENGTHS, cv=inner, scoring="neg_log_loss", max_iter=_STEPS, l1_ratios=(0.0,), use_legacy_attributes=False
+    )
+    model = make_pipeline(StandardScaler(), regression)
     folds = StratifiedKFold(_FOLDS, shuffle=True, random_state=seed)
     scoring = {"auroc": "roc_auc_ovr", "accuracy": "accuracy"}
     with warnings.catch_warnings():

@@ -48,7 +48,7 @@ def prepare(
         scratch = stage.directory / "utf8"
         progress(_STEPS[0], 0, len(_STEPS))
         log = read_log(events, config.columns, scratch)
-        log, weights, notes = _named_actions(log, config)
+        log, weights, notes = named_actions(log, config)
         if not log.has_clock:
             notes.append(
                 "no clock: " + ("rows" if log.own_order else "times") + " give the order of events, not when they were"
@@ -153,8 +153,8 @@ def choose_max_length(events: pl.DataFrame) -> int:
     return next((length for length in _LENGTHS if length >= typical), _LENGTHS[-1])
 
 
-def _named_actions(log: Log, config: Config) -> tuple[Log, Weights, list[str]]:
-    """The log with final action names, their weights, and remarks on those that nothing knows."""
+def named_actions(log: Log, config: Config) -> tuple[Log, Weights, list[str]]:
+    """The log with final action names, their weights, and remarks on those that nothing knows. Raises ConfigError."""
     raw = log.events["action"].drop_nulls().unique().cast(pl.String).sort().to_list()
     fill = config.clean.missing.action.fill
     weights = action_weights(dict.fromkeys([*raw, *([str(fill)] if fill is not None else [])]), config.actions)

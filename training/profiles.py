@@ -1,4 +1,4 @@
-"""What sets each segment apart, in figures and in plain words."""
+"""What a segment is, in figures: its profile, put together from its members, traits and habits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,20 +7,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.profiles import SegmentProfile, Trait
-
-SMALLEST_LIFT = 1.15
-"""Something done less than this many times more often than among all users sets nobody apart."""
-
-_MOST = {"category": 6, "action": 2, "time": 1, "item": 3}
-"""Traits of each kind that a profile holds."""
-
-_SUPPORT_USERS = 20
-_SUPPORT_SHARE = 0.05
-_HOURS = 6
-"""Hours in a part of the day. They are UTC: a log does not say where its users live, so no part has a name."""
+from server.core.profiles import SegmentProfile
+from training.describing import describe, labels_of
+from training.habits import Habits, habits_of
+from training.traits import actions_by_cluster, tallies_of, traits_by_cluster
 
 _SAMPLE = 5_000
+_EXEMPLARS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,106 +25,104 @@ class Members:
     points: NDArray[np.float64]
 
 
-def facts_of(events: pl.LazyFrame, items: pl.DataFrame, has_clock: bool) -> pl.DataFrame:
-    """What each user did how often: `row`, `kind`, `name`, `count`; and `total`, the user's events of all.
+@dataclass(frozen=True, slots=True)
+class Privacy:
+    """k-anonymity: nothing is told of a segment of fewer than `min_segment_size` users, and of an item, category or
+    action only what at least `min_item_users` of a segment's users have."""
 
-    `events` has `row`, `item_id`, `action` and `timestamp` (milliseconds); `items` has `item_id, title, category`.
-    """
-    counted = (
-        events.group_by("row", "item_id")
-        .len("count")
-        .join(items.lazy().select("item_id", "title", "category"), on="item_id")
-    )
-    title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id")
-    kinds = {
-        "category": counted.explode("category").drop_nulls("category").rename({"category": "name"}),
-        "item": counted.with_columns(title.alias("name")),
-        "action": events.group_by("row", pl.col("action").alias("name")).len("count"),
-    }
-    if has_clock:
-        start = pl.from_epoch("timestamp", "ms").dt.hour() // _HOURS * _HOURS
-        part = pl.format("{}–{} h UTC", start, start + _HOURS)
-        kinds["time"] = events.group_by("row", part.alias("name")).len("count")
-    facts = pl.concat(
-        frame.group_by("row", "name").agg(pl.col("count").sum().cast(pl.Int64)).with_columns(pl.lit(kind).alias("kind"))
-        for kind, frame in kinds.items()
-    )
-    totals = events.group_by("row").len("total")
-    return facts.join(totals, on="row").sort("row", "kind", "name").collect()
-
-
-def traits_by_cluster(facts: pl.DataFrame, clusters: NDArray[np.intp], cluster_count: int) -> list[list[Trait]]:
-    """What each cluster does more than everyone, strongest first.
-
-    Strongest is what contributes most to Pearson's chi-square of cluster and trait, for a cluster of given size. A
-    trait needs so many users of the cluster who have it: 5 % of them, but 2 at least and 20 at most.
-    """
-    users = pl.DataFrame({"row": np.arange(len(clusters), dtype=np.uint32), "cluster": clusters.astype(np.int64)})
-    placed = facts.join(users, on="row")
-    sizes = users.group_by("cluster").len("size")
-    events = placed.unique(["row"]).group_by("cluster").agg(pl.col("total").sum().alias("events"))
-    all_events = events["events"].sum()
-    share = pl.col("count") / pl.col("events")
-    overall = pl.col("count").sum().over("kind", "name") / all_events
-    support = (pl.col("size") * _SUPPORT_SHARE).ceil().clip(2, _SUPPORT_USERS)
-    found = (
-        placed.group_by("cluster", "kind", "name")
-        .agg(pl.col("count").sum(), pl.col("row").n_unique().alias("users"))
-        .join(events, on="cluster")
-        .join(sizes, on="cluster")
-        .with_columns(share.alias("share"), (share / overall).alias("lift"))
-        .filter(pl.col("users") >= support, pl.col("lift") >= SMALLEST_LIFT)
-        .with_columns((share * (pl.col("lift") - 1) ** 2 / pl.col("lift")).alias("strength"))
-        .sort("strength", "kind", "name", descending=[True, False, False])
-    )
-    traits: list[list[Trait]] = [[] for _ in range(cluster_count)]
-    for row in found.iter_rows(named=True):
-        kept = traits[row["cluster"]]
-        if sum(trait.kind == row["kind"] for trait in kept) < _MOST[row["kind"]]:
-            trait = Trait(kind=row["kind"], name=row["name"], share=min(row["share"], 1.0), lift=row["lift"])
-            kept.append(trait)
-    return traits
-
-
-def labels_of(traits: Sequence[Sequence[Trait]]) -> list[str]:
-    """A name for each segment in plain words, no two the same: its two strongest categories.
-
-    Where there are no categories it is named by items, and then by what its users do.
-    """
-    parts = [_label_parts(own) for own in traits]
-    labels = [" · ".join(own[:2]) or "All-round" for own in parts]
-    for count in range(3, max((len(own) for own in parts), default=0) + 1):
-        taken = [labels.count(label) for label in labels]
-        labels = [
-            " · ".join(own[:count]) if times > 1 and len(own) >= count else label
-            for label, own, times in zip(labels, parts, taken, strict=True)
-        ]
-    return [
-        label if labels.count(label) == 1 else f"{label} ({labels[: place + 1].count(label)})"
-        for place, label in enumerate(labels)
-    ]
+    min_segment_size: int = 1
+    min_item_users: int = 1
 
 
 def profiles_of(
-    members: Members, segment_ids: Sequence[int], traits: Sequence[Sequence[Trait]], seed: int
+    events: pl.LazyFrame,
+    items: pl.DataFrame,
+    members: Members,
+    segment_ids: Sequence[int],
+    has_clock: bool,
+    privacy: Privacy,
 ) -> list[SegmentProfile]:
-    """A profile for each cluster, without history."""
+    """A profile for each cluster, without history.
+
+    `events` has `row`, `item_id`, `action`, `value` and `timestamp` (milliseconds), in any order; `items` has
+    `item_id, title, category`; `segment_ids` are by cluster.
+    """
+    count, least = len(segment_ids), privacy.min_item_users
+    tallies = tallies_of(events, items, members.clusters, has_clock)
+    habits = habits_of(events, members.clusters, count, has_clock, least)
+    shown = np.bincount(members.clusters, minlength=count) >= max(privacy.min_segment_size, 1)
+    all_traits = traits_by_cluster(tallies, count, least)
+    traits = [own if shown[cluster] else [] for cluster, own in enumerate(all_traits)]
+    actions = actions_by_cluster(tallies, count, least)
+    bare = bare_profiles(members, segment_ids, labels_of(traits))
+    profiles = [
+        _filled(profile, habits[cluster]).model_copy(
+            update={"traits": tuple(traits[cluster]), "actions": tuple(actions[cluster])}
+        )
+        if shown[cluster]
+        else withheld(profile, count)
+        for cluster, profile in enumerate(bare)
+    ]
+    told = [profile for profile, own in zip(profiles, shown, strict=True) if own]
+    sentences = iter(describe(told))
+    too_few = f"Fewer than {privacy.min_segment_size} users; of so few nothing is told."
+    return [
+        profile.model_copy(update={"description": next(sentences) if own else too_few})
+        for profile, own in zip(profiles, shown, strict=True)
+    ]
+
+
+def bare_profiles(members: Members, segment_ids: Sequence[int], labels: Sequence[str]) -> list[SegmentProfile]:
+    """Profiles of size and shape alone."""
     sizes = np.bincount(members.clusters, minlength=len(segment_ids))
     distances = np.bincount(members.clusters, members.distances, len(segment_ids)) / np.maximum(sizes, 1)
-    silhouettes = silhouettes_of(members, len(segment_ids), seed)
-    labels = labels_of(traits)
+    silhouettes = silhouettes_of(members, len(segment_ids), seed=0)
     return [
         SegmentProfile(
             segment_id=segment_id,
             label=labels[cluster],
             user_count=int(sizes[cluster]),
             share=float(sizes[cluster] / sizes.sum()),
-            traits=tuple(traits[cluster]),
             mean_distance=float(distances[cluster]),
             silhouette=float(silhouettes[cluster]),
         )
         for cluster, segment_id in enumerate(segment_ids)
     ]
+
+
+def withheld(profile: SegmentProfile, segment_count: int) -> SegmentProfile:
+    """What is told of a segment that is too small: its id and label, and that it is all there is where it is alone."""
+    alone = 1.0 if segment_count == 1 else 0.0
+    return SegmentProfile(
+        segment_id=profile.segment_id, label=profile.label, user_count=0, share=alone, mean_distance=0, silhouette=0
+    )
+
+
+def exemplars_of(members: Members, segment_ids: Sequence[int], user_ids: pl.Series) -> pl.DataFrame:
+    """The users nearest to each segment's centroid and those farthest: `segment_id, kind, rank, user_id, distance`.
+
+    These are people: they belong into the run, and never into a release, a report or a log.
+    """
+    placed = pl.DataFrame(
+        {
+            "segment_id": np.array(segment_ids, np.int64)[members.clusters],
+            "user_id": user_ids,
+            "distance": members.distances.astype(np.float32),
+        }
+    )
+    rank = pl.int_range(1, pl.len() + 1, dtype=pl.Int32).over("segment_id").alias("rank")
+    parts = [
+        placed.sort("segment_id", "distance", "user_id", descending=[False, farthest, False])
+        .with_columns(pl.lit(kind).alias("kind"), rank)
+        .filter(pl.col("rank") <= _EXEMPLARS)
+        for kind, farthest in (("nearest", False), ("farthest", True))
+    ]
+    return pl.concat(parts).select("segment_id", "kind", "rank", "user_id", "distance")
+
+
+def _filled(profile: SegmentProfile, habits: Habits) -> SegmentProfile:
+    names = ("activity", "growth", "hours", "weekdays", "spend")
+    return profile.model_copy(update={name: getattr(habits, name) for name in names})
 
 
 def silhouettes_of(members: Members, cluster_count: int, seed: int) -> NDArray[np.float64]:
@@ -146,16 +137,3 @@ def silhouettes_of(members: Members, cluster_count: int, seed: int) -> NDArray[n
         counts = np.bincount(clusters, minlength=cluster_count)
         found = np.bincount(clusters, values, cluster_count) / np.maximum(counts, 1)
     return np.clip(found, -1.0, 1.0)
-
-
-def in_words(name: str) -> str:
-    """A category or title as people would write it: no shouting, no surplus spaces."""
-    text = " ".join(name.split())
-    return text.capitalize() if text.isupper() else text
-
-
-def _label_parts(traits: Sequence[Trait]) -> list[str]:
-    """Names to build a label from, the best first; names that say the same are taken once."""
-    by_kind = {kind: [in_words(trait.name) for trait in traits if trait.kind == kind] for kind in _MOST}
-    first = by_kind["category"] or by_kind["item"]
-    return list(dict.fromkeys([*first, *by_kind["action"]]))

@@ -20,7 +20,7 @@ import onnxruntime
 import server.core
 from server.core.errors import DamagedRelease
 from server.core.preprocessing import Preprocessing
-from server.core.profiles import SegmentProfile, SegmentRecord
+from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import (
     FileRecord,
     Golden,
@@ -30,7 +30,10 @@ from server.core.release import (
     record_of,
 )
 from server.core.repository import MODEL_NAME, OUTPUT
+from training.confidence import read_confidence
+from training.drift_reference import DRIFT_REFERENCE
 from training.errors import PublishError
+from training.migration import read_migration, unchanged, write_migration
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segmentation import Segmentation
@@ -42,6 +45,7 @@ _SOURCES = {
     "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
     "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
 }
+_OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE))
 CONFIG = Path(server.core.__file__).with_name("config.pbtxt")
 """What Triton is told about the model; the same for all releases."""
 
@@ -120,7 +124,7 @@ def check_release(directory: Path) -> Release:
 def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
     """Segment ids were matched to one release; if another one came in since, they could clash with its ids."""
     number = parent.number if parent else 0
-    if number == segmentation.parent_release or (parent and _same_segments(run, segmentation, parent)):
+    if number == segmentation.parent_release or (parent and same_segments(run, segmentation, parent)):
         return
     raise PublishError(
         f"The newest release of {repository} is {number or 'none'}, and this run's segment ids were matched to "
@@ -129,7 +133,7 @@ def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent
     )
 
 
-def _same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
+def same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
     """Whether a release has the very segments of the run, as when a run is published again."""
     centroids = np.load(run.path / "segment" / "centroids.npy", allow_pickle=False)
     ids = [[profile.segment_id for profile in profiles] for profiles in (segmentation.profiles, release.segments)]
@@ -147,10 +151,13 @@ def _assemble(
     for stage, names in _SOURCES.items():
         for name in names:
             shutil.copyfile(sources[stage] / name, directory / name)
-    if (sources["export"] / ITEM_TEXT).is_file():
-        shutil.copyfile(sources["export"] / ITEM_TEXT, directory / ITEM_TEXT)
+    for stage, name in _OPTIONAL:
+        if (sources[stage] / name).is_file():
+            shutil.copyfile(sources[stage] / name, directory / name)
     profiles = [with_history(profile, number, parent) for profile in segmentation.profiles]
     write_segments(directory, profiles)
+    if parent is not None:
+        write_migration(directory, _migration(sources["segment"], segmentation, parent))
     preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
     embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
     manifest = Manifest(
@@ -164,10 +171,17 @@ def _assemble(
         segment_count=len(profiles),
         hybrid_weight=segmentation.hybrid_weight,
         figures=figures | segmentation.figures,
+        confidence=read_confidence(sources["segment"]),
+        min_segment_size=segmentation.min_segment_size,
         files=file_records(directory),
         golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _migration(segment: Path, segmentation: Segmentation, parent: Release) -> Migration | None:
+    """What the run found out of its parent; where that has the very segments of the run, all stay as they are."""
+    return read_migration(segment) if segmentation.parent_release == parent.number else unchanged(parent)
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:

@@ -45,6 +45,15 @@ def newest_release(repository: Path) -> Release | None:
     return None
 
 
+def find_release(repository: Path, number: int) -> Release:
+    """Release `number`. Raises PublishError where there is none, DamagedRelease where it does not pass its checks."""
+    numbers = release_numbers(repository)
+    if number not in numbers:
+        there = ", ".join(map(str, numbers)) or "none"
+        raise PublishError(f"There is no release {number} in {repository} (there: {there}).")
+    return read_release(repository / MODEL_NAME / str(number))
+
+
 def read_ledger(repository: Path) -> Ledger:
     """The ledger, brought up to what the directories show. Raises PublishError when it is damaged."""
     path = repository / _LEDGER

@@ -1,11 +1,13 @@
 """Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
 
-Writes `user_embeddings.npy` (U, D), `assignments.parquet` (user_id, segment_id, distance; in the same order), and what
-a release takes over: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json`, `segmentation.json`.
+Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
+confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
+nearest to and farthest from each centroid), and what a release takes over: `centroids.npy`, `items.parquet`,
+`segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where there is enough history to tell,
+`migration.json` where there was a release before, and `drift_reference.json` where users are many enough.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -15,49 +17,46 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.features import Features, batches, features_of
-from server.core.history import Event, history_of
+from server.core.features import Features, batches
 from server.core.preprocessing import Preprocessing
-from server.core.release import GOLDEN_TOLERANCE, Golden, Release
-from server.core.repository import MODEL_NAME
+from server.core.profiles import Migration
+from server.core.release import GOLDEN_TOLERANCE, Golden
 from server.core.segments import normalised, segment_part
+from training.clusters import Segments, bounded, cluster
+from training.confidence import Doubts, doubts_of, write_confidence
+from training.config import Segment as Settings
+from training.drift_reference import write_reference
 from training.embed import embed
-from training.errors import LogError
 from training.hybrid import Choice, Mixer
 from training.k_measures import Fitter, steadiness
 from training.k_scene import Views
-from training.k_sweep import USERS_PER_SEGMENT, Limits, exported_at, sweep
-from training.kmeans import Engine, KMeansResult, assign, choose_engine, fit_kmeans
+from training.k_sweep import asked_k
+from training.kmeans import choose_engine
 from training.matching import Matching, fresh_ids, match_segments
-from training.profiles import Members, facts_of, profiles_of, traits_by_cluster
+from training.migration import Overlap, migration_of, write_migration
+from training.naming import named
+from training.previous import Previous, place_before, starts_from
+from training.profiles import Privacy, exemplars_of, profiles_of
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segment_items import behaviour_of, popularity, segment_items
 from training.segmentation import Segmentation
 from training.sequences import Log, read_log, read_sequences
 
-MATCHED_USERS = 20_000
 GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
 """Golden histories: those at these places among all, from the shortest to the longest."""
 
 _STEPS = (
     "embedding users",
     "choosing k",
+    "placing users among the segments before",
     "clustering",
     "weighing items",
     "matching segments",
+    "calibrating confidence",
     "describing segments",
     "writing",
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Segments:
-    """Clusters of all users: the fit, and their `members` by row (U)."""
-
-    engine: Engine
-    fit: KMeansResult
-    members: Members
 
 
 def segment(
@@ -76,71 +75,90 @@ def segment(
     with run.stage("segment") as stage:
         step("embedding users")
         log = read_log(prepared, preprocessing)
-        bounded(1, len(log.users))
+        bounded(1, len(log.users), settings.min_segment_size)
         item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
         encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
         embeddings = encode(log.features, progress=progress)
         views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
-        scene = views.scene(log, embeddings, len(item_embeddings))
-        fitter, notes = Fitter(engine, settings.seed), []
-        wanted = k or settings.k
-        if wanted == "auto":
-            step("choosing k")
-            swept = sweep(scene, Limits.of(settings), fitter, of=exported_at(run), progress=progress)
-            swept.write(stage.directory)
-            wanted, notes = swept.chosen, [swept.reason]
-        wanted, more = bounded(wanted, len(log.users))
+        scene, fitter = views.scene(log, embeddings, len(item_embeddings)), Fitter(engine, settings.seed)
+        step("choosing k")
+        asked, notes = asked_k(run, k or settings.k, scene, fitter, progress)
+        wanted, more = bounded(asked, len(log.users), settings.min_segment_size)
         notes += more
+        step("placing users among the segments before")
+        parent = newest_release(repository)
+        previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
         step("clustering")
-        segments = cluster(segment_part(embeddings, item_embeddings.shape[1]), wanted, engine, settings.seed)
-        if len(segments.fit.centroids) < wanted:
-            notes.append(f"Users fall into {len(segments.fit.centroids)} distinct groups only; no more segments made.")
+        parts = segment_part(embeddings, item_embeddings.shape[1])
+        start = _start(parts, previous, wanted, settings, notes)
+        segments = cluster(parts, wanted, engine, settings.seed, settings.min_segment_size, start)
+        notes += _merging_notes(segments, wanted, settings.min_segment_size)
+        count = len(segments.fit.centroids)
         steady = steadiness(scene.points, scene.halves, segments.fit.centroids, fitter)
         notes += steady.notes()
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
-        choice = Mixer(sequences, preprocessing, item_embeddings, encode, wanted, engine, settings.seed).choose()
+        users = settings.min_item_users
+        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, settings.seed, users).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
         step("matching segments")
-        parent, matching = _matched(repository, prepared, log, segments, settings.seed)
+        matching = _matched(previous, segments, read_ledger(repository).next_segment_id)
+        migration = _migration(previous, segments, matching, settings.min_segment_size)
+        notes += previous.notes if previous else []
+        step("calibrating confidence")
+        doubts = doubts_of(log, segments, encode, item_embeddings.shape[1], preprocessing.max_length, settings)
+        notes += doubts.notes
         step("describing segments")
-        segmentation = _described(prepared, preprocessing, log, segments, matching, choice)
-        tiny = [p.label for p in segmentation.profiles if p.user_count < settings.min_segment_size]
-        notes += [f"Segment {label} has fewer than {settings.min_segment_size} users." for label in tiny]
+        segmentation = _described(run, preprocessing, log, segments, matching, choice)
+        notes += segmentation.notes
         segmentation = segmentation.model_copy(
-            update={"parent_release": parent.number if parent else 0, "notes": tuple(notes)}
+            update={
+                "parent_release": parent.number if parent else 0,
+                "min_segment_size": settings.min_segment_size,
+                "notes": tuple(notes),
+            }
+            | doubts.figures
         )
         step("writing")
-        _write_users(stage.directory, log, embeddings, segments, matching)
-        _write_items(stage.directory, prepared, preprocessing, log, segments, matching, choice)
+        _write_users(stage.directory, log, embeddings, segments, matching, doubts)
+        read = np.minimum(log.features.lengths, preprocessing.max_length)
+        write_reference(stage.directory, item_embeddings.shape[1], read, settings.min_segment_size)
+        _write_items(stage.directory, run, preprocessing, log, segments, matching, choice)
         tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
         golden = golden_of(log.features, preprocessing, exported / "model.onnx", tolerance)
         (stage.directory / "golden.json").write_text(golden.model_dump_json())
+        write_migration(stage.directory, migration)
+        write_confidence(stage.directory, doubts.calibration)
         segmentation.write(stage.directory)
-        stage.figures |= choice.figures | {"k": len(matching.segment_ids), "hybrid_weight": choice.weight}
-        stage.figures |= {"stability": steady.stability, "halves_agree": steady.halves}
+        stage.figures |= choice.figures | {"k": count, "hybrid_weight": choice.weight}
+        stage.figures |= steady.figures()
         stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
+        stage.figures |= {name: value for name, value in doubts.figures.items() if value is not None}
     return segmentation
 
 
-def bounded(k: int, user_count: int) -> tuple[int, list[str]]:
-    """How many segments so many users can have, and why it is fewer than `k`."""
-    if not user_count:
-        raise LogError("No user of the log has an event; there is nobody to make segments of.")
-    most = max(1, user_count // USERS_PER_SEGMENT)
-    if k <= most:
-        return k, []
-    made = "1 segment" if most == 1 else f"{most} segments"
-    return most, [f"{made} instead of {k}: there are {user_count} users, and a segment needs {USERS_PER_SEGMENT}."]
+def _start(
+    parts: NDArray[np.float32], previous: Previous | None, k: int, settings: Settings, notes: list[str]
+) -> NDArray[np.float32] | None:
+    """First centroids where the previous segments are to give them; says so in `notes` where there are none."""
+    if settings.start != "previous":
+        return None
+    if previous is None or not len(previous.rows):
+        notes.append("There are no previous segments to start from; first centroids were drawn by k-means++.")
+        return None
+    return starts_from(normalised(parts), previous, k, settings.seed)
 
 
-def cluster(embeddings: NDArray[np.float32], k: int, engine: Engine, seed: int) -> Segments:
-    """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it."""
-    points = normalised(embeddings)
-    fit = fit_kmeans(points, k, engine=engine, seed=seed)
-    placed = assign(embeddings, fit.centroids)
-    return Segments(engine, fit, Members(placed.first, placed.first_distance, points))
+def _merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
+    count, merged = len(segments.fit.centroids), segments.merged_count
+    distinct = count + merged
+    notes = [f"Users fall into {distinct} distinct groups only; no more segments made."] if distinct < wanted else []
+    if merged:
+        had = "1 segment had" if merged == 1 else f"{merged} segments had"
+        left = "1 segment is" if count == 1 else f"{count} segments are"
+        notes.append(f"{had} fewer than {min_segment_size} users and went into the nearest; {left} left.")
+    return notes
 
 
 def golden_of(
@@ -171,63 +189,43 @@ def _taken(features: Features, rows: Sequence[int], max_length: int) -> Features
     )
 
 
-def _matched(
-    repository: Path, prepared: Path, log: Log, segments: Segments, seed: int
-) -> tuple[Release | None, Matching]:
-    """Match clusters to the newest release by where it puts the same users today; fresh ids where there is none."""
-    parent = newest_release(repository)
-    next_id = read_ledger(repository).next_segment_id
-    clusters = segments.members.clusters
+def _matched(previous: Previous | None, segments: Segments, next_id: int) -> Matching:
+    """Ids that go on from the segments before; fresh ones where there are none."""
     count = len(segments.fit.centroids)
-    if parent is None:
-        return None, fresh_ids(count, next_id)
-    rows = np.sort(np.random.default_rng(seed).permutation(len(clusters))[:MATCHED_USERS])
-    ids = [profile.segment_id for profile in parent.segments]
-    known, previous = _placed_by(parent, repository, prepared, log.users.gather(rows))
-    return parent, match_segments(np.array(ids)[previous], clusters[rows[known]], count, ids, next_id)
+    if previous is None:
+        return fresh_ids(count, next_id)
+    clusters = segments.members.clusters[previous.rows]
+    return match_segments(previous.segment_ids, clusters, count, previous.known_ids, next_id)
 
 
-def _placed_by(
-    release: Release, repository: Path, prepared: Path, user_ids: pl.Series
-) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Which of the users an earlier release knows anything of (places in `user_ids`), and its cluster of each."""
-    length = release.preprocessing.max_length
-    actions = [action.name for action in release.preprocessing.actions]
-    events = (
-        pl.scan_parquet(prepared / "events.parquet")
-        .filter(pl.col("user_id").is_in(user_ids.implode()))
-        .filter(pl.col("item_id").is_in(release.item_ids), pl.col("action").is_in(actions))
-        .with_columns(pl.col("value").cast(pl.Float64).fill_null(float("nan")))
-        .group_by("user_id", maintain_order=True)
-        .agg(pl.col("item_id", "action", "value", "timestamp").tail(length))
-    ).collect()
-    histories = [
-        history_of(map(Event, row["item_id"], row["action"], row["value"], row["timestamp"]))
-        for row in events.iter_rows(named=True)
-    ]
-    place = {user_id: index for index, user_id in enumerate(user_ids)}
-    known = np.array([place[user_id] for user_id in events["user_id"]], np.intp)
-    if not len(known):
-        return known, known
-    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
-    embeddings = embed(repository / MODEL_NAME / str(release.number) / "model.onnx", features, max_length=length)
-    return known, assign(segment_part(embeddings, release.item_embeddings.shape[1]), release.centroids).first
+def _migration(
+    previous: Previous | None, segments: Segments, matching: Matching, min_segment_size: int
+) -> Migration | None:
+    if previous is None:
+        return None
+    overlap = Overlap.of(
+        previous.segment_ids, previous.rows, segments.members.clusters, previous.known_ids, matching.segment_ids
+    )
+    return migration_of(previous.release.number, overlap, matching, min_segment_size)
 
 
 def _described(
-    prepared: Path,
+    run: Run,
     preprocessing: Preprocessing,
     log: Log,
     segments: Segments,
     matching: Matching,
     choice: Choice,
 ) -> Segmentation:
+    prepared, settings = run.path / "prepare", run.config().segment
     events = pl.scan_parquet(prepared / "events.parquet").with_columns(pl.col("user_id").rle_id().alias("row"))
-    facts = facts_of(events, pl.read_parquet(prepared / "items.parquet"), preprocessing.has_clock)
-    traits = traits_by_cluster(facts, segments.members.clusters, len(matching.segment_ids))
+    items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title", "category"])
+    privacy = Privacy(settings.min_segment_size, settings.min_item_users)
+    made = profiles_of(events, items, segments.members, matching.segment_ids, preprocessing.has_clock, privacy)
+    profiles, notes = named(made, settings.naming)
     newest = datetime.fromtimestamp(int(log.timestamp.max()) / 1000, UTC) if preprocessing.has_clock else None
     return Segmentation(
-        profiles=tuple(profiles_of(segments.members, matching.segment_ids, traits, seed=0)),
+        profiles=tuple(profiles),
         parent_release=0,
         born=matching.born,
         retired=matching.retired,
@@ -239,25 +237,37 @@ def _described(
         hybrid_weight=choice.weight,
         data_cutoff_time=newest,
         figures=choice.figures,
+        notes=tuple(notes),
     )
 
 
 def _write_users(
-    directory: Path, log: Log, embeddings: NDArray[np.float32], segments: Segments, matching: Matching
+    directory: Path,
+    log: Log,
+    embeddings: NDArray[np.float32],
+    segments: Segments,
+    matching: Matching,
+    doubts: Doubts,
 ) -> None:
     np.save(directory / "user_embeddings.npy", embeddings)
     np.save(directory / "centroids.npy", segments.fit.centroids)
+    ids, placed = np.array(matching.segment_ids, np.int64), segments.placed
     columns = {
         "user_id": log.users,
-        "segment_id": np.array(matching.segment_ids, np.int64)[segments.members.clusters],
-        "distance": segments.members.distances.astype(np.float32),
+        "segment_id": ids[placed.first],
+        "distance": placed.first_distance.astype(np.float32),
+        "confidence": doubts.confidence,
+        "runner_up_segment_id": np.where(placed.second == placed.first, 0, ids[placed.second]),
+        "confident": doubts.is_confident,
+        "short_history": doubts.is_short,
     }
-    pl.DataFrame(columns).write_parquet(directory / "assignments.parquet")
+    pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32}).write_parquet(directory / "assignments.parquet")
+    exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
 
 
 def _write_items(
     directory: Path,
-    prepared: Path,
+    run: Run,
     preprocessing: Preprocessing,
     log: Log,
     segments: Segments,
@@ -265,12 +275,14 @@ def _write_items(
     choice: Choice,
 ) -> None:
     """The catalogue with the popularity of each item, and the items of each segment."""
-    items = pl.read_parquet(prepared / "items.parquet")
+    settings = run.config().segment
+    items = pl.read_parquet(run.path / "prepare" / "items.parquet")
     behaviour = behaviour_of(log, log.features.offsets[1:], preprocessing, len(items))
     everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
     catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
     catalogue.write_parquet(directory / "items.parquet")
-    listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing)
+    least = settings.min_item_users, settings.min_segment_size
+    listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing, *least)
     listed.write_parquet(directory / "segment_items.parquet")
 
 

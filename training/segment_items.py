@@ -1,7 +1,7 @@
 """What the users of each segment did lately, smoothed against everyone: each segment's items, best first."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -73,6 +73,21 @@ def behaviour_of(log: Log, ends: NDArray[np.int64], preprocessing: Preprocessing
     )
 
 
+def told(behaviour: Behaviour, clusters: NDArray[np.intp], min_users: int, min_size: int = 1) -> Behaviour:
+    """What of it may be told by cluster: items that at least `min_users` users of the cluster did, with a positive
+    weight, and nothing of clusters of fewer than `min_size` users. `clusters` (U,) can be -1 for a user left out.
+    """
+    items = behaviour.item_count
+    counted = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
+    did = np.unique(behaviour.user_row[counted] * items + behaviour.item_row[counted])
+    pairs, users = np.unique(clusters[did // items] * items + did % items, return_counts=True)
+    sizes = np.bincount(clusters[clusters >= 0])
+    known = pairs[(users >= min_users) & (sizes[pairs // items] >= min_size)]
+    kept = np.isin(clusters[behaviour.user_row] * items + behaviour.item_row, known)
+    columns = ("user_row", "item_row", "action_weight", "age")
+    return replace(behaviour, **{name: getattr(behaviour, name)[kept] for name in columns})
+
+
 def half_lives(preprocessing: Preprocessing) -> tuple[float, ...]:
     """The half-lives to choose from, in the unit of `Behaviour.age`."""
     return HALF_LIVES_DAYS if preprocessing.has_clock else HALF_LIVES_EVENTS
@@ -113,17 +128,20 @@ def choose_smoothing(
     cluster_count: int,
     targets: tuple[NDArray[np.intp], NDArray[np.intp]],
     candidates: Sequence[float],
+    min_users: int = 1,
 ) -> Smoothing:
     """The half-life and prior under which the segments' items foretell best what users did next.
 
-    `targets` are user rows and item rows (S,), none of them in `behaviour`. Best is the largest likelihood.
+    `targets` are user rows and item rows (S,), none of them in `behaviour`. Best is the largest likelihood. Segments
+    tell items that `min_users` of their users did.
     """
+    own = told(behaviour, clusters, min_users)
     best, best_likelihood = Smoothing(candidates[-1], PRIORS[2]), -np.inf
     users, items = targets
     for half_life in candidates:
         everyone = popularity(behaviour, half_life)
         likelihood = np.zeros(len(PRIORS))
-        for cluster, counts in enumerate(cluster_counts(behaviour, clusters, cluster_count, half_life)):
+        for cluster, counts in enumerate(cluster_counts(own, clusters, cluster_count, half_life)):
             wanted = items[clusters[users] == cluster]
             for place, prior in enumerate(PRIORS):
                 likelihood[place] += np.log(smoothed(counts, everyone, prior)[wanted]).sum()
@@ -134,16 +152,23 @@ def choose_smoothing(
 
 
 def segment_items(
-    behaviour: Behaviour, clusters: NDArray[np.intp], segment_ids: Sequence[int], smoothing: Smoothing
+    behaviour: Behaviour,
+    clusters: NDArray[np.intp],
+    segment_ids: Sequence[int],
+    smoothing: Smoothing,
+    min_users: int = 1,
+    min_size: int = 1,
 ) -> pl.DataFrame:
     """The best `TOP_ITEMS` of each segment, best first: `segment_id`, `item_index`, `score` and `lift`.
 
     `segment_ids` are by cluster. The score is the log-probability of the item in the segment, the lift that
-    probability over the global one.
+    probability over the global one. Items that fewer than `min_users` users of the segment did, and all items of a
+    segment of fewer than `min_size` users, stand as if nobody there did them: by their global popularity.
     """
+    own = told(behaviour, clusters, min_users, min_size)
     everyone = popularity(behaviour, smoothing.half_life)
     parts = []
-    all_counts = cluster_counts(behaviour, clusters, len(segment_ids), smoothing.half_life)
+    all_counts = cluster_counts(own, clusters, len(segment_ids), smoothing.half_life)
     for segment_id, counts in zip(segment_ids, all_counts, strict=True):
         probability = smoothed(counts, everyone, smoothing.prior)
         rows = np.argsort(-probability, kind="stable")[:TOP_ITEMS]

@@ -29,6 +29,17 @@ class Segmentation(BaseModel):
     hybrid_weight: float = Field(ge=0, le=1)
     data_cutoff_time: datetime | None = Field(description="Newest event; none for a log without clock.")
     figures: dict[str, float] = Field(description="Quality by name; larger is better.")
+    min_segment_size: int = Field(default=0, ge=0, description="No segment has fewer users, unless the log has.")
+    confidence_error: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How far confidence is off, on users it was not fitted on; smaller is better.",
+    )
+    doubtful_share: float | None = Field(
+        default=None, ge=0, le=1, description="Users without a confident segment; none where confidence is not known."
+    )
+    short_share: float = Field(default=0.0, ge=0, le=1, description="Users of fewer than `min_history` events.")
     notes: tuple[str, ...] = Field(default=(), description="What people should know, in sentences.")
 
     def write(self, directory: Path) -> None:

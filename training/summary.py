@@ -1,18 +1,18 @@
 """What a training run prints when it is done: tables for people."""
 
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
-from server.core.profiles import SegmentProfile, Trait
+from server.core.profiles import SegmentProfile
 from training.cleaning import Account
 from training.evaluate import EvaluateResult
 from training.k_sweep import read_sweep
-from training.profiles import in_words
+from training.migration import in_sentences, read_migration
 from training.runs import Run
 from training.segmentation import Segmentation
 
@@ -22,8 +22,7 @@ _WAYS = {
     "personal": "personal items",
     "hybrid": "both, as served",
 }
-_SHOWN_TRAITS = 4
-_LONGEST_NAME = 36
+_LABEL_WIDTH = 40
 _SHOWN_FIGURES = 6
 
 
@@ -41,7 +40,7 @@ def summary(run: Run, repository: Path) -> RenderableType:
         parts += [quality_table(segmentation.figures), ""]
     if run.config().segment.k == "auto" and (swept := read_sweep(run)):
         parts += [swept.table(), ""]
-    parts += [segments_table(segmentation.profiles), *segmentation.notes, ""]
+    parts += [segments_summary(run), ""]
     parts.append(serving_hint(run, repository, run.figures("publish")["release"]))
     return Group(*parts)
 
@@ -59,15 +58,37 @@ def quality_table(figures: Mapping[str, float]) -> Table:
     return table
 
 
+def segments_summary(run: Run) -> RenderableType:
+    """Segments, how sure they are, and what became of those of the release before."""
+    directory = run.require("segment")
+    segmentation, migration = Segmentation.read(directory), read_migration(directory)
+    moved = in_sentences(migration) if migration else []
+    return Group(segments_table(segmentation.profiles), *doubt_lines(segmentation), *moved, *segmentation.notes)
+
+
+def doubt_lines(segmentation: Segmentation) -> list[str]:
+    """How many users are in doubt, and how far confidence is to be trusted; nothing where there is none."""
+    if segmentation.doubtful_share is None or segmentation.confidence_error is None:
+        return []
+    return [
+        f"{segmentation.doubtful_share:.1%} of users have no confident segment, {segmentation.short_share:.1%} a short "
+        f"history. Confidence is off by {segmentation.confidence_error:.3f} on average, measured on users it was not "
+        "fitted on."
+    ]
+
+
 def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
-    """Segments, the largest first."""
-    table = Table(title=f"{len(profiles)} segments")
-    for heading, justify in (("id", "right"), ("label", "left"), ("users", "right"), ("share", "right")):
-        table.add_column(heading, justify="right" if justify == "right" else "left")
-    table.add_column("what sets it apart (times more often than everyone)")
+    """Segments, the largest first, each with the sentence that describes it."""
+    table = Table(title=f"{len(profiles)} segments", show_lines=True)
+    table.add_column("id", justify="right")
+    table.add_column("label", max_width=_LABEL_WIDTH)
+    table.add_column("users", justify="right")
+    table.add_column("share", justify="right")
+    table.add_column("what it is, and what sets it apart")
     for profile in sorted(profiles, key=lambda one: -one.user_count):
-        traits = ", ".join(_shown(profile.traits)) or "nothing in particular"
-        table.add_row(str(profile.segment_id), profile.label, f"{profile.user_count:,}", f"{profile.share:.1%}", traits)
+        users = f"{profile.user_count:,}" if profile.user_count else "few"
+        label, sentence = escape(profile.label), escape(profile.description)
+        table.add_row(str(profile.segment_id), label, users, f"{profile.share:.1%}", sentence)
     return table
 
 
@@ -89,11 +110,3 @@ def stage_line(name: str, record: Mapping[str, Any]) -> str:
     figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
     device = f" on {record['figures']['device']}" if "device" in record["figures"] else ""
     return f"{name}: {record['seconds']:.1f} s{device}{failed}{figures}"
-
-
-def _shown(traits: Sequence[Trait]) -> list[str]:
-    """The strongest traits in short; items only where nothing wider is known, names once."""
-    wide = [trait for trait in traits if trait.kind != "item"] or traits
-    lifts = {in_words(trait.name): trait.lift for trait in reversed(wide)}
-    names = list(dict.fromkeys(in_words(trait.name) for trait in wide))[:_SHOWN_TRAITS]
-    return [f"{textwrap.shorten(name, _LONGEST_NAME, placeholder='…')} {lifts[name]:.1f}×" for name in names]

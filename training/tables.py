@@ -1,9 +1,10 @@
-"""Opens a table file as a Polars LazyFrame: format by suffix, and for text its encoding and delimiter."""
+"""Opens a table file as a Polars LazyFrame: format by suffix, and for text its encoding and delimiter; and writes one."""
 
 import codecs
 import gzip
 import io
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -11,11 +12,18 @@ from typing import IO
 import polars as pl
 from polars.exceptions import PolarsError
 
-from training.errors import LogError
+from training.errors import ConfigError, LogError
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
 """What `scan_table` opens, case aside."""
 
+_WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
+    ".parquet": lambda frame, path: frame.write_parquet(path),
+    ".csv": lambda frame, path: frame.write_csv(path),
+    ".tsv": lambda frame, path: frame.write_csv(path, separator="\t"),
+    ".ndjson": lambda frame, path: frame.write_ndjson(path),
+    ".jsonl": lambda frame, path: frame.write_ndjson(path),
+}
 _HEAD_BYTES = 1 << 20
 _GB2312_SHARE = 0.8  # of the two-byte characters of Chinese text; accented Latin text has next to none
 
@@ -41,6 +49,35 @@ def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
             frame = pl.scan_csv(source, separator=_separator(source, kind), infer_schema=False)
         frame.collect_schema()
     return frame
+
+
+def write_table(frame: pl.DataFrame, path: Path) -> None:
+    """Write a table, format by suffix: .parquet, .csv, .tsv, .ndjson or .jsonl; whole or not at all.
+
+    Raises ConfigError for another suffix and for a place that cannot be written.
+    """
+    check_writable(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _WRITERS[path.suffix.lower()](frame, temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigError(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raises ConfigError where `write_table` does not know the suffix, or there is no such directory."""
+    if path.suffix.lower() not in _WRITERS:
+        raise ConfigError(f"{path} has a suffix that is not known; write to one of {', '.join(_WRITERS)}.")
+    check_directory(path)
+
+
+def check_directory(path: Path) -> None:
+    """Raises ConfigError where a file cannot be written to `path` since its directory is not there."""
+    if not path.parent.is_dir():
+        raise ConfigError(f"Cannot write {path}: there is no directory {path.parent}.")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from server.core.errors import SegrecError
-from training.errors import ConfigError, LogError, TrainingError
+from training.errors import ConfigError, LogError, PublishError, TrainingError
 from training.runs import Run
 from training.world import World
 
@@ -29,6 +29,7 @@ Events = Annotated[Path, typer.Option("--events", help="The log: CSV, Parquet or
 Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, title, category.")]
 Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
+ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
 K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: chosen by a sweep.")]
 MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
@@ -152,3 +153,17 @@ def check_files(*paths: Path | None) -> None:
     for path in paths:
         if path is not None and not path.is_file():
             raise LogError(f"There is no file {path}.")
+
+
+def release_number(name: str, repository: Path) -> int:
+    """The number that `--release` names. Raises ConfigError, PublishError for `newest` where there is none."""
+    if name != "newest":
+        if not name.isdecimal():
+            raise ConfigError(f"--release is a number or `newest`, not `{name}`.")
+        return int(name)
+    from training.repository import newest_release
+
+    newest = newest_release(repository)
+    if newest is None:
+        raise PublishError(f"There is no release in {repository}; `segrec-train run` makes one.")
+    return newest.number

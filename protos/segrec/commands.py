@@ -2,7 +2,7 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from google.protobuf.message import Message
@@ -14,7 +14,7 @@ from segrec.requests import Choice
 from segrec.tables import iso_time, json_line, plain_float, recommend_record, segment_record, table
 from segrec.v1.common_pb2 import Event
 from segrec.v1.model_service_pb2 import Release, ReleaseState
-from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentProfile, SegmentRow
+from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentProfile, SegmentRow
 
 
 def segment(client: SegrecClient, options: argparse.Namespace) -> int:
@@ -24,10 +24,10 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.json:
         _print_json(records)
     elif records:
-        columns = ("user_id", "segment_id", "label", "distance", "release", "history_event_count")
+        columns = ("user_id", "segment_id", "label", "confidence", "distance", "release", "history_event_count")
         print(
             table(
-                ("user", "segment", "label", "distance", "release", "events", "note"),
+                ("user", "segment", "label", "confidence", "distance", "release", "events", "note"),
                 [
                     [_id(record[name]) if name == "user_id" else record[name] for name in columns] + [_note(record)]
                     for record in records
@@ -71,7 +71,10 @@ def _each(users: list[str], ask: Callable[[str], Any]) -> tuple[list[tuple[str, 
 def _note(record: dict[str, Any]) -> str:
     if record["degraded"]:
         return f"degraded: {record['reason'].lower().replace('_', ' ')}"
-    return "no history" if record["state"] == "no_history" else ""
+    if record["state"] == "no_history":
+        return "no history"
+    in_doubt = ["no confident segment"] if record["state"] == "no_confident_segment" else []
+    return ", ".join(in_doubt + ["short history"] * record["short_history"])
 
 
 def _id(text: str) -> str:
@@ -86,6 +89,7 @@ def segments(client: SegrecClient, options: argparse.Namespace) -> int:
             _print_json([_profile_record(answer.segment, answer.release)])
         else:
             _print_profile(answer.segment, answer.release)
+            _print_migration(answer.migration)
         return OK
     listed = client.list_segments(options.release)
     if options.json:
@@ -97,6 +101,7 @@ def segments(client: SegrecClient, options: argparse.Namespace) -> int:
         for profile in listed.segments
     ]
     print(table(("segment", "label", "users", "share", "what sets it apart"), lines))
+    _print_migration(listed.migration)
     return OK
 
 
@@ -106,6 +111,8 @@ def _traits(profile: SegmentProfile) -> str:
 
 def _print_profile(profile: SegmentProfile, release: int) -> None:
     print(f"Segment {profile.segment_id}: {profile.label} (release {release})")
+    if profile.description:
+        print(profile.description)
     print(f"{profile.user_count:,} users, {profile.share:.1%} of all")
     print(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}\n")
     traits = [(trait.kind, trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
@@ -116,10 +123,33 @@ def _print_profile(profile: SegmentProfile, release: int) -> None:
     print(table(("release", "users", "share"), past))
 
 
+def _print_migration(migration: Migration) -> None:
+    """What became of the segments of the release before; nothing where there was none."""
+    if not migration.previous_release:
+        return
+    print(f"\nsince release {migration.previous_release}, of {migration.user_count:,} users known to both:")
+    lines = [
+        (flow.from_segment_id or "elsewhere", flow.to_segment_id, flow.user_count, f"{flow.share:.1%}")
+        for flow in migration.flows
+    ]
+    print(table(("from", "to", "users", "share"), lines))
+    changes = {"new": migration.born_segment_ids, "retired": migration.retired_segment_ids}
+    told = [f"{what}: {_ids(segment_ids)}" for what, segment_ids in changes.items() if segment_ids]
+    kinds = (("split", migration.splits), ("merged", migration.merges))
+    told += [f"{kind}: {_ids(c.from_segment_ids)} → {_ids(c.to_segment_ids)}" for kind, found in kinds for c in found]
+    if told:
+        print("\n".join(told))
+
+
+def _ids(segment_ids: Iterable[int]) -> str:
+    return ", ".join(map(str, segment_ids))
+
+
 def _profile_record(profile: SegmentProfile, release: int) -> dict[str, Any]:
     record = _fields(profile, "segment_id", "label", "user_count", "share", "mean_distance", "silhouette")
     record["traits"] = [_fields(trait, "kind", "name", "share", "lift") for trait in profile.traits]
     record["top_items"] = [_fields(item, "item_id", "title", "score", "lift") for item in profile.top_items]
+    record["description"] = profile.description
     record["history"] = [_fields(past, "release", "user_count", "share") for past in profile.history]
     return record | {"release": release}
 
@@ -188,6 +218,9 @@ def _release_record(release: Release) -> dict[str, Any]:
         "max_length": release.max_length,
         "item_count": release.item_count,
         "segment_count": release.segment_count,
+        "min_confidence": plain_float(release.min_confidence) if release.HasField("min_confidence") else None,
+        "min_history": release.min_history,
+        "min_segment_size": release.min_segment_size,
         "figures": dict(sorted(release.figures.items())),
     }
 

@@ -28,8 +28,9 @@ from segrec.window import readable
 
 Row = SegmentRow | RecommendRow
 _CHECKPOINT_SECONDS = 1.0
-_INTEGERS = ("segment_id", "release", "history_event_count", "rank")
-_FLOATS = ("distance", "score")
+_INTEGERS = ("segment_id", "runner_up_segment_id", "release", "history_event_count", "rank")
+_FLOATS = ("confidence", "distance", "score")
+_BOOLEANS = ("short_history", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ def _parquet_type(pl: Any, name: str) -> Any:
         return pl.Int64
     if name in _FLOATS:
         return pl.Float32
-    return pl.Boolean if name == "degraded" else pl.String
+    return pl.Boolean if name in _BOOLEANS else pl.String
 
 
 def _encoder(suffix: str, *, recommend: bool) -> Callable[[Sequence[Any]], bytes]:

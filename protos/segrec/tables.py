@@ -26,7 +26,10 @@ SEGMENT_COLUMNS = (
     "state",
     "segment_id",
     "label",
+    "confidence",
     "distance",
+    "runner_up_segment_id",
+    "short_history",
     "release",
     "history_event_count",
     "degraded",
@@ -42,7 +45,10 @@ ITEM_COLUMNS = (
     "title",
     "score",
     "reason",
+    "state",
     "segment_id",
+    "confidence",
+    "short_history",
     "release",
     "history_event_count",
     "degraded",
@@ -74,9 +80,8 @@ def item_records(row: RecommendRow) -> list[Record]:
     base["user_id"] = row.user_id
     if not row.HasField("result"):
         return [base | _failure(row.status)]
-    info = _info(row.result.info)
-    base |= {name: info[name] for name in ITEM_COLUMNS if name in info}
-    base["segment_id"] = row.result.assignment.segment_id or None
+    known = _assignment(row.result.assignment) | _info(row.result.info)
+    base |= {name: known[name] for name in ITEM_COLUMNS if name in known}
     items = [base | _item(item) | {"rank": rank} for rank, item in enumerate(row.result.items, start=1)]
     for item in items:
         del item["seen"]
@@ -89,7 +94,10 @@ def _assignment(assignment: SegmentAssignment) -> Record:
         "state": _short(SegmentState.Name(assignment.state), "SEGMENT_STATE_").lower(),
         "segment_id": assignment.segment_id or None,
         "label": assignment.label or None,
+        "confidence": plain_float(assignment.confidence) if assignment.HasField("confidence") else None,
         "distance": plain_float(assignment.distance) if has_segment else None,
+        "runner_up_segment_id": assignment.runner_up_segment_id or None,
+        "short_history": assignment.short_history,
     }
 
 

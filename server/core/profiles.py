@@ -1,5 +1,7 @@
 """What a release tells of its segments: profiles, and what became of the segments of the release before."""
 
+from typing import Self
+
 from pydantic import BaseModel, ConfigDict, Field
 
 
@@ -86,6 +88,10 @@ class Change(_Model):
     from_segment_ids: tuple[int, ...]
     to_segment_ids: tuple[int, ...]
 
+    def touches(self, segment_id: int) -> bool:
+        """Whether the segment is one of those before or now."""
+        return segment_id in self.from_segment_ids or segment_id in self.to_segment_ids
+
 
 class Migration(_Model):
     """What became of the segments of the release before; see the API's `Migration`."""
@@ -97,3 +103,16 @@ class Migration(_Model):
     retired_segment_ids: tuple[int, ...] = ()
     splits: tuple[Change, ...] = ()
     merges: tuple[Change, ...] = ()
+
+    def touching(self, segment_id: int) -> Self:
+        """The part that tells of one segment, whether of this release or of the one before."""
+        flows = (flow for flow in self.flows if segment_id in (flow.from_segment_id, flow.to_segment_id))
+        return self.model_copy(
+            update={
+                "flows": tuple(flows),
+                "born_segment_ids": tuple(born for born in self.born_segment_ids if born == segment_id),
+                "retired_segment_ids": tuple(gone for gone in self.retired_segment_ids if gone == segment_id),
+                "splits": tuple(change for change in self.splits if change.touches(segment_id)),
+                "merges": tuple(change for change in self.merges if change.touches(segment_id)),
+            }
+        )

@@ -9,6 +9,7 @@ centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part
 segments.json        one `SegmentProfile` per centroid, in the same order
 segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
 migration.json       `Migration`, where there was a release before
+drift_reference.json  what the users were like, in groups, for `segrec-train drift`; the server does not read it
 """
 
 import hashlib
@@ -17,13 +18,13 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import faiss
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from server.core.errors import DamagedRelease
 from server.core.features import Inputs
@@ -99,6 +100,20 @@ class Confidence(_Model):
     stays: tuple[float, ...] = Field(min_length=1)
     min_confidence: float = Field(ge=0, le=1)
     min_history: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> Self:
+        if len(self.margins) != len(self.stays):
+            raise ValueError(f"{len(self.margins)} margins have {len(self.stays)} stays; each needs its own")
+        for name, values in (("margins", self.margins), ("stays", self.stays)):
+            if not all(0 <= low <= high <= 1 for low, high in zip((0.0, *values), values, strict=False)):
+                raise ValueError(f"{name} must rise within 0 and 1")
+        return self
+
+    def at(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The confidence, 0 to 1, of each margin (B,)."""
+        found: NDArray[np.float64] = np.interp(margins, self.margins, self.stays)
+        return found
 
 
 class Manifest(_Model):

@@ -20,6 +20,17 @@ class Nearest:
     second_distance: NDArray[np.float64]
 
 
+def margin(place: Nearest) -> NDArray[np.float64]:
+    """How clearly the nearest centroid is the nearest, (B,), 0 to 1: the difference of both distances over their sum.
+
+    0 for a point halfway between two centroids, 1 on a centroid, and where there is one centroid only.
+    """
+    total = place.first_distance + place.second_distance
+    difference = place.second_distance - place.first_distance
+    found: NDArray[np.float64] = np.divide(difference, total, out=np.zeros_like(total), where=total > 0)
+    return np.where(place.first == place.second, 1.0, found)
+
+
 def next_item_part(embeddings: NDArray[np.float32], item_dim: int) -> NDArray[np.float32]:
     """The first numbers of user embeddings, (B, `item_dim`), as many as item embeddings have: these rank items."""
     return embeddings[:, :item_dim]

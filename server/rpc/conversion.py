@@ -8,7 +8,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 
 from server.core.history import Event
-from server.core.profiles import SegmentProfile
+from server.core.profiles import Migration, SegmentProfile
 from server.core.ranking import Ranked, Reason
 from server.core.release import Release
 from server.pipeline import Answer, Degraded
@@ -47,22 +47,39 @@ def _fill_info(info: common_pb2.AnswerInfo, release: Release, answer: Answer) ->
         info.degraded_reason = _DEGRADED[answer.degraded]
 
 
+def segment_state(answer: Answer) -> segrec_service_pb2.SegmentState:
+    """Whether the user has a segment, and if not, why."""
+    if answer.embedded.embedding is not None:
+        is_confident = answer.embedded.is_confident
+        return (
+            segrec_service_pb2.SEGMENT_STATE_ASSIGNED
+            if is_confident
+            else segrec_service_pb2.SEGMENT_STATE_NO_CONFIDENT_SEGMENT
+        )
+    if answer.degraded is Degraded.NO:
+        return segrec_service_pb2.SEGMENT_STATE_NO_HISTORY
+    return segrec_service_pb2.SEGMENT_STATE_UNAVAILABLE
+
+
 def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: Release, answer: Answer) -> None:
     """The user's place among the segments."""
     embedded = answer.embedded
+    assignment.state = segment_state(answer)
     if embedded.embedding is None:
-        known = answer.degraded is Degraded.NO
-        assignment.state = (
-            segrec_service_pb2.SEGMENT_STATE_NO_HISTORY if known else segrec_service_pb2.SEGMENT_STATE_UNAVAILABLE
-        )
+        calibration = release.manifest.confidence
+        if calibration is not None and answer.degraded is Degraded.NO:
+            assignment.short_history = calibration.min_history > 0
         return
     segment = release.segments[embedded.segment_index]
-    assignment.state = segrec_service_pb2.SEGMENT_STATE_ASSIGNED
     assignment.segment_id = segment.segment_id
     assignment.label = segment.label
     assignment.distance = embedded.distance
-    assignment.runner_up_segment_id = release.segments[embedded.runner_up_index].segment_id
-    assignment.runner_up_distance = embedded.runner_up_distance
+    if embedded.runner_up_index != embedded.segment_index:
+        assignment.runner_up_segment_id = release.segments[embedded.runner_up_index].segment_id
+        assignment.runner_up_distance = embedded.runner_up_distance
+    if embedded.confidence is not None:
+        assignment.confidence = embedded.confidence
+        assignment.short_history = embedded.is_short
 
 
 def fill_segment(response: segrec_service_pb2.SegmentResponse, release: Release, answer: Answer) -> None:
@@ -99,6 +116,28 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
         mean_distance=segment.mean_distance,
         silhouette=segment.silhouette,
         history=[segrec_service_pb2.SegmentRecord(**record.model_dump()) for record in segment.history],
+        description=segment.description,
+        growth=segment.growth,
+        activity=segrec_service_pb2.Activity(**segment.activity.model_dump()) if segment.activity else None,
+        actions=[segrec_service_pb2.ActionShare(**action.model_dump()) for action in segment.actions],
+        hours=segment.hours,
+        weekdays=segment.weekdays,
+        spend=segrec_service_pb2.Spend(**segment.spend.model_dump()) if segment.spend else None,
+    )
+
+
+def migration_message(migration: Migration | None) -> segrec_service_pb2.Migration | None:
+    """What became of the segments of the release before; None where there was none."""
+    if migration is None:
+        return None
+    return segrec_service_pb2.Migration(
+        previous_release=migration.previous_release,
+        user_count=migration.user_count,
+        flows=[segrec_service_pb2.SegmentFlow(**flow.model_dump()) for flow in migration.flows],
+        born_segment_ids=migration.born_segment_ids,
+        retired_segment_ids=migration.retired_segment_ids,
+        splits=[segrec_service_pb2.SegmentChange(**change.model_dump()) for change in migration.splits],
+        merges=[segrec_service_pb2.SegmentChange(**change.model_dump()) for change in migration.merges],
     )
 
 
@@ -143,6 +182,10 @@ def release_message(status: Status) -> model_service_pb2.Release:
     message.item_count = manifest.item_count
     message.segment_count = manifest.segment_count
     message.figures.update(manifest.figures)
+    message.min_segment_size = manifest.min_segment_size
+    if manifest.confidence is not None:
+        message.min_confidence = manifest.confidence.min_confidence
+        message.min_history = manifest.confidence.min_history
     return message
 
 

@@ -15,7 +15,7 @@ from server.core.release import Release
 from server.metrics import Metrics
 from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
 from server.releases import Releases
-from server.rpc.conversion import fill_recommend, fill_segment, profile_of
+from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
 from server.rpc.streams import answered_in_order
@@ -99,7 +99,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         release = self._releases.get(checked_release(request.release))
         ordered = sorted(release.segments, key=lambda segment: -segment.user_count)
         return pb.ListSegmentsResponse(
-            segments=[profile_of(release, segment) for segment in ordered], release=release.number
+            segments=[profile_of(release, segment) for segment in ordered],
+            release=release.number,
+            migration=migration_message(release.migration),
         )
 
     async def GetSegment(self, request: pb.GetSegmentRequest, context: Context) -> pb.GetSegmentResponse:
@@ -107,7 +109,10 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         release = self._releases.get(checked_release(request.release))
         for segment in release.segments:
             if segment.segment_id == request.segment_id:
-                return pb.GetSegmentResponse(segment=profile_of(release, segment), release=release.number)
+                part = release.migration and release.migration.touching(segment.segment_id)
+                return pb.GetSegmentResponse(
+                    segment=profile_of(release, segment), release=release.number, migration=migration_message(part)
+                )
         raise NotFound(f"release {release.number} has no segment {request.segment_id}", "segment_id")
 
     async def _answer(
@@ -124,6 +129,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             raise InvalidArgument("give user_id or events", "user_id")
         if answer.degraded is not Degraded.NO:
             self._metrics.degraded.labels(answer.degraded.name).inc()
+        self._metrics.count_states([segment_state(answer)])
         return answer
 
     def _timeout(self, context: Context) -> float:
@@ -244,6 +250,7 @@ class _Tally:
         self._count(len(rows) - failed, failed, len(degraded))
         for reason in set(degraded):
             self._metrics.degraded.labels(reason.name).inc(degraded.count(reason))
+        self._metrics.count_states([segment_state(row.answer) for row in rows if row.error is None])
 
     def add_refused(self, user_count: int) -> None:
         """Count a chunk that was refused as a whole."""

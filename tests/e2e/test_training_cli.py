@@ -25,6 +25,7 @@ epochs = 1
 max_length = 8
 [segment]
 k = 4
+min_segment_size = 10
 """
 
 
@@ -100,6 +101,8 @@ def test_run_goes_from_log_to_release_and_can_be_repeated(place: Place) -> None:
     third = place.run("--run", "mine", "--k", 3)
     assert third.exit_code == 0, third.output
     assert "3 segments" in third.output
+    assert "Of 60 users known to release 1" in third.output
+    assert "of users have no confident segment" in third.output
     redone = {name for name, when in place.ended("mine").items() if when != ended[name]}
     assert redone == {"segment", "publish"}
     assert read_release(place.repository / MODEL_NAME / "2").manifest.segment_count == 3

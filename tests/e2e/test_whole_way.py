@@ -12,7 +12,7 @@ import polars as pl
 import psutil
 import pytest
 from segrec import SegrecClient
-from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
+from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED, SEGMENT_STATE_NO_CONFIDENT_SEGMENT
 from typer.testing import CliRunner
 
 from tests.support.logs import planted_log, write_planted
@@ -31,6 +31,7 @@ epochs = 2
 max_length = 16
 [segment]
 k = 4
+min_segment_size = 10
 """
 
 
@@ -64,8 +65,16 @@ def test_500_users_have_one_segment_and_distance_offline_alone_and_in_a_stream(
     with SegrecClient(server.address, timeout_seconds=20) as client:
         alone = [client.segment(user_id) for user_id in users]
         streamed = [row.result for row in client.stream_segment(users, chunk_size=100)]
+    states = [SEGMENT_STATE_ASSIGNED if sure else SEGMENT_STATE_NO_CONFIDENT_SEGMENT for sure in offline["confident"]]
+    edge = set(np.flatnonzero(np.abs(offline["confidence"].to_numpy() - 0.5) < 1e-4))
     for online in (alone, streamed):
-        assert {answer.assignment.state for answer in online} == {SEGMENT_STATE_ASSIGNED}
+        differing = [answer.assignment.state != state for answer, state in zip(online, states, strict=True)]
+        assert set(np.flatnonzero(differing)) <= edge
+        confidences = [answer.assignment.confidence for answer in online]
+        np.testing.assert_allclose(confidences, offline["confidence"].to_numpy(), atol=1e-4)
+        runners_up = [answer.assignment.runner_up_segment_id for answer in online]
+        assert runners_up == offline["runner_up_segment_id"].to_list()
+        assert [answer.assignment.short_history for answer in online] == offline["short_history"].to_list()
         assert [answer.assignment.segment_id for answer in online] == offline["segment_id"].to_list()
         distances = [answer.assignment.distance for answer in online]
         np.testing.assert_allclose(distances, offline["distance"].to_numpy(), atol=1e-5)
@@ -123,7 +132,8 @@ def test_a_chinese_log_without_time_or_items_works_as_it_is(start_server: StartS
     user_id = log["用户ID"][0]
     with SegrecClient(server.address, timeout_seconds=20) as client:
         answer = client.recommend(user_id, top_k=5)
-        assert answer.assignment.state == SEGMENT_STATE_ASSIGNED
+        assert answer.assignment.state in (SEGMENT_STATE_ASSIGNED, SEGMENT_STATE_NO_CONFIDENT_SEGMENT)
+        assert answer.assignment.segment_id
         assert len(answer.items) == 5
         history = client.history(user_id)
     assert history.stored_event_count == 15

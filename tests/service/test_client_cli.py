@@ -41,10 +41,12 @@ def records(text: str) -> list[dict[str, Any]]:
 
 
 def test_segments_are_printed_as_a_table_or_json(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["segment", "ab", "cold"]) == 0
+    assert cli.main(["segment", "ab", "cold", "torn"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["user", "segment", "label", "distance", "release", "events", "note"]
+    assert lines[0].split() == ["user", "segment", "label", "confidence", "distance", "release", "events", "note"]
+    assert lines[1].split() == ["ab", "3", "Segment", "3", "0.8750", "0.2500", "1", "5"]
     assert lines[2].split() == ["cold", "1", "0", "no", "history"]
+    assert lines[3].endswith("no confident segment, short history")
     assert cli.main(["segment", "ab", "--json"]) == 0
     assert records(capsys.readouterr().out)[0]["segment_id"] == 3
 
@@ -105,6 +107,8 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
         assert cli.main(arguments) == 0
     text = capsys.readouterr().out
     assert "Tea ×2.5" in text
+    assert "since release 7, of 1,200 users known to both" in text
+    assert "new: 1, 2\nsplit: 3 → 1, 2\n" in text
     assert "state: active" in text
     assert "2023-11-14T22:13:20Z  view    i     2.5000" in text
     assert cli.main(["erase", "u", "--json"]) == 0
@@ -159,6 +163,18 @@ def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> 
         assert [(row["user_id"], str(row["rank"]), row["item_id"]) for row in rows] == [
             (user_id, rank, item_id) for user_id in USERS for rank, item_id in (("1", "i2"), ("2", "i3"))
         ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
+@pytest.mark.parametrize("recommend", [False, True])
+def test_a_stream_tells_how_sure_each_segment_is(fake: FakeSegrec, suffix: str, recommend: bool) -> None:
+    Path("users.csv").write_text("user_id\nab\ntorn\ncold\n", encoding="utf-8")
+    arguments = ["stream", "--users", "users.csv", "--out", f"out{suffix}"]
+    assert cli.main(arguments + ["--recommend", "--top-k", "1"] * recommend) == 0
+    rows = read(f"out{suffix}")
+    assert [row["state"] for row in rows] == ["assigned", "no_confident_segment", "no_history"]
+    assert [float(row["confidence"] or 0) for row in rows] == [0.875, 0.25, 0.0]
+    assert [str(row["short_history"]).lower() for row in rows] == ["false", "true", "false"]
 
 
 def read(path: str) -> list[dict[str, Any]]:

@@ -270,6 +270,7 @@ def test_metrics_count_calls_by_method_and_code_and_name_no_user(running_server:
         'segrec_calls_total{code="INVALID_ARGUMENT",method="Segment"}',
         'segrec_calls_total{code="OK",method="StreamSegment"}',
         'segrec_stream_rows_total{method="StreamSegment",outcome="failed"}',
+        'segrec_segment_states_total{state="ASSIGNED"}',
         "segrec_active_release 3.0",
         "segrec_encoder_healthy 1.0",
     ):

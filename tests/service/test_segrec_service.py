@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
-from segrec.v1 import common_pb2, event_service_pb2
+from segrec.v1 import common_pb2, event_service_pb2, model_service_pb2
 from segrec.v1 import segrec_service_pb2 as pb
 
-from server.core.history import History
+from server.core.history import History, history_of
 from server.rpc.conversion import event_message
-from tests.support.releases import group_history, item_id
+from tests.support.releases import CONFIDENCE, group_history, item_id
 from tests.support.server import Stubs
 
 
@@ -54,6 +54,67 @@ def test_a_stored_user_is_in_the_segment_of_its_items(stubs: Stubs, group: int) 
     assert response.info == common_pb2.AnswerInfo(release=3, history_event_count=10)
 
 
+def mixed_history(length: int) -> History:
+    """Events of two groups in turn: a place in the middle of segments 1 and 2."""
+    one, other = (group_history(group, length).events() for group in (0, 1))
+    return history_of(pair[place % 2] for place, pair in enumerate(zip(one, other, strict=True)))
+
+
+def test_the_confidence_is_that_of_the_margin_between_two_segments(stubs: Stubs) -> None:
+    record(stubs, "sure", group_history(1))
+    place = stubs.segrec.Segment(pb.SegmentRequest(user_id="sure")).assignment
+    gap, reach = place.runner_up_distance - place.distance, place.runner_up_distance + place.distance
+    expected = np.interp(gap / reach, CONFIDENCE.margins, CONFIDENCE.stays)
+    assert place.state == pb.SEGMENT_STATE_ASSIGNED
+    assert place.confidence == pytest.approx(expected, abs=1e-5)
+    assert not place.short_history
+
+
+def test_a_user_between_two_segments_has_no_confident_one_and_is_recommended_items_all_the_same(stubs: Stubs) -> None:
+    record(stubs, "torn", mixed_history(10))
+    answer = stubs.segrec.Recommend(pb.RecommendRequest(user_id="torn", options=pb.RecommendOptions(top_k=5)))
+    place = answer.assignment
+    assert place.state == pb.SEGMENT_STATE_NO_CONFIDENT_SEGMENT
+    assert {place.segment_id, place.runner_up_segment_id} == {1, 2}
+    assert place.label
+    assert 0 < place.confidence < CONFIDENCE.min_confidence
+    assert len(answer.items) == 5
+    assert stubs.segrec.Segment(pb.SegmentRequest(user_id="torn")).assignment == place
+    [chunk, _] = stubs.segrec.StreamSegment(chunks(["torn"]))
+    assert chunk.chunk.rows[0].result.assignment == place
+
+
+@pytest.mark.parametrize("length", [2, 3])
+def test_a_short_history_is_said_to_be_short(stubs: Stubs, length: int) -> None:
+    record(stubs, f"short-{length}", group_history(0, length))
+    place = stubs.segrec.Segment(pb.SegmentRequest(user_id=f"short-{length}")).assignment
+    assert place.segment_id == 1
+    assert place.short_history == (length < CONFIDENCE.min_history)
+
+
+def test_the_release_tells_its_thresholds(stubs: Stubs) -> None:
+    release = stubs.models.GetRelease(model_service_pb2.GetReleaseRequest(release=3)).release
+    assert (release.min_confidence, release.min_history, release.min_segment_size) == (0.5, 3, 100)
+    [listed] = stubs.models.ListReleases(model_service_pb2.ListReleasesRequest()).releases
+    assert listed == release
+
+
+def test_segments_come_with_what_became_of_those_before(stubs: Stubs) -> None:
+    whole = stubs.segrec.ListSegments(pb.ListSegmentsRequest()).migration
+    flows = [(flow.from_segment_id, flow.to_segment_id, flow.user_count) for flow in whole.flows]
+    assert flows == [(1, 1, 150), (1, 4, 150), (2, 2, 100), (0, 3, 102)]
+    assert (whole.previous_release, whole.user_count) == (2, 400)
+    assert (list(whole.born_segment_ids), list(whole.retired_segment_ids)) == ([3, 4], [9])
+    split = pb.SegmentChange(from_segment_ids=[1], to_segment_ids=[1, 4])
+    assert (list(whole.splits), list(whole.merges)) == ([split], [])
+    part = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=4)).migration
+    assert [(flow.from_segment_id, flow.to_segment_id) for flow in part.flows] == [(1, 4)]
+    assert (list(part.born_segment_ids), list(part.retired_segment_ids)) == ([4], [])
+    assert list(part.splits) == [split]
+    other = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).migration
+    assert ([flow.user_count for flow in other.flows], list(other.splits)) == ([100], [])
+
+
 def test_inline_events_give_what_the_stored_history_gives(stubs: Stubs) -> None:
     history = group_history(1, 30)
     record(stubs, "inline-twin", history)
@@ -75,7 +136,7 @@ def test_the_very_next_answer_sees_a_recorded_event(stubs: Stubs) -> None:
 
 def test_an_unknown_user_gets_no_segment_and_the_popular_items(stubs: Stubs) -> None:
     segment = stubs.segrec.Segment(pb.SegmentRequest(user_id="nobody"))
-    assert segment.assignment == pb.SegmentAssignment(state=pb.SEGMENT_STATE_NO_HISTORY)
+    assert segment.assignment == pb.SegmentAssignment(state=pb.SEGMENT_STATE_NO_HISTORY, short_history=True)
     assert segment.info == common_pb2.AnswerInfo(release=3)
     response = stubs.segrec.Recommend(pb.RecommendRequest(user_id="nobody"))
     assert [item.item_id for item in response.items] == [item_id(number) for number in range(3, 13)]
@@ -180,6 +241,28 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
         assert stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=segment.segment_id)).segment == segment
         assert segment.top_items
         assert segment.label
+
+
+def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
+    told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
+    assert told.description == "Sentence 2 of release 3."
+    assert told.traits == [pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)]
+    assert told.growth == 0.25
+    assert told.activity == pb.Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5)
+    assert [(action.action, action.share, action.lift) for action in told.actions] == [
+        ("view", 0.75, 1.5),
+        ("cart", 0.25, 0.5),
+    ]
+    assert list(told.hours) == [0.0] * 8 + [1.0] + [0.0] * 15
+    assert list(told.weekdays) == [0.25, 0.25, 0.5, 0, 0, 0, 0]
+    assert told.spend == pb.Spend(mean_value=2, mean_total=20, median_total=16)
+
+
+def test_figures_that_a_segment_lacks_are_unset(stubs: Stubs) -> None:
+    told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=1)).segment
+    assert not told.HasField("growth")
+    assert not told.HasField("spend")
+    assert told.HasField("activity")
 
 
 def chunks(*many: list[str]) -> Iterator[pb.StreamSegmentRequest]:

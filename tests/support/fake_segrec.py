@@ -1,7 +1,8 @@
 """An in-process gRPC server with rule-based answers, for tests of the client alone.
 
-Rules: an id that is empty or starts with `bad` is refused; `cold…` has no history; `slow…` is answered degraded; every
-other id has segment `1 + len(id) % 3`. Release 9 does not exist. Item `i<k>` is the k-th best of every user.
+Rules: an id that is empty or starts with `bad` is refused; `cold…` has no history; `slow…` is answered degraded;
+`torn…` has no confident segment; every other id has segment `1 + len(id) % 3`. Release 9 does not exist. Item `i<k>` is
+the k-th best of every user.
 """
 
 # ruff: noqa: N802 - gRPC names the methods
@@ -82,8 +83,16 @@ def assignment_of(user_id: str) -> pb.SegmentAssignment:
     if user_id.startswith("cold"):
         return pb.SegmentAssignment(state=pb.SEGMENT_STATE_NO_HISTORY)
     segment_id = 1 + len(user_id) % 3
+    is_torn = user_id.startswith("torn")
     return pb.SegmentAssignment(
-        state=pb.SEGMENT_STATE_ASSIGNED, segment_id=segment_id, label=f"Segment {segment_id}", distance=0.25
+        state=pb.SEGMENT_STATE_NO_CONFIDENT_SEGMENT if is_torn else pb.SEGMENT_STATE_ASSIGNED,
+        segment_id=segment_id,
+        label=f"Segment {segment_id}",
+        distance=0.25,
+        runner_up_segment_id=4,
+        runner_up_distance=0.5,
+        confidence=0.25 if is_torn else 0.875,
+        short_history=is_torn,
     )
 
 
@@ -197,13 +206,22 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
         problem = no_release(request.release)
         if problem:
             abort(context, problem)
-        return pb.ListSegmentsResponse(segments=[profile(1), profile(2)], release=1)
+        return pb.ListSegmentsResponse(segments=[profile(1), profile(2)], release=1, migration=MIGRATION)
 
     def GetSegment(self, request: pb.GetSegmentRequest, context: Any) -> pb.GetSegmentResponse:
         if request.segment_id not in (1, 2):
             message = f"Release 1 has no segment {request.segment_id}"
             abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="segment_id"))
         return pb.GetSegmentResponse(segment=profile(request.segment_id), release=1)
+
+
+MIGRATION = pb.Migration(
+    previous_release=7,
+    user_count=1200,
+    flows=[pb.SegmentFlow(from_segment_id=3, to_segment_id=1, user_count=900, share=0.9)],
+    born_segment_ids=[1, 2],
+    splits=[pb.SegmentChange(from_segment_ids=[3], to_segment_ids=[1, 2])],
+)
 
 
 def profile(segment_id: int) -> pb.SegmentProfile:

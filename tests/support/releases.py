@@ -19,8 +19,18 @@ from server.core.features import GAP_COUNT, Inputs, batches, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.profiles import SegmentProfile, SegmentRecord, Trait
-from server.core.release import FILES, Golden, Manifest, record_of
+from server.core.profiles import (
+    ActionShare,
+    Activity,
+    Change,
+    Flow,
+    Migration,
+    SegmentProfile,
+    SegmentRecord,
+    Spend,
+    Trait,
+)
+from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, record_of
 from server.core.repository import MODEL_NAME, OUTPUT
 from server.core.segments import normalised
 
@@ -28,6 +38,22 @@ ACTIONS = {"view": 0.3, "cart": 0.6, "purchase": 1.0, "return": -1.0}
 START_MS = 1_700_000_000_000
 HOUR_MS = 3_600_000
 CUTOFF = datetime(2024, 1, 1, tzinfo=UTC)
+CONFIDENCE = Confidence(margins=(0, 0.5, 1), stays=(0.25, 0.75, 1), min_confidence=0.5, min_history=3)
+"""A history in the middle of two groups is in doubt, one of a single group is not."""
+MIGRATION_OF_FOUR = Migration(
+    previous_release=2,
+    user_count=400,
+    flows=(
+        Flow(from_segment_id=1, to_segment_id=1, user_count=150, share=0.5),
+        Flow(from_segment_id=1, to_segment_id=4, user_count=150, share=0.5),
+        Flow(from_segment_id=2, to_segment_id=2, user_count=100, share=1.0),
+        Flow(from_segment_id=0, to_segment_id=3, user_count=102, share=1.0),
+    ),
+    born_segment_ids=(3, 4),
+    retired_segment_ids=(9,),
+    splits=(Change(from_segment_ids=(1,), to_segment_ids=(1, 4)),),
+)
+"""Of a tiny release's four segments: 1 split, 3 is of new users, 9 is no more."""
 
 
 def item_id(number: int) -> str:
@@ -53,10 +79,13 @@ def tiny_release(
     dim: int = 16,
     segments: int = 4,
     max_length: int = 32,
+    confidence: Confidence | None = None,
+    migration: Migration | None = None,
 ) -> Path:
     """Publish release `number` into the model repository, with its model's config.pbtxt; returns its directory.
 
-    It is written elsewhere and renamed in, so that a running server never sees half of it.
+    It is written elsewhere and renamed in, so that a running server never sees half of it. Without `confidence` and
+    `migration` it is as releases were before there was either.
     """
     directory = repository / ".staging-tiny" / f"tiny-{seed}-{number}" / str(number)
     directory.mkdir(parents=True)
@@ -79,6 +108,8 @@ def tiny_release(
     profiles = "[" + ",".join(_profile(group, segments, number).model_dump_json() for group in range(segments)) + "]"
     (directory / "segments.json").write_text(profiles)
     _write_segment_items(directory, popularity, segments)
+    if migration is not None:
+        (directory / MIGRATION).write_text(migration.model_dump_json())
     manifest = Manifest(
         release=number,
         created_time=datetime.now(UTC),
@@ -90,7 +121,9 @@ def tiny_release(
         segment_count=segments,
         hybrid_weight=0.5,
         figures={"ndcg_at_10": 0.1},
-        files={name: record_of(directory / name) for name in FILES},
+        confidence=confidence,
+        min_segment_size=100 if confidence else 0,
+        files={name: record_of(directory / name) for name in (*FILES, *([MIGRATION] if migration else []))},
         golden=_golden(directory / "model.onnx", preprocessing, items, segments),
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json())
@@ -176,10 +209,26 @@ def _profile(group: int, segments: int, number: int) -> SegmentProfile:
         label=f"Category {group + 1} (release {number})",
         user_count=100 + group,
         share=1 / segments,
-        traits=(Trait(kind="category", name=f"category-{group + 1}", share=0.9, lift=float(segments)),),
+        traits=(
+            Trait(
+                kind="category",
+                name=f"category-{group + 1}",
+                share=0.9,
+                lift=float(segments),
+                lift_low=segments / 2,
+                user_count=90 + group,
+            ),
+        ),
         mean_distance=0.2,
         silhouette=0.5,
         history=(SegmentRecord(release=number, user_count=100 + group, share=1 / segments),),
+        description=f"Sentence {group + 1} of release {number}.",
+        growth=0.25 if group else None,
+        activity=Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5),
+        actions=(ActionShare(action="view", share=0.75, lift=1.5), ActionShare(action="cart", share=0.25, lift=0.5)),
+        hours=(0.0,) * 8 + (1.0,) + (0.0,) * 15,
+        weekdays=(0.25, 0.25, 0.5, 0, 0, 0, 0),
+        spend=Spend(mean_value=2, mean_total=20, median_total=16) if group else None,
     )
 
 

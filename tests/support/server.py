@@ -18,7 +18,7 @@ from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.adapters.embedded_triton import launch
-from tests.support.releases import tiny_release
+from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, tiny_release
 from tests.support.waiting import wait_until
 
 START_SECONDS = 60.0
@@ -136,7 +136,7 @@ def start_server(triton_environment: Path, tmp_path: Path) -> Iterator[StartServ
 def running_server(triton_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     """One server with release 3 for the whole session. Use user ids of your own."""
     directory = tmp_path_factory.mktemp("server")
-    tiny_release(directory / "repository", 3)
+    tiny_release(directory / "repository", 3, confidence=CONFIDENCE, migration=MIGRATION_OF_FOUR)
     server = ServerProcess(directory, triton_environment)
     try:
         server.wait_until_serving()

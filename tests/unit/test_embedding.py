@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from server.core.errors import EncoderUnavailable, Overloaded
-from server.core.history import EMPTY
+from server.core.history import EMPTY, history_of
 from server.core.release import Release, read_release
 from server.embedding import Embedder, MicroBatcher
 from tests.support.onnx_encoder import OnnxEncoder
-from tests.support.releases import group_history, tiny_release
+from tests.support.releases import CONFIDENCE, group_history, tiny_release
 
 
 @pytest.fixture
@@ -40,6 +40,26 @@ async def test_results_come_in_the_order_asked(release: Release, embedder: Embed
     assert [result.used_count for result in results] == [min(len(history), 32) for history in histories]
     assert results[7].embedding is None
     assert results[7].segment_index == -1
+
+
+async def test_confidence_and_short_histories_are_told_by_row(tmp_path: Path, embedder: Embedder) -> None:
+    release = read_release(tiny_release(tmp_path, confidence=CONFIDENCE))
+    torn = history_of(group_history(place % 2, 10).events()[place] for place in range(10))
+    clear, short, doubtful, none = await embedder.embed(
+        release, [group_history(1), group_history(1, 2), torn, EMPTY], 5.0
+    )
+    margin = (clear.runner_up_distance - clear.distance) / (clear.runner_up_distance + clear.distance)
+    assert clear.confidence == pytest.approx(np.interp(margin, CONFIDENCE.margins, CONFIDENCE.stays))
+    assert [row.is_confident for row in (clear, short, doubtful)] == [True, True, False]
+    assert [row.is_short for row in (clear, short, doubtful)] == [False, True, False]
+    assert none.confidence is None
+
+
+async def test_a_release_without_calibration_gives_no_confidence_and_doubts_nobody(
+    release: Release, embedder: Embedder
+) -> None:
+    [answer] = await embedder.embed(release, [group_history(1, 1)], 5.0)
+    assert (answer.confidence, answer.is_confident, answer.is_short) == (None, True, False)
 
 
 async def test_a_history_gets_the_same_embedding_alone_and_among_others(release: Release, embedder: Embedder) -> None:

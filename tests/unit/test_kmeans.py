@@ -70,6 +70,16 @@ def test_same_seed_gives_the_same_centroids(engine: Engine) -> None:
 
 
 @engines
+def test_a_fit_can_start_from_centroids_that_are_there(engine: Engine) -> None:
+    """They keep the order that they were given in."""
+    points, truth = planted(3)
+    starts = np.stack([points[truth == blob][0] for blob in (2, 0, 1)]).astype(np.float32)
+    result = fit_kmeans(points, 3, engine=engine, previous=starts)
+    means = [points[truth == blob].mean(0) for blob in (2, 0, 1)]
+    np.testing.assert_allclose(result.centroids, means, atol=1e-5)
+
+
+@engines
 def test_fewer_distinct_points_than_clusters_gives_fewer_clusters(engine: Engine) -> None:
     points = np.repeat(np.eye(4)[:2], 10, axis=0)
     result = fit_kmeans(points, 3, engine=engine)

@@ -1,132 +1,129 @@
-"""Traits and labels on logs whose right answer is obvious."""
+"""Profiles of whole logs: figures, what is withheld, and the people who are nearest and farthest."""
 
 import numpy as np
 import polars as pl
 import pytest
+from numpy.typing import NDArray
 
-from server.core.profiles import Trait
-from training.profiles import Members, facts_of, in_words, labels_of, profiles_of, silhouettes_of, traits_by_cluster
+from server.core.profiles import SegmentProfile
+from training.profiles import Members, Privacy, exemplars_of, profiles_of, silhouettes_of
 
-HOUR_MS = 3_600_000
-MORNING, EVENING = 8 * HOUR_MS, 20 * HOUR_MS
-
-
-def log_of(events: list[tuple[int, str, str, int]]) -> pl.LazyFrame:
-    """Events are (user row, item id, action, milliseconds)."""
-    rows, items, actions, times = (list(column) for column in zip(*events, strict=True))
-    return pl.LazyFrame(
-        {"row": pl.Series(rows, dtype=pl.UInt32), "item_id": items, "action": actions, "timestamp": times}
-    )
-
-
+DAY_MS = 86_400_000
 ITEMS = pl.DataFrame(
     {
-        "item_id": ["tea", "milk", "nails"],
-        "title": ["Green tea", None, ""],
-        "category": [["Food", "Drinks"], ["Food"], ["Tools"]],
+        "item_id": ["tea", "nails", "secret"],
+        "title": ["Green tea", None, "Secret thing"],
+        "category": [["Drinks"], ["Tools"], ["Secrets"]],
     }
 )
 
 
-def two_kinds_of_shoppers() -> pl.LazyFrame:
-    """Users 0 to 29 buy tea and milk in the morning, 30 to 59 look at nails in the evening; all buy some milk."""
-    eaters = [(row, item, "buy", MORNING) for row in range(30) for item in ("tea", "tea", "milk")]
-    makers = [(row, "nails", "view", EVENING) for row in range(30, 60) for _ in range(3)]
-    return log_of(eaters + makers + [(row, "milk", "buy", EVENING) for row in range(30, 60)])
+def members_of(clusters: NDArray[np.intp]) -> Members:
+    return Members(clusters, np.where(clusters == 0, 0.5, 0.25), np.eye(3)[clusters])
 
 
-CLUSTERS = np.repeat([0, 1], 30)
+def log_of(clusters: NDArray[np.intp], secret_buyers: int = 0) -> pl.LazyFrame:
+    """Users of cluster 0 buy tea and those of cluster 1 look at nails, on each of ten days; all do the other once.
+
+    The first of cluster 0 hoard the secret thing as well.
+    """
+    rows, days = np.repeat(np.arange(len(clusters)), 10), np.tile(np.arange(10), len(clusters))
+    usual = np.where(days == 0, 1 - clusters[rows], clusters[rows])
+    events = pl.DataFrame(
+        {
+            "row": rows.astype(np.uint32),
+            "item_id": np.array(["tea", "nails"])[usual],
+            "action": np.array(["buy", "view"])[usual],
+            "timestamp": days * DAY_MS + 8 * 3_600_000,
+            "value": np.where(usual == 0, 2.0, np.nan).astype(np.float32),
+        }
+    )
+    hoard = pl.DataFrame({"row": np.repeat(np.arange(secret_buyers), 20).astype(np.uint32)}).with_columns(
+        pl.lit("secret").alias("item_id"),
+        pl.lit("hoard").alias("action"),
+        pl.lit(9 * DAY_MS, pl.Int64).alias("timestamp"),
+        pl.lit(1.0, pl.Float32).alias("value"),
+    )
+    return pl.concat([events, hoard]).lazy()
 
 
-def traits(has_clock: bool = True) -> list[list[Trait]]:
-    return traits_by_cluster(facts_of(two_kinds_of_shoppers(), ITEMS, has_clock), CLUSTERS, 2)
+TWO = np.repeat([0, 1], [60, 240])
 
 
-def named(traits: list[Trait], kind: str) -> list[str]:
-    return [trait.name for trait in traits if trait.kind == kind]
-
-
-def test_traits_are_what_a_segment_does_more_than_everyone() -> None:
-    first, second = traits()
-    assert named(first, "category") == ["Drinks", "Food"]
-    assert named(second, "category") == ["Tools"]
-    assert named(first, "action") == ["buy"]
-    assert named(second, "action") == ["view"]
-    assert named(first, "time") == ["6–12 h UTC"]
-    assert named(second, "time") == ["18–24 h UTC"]
-
-
-def test_items_go_by_title_and_by_id_without_one() -> None:
-    first, second = traits()
-    assert named(first, "item")[0] == "Green tea"
-    assert named(second, "item") == ["nails"]
-
-
-def test_shares_and_lifts_are_of_events() -> None:
-    tools = next(trait for trait in traits()[1] if trait.name == "Tools")
-    assert tools.share == pytest.approx(90 / 120)
-    assert tools.lift == pytest.approx((90 / 120) / (90 / 210))
-    food = next(trait for trait in traits()[0] if trait.name == "Food")
-    assert food.share == pytest.approx(1.0)
-
-
-def test_traits_are_strongest_first() -> None:
-    for own in traits():
-        strengths = [trait.share * (trait.lift - 1) ** 2 / trait.lift for trait in own]
-        assert strengths == sorted(strengths, reverse=True)
-
-
-def test_without_a_clock_there_is_no_time_of_day() -> None:
-    assert not any(trait.kind == "time" for own in traits(has_clock=False) for trait in own)
-
-
-def test_what_one_user_does_is_no_trait() -> None:
-    events = [(row, "milk", "buy", 0) for row in range(40) for _ in range(5)] + [(0, "nails", "buy", 0)] * 500
-    found = traits_by_cluster(facts_of(log_of(events), ITEMS, False), np.repeat([0, 1], 20), 2)
-    assert "Tools" not in named(found[0], "category")
-
-
-def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:
-    return Trait(kind=kind, name=name, share=share, lift=lift)
-
-
-@pytest.mark.parametrize(
-    ("own", "label"),
-    [
-        ([], "All-round"),
-        ([trait("category", "BABY FOODS"), trait("category", "Diapers")], "Baby foods · Diapers"),
-        ([trait("time", "6–12 h UTC"), trait("category", "Beer"), trait("category", "Wine")], "Beer · Wine"),
-        ([trait("action", "view"), trait("item", "Alien (1979)")], "Alien (1979) · view"),
-        ([trait("action", "view")], "view"),
-    ],
-)
-def test_labels_say_what_sets_apart(own: list[Trait], label: str) -> None:
-    assert labels_of([own]) == [label]
-
-
-def test_labels_differ_by_more_traits_and_then_by_number() -> None:
-    common = [trait("category", "Beer"), trait("category", "Wine")]
-    assert labels_of([[*common, trait("category", "Nuts")], [*common, trait("category", "Crisps")]]) == [
-        "Beer · Wine · Nuts",
-        "Beer · Wine · Crisps",
-    ]
-    assert labels_of([common, common, []]) == ["Beer · Wine (1)", "Beer · Wine (2)", "All-round"]
-
-
-def test_words_are_not_shouted() -> None:
-    assert in_words("FRZN  MEAT/MEAT DINNERS") == "Frzn meat/meat dinners"
-    assert in_words("Sci-Fi") == "Sci-Fi"
-    assert in_words("饮料") == "饮料"
+def profiles(clusters: NDArray[np.intp] = TWO, size: int = 50, secret_buyers: int = 0) -> list[SegmentProfile]:
+    ids = [4, 2][: int(clusters.max()) + 1]
+    events = log_of(clusters, secret_buyers)
+    return profiles_of(events, ITEMS, members_of(clusters), ids, True, Privacy(size, 5))
 
 
 def test_profiles_count_users_and_shares() -> None:
-    points = np.repeat(np.eye(3)[:2], [30, 10], axis=0)
-    members = Members(np.repeat([0, 1], [30, 10]), np.repeat([0.5, 0.25], [30, 10]), points)
-    first, second = profiles_of(members, [4, 2], [[], [trait("category", "Beer")]], seed=0)
-    assert (first.segment_id, first.user_count, first.share, first.label) == (4, 30, 0.75, "All-round")
-    assert (second.segment_id, second.mean_distance, second.label) == (2, 0.25, "Beer")
+    first, second = profiles()
+    assert (first.segment_id, first.user_count, first.share, first.label) == (4, 60, 0.2, "Drinks · buy")
+    assert (second.segment_id, second.mean_distance, second.label) == (2, 0.25, "Tools · view")
     assert first.silhouette == pytest.approx(1.0)
     assert first.history == ()
+
+
+def test_profiles_tell_what_users_do_and_when() -> None:
+    first, second = profiles()
+    assert first.activity is not None
+    assert (first.activity.mean_events, first.activity.mean_active_days) == (10, 10)
+    assert [(own.action, own.share) for own in first.actions] == [("buy", 0.9), ("view", 0.1)]
+    assert first.actions[0].lift == pytest.approx(0.9 / 0.26)
+    assert first.hours[8] == 1.0
+    assert sum(second.weekdays) == pytest.approx(1.0)
+    assert first.spend is not None
+    assert first.spend.mean_total == pytest.approx(18)
+    assert first.growth == pytest.approx(0)
+    assert first.description.startswith("20 % of users; 90 % of their events are Drinks, 3.5 times the share")
+
+
+@pytest.mark.parametrize(("buyers", "told"), [(4, False), (5, True)])
+def test_what_too_few_users_did_is_nowhere_in_a_profile(buyers: int, told: bool) -> None:
+    clusters = np.repeat([0, 1], [60, 3000])
+    first, second = (one.model_dump_json() for one in profiles(clusters, secret_buyers=buyers))
+    assert ("Secret" in first) == told
+    assert ("hoard" in first) == told
+    assert "ecret" not in second + (first if not told else "")
+
+
+def test_nothing_is_told_of_a_segment_that_is_too_small() -> None:
+    first, second = profiles(size=61)
+    assert first == SegmentProfile(
+        segment_id=4,
+        label="All-round",
+        user_count=0,
+        share=0,
+        mean_distance=0,
+        silhouette=0,
+        description="Fewer than 61 users; of so few nothing is told.",
+    )
+    assert second.user_count == 240
+    assert second.description.startswith("80 % of users")
+
+
+def test_a_log_of_too_few_users_tells_that_they_are_all_there_is() -> None:
+    [only] = profiles(np.zeros(49, np.intp))
+    assert (only.user_count, only.share, only.traits, only.activity) == (0, 1.0, (), None)
+    assert only.description == "Fewer than 50 users; of so few nothing is told."
+
+
+def test_exemplars_are_the_nearest_and_the_farthest() -> None:
+    clusters = np.repeat([0, 1], [25, 3])
+    distances = np.concatenate([np.linspace(0.1, 0.9, 25), [0.5, 0.4, 0.6]])
+    users = pl.Series([f"u{row:02}" for row in range(28)])
+    found = exemplars_of(Members(clusters, distances, np.zeros((28, 2))), [7, 3], users)
+    assert found.columns == ["segment_id", "kind", "rank", "user_id", "distance"]
+
+    def of(segment_id: int, kind: str) -> list[str]:
+        rows = found.filter(pl.col("segment_id") == segment_id, pl.col("kind") == kind).sort("rank")
+        return rows["user_id"].to_list()
+
+    assert of(7, "nearest") == [f"u{row:02}" for row in range(10)]
+    assert of(7, "farthest") == [f"u{row:02}" for row in range(24, 14, -1)]
+    assert of(3, "nearest") == ["u26", "u25", "u27"]
+    assert of(3, "farthest") == ["u27", "u25", "u26"]
+    assert found["rank"].min() == 1
 
 
 def test_one_cluster_has_no_silhouette() -> None:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from server.core.errors import DamagedRelease
-from server.core.release import read_release, record_of
-from tests.support.releases import encode_with_onnx, tiny_release
+from server.core.release import Confidence, read_release, record_of
+from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, encode_with_onnx, tiny_release
 
 
 @pytest.fixture(scope="module")
@@ -123,4 +123,41 @@ def test_arrays_that_need_pickle_are_refused(directory: Path) -> None:
     np.save(path, np.array([{"not": "numbers"}], dtype=object), allow_pickle=True)
     rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
     with pytest.raises(DamagedRelease, match="cannot be read"):
+        read_release(directory)
+
+
+def test_a_release_of_before_there_was_confidence_is_read(whole: Path) -> None:
+    """Its manifest has none of the later keys."""
+    release = read_release(whole)
+    assert release.manifest.confidence is None
+    assert release.manifest.min_segment_size == 0
+    assert release.migration is None
+
+
+def test_confidence_and_migration_are_read_back(tmp_path: Path) -> None:
+    release = read_release(tiny_release(tmp_path, confidence=CONFIDENCE, migration=MIGRATION_OF_FOUR))
+    assert release.manifest.confidence == CONFIDENCE
+    assert release.migration == MIGRATION_OF_FOUR
+
+
+def test_confidence_is_linear_between_its_knots_and_flat_outside() -> None:
+    curve = Confidence(margins=(0.2, 0.6), stays=(0.5, 0.9), min_confidence=0.5, min_history=3)
+    np.testing.assert_allclose(curve.at(np.array([0.0, 0.2, 0.4, 0.6, 1.0])), [0.5, 0.5, 0.7, 0.9, 0.9])
+
+
+@pytest.mark.parametrize(
+    ("margins", "stays", "message"),
+    [
+        ([0.0, 1.0], [0.5], "2 margins have 1 stays"),
+        ([0.5, 0.1], [0.5, 0.6], "margins must rise"),
+        ([0.0, 1.0], [0.6, 0.5], "stays must rise"),
+        ([0.0, 1.0], [0.6, 1.5], "stays must rise within 0 and 1"),
+    ],
+)
+def test_a_confidence_that_is_no_curve_is_refused(
+    directory: Path, margins: list[float], stays: list[float], message: str
+) -> None:
+    curve = {"margins": margins, "stays": stays, "min_confidence": 0.5, "min_history": 3}
+    rewrite_manifest(directory, lambda manifest: manifest.update(confidence=curve))
+    with pytest.raises(DamagedRelease, match=message):
         read_release(directory)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from training import segment_items as si
-from training.segment_items import Behaviour, Smoothing, behaviour_of, choose_smoothing, popularity, segment_items
+from training.segment_items import Behaviour, Smoothing, behaviour_of, choose_smoothing, popularity, segment_items, told
 from training.sequences import Log
 
 DAY_MS = 86_400_000
@@ -104,6 +104,62 @@ def test_lists_are_cut_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(si, "TOP_ITEMS", 2)
     log = behaviour([(0, 1, 1, 0), (0, 3, 1, 0)])
     assert items_of(segment_items(log, np.zeros(1, np.intp), [1], NO_FADING), 1) == [1, 3]
+
+
+def shared_log(buyers: int) -> tuple[Behaviour, NDArray[np.intp]]:
+    """Ten users of each of two clusters buy item 1; so many of the first buy item 2, thrice each."""
+    events = [(user, item, 1, 0) for user in range(20) for item in [1] + [2] * 3 * (user < buyers)]
+    return behaviour(events), np.repeat([0, 1], 10)
+
+
+@pytest.mark.parametrize(("buyers", "told"), [(4, False), (5, True)])
+def test_an_item_of_too_few_users_stands_as_if_nobody_did_it(buyers: int, told: bool) -> None:
+    log, clusters = shared_log(buyers)
+    smoothing = Smoothing(1e9, 1.0)
+    found = segment_items(log, clusters, [1, 2], smoothing, min_users=5)
+    lifts = {(row["segment_id"], row["item_index"]): row["lift"] for row in found.iter_rows(named=True)}
+    assert (items_of(found, 1)[0] == 2) == told
+    assert (lifts[1, 2] > 1) == told
+    if not told:
+        assert lifts[1, 2] == lifts[1, 3] == lifts[2, 2]
+
+
+def test_users_of_other_segments_and_those_who_returned_it_do_not_help() -> None:
+    events = [(user, 1, 1, 0) for user in range(20)] + [(user, 2, 1, 0) for user in (0, 1, 2, 3, 10, 11)]
+    events += [(user, 2, 2, 0) for user in (5, 6)]
+    found = segment_items(behaviour(sorted(events)), np.repeat([0, 1], 10), [1, 2], Smoothing(1e9, 1.0), min_users=5)
+    assert (found.filter(pl.col("item_index") == 2)["lift"] < 1).all()
+
+
+def test_a_segment_that_is_too_small_gets_what_is_popular() -> None:
+    log, clusters = shared_log(8)
+    found = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=1, min_size=11)
+    assert found["lift"].to_list() == pytest.approx([1.0] * 6)
+    assert items_of(found, 1) == items_of(found, 2)
+
+
+def test_what_is_told_leaves_out_users_without_a_cluster() -> None:
+    log, clusters = shared_log(8)
+    clusters[:4] = -1
+    kept = told(log, clusters, 5)
+    assert set(kept.user_row.tolist()) == set(range(4, 20))
+    assert set(kept.item_row.tolist()) == {0}
+
+
+def test_a_list_is_full_where_few_items_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(si, "TOP_ITEMS", 3)
+    log, clusters = shared_log(1)
+    found = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=5)
+    assert found.group_by("segment_id").len()["len"].to_list() == [3, 3]
+
+
+def test_the_prior_is_chosen_by_what_may_be_told() -> None:
+    """Counts of twenty users who went on to the other item speak for a large prior, unless they are not told."""
+    events = [(user, user % 2 + 1, 1, 0) for user in range(40) for _ in range(5)]
+    clusters, users = np.arange(40) % 2, np.arange(40)
+    targets = users, 1 - users % 2
+    assert choose_smoothing(behaviour(events), clusters, 2, targets, [30.0], 20).prior == max(si.PRIORS)
+    assert choose_smoothing(behaviour(events), clusters, 2, targets, [30.0], 21).prior < max(si.PRIORS)
 
 
 def test_an_empty_cluster_gets_what_is_popular() -> None:

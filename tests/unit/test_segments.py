@@ -1,7 +1,7 @@
 import numpy as np
 from sklearn.metrics import pairwise_distances
 
-from server.core.segments import nearest, normalised
+from server.core.segments import Nearest, margin, nearest, normalised
 
 
 def test_the_nearest_and_the_runner_up_are_found() -> None:
@@ -34,3 +34,20 @@ def test_one_segment_is_its_own_runner_up() -> None:
 def test_a_zero_embedding_has_a_finite_distance() -> None:
     found = nearest(np.zeros((1, 2), np.float32), np.eye(2, dtype=np.float32))
     assert found.first_distance.tolist() == [1.0]
+
+
+def test_the_margin_is_0_in_the_middle_and_1_on_a_centroid() -> None:
+    centroids = np.eye(2, dtype=np.float32)
+    points = np.array([[1.0, 1.0], [1.0, 0.0], [4.0, 3.0]], np.float32)
+    found = margin(nearest(points, centroids))
+    near, far = np.hypot(0.2, 0.6), np.hypot(0.8, 0.4)
+    np.testing.assert_allclose(found, [0.0, 1.0, (far - near) / (far + near)], atol=1e-6)
+
+
+def test_one_segment_is_clear_to_everyone() -> None:
+    assert margin(nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))).tolist() == [1.0, 1.0]
+
+
+def test_a_point_on_two_centroids_at_once_is_clear_of_neither() -> None:
+    zero = np.zeros(1)
+    assert margin(Nearest(np.array([0]), zero, np.array([1]), zero)).tolist() == [0.0]
