@@ -186,6 +186,11 @@ class Steadiness:
     stability: float
     halves: float
 
+    def figures(self) -> dict[str, float]:
+        """By name, those that are known."""
+        found = {"stability": self.stability, "halves_agree": self.halves}
+        return {name: value for name, value in found.items() if not np.isnan(value)}
+
     def notes(self) -> list[str]:
         """What people should know of it, in sentences; none where segments are steady."""
         notes = []

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
@@ -258,6 +258,17 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
         found.write(stage.directory)
         stage.figures |= {"k": found.chosen, "users": found.users, "asked": found.asked}
     return found
+
+
+def asked_k(
+    run: Run, asked: int | Literal["auto"], scene: Scene, fitter: Fitter, progress: Progress = no_progress
+) -> tuple[int, list[str]]:
+    """The k that is asked for; for auto that of a sweep, which is written into the run's `segment/`, and why."""
+    if asked != "auto":
+        return asked, []
+    found = sweep(scene, Limits.of(run.config().segment), fitter, of=exported_at(run), progress=progress)
+    found.write(run.path / "segment")
+    return found.chosen, [found.reason]
 
 
 def exported_at(run: Run) -> str:

@@ -32,7 +32,7 @@ from training.embed import embed
 from training.hybrid import Choice, Mixer
 from training.k_measures import Fitter, steadiness
 from training.k_scene import Views
-from training.k_sweep import Limits, exported_at, sweep
+from training.k_sweep import asked_k
 from training.kmeans import choose_engine, on_one_machine
 from training.kmeans_settings import KMeansSettings
 from training.matching import Matching, fresh_ids, match_segments
@@ -87,14 +87,10 @@ def segment(
         previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
         views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
         scene = views.scene(log, embeddings, len(item_embeddings))
-        fitter, notes = Fitter(on_one_machine(engine), settings.seed), []
-        wanted = k or settings.k
-        if wanted == "auto":
-            step("choosing k")
-            swept = sweep(scene, Limits.of(settings), fitter, of=exported_at(run), progress=progress)
-            swept.write(stage.directory)
-            wanted, notes = swept.chosen, [swept.reason]
-        wanted, more = bounded(wanted, len(log.users), settings.min_segment_size)
+        fitter = Fitter(on_one_machine(engine), settings.seed)
+        step("choosing k")
+        asked, notes = asked_k(run, k or settings.k, scene, fitter, progress)
+        wanted, more = bounded(asked, len(log.users), settings.min_segment_size)
         notes += more
         step("clustering")
         parts = segment_part(embeddings, item_embeddings.shape[1])
@@ -140,7 +136,7 @@ def segment(
         write_confidence(stage.directory, doubts.calibration)
         segmentation.write(stage.directory)
         stage.figures |= choice.figures | {"k": count, "hybrid_weight": choice.weight}
-        stage.figures |= {"stability": steady.stability, "halves_agree": steady.halves}
+        stage.figures |= steady.figures()
         stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
         stage.figures |= {name: value for name, value in doubts.figures.items() if value is not None}
     return segmentation
