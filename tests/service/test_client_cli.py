@@ -174,6 +174,8 @@ def test_a_stream_tells_how_sure_each_segment_is(fake: FakeSegrec, suffix: str, 
     rows = read(f"out{suffix}")
     assert [row["state"] for row in rows] == ["assigned", "no_confident_segment", "no_history"]
     assert [float(row["confidence"] or 0) for row in rows] == [0.875, 0.25, 0.0]
+    if suffix != ".csv":
+        assert [type(row["confidence"]) for row in rows] == [float, float, type(None)]
     assert [str(row["short_history"]).lower() for row in rows] == ["false", "true", "false"]
 
 
