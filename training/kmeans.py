@@ -21,7 +21,7 @@ from training.kmeans_settings import Found, KMeansSettings
 
 Engine = Literal["sklearn", "dask", "cuml", "cuml_dask"]
 
-_CHUNK_BYTES = 64 << 20
+_CHUNK_BYTES = 8 << 20
 _DEFAULTS = KMeansSettings()
 
 _Fit = Callable[[NDArray[np.float32], int, KMeansSettings, NDArray[np.float32] | None], Found]

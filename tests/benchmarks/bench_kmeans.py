@@ -13,7 +13,6 @@ scikit-learn, ours and Dask stop by tolerance; faiss knows none and makes `--fai
 import argparse
 import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,6 @@ import psutil
 from numpy.typing import NDArray
 
 from server.core.segments import normalised
-from tests.benchmarks.common import show
 from training.kmeans import assign, fit_files, fit_kmeans
 from training.kmeans_settings import KMeansSettings
 
@@ -60,6 +58,8 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Run each engine in a process of its own, and print what came out."""
+    from tests.benchmarks.common import show  # not above: torch would weigh on each engine, and on Dask's workers
+
     with tempfile.TemporaryDirectory() as name:
         options.directory = Path(name)
         # Elsewhere, so that this process is small.
@@ -196,12 +196,7 @@ def with_faiss(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floa
 
 def _figures(start: float, iterations: int, started: float = 0.0) -> dict[str, Any]:
     seconds = time.perf_counter() - start
-    return {
-        "seconds": round(seconds, 2),
-        "start_seconds": round(started, 2),
-        "iterations": iterations,
-        "threads": os.environ.get("OMP_NUM_THREADS", "all"),
-    }
+    return {"seconds": round(seconds, 2), "start_seconds": round(started, 2), "iterations": iterations}
 
 
 _With = Callable[[Path, argparse.Namespace], tuple[NDArray[np.floating], dict[str, Any]]]

@@ -107,9 +107,11 @@ def test_files_of_both_kinds_are_one_set_of_points(dask_client: Any, tmp_path: P
 
 
 def test_labels_of_files_are_numbered_without_the_empty(dask_client: Any, tmp_path: Path) -> None:
-    result = fit_files([saved(tmp_path, np.repeat(np.eye(4)[:2], 10, axis=0))], 3)
-    assert result.centroids.shape == (2, 4)
-    assert set(result.labels.tolist()) == {0, 1}
+    path = saved(tmp_path, np.repeat(np.eye(4)[:2], 10, axis=0))
+    start = np.array([[9, 9, 9, 9], [1, 0, 0, 0], [0, 1, 0, 0]])
+    result = fit_files([path], 3, settings=WARM, previous=start)
+    np.testing.assert_array_equal(result.centroids, np.eye(4)[:2])
+    np.testing.assert_array_equal(result.labels, np.repeat([0, 1], 10))
 
 
 def test_a_part_is_all_that_is_read_at_a_time(
@@ -158,6 +160,12 @@ def test_missing_centroids_are_added_and_the_others_stay(dask_client: Any, tmp_p
     start = scalable_plus_plus(data, chosen, 4, KMeansSettings(), 0)
     assert start.shape == (7, 6)
     np.testing.assert_allclose(start[:3], chosen)
+
+
+def test_rows_are_those_at_their_places(dask_client: Any, tmp_path: Path) -> None:
+    points, places = cloud(), np.array([0, 249, 250, 251, 599])
+    data = over(dask_client, saved(tmp_path, points))
+    np.testing.assert_allclose(data.rows(places) + data.moments.mean, points[places], atol=1e-7)
 
 
 def test_random_starts_are_different_points(dask_client: Any, tmp_path: Path) -> None:
