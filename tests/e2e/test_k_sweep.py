@@ -111,8 +111,6 @@ def test_a_wrong_k_is_refused_in_a_sentence(tmp_path: Path) -> None:
 
 def test_run_with_auto_goes_from_log_to_release(tmp_path: Path) -> None:
     place = place_in(tmp_path)
-    with place.config.open("a") as file:
-        file.write("min_segment_size = 10\n")
     result = place.run("--run", "mine", "--k", "auto")
     assert result.exit_code == 0, result.output
     run = Run.open(place.runs, "mine")
