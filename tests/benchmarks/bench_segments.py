@@ -96,16 +96,18 @@ def compared(data: str, figures: dict[str, Any]) -> list[tuple[str, ...]]:
         for name, floor, value in (
             (f"half-ARI, k {k}", FLOORS[data][f"halves, k {k}"], quality["halves"]),
             (f"seed-ARI, k {k}", math.nan, quality["seeds"]),
-            (f"HR@10 (everyone's {figures['global_hr']:.4f}), k {k}", hits, quality["hr"]),
+            (f"HR@10, k {k}", hits, quality["hr"]),
         ):
             above = "" if math.isnan(floor) else "yes" if value >= floor else "NO"
             rows.append((data, name, "" if math.isnan(floor) else f"{floor:.4f}", f"{value:.4f}", above))
     swept = KSweep.model_validate(figures["sweep"])
+    found = {"HR@10 of everyone's items": figures["global_hr"]}
     for row in swept.rows:
         if row.k == swept.chosen:
-            told = f"{swept.chosen}: stability {row.stability:.3f}, halves {row.halves:.3f}, lift {row.lift:.2f}"
-            rows.append((data, "k auto", "", told, ""))
-    rows.append((data, "doubt told", "", "; ".join(note.split(":")[0] for note in figures["notes"]) or "none", ""))
+            found |= {"its stability": row.stability, "its halves": row.halves, "its lift": row.lift}
+    rows.append((data, "k auto", "", str(swept.chosen), ""))
+    rows += [(data, name, "", f"{value:.4f}", "") for name, value in found.items()]
+    rows.append((data, "doubt is told", "", "yes" if figures["notes"] else "no", ""))
     return rows
 
 

@@ -85,15 +85,14 @@ def test_ranks_are_those_of_ranking_each_user_by_itself(leave_out_seen: bool) ->
 
 
 def test_a_sampled_silhouette_is_within_its_error_of_the_exact_one() -> None:
+    """At the planted number, and beyond it, where a sample without correction is two standard errors too low."""
     points = blobs(6, each=400, spread=0.35)
-    clusters = place(points, Fitter().fit(points, 6).centroids)
-    exact = silhouette_score(points, clusters.clusters)
-    within = []
-    for seed in range(20):
-        shape = Shapes(points, Fitter(seed=seed), sample=300).of(clusters)
-        assert 0 < shape.silhouette_error < 0.02
-        within.append(abs(shape.silhouette - exact) <= 2 * shape.silhouette_error)
-    assert np.mean(within) >= 0.8
+    for k in (6, 15):
+        clusters = place(points, Fitter().fit(points, k).centroids)
+        exact = silhouette_score(points, clusters.clusters)
+        shapes = [Shapes(points, Fitter(seed=seed), sample=400).of(clusters) for seed in range(20)]
+        assert all(0 < shape.silhouette_error < 0.02 for shape in shapes)
+        assert np.mean([abs(shape.silhouette - exact) <= 2 * shape.silhouette_error for shape in shapes]) >= 0.85
     everyone = Shapes(points, Fitter(), sample=len(points)).of(clusters)
     assert everyone.silhouette == pytest.approx(exact, abs=1e-4)
     assert everyone.silhouette_error == 0
