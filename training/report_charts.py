@@ -1,6 +1,6 @@
 """The plots of a report, drawn by Vega-Altair, each for a wide page and for a phone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import altair as alt
 import numpy as np
@@ -10,6 +10,7 @@ from server.core.profiles import SegmentProfile
 from training.report_content import Card, Quality
 from training.report_style import (
     ACCENT,
+    GUTTER,
     INK,
     QUIET,
     Chart,
@@ -23,6 +24,9 @@ from training.report_style import (
 )
 from training.report_sweep import Measure, Sweep
 from training.report_words import percent
+
+_SHORT = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, ',.4~r')"
+"""Labels of an axis whatever its figures are."""
 
 _CURVES = {"loss": ("Training loss", "smaller is better"), "ndcg@10": ("NDCG@10 on validation", "larger is better")}
 
@@ -57,19 +61,10 @@ def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page)
 def k_sweep(sweep: Sweep, page: Page) -> Chart:
     """A panel for each figure over k, with the chosen k marked."""
     columns = 3 if page.is_wide else 1
-    panels = [_panel(sweep, measure, page.panels(columns)) for measure in sweep.measures()]
-    return beside(panels, columns)
-
-
-def _panel(sweep: Sweep, measure: Measure, width: int) -> Chart:
-    told = [(k, row) for k, row in sweep.rows if measure.key in row]
-    values = np.array([row[measure.key] for _, row in told])
-    errors = np.array([sweep.error(row, measure) for _, row in told])
-    columns = {"k": [k for k, _ in told], "value": values, "low": values - errors, "high": values + errors}
-    frame = pl.DataFrame(columns).with_columns((pl.col("k") == sweep.chosen).alias("chosen"))
-    axis = alt.Axis(title=None, tickCount=4, format="~s" if values.max() >= 1000 else "~r")
+    rows = [row for measure in sweep.measures() for row in _points(sweep, measure)]
+    axis = alt.Axis(title=None, tickCount=4, labelExpr=_SHORT)
     up = alt.Y("value:Q", axis=axis, scale=values_scale(8))
-    base = alt.Chart(frame).encode(x=alt.X("k:Q", axis=whole_axis("k"), scale=values_scale(10)))
+    base = alt.Chart().encode(x=alt.X("k:Q", axis=whole_axis("k"), scale=values_scale(10)))
     chosen = base.transform_filter("datum.chosen")
     layers = [
         chosen.mark_rule(color=QUIET, strokeDash=[4, 3]),
@@ -78,8 +73,30 @@ def _panel(sweep: Sweep, measure: Measure, width: int) -> Chart:
         base.mark_point(color=ACCENT, filled=True, size=36, opacity=1).encode(y=up),
         chosen.mark_point(color=INK, size=150, strokeWidth=2).encode(y=up),
     ]
-    title = alt.Title(measure.title, subtitle=measure.better)
-    return alt.layer(*layers).properties(width=width, height=130, title=title)
+    header = alt.Header(title=None, labelExpr="split(datum.label, '|')", labelAnchor="start", labelFontSize=13)
+    panels = alt.layer(*layers).properties(width=page.panels(columns), height=130)
+    order = list(dict.fromkeys(row["measure"] for row in rows))
+    facet = alt.Facet("measure:N", sort=order, header=header)
+    faceted: Chart = (
+        panels.facet(facet=facet, data=pl.DataFrame(rows), columns=columns)
+        .resolve_scale(y="independent")
+        .resolve_axis(x="independent")
+        .properties(bounds="flush", spacing={"row": 96, "column": GUTTER})
+    )
+    return faceted
+
+
+def _points(sweep: Sweep, measure: Measure) -> Iterator[dict[str, object]]:
+    for k, row in sweep.rows:
+        if measure.key in row:
+            value, error = row[measure.key], sweep.error(row, measure)
+            bounds = {"low": value - error, "high": value + error}
+            yield {
+                "measure": f"{measure.title}|{measure.better}",
+                "k": k,
+                "value": value,
+                "chosen": k == sweep.chosen,
+            } | bounds
 
 
 def quality(found: Quality, page: Page) -> Chart:

@@ -179,6 +179,14 @@ def test_the_sweep_is_read_with_what_it_has(own: Run) -> None:
     assert "earlier encoder" in content_of(own).absent["sweep"]
 
 
+def test_why_k_was_chosen_stands_where_k_is_told_and_nowhere_else(own: Run) -> None:
+    fill(own, "Take care.", "Because four fit.")
+    write_sweep(own, chosen=4, reason="Because four fit.")
+    text = page(own)
+    assert text.count("Because four fit.") == 1
+    assert text.count("Take care.") == 1
+
+
 def test_the_release_before_lends_its_names(own: Run) -> None:
     repository = own.path.parents[1] / "repository"
     publish(own, repository)
@@ -306,7 +314,8 @@ def test_the_page_goes_where_it_is_wanted_and_spares_what_is_there(run: Run, tmp
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
     for name in ("sizes", "map"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
-    assert run.figures("report") == {"segments": GROUPS, "pictures": 2}
+    pictures = len(list(tmp_path.glob("*.png"))) - 1
+    assert run.figures("report") == {"segments": GROUPS, "pictures": pictures}
 
 
 def test_each_segment_has_its_number_in_its_middle(run: Run) -> None:
