@@ -75,7 +75,7 @@ def k_sweep(sweep: Sweep, page: Page) -> Chart:
     ]
     header = alt.Header(title=None, labelExpr="split(datum.label, '|')", labelAnchor="start", labelFontSize=13)
     panels = alt.layer(*layers).properties(width=page.panels(columns), height=130)
-    order = list(dict.fromkeys(row["measure"] for row in rows))
+    order = list(dict.fromkeys(str(row["measure"]) for row in rows))
     facet = alt.Facet("measure:N", sort=order, header=header)
     faceted: Chart = (
         panels.facet(facet=facet, data=pl.DataFrame(rows), columns=columns)
