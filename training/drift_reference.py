@@ -25,9 +25,9 @@ DIRECTIONS = 64
 
 _VARIANCE_KEPT = 0.99
 _USERS_PER_DIRECTION = 10
-_STEP = 1e-4
-"""Distances are rounded to this before they are counted, and bins end between two rounded distances. Many users can
-have the same short history, and the encoder's last digits must not spread them over two bins."""
+_BEYOND = 5e-5
+"""A bin ends so far beyond a user's distance. Many users can have the same short history, and the encoder's last digits
+must not spread them over two bins."""
 
 _DIGITS = 7
 _ROWS_AT_ONCE = 65_536
@@ -58,7 +58,7 @@ class DriftReference(BaseModel):
 
     def bins(self, distances: NDArray[np.floating]) -> NDArray[np.int64]:
         """How many of these distances (U,) lie in each bin, (B,)."""
-        places = np.searchsorted(np.array(self.distance_edges), _rounded(distances))
+        places = np.searchsorted(np.array(self.distance_edges), distances)
         return np.bincount(places, minlength=len(self.distance_users))
 
 
@@ -94,7 +94,7 @@ def reference_of(
     """The reference of users whose embeddings, of length 1, are `points` (U, E); the rest is (U,)."""
     edges = _edges(distances, least_users)
     center, directions, variances = _directions(points)
-    counts = np.bincount(np.searchsorted(edges, _rounded(distances)), minlength=len(edges) + 1)
+    counts = np.bincount(np.searchsorted(edges, distances), minlength=len(edges) + 1)
     return DriftReference(
         user_count=len(points),
         mean_events=float(event_counts.mean()),
@@ -126,23 +126,18 @@ def _is_calibrated(assigned: pl.DataFrame) -> bool:
     return "confidence" in assigned.columns and assigned["confidence"].null_count() == 0
 
 
-def _rounded(distances: NDArray[np.floating]) -> NDArray[np.float64]:
-    steps: NDArray[np.float64] = np.rint(distances.astype(np.float64) / _STEP) * _STEP
-    return steps
-
-
 def _edges(distances: NDArray[np.floating], least_users: int) -> NDArray[np.float64]:
     """Edges between bins of about as many distances each, `DISTANCE_BINS` at most.
 
     Bins hold `least_users` or more, so that there are fewer where users are few or many distances equal.
     """
-    steps = np.sort(_rounded(distances))
+    rising = np.sort(distances.astype(np.float64))
     shares = np.arange(1, DISTANCE_BINS) / DISTANCE_BINS
     kept: list[float] = []
     below = 0
-    for edge in np.unique(np.quantile(steps, shares, method="inverted_cdf")) + _STEP / 2:
-        through = int(np.searchsorted(steps, edge))
-        if through - below >= least_users and len(steps) - through >= least_users:
+    for edge in np.quantile(rising, shares, method="inverted_cdf") + _BEYOND:
+        through = int(np.searchsorted(rising, edge))
+        if through - below >= least_users and len(rising) - through >= least_users:
             kept.append(float(edge))
             below = through
     return np.array(kept)

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from polars.testing import assert_frame_equal
 from segrec import SegrecClient
+from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
 
 from server.core.repository import MODEL_NAME
 from tests.support.segments import Place, released
@@ -46,7 +48,7 @@ def refused(place: Place, tmp_path: Path, *more: object, out: str = "x.parquet")
 
 
 def test_members_are_those_whom_the_server_puts_in_the_segment(start_server: StartServer, place: Place) -> None:
-    """Of the run and of the raw log: ids are the same for all users, distances within 1e-4."""
+    """Of the run and of the raw log: the same ids for all users, distances and confidence within 1e-4."""
     server = start_server("--bootstrap-events", str(place.runs / "one" / "prepare" / "events.parquet"))
     server.wait_until_said("serving", START_SECONDS)
     everyone = [f"u{number:05}" for number in range(300)]
@@ -57,15 +59,24 @@ def test_members_are_those_whom_the_server_puts_in_the_segment(start_server: Sta
             "user_id": everyone,
             "segment_id": [answer.segment_id for answer in answers],
             "online": [answer.distance for answer in answers],
-        }
+            "runner_up_segment_id": [answer.runner_up_segment_id for answer in answers],
+            "confidence": [answer.confidence if answer.HasField("confidence") else None for answer in answers],
+            "confident": [answer.state == SEGMENT_STATE_ASSIGNED for answer in answers],
+            "short_history": [answer.short_history for answer in answers],
+        },
+        schema_overrides={"confidence": pl.Float32},
     )
     for source in ((), ("--events", place.events)):
         for segment_id in online["segment_id"].unique().sort():
             found = members(place, place.path / "members.parquet", "--segment", segment_id, "--release", 1, *source)
             expected = online.filter(pl.col("segment_id") == segment_id)
-            both = found.join(expected, on=["user_id", "segment_id"])
-            assert found["user_id"].sort().to_list() == expected["user_id"].to_list()
-            np.testing.assert_allclose(both["distance"].to_numpy(), both["online"].to_numpy(), atol=1e-4)
+            assert_frame_equal(
+                found.sort("user_id"),
+                expected.rename({"online": "distance"}).select(found.columns),
+                check_dtypes=False,
+                abs_tol=1e-4,
+                rel_tol=0,
+            )
 
 
 def test_without_a_segment_all_users_are_written(shared: Place, tmp_path: Path) -> None:

@@ -176,6 +176,15 @@ def test_equal_distances_share_a_bin_whatever_their_last_digits() -> None:
     assert reference.bins(noisy).tolist() == [400, 420, 180]
 
 
+def test_no_bin_holds_few_users() -> None:
+    """A third of the users are at one distance, so that a tenth of all ends just behind them."""
+    rng = np.random.default_rng(0)
+    distances = np.concatenate([np.full(380, 0.3), 0.3 + rng.random(620)])
+    reference = reference_of(normalised(rng.normal(size=(1000, 4))), distances, np.ones(1000, np.int64), None, 90)
+    assert min(reference.distance_users) >= 90
+    assert sum(reference.distance_users) == 1000
+
+
 def test_users_who_are_all_alike_have_no_directions() -> None:
     points = np.tile([1.0, 0.0], (100, 1))
     reference = reference_of(points, np.zeros(100), np.ones(100, np.int64), None, 50)
