@@ -56,6 +56,13 @@ def test_noise_in_personal_scores_gets_no_weight() -> None:
     assert figures["segment_ndcg@10"] > figures["personal_ndcg@10"]
 
 
+def test_segments_that_may_tell_of_no_item_are_worth_as_much_as_popularity() -> None:
+    log, preprocessing = grouped_log()
+    silent = Mixer(log, preprocessing, noise(), group_of, k=2, engine="sklearn", seed=0, min_item_users=USERS)
+    figures = silent.choose().figures
+    assert figures["segment_ndcg@10"] == pytest.approx(figures["popular_ndcg@10"])
+
+
 def test_figures_are_those_of_four_ways_within_bounds() -> None:
     figures = mixer(*grouped_log(), noise()).choose().figures
     ways = ("popular", "segment", "personal", "hybrid")
