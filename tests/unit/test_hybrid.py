@@ -1,5 +1,7 @@
 """The mix of personal scores and segment items: chosen on validation, measured as the server ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -57,9 +59,7 @@ def test_noise_in_personal_scores_gets_no_weight() -> None:
 
 
 def test_segments_that_may_tell_of_no_item_are_worth_as_much_as_popularity() -> None:
-    log, preprocessing = grouped_log()
-    silent = Mixer(log, preprocessing, noise(), group_of, k=2, engine="sklearn", seed=0, min_item_users=USERS)
-    figures = silent.choose().figures
+    figures = replace(mixer(*grouped_log(), noise()), min_item_users=USERS).choose().figures
     assert figures["segment_ndcg@10"] == pytest.approx(figures["popular_ndcg@10"])
 
 
