@@ -1,5 +1,7 @@
 """The mix of personal scores and segment items: chosen on validation, measured as the server ranks."""
 
+from dataclasses import replace
+
 import numpy as np
 import polars as pl
 import pytest
@@ -55,6 +57,11 @@ def test_noise_in_personal_scores_gets_no_weight() -> None:
     assert figures["hybrid_ndcg@10"] == figures["segment_ndcg@10"]
     assert figures["segment_ndcg@10"] > figures["popular_ndcg@10"]
     assert figures["segment_ndcg@10"] > figures["personal_ndcg@10"]
+
+
+def test_segments_that_may_tell_of_no_item_are_worth_as_much_as_popularity() -> None:
+    figures = replace(mixer(*grouped_log(), noise()), min_item_users=USERS).choose().figures
+    assert figures["segment_ndcg@10"] == pytest.approx(figures["popular_ndcg@10"])
 
 
 def test_figures_are_those_of_four_ways_within_bounds() -> None:

@@ -125,7 +125,9 @@ def test_an_item_of_too_few_users_stands_as_if_nobody_did_it(buyers: int, told: 
 
 
 def test_users_of_other_segments_and_those_who_returned_it_do_not_help() -> None:
-    events = [(user, 1, 1, 0) for user in range(20)] + [(user, 2, 1, 0) for user in (0, 1, 2, 3, 10, 11)]
+    events = [(user, 1, 1, 0) for user in range(20)] + [
+        (user, 2, 1, 0) for user in (0, 1, 2, 3, 10, 11) for _ in range(3 if user < 4 else 1)
+    ]
     events += [(user, 2, 2, 0) for user in (5, 6)]
     found = segment_items(behaviour(sorted(events)), np.repeat([0, 1], 10), [1, 2], Smoothing(1e9, 1.0), min_users=5)
     assert (found.filter(pl.col("item_index") == 2)["lift"] < 1).all()
