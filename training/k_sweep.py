@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from rich.table import Table
 
 from server.core.preprocessing import Preprocessing
@@ -49,11 +49,7 @@ def _to_nan(value: object) -> object:
     return math.nan if value is None else value
 
 
-def _to_null(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-Figure = Annotated[float, BeforeValidator(_to_nan), PlainSerializer(_to_null, return_type=float | None)]
+Figure = Annotated[float, BeforeValidator(_to_nan)]
 """A float that may be NaN, for what cannot be told; null in JSON."""
 
 
@@ -148,8 +144,8 @@ def choose(rows: Sequence[KRow]) -> tuple[int, str]:
         return best.k, (
             f"{_segments(best.k)}, since their popular items foretell a user's next item {best.lift:.2f} "
             f"(± {best.lift_error:.2f}) times as often as those of everyone, and fits on resampled users agree by "
-            f"{best.stability:.2f} (adjusted Rand): the gain times the agreement, {max(gains):.2f}, is the largest "
-            f"{_among(rows)}."
+            f"{best.stability:.2f} (adjusted Rand): the gain times the agreement, {np.nanmax(gains):.2f}, is the "
+            f"largest {_among(rows)}."
         )
     forms = [np.nan_to_num(row.stability * row.silhouette, nan=-np.inf) for row in rows]
     best = rows[int(np.argmax(forms))]
