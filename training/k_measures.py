@@ -75,9 +75,9 @@ class Shape:
     """How tight clusters are and how far apart, in the words of scikit-learn; NaN where there are too few of them.
 
     `inertia` is of all points; `silhouette` (-1 to 1, larger is better; Rousseeuw 1987) is of a sample, and
-    `silhouette_error` its standard error, 0 where the sample is everybody. A sample finds other clusters too near, since
-    those whom its users are compared with are drawn too: a jackknife over parts of it takes that bias away and tells
-    the error (Quenouille 1956, Tukey 1958).
+    `silhouette_error` its standard error, 0 where the sample is everybody. A sample finds other clusters too near,
+    since those whom its users are compared with are drawn too: a jackknife over parts of it takes that bias away and
+    tells the error (Quenouille 1956, Tukey 1958).
     """
 
     inertia: float

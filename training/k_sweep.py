@@ -144,8 +144,8 @@ def choose(rows: Sequence[KRow]) -> tuple[int, str]:
         return best.k, (
             f"{_segments(best.k)}, since their popular items foretell a user's next item {best.lift:.2f} "
             f"(± {best.lift_error:.2f}) times as often as those of everyone, and fits on resampled users agree by "
-            f"{best.stability:.2f} (adjusted Rand): the gain times the agreement, {np.nanmax(gains):.2f}, is the largest "
-            f"{_among(rows)}."
+            f"{best.stability:.2f} (adjusted Rand): the gain times the agreement, {np.nanmax(gains):.2f}, is the "
+            f"largest {_among(rows)}."
         )
     forms = [np.nan_to_num(row.stability * row.silhouette, nan=-np.inf) for row in rows]
     best = rows[int(np.argmax(forms))]
