@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import polars as pl
@@ -15,24 +16,51 @@ from training.errors import LogError
 class Part:
     """The rows from `start` to `stop` - 1 of the points (N, D) in a file.
 
-    The file is a `.npy`, or a Parquet file: either a number a column, or one column of arrays of D numbers.
+    The file is a `.npy`, or a Parquet file: either a number a column, or one column of arrays of D numbers. `array`
+    says where a `.npy` has its numbers.
     """
 
     path: Path
     start: int
     stop: int
+    array: "Array | None" = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
     def read(self) -> NDArray[np.float32]:
         """The points (n, D); those of a `.npy` of float32 are mapped, and read where they are used."""
-        if self.path.suffix == ".npy":
-            mapped = np.load(self.path, mmap_mode="r", allow_pickle=False)
-            return np.ascontiguousarray(mapped[self.start : self.stop], np.float32)
+        if self.array:
+            return np.ascontiguousarray(self.array.mapped(self.path)[self.start : self.stop], np.float32)
         table = pl.scan_parquet(self.path).slice(self.start, len(self)).collect()
         points = table.to_series().to_numpy() if table.width == 1 else table.to_numpy()
         return np.ascontiguousarray(points.reshape(len(self), -1), np.float32)
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """What the header of a `.npy` file says.
+
+    Workers are told, and do not read it: NumPy does so by `ast.literal_eval`, which in Python 3.11 fails now and then
+    when several threads of a process are at it.
+    """
+
+    offset: int
+    dtype: str
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+
+    @classmethod
+    def of(cls, path: Path) -> "Array":
+        """Read the header. Raises ValueError for arrays of anything but numbers."""
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not np.issubdtype(mapped.dtype, np.number):
+            raise ValueError(f"its entries are {mapped.dtype}, not numbers")
+        return cls(mapped.offset, mapped.dtype.str, mapped.shape, "F" if mapped.flags.fnc else "C")
+
+    def mapped(self, path: Path) -> NDArray[np.number]:
+        """The whole array, none of it read."""
+        return np.memmap(path, self.dtype, "r", self.offset, self.shape, self.order)
 
 
 def shape_of(paths: Sequence[Path]) -> tuple[int, int]:
@@ -40,31 +68,32 @@ def shape_of(paths: Sequence[Path]) -> tuple[int, int]:
 
     Raises LogError for files that hold no points, or whose points have several dimensions.
     """
-    shapes = [_shape(path) for path in paths]
-    if len({dimension for _, dimension in shapes}) > 1:
-        told = ", ".join(f"{path.name} has {dimension}" for path, (_, dimension) in zip(paths, shapes, strict=True))
-        raise LogError(f"All points need the same number of dimensions, and {told}.")
-    rows = sum(rows for rows, _ in shapes)
-    if not rows:
+    shapes = [(path, rows, dimension) for path in paths for rows, dimension, _ in [_opened(path)] if rows]
+    if not shapes:
         raise LogError(f"There are no points in {', '.join(path.name for path in paths) or 'no files'}.")
-    return rows, shapes[0][1]
+    dimensions = {dimension for _, _, dimension in shapes}
+    if len(dimensions) > 1:
+        told = ", ".join(f"{path.name} has {dimension}" for path, _, dimension in shapes)
+        raise LogError(f"All points need the same number of dimensions, and {told}.")
+    return sum(rows for _, rows, _ in shapes), dimensions.pop()
 
 
 def parts_of(paths: Sequence[Path], rows_at_once: int) -> tuple[Part, ...]:
     """All rows of the files in order, in parts of `rows_at_once` at most."""
     return tuple(
-        Part(path, start, min(start + rows_at_once, rows))
+        Part(path, start, min(start + rows_at_once, rows), array)
         for path in paths
-        for rows in [_shape(path)[0]]
+        for rows, _, array in [_opened(path)]
         for start in range(0, rows, rows_at_once)
     )
 
 
-def _shape(path: Path) -> tuple[int, int]:
-    """Rows and dimension of a file's points."""
+def _opened(path: Path) -> tuple[int, int, Array | None]:
+    """Rows and dimension of a file's points, and where they lie in a `.npy`."""
+    array = None
     try:
         if path.suffix == ".npy":
-            shape = np.load(path, mmap_mode="r", allow_pickle=False).shape
+            shape = (array := Array.of(path)).shape
         else:
             rows = pl.scan_parquet(path).select(pl.len()).collect().item()
             shape = (rows, Part(path, 0, 1).read().shape[1]) if rows else (0, 0)
@@ -72,4 +101,4 @@ def _shape(path: Path) -> tuple[int, int]:
         raise LogError(f"{path} cannot be read as points, in a .npy or Parquet file of numbers: {error}") from error
     if len(shape) != 2:
         raise LogError(f"{path} has an array of {len(shape)} dimensions; points need two: rows, and numbers of a row.")
-    return int(shape[0]), int(shape[1])
+    return int(shape[0]), int(shape[1]), array

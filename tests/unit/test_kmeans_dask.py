@@ -1,5 +1,6 @@
 """K-means over parts: equal to scikit-learn from the same start, and from files."""
 
+import ast
 from pathlib import Path
 from typing import Any
 
@@ -203,12 +204,38 @@ def test_cuml_is_given_the_parts_as_chunks(dask_client: Any, tmp_path: Path) -> 
         (lambda path: np.save(path, np.zeros((0, 3))), r"no points in bad\.npy"),
         (lambda path: path.write_text("no numbers"), "cannot be read as points"),
         (lambda path: None, "cannot be read as points"),
+        (lambda path: np.save(path, np.array([["a", "b"]])), "not numbers"),
     ],
 )
 def test_files_without_points_are_said(tmp_path: Path, write: Any, why: str) -> None:
     write(tmp_path / "bad.npy")
     with pytest.raises(LogError, match=why):
         shape_of([tmp_path / "bad.npy"])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, np.int8])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_arrays_of_any_kind_are_read(tmp_path: Path, kind: type[np.number], order: Any) -> None:
+    points = np.array(np.arange(30).reshape(10, 3), kind, order=order)
+    parts = parts_of([saved(tmp_path, points)], 4)
+    assert [len(part) for part in parts] == [4, 4, 2]
+    for part in parts:
+        assert part.read().dtype == np.float32
+        np.testing.assert_array_equal(part.read(), points[part.start : part.stop])
+
+
+def test_reading_a_part_parses_no_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads that parse Python at a time are a fault of Python 3.11 waiting to happen."""
+    [part] = parts_of([saved(tmp_path, cloud())], 1_000)
+    monkeypatch.setattr(ast, "parse", lambda *_args, **_kwargs: pytest.fail("a header was parsed"))
+    assert part.read().shape == (600, 6)
+
+
+def test_empty_files_among_others_do_not_matter(tmp_path: Path) -> None:
+    pl.DataFrame({"x": []}).write_parquet(tmp_path / "empty.parquet")
+    paths = [tmp_path / "empty.parquet", saved(tmp_path, cloud())]
+    assert shape_of(paths) == (600, 6)
+    assert [part.path.name for part in parts_of(paths, 1_000)] == ["points.npy"]
 
 
 def test_files_of_different_dimensions_are_said(tmp_path: Path) -> None:
