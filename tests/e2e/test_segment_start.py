@@ -10,7 +10,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from server.core.repository import MODEL_NAME
 from tests.e2e.test_segment import assignments, exported_run, planted_labels
-from training.errors import ConfigError
 from training.publish import publish
 from training.segment import segment
 
@@ -19,9 +18,7 @@ def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> N
     repository = tmp_path / "repository"
     run = exported_run(tmp_path, start="previous", min_segment_size=1)
     first = segment(run, repository)
-    assert first.notes == (
-        "There is no earlier release to take the first centroids from: they are drawn by k-means++.",
-    )
+    assert first.notes == ("There are no previous segments to start from; first centroids were drawn by k-means++.",)
     publish(run, repository)
     second = segment(run, repository)
     assert second.notes == ()
@@ -34,15 +31,16 @@ def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> N
     np.testing.assert_allclose(np.load(run.path / "segment" / "centroids.npy"), released, atol=1e-5)
 
 
-def test_centroids_of_another_dimension_are_no_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_encoder_of_another_size_starts_from_the_segments_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     repository = tmp_path / "repository"
-    run = exported_run(tmp_path)
-    segment(run, repository)
+    run = exported_run(tmp_path, min_segment_size=1)
+    first = segment(run, repository)
     publish(run, repository)
     monkeypatch.setattr("tests.e2e.test_segment.DIM", 8)
-    other = exported_run(tmp_path / "other", start="previous")
-    with pytest.raises(ConfigError, match="they have 16 dimensions, and users have 8"):
-        segment(other, repository)
+    second = segment(exported_run(tmp_path / "other", start="previous", min_segment_size=1), repository)
+    assert {profile.segment_id for profile in second.profiles} == {profile.segment_id for profile in first.profiles}
 
 
 def test_dask_finds_the_planted_segments(tmp_path: Path, dask_client: Any) -> None:
