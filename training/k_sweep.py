@@ -25,6 +25,7 @@ from training.k_measures import (
     Fitter,
     Lift,
     Shapes,
+    Steadiness,
     halves_agree,
     lift,
     place,
@@ -84,6 +85,12 @@ class KSweep(BaseModel):
     rows: tuple[KRow, ...]
     chosen: int
     reason: str
+
+    def doubts(self) -> list[str]:
+        """What people should know of the chosen k, in sentences: that its segments are not steady."""
+        return [
+            note for row in self.rows if row.k == self.chosen for note in Steadiness(row.stability, row.halves).notes()
+        ]
 
     def write(self, directory: Path) -> None:
         """Write it as `K_SWEEP`."""

@@ -26,7 +26,6 @@ from tests.benchmarks.bench_probes import FLOORS, HITS, trained
 from tests.benchmarks.common import show
 from training.errors import RunError
 from training.export import export
-from training.k_measures import Steadiness
 from training.k_sweep import KSweep, sweep_run
 from training.probe import KS, segment_figures
 from training.runs import Run, write_atomically
@@ -80,11 +79,9 @@ def exported(directory: Path, data: str, max_minutes: float) -> Run:
 def measured_anew(run: Run) -> dict[str, Any]:
     """The sweep, figures for each of `KS`, and what the product tells of doubt at the k that it chose."""
     swept = sweep_run(run)
-    chosen = next((row for row in swept.rows if row.k == swept.chosen), None)
-    notes = Steadiness(chosen.stability, chosen.halves).notes() if chosen else []
     users, global_hr, by_k = segment_figures(run)
     quality = {str(k): one for k, one in zip(KS, map(asdict, by_k), strict=True)}
-    figures = {"users": users, "global_hr": global_hr, "quality": quality, "notes": notes}
+    figures = {"users": users, "global_hr": global_hr, "quality": quality, "notes": swept.doubts()}
     return figures | {"sweep": json.loads(swept.model_dump_json())}
 
 

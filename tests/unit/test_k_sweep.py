@@ -195,6 +195,12 @@ def test_what_cannot_be_told_is_null_in_the_file() -> None:
     assert back.rows[0].stability == 0.9
 
 
+def test_a_sweep_tells_the_doubt_of_what_it_chose() -> None:
+    rows = (row(2, 0.9, 1.1), row(3, 0.4, 1.5))
+    sweeps = [KSweep(of="", users=9, asked=9, rows=rows, chosen=k, reason="So.") for k in (2, 3)]
+    assert [len(swept.doubts()) for swept in sweeps] == [0, 1]
+
+
 def test_k_is_a_number_or_auto() -> None:
     assert (k_of(None), k_of("auto"), k_of("12")) == (None, "auto", 12)
     for wrong in ("1", "many", "-3", "2.5", ""):
