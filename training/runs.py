@@ -13,6 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol, Self
 
+from pydantic import ValidationError
+
 from training.config import Config
 from training.errors import RunError
 
@@ -123,7 +125,13 @@ class Run:
         noted = self.record().get("config")
         if noted is None:
             raise RunError(self._first("prepare"))
-        return Config.model_validate(noted)
+        try:
+            return Config.model_validate(noted)
+        except ValidationError as error:
+            where = ".".join(map(str, error.errors()[0]["loc"]))
+            raise RunError(
+                f"{self.path} was made with other settings than there are now ({where}); prepare it again."
+            ) from error
 
     def derive(self, how: str, parents: Sequence[str] = ()) -> Self:
         """A new run beside this one, made of `parents` (this run where none are named), with the same prepared data.

@@ -1,5 +1,6 @@
 """A run's directory and its record."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,13 @@ def test_a_derived_run_is_stale_once_its_parents_data_are_repeated(tmp_path: Pat
         pass
     with pytest.raises(RunError, match=r"prepare of .*0001-demo was repeated after .*0002-demo-student was made"):
         run.require("prepare")
+
+
+def test_settings_that_are_no_more_are_named(tmp_path: Path) -> None:
+    run = Run.create(tmp_path)
+    run.describe(Config(), {})
+    record = run.record()
+    record["config"]["segment"]["min_users"] = 1
+    (run.path / "run.json").write_text(json.dumps(record))
+    with pytest.raises(RunError, match=r"segment\.min_users.*prepare it again"):
+        run.config()
