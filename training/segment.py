@@ -31,7 +31,7 @@ from training.drift_reference import write_reference
 from training.embed import embed
 from training.hybrid import Choice, Mixer
 from training.k_measures import Fitter, steadiness
-from training.k_scene import Views
+from training.k_scene import Scene, Views
 from training.k_sweep import asked_k
 from training.kmeans import choose_engine, on_one_machine
 from training.kmeans_settings import KMeansSettings
@@ -86,10 +86,12 @@ def segment(
         parent = newest_release(repository)
         previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
         views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
-        scene = views.scene(log, embeddings, len(item_embeddings))
-        fitter = Fitter(on_one_machine(engine), settings.seed)
         step("choosing k")
-        asked, notes = asked_k(run, k or settings.k, scene, fitter, progress)
+        asked = k or settings.k
+        past = views.past(len(item_embeddings)) if asked == "auto" else None  # only a sweep asks what is foretold
+        scene = Scene(views.points(embeddings), past, views.halves(log))
+        fitter = Fitter(on_one_machine(engine), settings.seed)
+        asked, notes = asked_k(run, asked, scene, fitter, progress)
         wanted, more = bounded(asked, len(log.users), settings.min_segment_size)
         notes += more
         step("clustering")
