@@ -6,13 +6,12 @@ A release holds no user ids, so they come from where they were.
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import polars as pl
 
 from server.core.release import Release
 from training.config import Config
 from training.errors import ConfigError, RunError
-from training.placing import Placed, histories_of, place, read_events
+from training.placing import Placed, assignment_table, histories_of, place, read_events
 from training.publish import same_segments
 from training.repository import find_release, read_ledger, release_numbers
 from training.runs import Progress, Run, no_progress
@@ -55,27 +54,7 @@ def members_of_log(
     check_segment(repository, release, segment_id)
     histories = histories_of(read_events(events, config, release).lazy(), release)
     placed = place(histories, release, repository, progress)
-    return _of_segment(table_of(placed, release), segment_id), len(histories.users) - len(placed.users)
-
-
-def table_of(placed: Placed, release: Release) -> pl.DataFrame:
-    """One row a user, as the server answers; without a calibration nobody is in doubt and no history short."""
-    ids = np.array([profile.segment_id for profile in release.segments], np.int64)
-    found, calibration = placed.place, release.manifest.confidence
-    confident, short = np.ones(len(placed.users), np.bool_), np.zeros(len(placed.users), np.bool_)
-    if calibration is not None and placed.confidence is not None:
-        confident = placed.confidence >= calibration.min_confidence
-        short = placed.event_counts < calibration.min_history
-    columns = {
-        "user_id": placed.users,
-        "segment_id": ids[found.first],
-        "distance": found.first_distance.astype(np.float32),
-        "confidence": placed.confidence,
-        "runner_up_segment_id": np.where(found.first == found.second, 0, ids[found.second]),
-        "confident": confident,
-        "short_history": short,
-    }
-    return pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32})
+    return _of_segment(_table(placed, release), segment_id), len(histories.users) - len(placed.users)
 
 
 def check_segment(repository: Path, release: Release, segment_id: int | None) -> None:
@@ -125,3 +104,8 @@ def _published_as(number: int, repository: Path, runs: Path) -> Iterator[Run]:
 
 def _of_segment(table: pl.DataFrame, segment_id: int | None) -> pl.DataFrame:
     return table if segment_id is None else table.filter(pl.col("segment_id") == segment_id)
+
+
+def _table(placed: Placed, release: Release) -> pl.DataFrame:
+    ids = [profile.segment_id for profile in release.segments]
+    return assignment_table(placed.users, ids, placed.place, placed.event_counts, release.manifest.confidence)

@@ -11,7 +11,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, encode
-from server.core.release import Release
+from server.core.release import Confidence, Release
 from server.core.repository import MODEL_NAME
 from server.core.segments import Nearest, margin, normalised, segment_part
 from training.cleaning import clean
@@ -123,6 +123,34 @@ def place(histories: Histories, release: Release, repository: Path, progress: Pr
         found,
         calibration.at(margin(found)) if calibration else None,
     )
+
+
+def assignment_table(
+    users: pl.Series,
+    segment_ids: Sequence[int],
+    found: Nearest,
+    event_counts: NDArray[np.int64],
+    calibration: Confidence | None,
+) -> pl.DataFrame:
+    """One row a user (U,), as the server answers; `segment_ids` (K,) are by centroid, `event_counts` (U,) what is read.
+
+    Without a calibration nobody is in doubt and no history is short. With one centroid there is no runner-up: 0.
+    """
+    ids = np.array(segment_ids, np.int64)
+    confidence = calibration.at(margin(found)) if calibration else None
+    confident, short = np.ones(len(users), np.bool_), np.zeros(len(users), np.bool_)
+    if calibration is not None and confidence is not None:
+        confident, short = confidence >= calibration.min_confidence, event_counts < calibration.min_history
+    columns = {
+        "user_id": users,
+        "segment_id": ids[found.first],
+        "distance": found.first_distance.astype(np.float32),
+        "confidence": confidence,
+        "runner_up_segment_id": np.where(found.first == found.second, 0, ids[found.second]),
+        "confident": confident,
+        "short_history": short,
+    }
+    return pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32})
 
 
 def _indexes(name: str, ids: Sequence[str]) -> pl.LazyFrame:

@@ -38,6 +38,7 @@ from training.kmeans_settings import KMeansSettings
 from training.matching import Matching, fresh_ids, match_segments
 from training.migration import Overlap, migration_of, write_migration
 from training.naming import named
+from training.placing import assignment_table
 from training.previous import Previous, means_of, place_before
 from training.profiles import Privacy, exemplars_of, profiles_of
 from training.repository import newest_release, read_ledger
@@ -127,8 +128,8 @@ def segment(
             | doubts.figures
         )
         step("writing")
-        _write_users(stage.directory, log, embeddings, segments, matching, doubts)
         read = np.minimum(log.features.lengths, preprocessing.max_length)
+        _write_users(stage.directory, log, embeddings, segments, matching, doubts, read)
         write_reference(stage.directory, item_embeddings.shape[1], read, settings.min_segment_size)
         _write_items(stage.directory, run, preprocessing, log, segments, matching, choice)
         tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
@@ -255,20 +256,13 @@ def _write_users(
     segments: Segments,
     matching: Matching,
     doubts: Doubts,
+    read: NDArray[np.int64],
 ) -> None:
     np.save(directory / "user_embeddings.npy", embeddings)
     np.save(directory / "centroids.npy", segments.fit.centroids)
-    ids, placed = np.array(matching.segment_ids, np.int64), segments.placed
-    columns = {
-        "user_id": log.users,
-        "segment_id": ids[placed.first],
-        "distance": placed.first_distance.astype(np.float32),
-        "confidence": doubts.confidence,
-        "runner_up_segment_id": np.where(placed.second == placed.first, 0, ids[placed.second]),
-        "confident": doubts.is_confident,
-        "short_history": doubts.is_short,
-    }
-    pl.DataFrame(columns, schema_overrides={"confidence": pl.Float32}).write_parquet(directory / "assignments.parquet")
+    calibration = doubts.calibration.confidence if doubts.calibration else None
+    placed = assignment_table(log.users, matching.segment_ids, segments.placed, read, calibration)
+    placed.write_parquet(directory / "assignments.parquet")
     told = {name: getattr(segments.fit, name) for name in ("engine", "iterations", "inertia", "history", "shifts")}
     (directory / "kmeans.json").write_text(json.dumps(told, indent=1))
     exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
