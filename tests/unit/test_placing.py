@@ -8,14 +8,14 @@ import pytest
 
 from server.core.features import features_of
 from server.core.history import Event, history_of
-from server.core.release import Release, read_release
+from server.core.release import Confidence, Release, read_release
 from server.core.repository import MODEL_NAME
-from server.core.segments import nearest, segment_part
+from server.core.segments import Nearest, nearest, segment_part
 from tests.support.releases import START_MS, tiny_release
 from training.config import Config
 from training.embed import embed
 from training.errors import LogError
-from training.placing import histories_of, place, read_events
+from training.placing import assignment_table, histories_of, place, read_events
 
 COLUMNS = ("item_id", "action", "value", "timestamp")
 
@@ -101,3 +101,19 @@ def test_a_log_without_times_does_not_do_for_an_encoder_that_reads_them(
     events.drop("timestamp").write_parquet(tmp_path / "log.parquet")
     with pytest.raises(LogError, match="has no times"):
         read_events(tmp_path / "log.parquet", Config(), release)
+
+
+def test_a_row_says_what_the_server_would() -> None:
+    calibration = Confidence(margins=(0.0, 1.0), stays=(0.2, 0.8), min_confidence=0.5, min_history=3)
+    found = Nearest(np.array([0, 1]), np.array([0.5, 0.0]), np.array([1, 0]), np.array([0.5, 1.0]))
+    table = assignment_table(pl.Series(["a", "b"]), [7, 9], found, np.array([3, 2]), calibration)
+    assert table["segment_id"].to_list() == [7, 9]
+    assert table["runner_up_segment_id"].to_list() == [9, 7]
+    assert table["confident"].to_list() == [False, True]
+    assert table["short_history"].to_list() == [False, True]
+
+
+def test_one_segment_alone_has_no_runner_up() -> None:
+    found = Nearest(np.zeros(1, np.intp), np.ones(1), np.zeros(1, np.intp), np.ones(1))
+    table = assignment_table(pl.Series(["a"]), [7], found, np.ones(1, np.int64), None)
+    assert table.row(0) == ("a", 7, 1.0, None, 0, True, False)
