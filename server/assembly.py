@@ -24,22 +24,31 @@ from segrec.v1 import (
 
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
-from server.adapters.ports import HistoryStore, Progress
+from server.adapters.ports import Encoder, HistoryStore, Progress
 from server.adapters.triton import TritonEncoder
 from server.adapters.valkey_store import ValkeyStore
 from server.cache import EmbeddingCache
 from server.core.errors import SetupError
-from server.core.repository import ensure_repository
+from server.core.repository import MODEL_NAME, ensure_repository
+from server.core.signature import read_release_key
 from server.embedding import Embedder, MicroBatcher
+from server.guard import Keeper
+from server.loading import Loader
 from server.metrics import Metrics
 from server.pipeline import Pipeline
+from server.promotion import Promotion
 from server.releases import Releases
+from server.routing import Routing
+from server.rpc.authorisation import authorisation_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
 from server.rpc.segrec_service import SegrecServicer
 from server.rpc.validation import Clock
 from server.settings import Settings
+from server.shadow import Shadow
+from server.shelf import Shelf
+from server.traffic_file import TrafficFile
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +68,18 @@ class Running:
     """Set once a release is active."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Following:
+    """What follows the repository, and what looks after the releases that answer."""
+
+    releases: Releases
+    loader: Loader
+    traffic: TrafficFile
+    keeper: Keeper
+    shadow: Shadow
+    poll_seconds: float
+
+
 @asynccontextmanager
 async def running(
     settings: Settings, clock: Clock = time.time, on_progress: Progress | None = None
@@ -69,6 +90,7 @@ async def running(
     stops. Raises `SetupError` with one sentence when the server cannot start.
     """
     config = _checked(settings)
+    release_key = read_release_key(settings.release_key) if settings.release_key else None
     metrics = Metrics()
     async with AsyncExitStack() as stack:
         store = await open_store(settings)
@@ -81,21 +103,30 @@ async def running(
             await triton.start()
         encoder = TritonEncoder(triton.address if triton else settings.triton, config)
         stack.push_async_callback(encoder.close)
-        releases = Releases(settings.repository, encoder, settings.keep_releases)
+        releases = Releases(Shelf(settings.repository / MODEL_NAME))
+        loader = Loader(releases, encoder, settings.keep_releases, release_key)
+        traffic = TrafficFile(settings.repository)
+        traffic.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
         if triton is not None:
-            triton.set_callbacks(on_restart=releases.reload, probe=releases.prove_active)
+            triton.set_callbacks(on_restart=loader.reload, probe=loader.prove_active)
         cache = EmbeddingCache(settings.cache_entries)
         embedder = Embedder(encoder, executor)
         batcher = MicroBatcher(embedder, settings.max_batch_users, settings.max_waiting)
         pipeline = Pipeline(store, cache, embedder, batcher, executor)
-        pipeline.on_encoder_failure = releases.probe_soon
-        releases.on_unload.append(cache.forget_release)
-        releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit))
-        _export(metrics, releases, cache, triton)
+        pipeline.on_encoder_failure = loader.probe_soon
+        loader.warm = pipeline.warm_up
+        shadow = _shadow(settings, store, encoder, releases, metrics, stack)
+        keeper = Keeper(settings.repository, releases, metrics.live)
+        releases.on_unload += [cache.forget_release, metrics.live.forget]
+        releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
+        _export(metrics, releases, traffic, cache, triton)
+        _export_guard(metrics, keeper)
 
+        promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
-        public = Endpoint(settings, settings.address, _services(pipeline, releases, metrics, clock, settings), metrics)
-        models = Endpoint(settings, settings.model_address, [_model_service(releases)], metrics)
+        services = _services(pipeline, releases, metrics, clock, settings, shadow)
+        public = Endpoint(settings, settings.address, services, metrics)
+        models = Endpoint(settings, settings.model_address, [_model_service(promotion, metrics, settings)], metrics)
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds)
         for endpoint in (models, public):
@@ -103,7 +134,8 @@ async def running(
         if settings.bootstrap_events is not None:
             await _bootstrap(store, settings.bootstrap_events, on_progress or _no_progress)
         serving = asyncio.Event()
-        follower = asyncio.create_task(_follow(settings, releases, [public, models], serving, stop))
+        following = _Following(releases, loader, traffic, keeper, shadow, settings.poll_seconds)
+        follower = asyncio.create_task(_follow(following, [public, models], serving, stop))
         stack.push_async_callback(_end, follower, stop)
         yield Running(public.port, models.port, metrics_port, releases, triton, serving)
 
@@ -131,9 +163,10 @@ async def open_store(settings: Settings) -> HistoryStore:
     )
 
 
-def _warn_of_short_histories(releases: Releases, history_limit: int) -> None:
+def _warn_of_short_histories(releases: Releases, history_limit: int, warned: set[int]) -> None:
     release = releases.active
-    if release is not None and release.preprocessing.max_length > history_limit:
+    if release is not None and release.preprocessing.max_length > history_limit and release.number not in warned:
+        warned.add(release.number)
         log.warning(
             "release %d reads %d events a user, but only the newest %d are kept: its embeddings are not those of its "
             "training; raise history_limit",
@@ -149,10 +182,29 @@ def _embedded(settings: Settings) -> EmbeddedTriton | None:
     return EmbeddedTriton(settings.repository, settings.triton_environment, log_path=TRITON_LOG)
 
 
+def _shadow(
+    settings: Settings,
+    store: HistoryStore,
+    encoder: Encoder,
+    releases: Releases,
+    metrics: Metrics,
+    stack: AsyncExitStack,
+) -> Shadow:
+    """What compares answers, on a thread and with calls to Triton of its own, so that no answer waits for those."""
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shadow")
+    stack.callback(executor.shutdown)
+    embedder = Embedder(encoder, executor)
+    batcher = MicroBatcher(embedder, settings.max_batch_users, settings.max_waiting)
+    pipeline = Pipeline(store, EmbeddingCache(0), embedder, batcher, executor)
+    shadow = Shadow(releases, pipeline, metrics.live, settings.shadow_budget, settings.encode_timeout_seconds)
+    shadow.on_dropped = metrics.shadow_dropped.inc
+    return shadow
+
+
 def _services(
-    pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock, settings: Settings
+    pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock, settings: Settings, shadow: Shadow
 ) -> list[Service]:
-    segrec = SegrecServicer(pipeline, releases, metrics, clock, settings.encode_timeout_seconds)
+    segrec = SegrecServicer(pipeline, Routing(releases), metrics, clock, settings.encode_timeout_seconds, shadow)
     events = EventServicer(pipeline, releases, metrics, clock)
 
     def add_segrec(server: Server) -> None:
@@ -167,8 +219,8 @@ def _services(
     ]
 
 
-def _model_service(releases: Releases) -> Service:
-    servicer = ModelServicer(releases)
+def _model_service(promotion: Promotion, metrics: Metrics, settings: Settings) -> Service:
+    servicer = ModelServicer(promotion, authorisation_of(settings), metrics.live)
 
     def add(server: Server) -> None:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
@@ -176,13 +228,22 @@ def _model_service(releases: Releases) -> Service:
     return Service(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"], add)
 
 
-def _export(metrics: Metrics, releases: Releases, cache: EmbeddingCache, triton: EmbeddedTriton | None) -> None:
+def _export(
+    metrics: Metrics, releases: Releases, traffic: TrafficFile, cache: EmbeddingCache, triton: EmbeddedTriton | None
+) -> None:
     """Have the gauges read what they show when Prometheus asks."""
+    releases.on_change.append(lambda: metrics.show_traffic(releases.shares()))
+    metrics.traffic_damaged.set_function(lambda: bool(traffic.failure))
     metrics.active_release.set_function(lambda: releases.active.number if releases.active else 0)
     metrics.encoder_healthy.set_function(lambda: releases.encoder_healthy)
     metrics.failed_releases.set_function(releases.failed_count)
     metrics.cached_embeddings.set_function(lambda: len(cache))
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
+
+
+def _export_guard(metrics: Metrics, keeper: Keeper) -> None:
+    metrics.guard_trips.set_function(lambda: keeper.trip_count)
+    metrics.guard_holding_out.set_function(lambda: keeper.is_holding_out)
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
@@ -205,16 +266,23 @@ async def _bootstrap(store: HistoryStore, events: Path, on_progress: Progress) -
 
 
 async def _follow(
-    settings: Settings, releases: Releases, endpoints: list[Endpoint], serving: asyncio.Event, stop: asyncio.Event
+    following: _Following, endpoints: list[Endpoint], serving: asyncio.Event, stop: asyncio.Event
 ) -> None:
     """Follow the repository; health says SERVING as soon as a release is active."""
     changed = asyncio.Event()
-    releases.on_change.append(changed.set)
-    announcer = asyncio.create_task(_announce(releases, endpoints, serving, changed))
+    following.releases.on_change.append(changed.set)
+    announcer = asyncio.create_task(_announce(following.releases, endpoints, serving, changed))
+    comparing = asyncio.create_task(following.shadow.work())
     try:
-        await releases.follow(settings.poll_seconds, stop)
+        await following.traffic.refresh()
+        await asyncio.gather(
+            following.traffic.follow(stop),
+            following.loader.follow(following.poll_seconds, stop),
+            following.keeper.watch(stop),
+        )
     finally:
         announcer.cancel()
+        comparing.cancel()
 
 
 async def _announce(

@@ -1,9 +1,12 @@
 """What Prometheus reads. No label holds a user id or anything else that a caller can invent."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from segrec.v1.segrec_service_pb2 import SegmentState
+
+from server.live import Live
+from server.live_metrics import LiveCollector
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -13,6 +16,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self.live = Live()
+        self.registry.register(LiveCollector(self.live))
         self.calls = Counter(
             "segrec_calls", "RPCs ended, by method and status code.", ["method", "code"], registry=self.registry
         )
@@ -37,6 +42,17 @@ class Metrics:
         self.active_release = Gauge(
             "segrec_active_release", "Number of the active release; 0 while there is none.", registry=self.registry
         )
+        self.traffic_percent = Gauge(
+            "segrec_traffic_percent",
+            "Share of the users whom a release answers, 0 to 100; releases that answer nobody are left out.",
+            ["release"],
+            registry=self.registry,
+        )
+        self.traffic_damaged = Gauge(
+            "segrec_traffic_damaged",
+            "1 while traffic.json cannot be read and an earlier state of it is in force.",
+            registry=self.registry,
+        )
         self.encoder_healthy = Gauge(
             "segrec_encoder_healthy", "1 while Triton reproduces the golden embeddings.", registry=self.registry
         )
@@ -47,6 +63,25 @@ class Metrics:
             "segrec_triton_restarts", "Restarts of the embedded Triton.", registry=self.registry
         )
         self.cached_embeddings = Gauge("segrec_cached_embeddings", "Embeddings in memory.", registry=self.registry)
+        self.shadow_dropped = Counter(
+            "segrec_shadow_dropped",
+            "Answers that were to be compared and that there was no time for.",
+            registry=self.registry,
+        )
+        self.guard_trips = Gauge(
+            "segrec_guard_trips", "Canaries that this server's guard took out, since the start.", registry=self.registry
+        )
+        self.guard_holding_out = Gauge(
+            "segrec_guard_holding_out",
+            "1 while the guard holds the canary out on this server alone, for want of a writable repository.",
+            registry=self.registry,
+        )
+
+    def show_traffic(self, shares: Mapping[int, float]) -> None:
+        """Show the share of each release that answers, by its number."""
+        self.traffic_percent.clear()
+        for number, percent in shares.items():
+            self.traffic_percent.labels(str(number)).set(percent)
 
     def count_states(self, states: Sequence[SegmentState]) -> None:
         """Count answers by the state of their segment."""

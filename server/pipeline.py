@@ -20,6 +20,9 @@ from server.embedding import Embedder, MicroBatcher
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
+WARM_UP_SIZES = (1, 4, 32, 64)
+"""So many histories at a time are run through a release before it answers."""
+WARM_UP_SECONDS = 10.0
 RANK_IN_THREAD_FROM = 4
 """Rankings of fewer users than this are quicker than a change of thread."""
 
@@ -48,6 +51,29 @@ _UNREADABLE = Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE)
 """The answer for a user whose history could not be read."""
 
 
+class _RecentUsers:
+    """Ids of a few dozen users who were asked for lately, in memory only."""
+
+    def __init__(self) -> None:
+        self._ids: dict[str, None] = {}
+
+    def saw(self, user_id: str) -> None:
+        """Remember a user, forgetting the one who has been here longest when there are enough."""
+        if user_id in self._ids:
+            return
+        self._ids[user_id] = None
+        if len(self._ids) > WARM_UP_SIZES[-1]:
+            del self._ids[next(iter(self._ids))]
+
+    def forget(self, user_id: str) -> None:
+        """Drop a user."""
+        self._ids.pop(user_id, None)
+
+    def ids(self) -> list[str]:
+        """Those who are remembered."""
+        return list(self._ids)
+
+
 class Pipeline:
     """Answers for users and for histories given inline. Every answer is of the one release handed in."""
 
@@ -64,12 +90,14 @@ class Pipeline:
         self._embedder = embedder
         self._batcher = batcher
         self._executor = executor
+        self._recent = _RecentUsers()
         self.on_encoder_failure: Callable[[], None] = lambda: None
         """Called whenever the encoder did not answer a call."""
 
     async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
         """The answer for a stored user; falls back, and says so, when the store or the encoder does not answer."""
         erasures = self._cache.erasures
+        self._recent.saw(user_id)
         try:
             history = await self._store.get(user_id)
         except StoreUnavailable as error:
@@ -98,8 +126,17 @@ class Pipeline:
             return Answer(_NOTHING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
         return Answer(embedded._replace(ignored_count=unknown), history)
 
+    async def answer_histories(
+        self, release: Release, histories: Sequence[History], timeout_seconds: float
+    ) -> list[Answer]:
+        """One answer per history, in order, without store, cache or fallback. Raises `EncoderUnavailable`."""
+        embedded = await self._embedder.embed(release, histories, timeout_seconds)
+        return [Answer(*one) for one in zip(embedded, histories, strict=True)]
+
     async def answer_users(self, release: Release, user_ids: Sequence[str], timeout_seconds: float) -> list[Answer]:
         """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm."""
+        for user_id in user_ids[:1]:
+            self._recent.saw(user_id)
         try:
             histories = await self._store.get_many(user_ids)
         except StoreUnavailable as error:
@@ -128,6 +165,21 @@ class Pipeline:
             answers[place] = Answer(result, history)
         return answers
 
+    async def warm_up(self, release: Release) -> None:
+        """Run histories of users seen lately through a release. Raises `EncoderUnavailable` when it cannot embed them.
+
+        Where nobody was seen yet, or the store does not answer, there is nothing to do.
+        """
+        try:
+            found = await self._store.get_many(self._recent.ids())
+        except StoreUnavailable as error:
+            log.warning("release %d answers without a warm-up: %s", release.number, error)
+            return
+        histories = [history for history in found if history]
+        for count in WARM_UP_SIZES:
+            if histories:
+                await self._embedder.embed(release, histories[:count], WARM_UP_SECONDS)
+
     async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
         """Rank items for each answer; see `server.core.ranking.rank`."""
         if len(answers) < RANK_IN_THREAD_FROM:
@@ -145,6 +197,7 @@ class Pipeline:
     async def erase(self, user_id: str, releases: list[int]) -> int:
         """Forget a user, cached embeddings of these releases included; returns the events erased."""
         erased = await self._store.erase(user_id)
+        self._recent.forget(user_id)
         self._cache.forget_user(user_id, releases)
         return erased
 

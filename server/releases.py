@@ -1,31 +1,18 @@
-"""Which releases there are, which are loaded, and which one answers; follows the model repository."""
+"""Which releases are loaded, and which of them the traffic lets answer. `server.loading` loads them."""
 
-import asyncio
 import logging
-import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum, auto
-from pathlib import Path
-from time import monotonic
 
-from server.adapters.ports import Encoder
-from server.core.errors import DamagedRelease, EncoderUnavailable, NoRelease, NotFound, SegrecError
-from server.core.release import Manifest, Release, read_manifest, read_release
-from server.core.repository import MODEL_NAME
+from server.core.errors import DamagedRelease, NoRelease, NotFound
+from server.core.release import Manifest, Release, read_manifest
+from server.core.traffic import Traffic
+from server.shelf import Shelf
 
 log = logging.getLogger(__name__)
-
-FIRST_RETRY_SECONDS = 1.0
-LONGEST_RETRY_SECONDS = 60.0
-GOLDEN_TIMEOUT_SECONDS = 10.0
-PROBE_SECONDS = 2.0
-"""How often the active release's golden inputs are run, so that a dead Triton is noticed without traffic."""
-
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class State(Enum):
@@ -36,47 +23,40 @@ class State(Enum):
     ACTIVE = auto()
     STANDBY = auto()
     FAILED = auto()
+    CANARY = auto()
+    SHADOW = auto()
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A release on disk. `manifest` is None when it cannot be read."""
+    """A release on disk or named by the traffic. `manifest` is None when it cannot be read."""
 
     number: int
     state: State
     failure: str
     manifest: Manifest | None
-
-
-@dataclass(slots=True)
-class _Failure:
-    message: str
-    signature: tuple[float, int]
-    attempts: int
-    retry_at: float
+    traffic_percent: float = 0.0
+    """Share of the users whom it answers here, 0 to 100."""
 
 
 class Releases:
-    """The loaded releases and the active one. Requests take a snapshot with `lease` and use nothing else.
+    """The loaded releases, and which of them answers. Requests take a snapshot with `lease` and use nothing else."""
 
-    `refresh` does one round: discover, check, load, prove by golden inputs, swap one reference, unload what is old
-    and idle. Whatever fails leaves the active release answering.
-    """
-
-    def __init__(self, repository: Path, encoder: Encoder, keep: int) -> None:
-        self._directory = repository / MODEL_NAME
-        self._encoder = encoder
-        self._keep = keep
+    def __init__(self, shelf: Shelf) -> None:
+        self.shelf = shelf
         self._loaded: dict[int, Release] = {}
+        self._traffic = Traffic()
         self._active: Release | None = None
-        self._loading = 0
+        self._actives: list[int] = []
+        self._broken: dict[int, str] = {}
+        self._held_out: tuple[Traffic, str] | None = None
         self._leases: Counter[int] = Counter()
-        self._failures: dict[int, _Failure] = {}
-        self._probed_at = -math.inf
-        self._named: set[str] = set()
+        self._told: dict[int, float] = {}
+        self.loading = 0
+        """Number of the release that is being loaded."""
         self.encoder_healthy = False
         self.on_change: list[Callable[[], None]] = []
-        """Called after the active release or the encoder's health has changed."""
+        """Called after who answers, or the encoder's health, has changed."""
         self.on_unload: list[Callable[[int], None]] = []
         """Called with the number of a release that no longer answers."""
 
@@ -85,11 +65,27 @@ class Releases:
         """The release that answers by default."""
         return self._active
 
+    @property
+    def canary(self) -> Release | None:
+        """The release that answers a share of the users; None while it is not loaded, or its proof fails."""
+        number = self._traffic.canary
+        return None if self._held_out or number in self._broken else self._loaded.get(number)
+
+    @property
+    def shadow(self) -> Release | None:
+        """The release that is computed beside the active one; None while it is not loaded."""
+        return self._loaded.get(self._traffic.shadow)
+
+    @property
+    def traffic(self) -> Traffic:
+        """What is in force."""
+        return self._traffic
+
     def get(self, number: int = 0) -> Release:
         """The loaded release of this number, 0 for the active one. Raises `NoRelease` or `NotFound`."""
         if self._active is None:
             raise NoRelease("no release is active: publish one with `segrec-train publish`, then ask again")
-        if number == 0 or number == self._active.number:
+        if number == 0:
             return self._active
         if number not in self._loaded:
             loaded = ", ".join(map(str, sorted(self._loaded)))
@@ -106,183 +102,155 @@ class Releases:
         finally:
             self._leases[release.number] -= 1
 
+    def is_loaded(self, number: int) -> bool:
+        """Whether a release is loaded and proved."""
+        return number in self._loaded
+
     def loaded_numbers(self) -> list[int]:
         """Numbers of all loaded releases, ascending."""
         return sorted(self._loaded)
 
     def failed_count(self) -> int:
-        """How many releases on disk failed their checks."""
-        return len(self._failures)
+        """How many releases failed their checks."""
+        return len(self.shelf.failures() | set(self._broken))
+
+    def good_numbers(self) -> list[int]:
+        """Numbers of the releases on disk that nothing is known to be wrong with, newest first."""
+        wrong = self.shelf.failures() | set(self._broken)
+        return [number for number in self.shelf.numbers() if number not in wrong]
+
+    def shares(self) -> dict[int, float]:
+        """Share of the users, 0 to 100, by number of the releases that answer."""
+        if self._active is None:
+            return {}
+        canary = self.canary
+        if canary is None or canary is self._active:
+            return {self._active.number: 100.0}
+        percent = self._traffic.canary_percent
+        return {self._active.number: 100.0 - percent, canary.number: percent}
 
     def statuses(self) -> list[Status]:
-        """All releases on disk, newest first."""
-        return [self._status(number) for number in self._discover()]
+        """All releases on disk, and those that the traffic names and that are missing, newest first."""
+        numbers = {*self.shelf.numbers(), *(self.shelf.failures() & self._traffic.named())}
+        return [self._status(number) for number in sorted(numbers, reverse=True)]
 
     def status(self, number: int) -> Status:
         """One release on disk. Raises `NotFound`."""
-        if not (self._directory / str(number)).is_dir():
-            raise NotFound(f"there is no release {number} in {self._directory}", "release")
+        if not self.shelf.path(number).is_dir():
+            raise NotFound(f"there is no release {number} in {self.shelf.directory}", "release")
         return self._status(number)
 
     def _status(self, number: int) -> Status:
         loaded = self._loaded.get(number)
         if loaded is not None:
-            state = State.ACTIVE if loaded is self._active else State.STANDBY
-            return Status(number, state, "", loaded.manifest)
-        failure = self._failures.get(number)
+            share = self.shares().get(number, 0.0)
+            return Status(number, self._state(loaded), self._problem(number), loaded.manifest, share)
+        failure = self.shelf.failure(number)
         try:
-            manifest = read_manifest(self._directory / str(number))
+            manifest = read_manifest(self.shelf.path(number))
         except DamagedRelease as error:
-            return Status(number, State.FAILED, failure.message if failure else str(error), None)
+            return Status(number, State.FAILED, str(failure or error), None)
         if failure is not None:
-            return Status(number, State.FAILED, failure.message, manifest)
-        return Status(number, State.LOADING if number == self._loading else State.AVAILABLE, "", manifest)
+            return Status(number, State.FAILED, str(failure), manifest)
+        return Status(number, State.LOADING if number == self.loading else State.AVAILABLE, "", manifest)
 
-    def _discover(self) -> list[int]:
-        """Numbers of the release directories, newest first. Anything else is named once in the log."""
-        if not self._directory.is_dir():
-            return []
-        numbers = []
-        for entry in self._directory.iterdir():
-            if _NUMBER.fullmatch(entry.name) and entry.is_dir():
-                numbers.append(int(entry.name))
-            elif entry.is_dir() and entry.name not in self._named:
-                self._named.add(entry.name)
-                log.warning("directory is not a release number and is ignored: %s", entry)
-        return sorted(numbers, reverse=True)
+    def _problem(self, number: int) -> str:
+        """Why a loaded release does not answer whom it should."""
+        held_out = self._held_out[1] if self._held_out and number == self._traffic.canary else ""
+        return self._broken.get(number, held_out)
 
-    async def follow(self, poll_seconds: float, stop: asyncio.Event) -> None:
-        """Refresh until `stop` is set. Never ends by an exception."""
-        while not stop.is_set():
-            try:
-                await self.refresh()
-            except Exception:
-                log.exception("looking at the model repository failed; trying again")
-            try:
-                await asyncio.wait_for(stop.wait(), poll_seconds)
-            except TimeoutError:
-                continue
+    def _state(self, loaded: Release) -> State:
+        if loaded is self._active:
+            return State.ACTIVE
+        if loaded.number in self._broken:
+            return State.FAILED
+        if loaded is self.canary:
+            return State.CANARY
+        return State.SHADOW if loaded is self.shadow else State.STANDBY
 
-    async def refresh(self) -> None:
-        """One round. Errors of a release are kept with it; others raise."""
-        numbers = await asyncio.to_thread(self._discover)
-        self._forget_gone(numbers)
-        await self._probe()
-        newest = self._active.number if self._active else 0
-        for number in numbers:
-            if number <= newest:
-                break
-            if await self._try(number):
-                break
-        await self._unload_old()
+    def set_traffic(self, traffic: Traffic) -> None:
+        """Put a traffic in force: at once among what is loaded; the loader loads the rest."""
+        self._traffic = traffic
+        if self._held_out and self._held_out[0] != traffic:
+            self._held_out = None
+        for number in set(self._broken) - {traffic.canary}:
+            del self._broken[number]
+        self._settle()
 
-    def _forget_gone(self, numbers: list[int]) -> None:
-        for number in set(self._failures) - set(numbers):
-            del self._failures[number]
+    def _settle(self) -> None:
+        """Have the traffic choose the active release among the loaded ones."""
+        chosen = self._chosen()
+        if chosen is not None and chosen is not self._active:
+            self._active = chosen
+            self._actives = [chosen.number, *(number for number in self._actives if number != chosen.number)]
+            log.info("release %d is active", chosen.number)
+            if self._traffic.stable not in (0, chosen.number):
+                log.error("release %d, which traffic.json names, is not loaded: another answers", self._traffic.stable)
+        if self.shares() != self._told:
+            self._told = self.shares()
+            self._changed()
 
-    async def _try(self, number: int) -> bool:
-        """Activate a release unless it failed lately and has not changed since."""
-        failure = self._failures.get(number)
-        directory = self._directory / str(number)
-        signature = await asyncio.to_thread(_signature, directory)
-        if failure and failure.signature == signature and monotonic() < failure.retry_at:
-            return False
-        self._loading = number
-        try:
-            await self._activate(number, directory)
-        except SegrecError as error:
-            transient = isinstance(error, EncoderUnavailable)
-            self._failed(number, str(error), signature, FIRST_RETRY_SECONDS if transient else LONGEST_RETRY_SECONDS)
-            return False
-        finally:
-            self._loading = 0
-        self._failures.pop(number, None)
-        return True
-
-    def _failed(self, number: int, message: str, signature: tuple[float, int], longest_pause: float) -> None:
-        before = self._failures.get(number)
-        attempts = before.attempts + 1 if before and before.signature == signature else 1
-        pause = min(FIRST_RETRY_SECONDS * 2.0 ** (attempts - 1), longest_pause)
-        self._failures[number] = _Failure(message, signature, attempts, monotonic() + pause)
-        if before is None or before.message != message:
-            log.error("release %d is not activated: %s", number, message)
-
-    async def _activate(self, number: int, directory: Path) -> None:
-        release = await asyncio.to_thread(read_release, directory)
-        await self._encoder.load([*self.loaded_numbers(), number])
-        try:
-            await self._prove(release)
-        except SegrecError:
-            await self._load_again()
-            raise
-        self._loaded[number] = release
-        self._active = release
-        self._set_healthy(True)
-        log.info("release %d is active", number)
-        self._changed()
-
-    async def _prove(self, release: Release) -> None:
-        golden = release.manifest.golden
-        embeddings = await self._encoder.encode(release.number, golden.inputs(), GOLDEN_TIMEOUT_SECONDS)
-        difference = golden.difference(embeddings)
-        if not difference <= golden.tolerance:
-            raise DamagedRelease(
-                f"release {release.number}: Triton's embeddings of the golden inputs differ by {difference:g}, more "
-                f"than {golden.tolerance:g}: the encoder is not the one that was published"
-            )
-
-    async def _probe(self) -> None:
-        """See that the encoder still gives the right answer; after a restart of Triton, load again."""
-        if self._active is None or monotonic() - self._probed_at < PROBE_SECONDS:
-            return
-        self._probed_at = monotonic()
-        try:
-            if not await self._encoder.is_ready(self._active.number):
-                await self.reload()
-            await self.prove_active()
-        except SegrecError as error:
-            if self.encoder_healthy:
-                log.error("the encoder does not answer: %s", error)
-            self._set_healthy(False)
-            return
-        if not self.encoder_healthy:
-            log.info("the encoder answers again")
-        self._set_healthy(True)
-
-    async def reload(self) -> None:
-        """Load all loaded releases into Triton again. Raises `EncoderUnavailable`."""
-        if self._loaded:
-            await self._encoder.load(self.loaded_numbers())
-
-    async def prove_active(self) -> None:
-        """Run the active release's golden inputs. Raises `SegrecError` when they do not come back right."""
+    def _chosen(self) -> Release | None:
+        """The stable release; while that is not loaded what answers already, else an earlier one, else the newest."""
+        newest = max(self._loaded, default=0)
+        if not self._traffic.stable:
+            return self._loaded.get(newest)
+        if self._traffic.stable in self._loaded:
+            return self._loaded[self._traffic.stable]
         if self._active is not None:
-            await self._prove(self._active)
+            return self._active
+        return self._loaded.get(next((one for one in self._traffic.previous if one in self._loaded), newest))
 
-    def probe_soon(self) -> None:
-        """Have the next round probe the encoder, since a call has just failed."""
-        self._probed_at = -math.inf
+    def add(self, release: Release) -> None:
+        """A release that is loaded and proved from now on; it answers at once where the traffic has it so."""
+        self._loaded[release.number] = release
+        self._settle()
 
-    async def _unload_old(self) -> None:
-        """Unload idle releases beyond `keep`, the oldest first."""
-        excess = self.loaded_numbers()[: -self._keep]
-        idle = [number for number in excess if not self._leases[number] and self._loaded[number] is not self._active]
-        if not idle:
-            return
+    def remember_earlier(self, number: int) -> None:
+        """Count a loaded release among those that were active before all others known."""
+        self._actives = [*(one for one in self._actives if one != number), number]
+
+    @property
+    def actives(self) -> list[int]:
+        """The loaded releases that were active, the latest first."""
+        return [number for number in self._actives if number in self._loaded]
+
+    def set_broken(self, number: int, problem: str) -> None:
+        """Give a canary no traffic, or with an empty problem give it back."""
+        if problem:
+            self._broken[number] = problem
+        else:
+            self._broken.pop(number, None)
+        self._settle()
+
+    def hold_out(self, traffic: Traffic, why: str) -> None:
+        """Give this traffic's canary no users here, until another traffic is in force."""
+        if traffic == self._traffic:
+            self._held_out = (traffic, why)
+            self._changed()
+
+    def broken(self, number: int) -> str:
+        """Why a loaded release gets no traffic although it should; empty otherwise."""
+        return self._broken.get(number, "")
+
+    def drop_idle(self, keep: int, needed: Collection[int], present: Collection[int]) -> list[int]:
+        """Forget releases that are neither needed nor leased nor among the latest `keep` active; returns them.
+
+        `present` are those on disk; others are kept only while they answer.
+        """
+        traffic = self._traffic
+        ready = {*traffic.previous[:1], max(self._loaded, default=0), *self.actives[:keep]} & set(present)
+        spared = {*ready, *self.actives[:1], traffic.stable, traffic.canary, traffic.shadow, *needed, *+self._leases}
+        idle = sorted(set(self._loaded) - spared)
         for number in idle:
             del self._loaded[number]
             for callback in self.on_unload:
                 callback(number)
-        await self._load_again()
+        self._actives = self.actives
+        return idle
 
-    async def _load_again(self) -> None:
-        """Have Triton drop what is not loaded here, at the next opportunity where it does not answer now."""
-        try:
-            await self._encoder.load(self.loaded_numbers())
-        except EncoderUnavailable as error:
-            log.warning("releases could not be unloaded from Triton: %s", error)
-
-    def _set_healthy(self, healthy: bool) -> None:
+    def set_healthy(self, healthy: bool) -> None:
+        """Say whether the encoder answers rightly."""
         if healthy != self.encoder_healthy:
             self.encoder_healthy = healthy
             self._changed()
@@ -290,9 +258,3 @@ class Releases:
     def _changed(self) -> None:
         for callback in self.on_change:
             callback()
-
-
-def _signature(directory: Path) -> tuple[float, int]:
-    """Changes when a file of the directory does."""
-    stats = [path.stat() for path in directory.iterdir()] if directory.is_dir() else []
-    return max((stat.st_mtime for stat in stats), default=0.0), sum(stat.st_size for stat in stats)

@@ -23,6 +23,12 @@ class Settings(BaseSettings):
 
     address: str = Field(default="127.0.0.1:50051", description="Where SegrecService and EventService listen.")
     model_address: str = Field(default="127.0.0.1:50052", description="Where ModelService listens; keep it internal.")
+    model_token_file: Path | None = Field(
+        default=None, description="File with the token that callers of SetTraffic and Rollback must send."
+    )
+    release_key: Path | None = Field(
+        default=None, description="PEM public key (Ed25519); with it, only releases signed for it are loaded."
+    )
     metrics_address: str = Field(default="127.0.0.1:50053", description="Where Prometheus reads /metrics.")
     repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
     triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of a Triton's gRPC endpoint.")
@@ -31,11 +37,16 @@ class Settings(BaseSettings):
     history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
     bootstrap_events: Path | None = Field(default=None, description="Log that fills the store on first start.")
     cache_entries: int = Field(default=200_000, ge=0, description="Embeddings kept in memory.")
-    keep_releases: int = Field(default=2, ge=1, description="Releases kept loaded, the active one included.")
+    keep_releases: int = Field(
+        default=2, ge=1, description="Releases kept loaded that were active last, the active one included."
+    )
     poll_seconds: float = Field(default=0.5, gt=0, description="How often the repository is looked at.")
     encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for Triton in one call.")
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
     max_waiting: int = Field(default=4096, ge=1, description="Unary calls that may wait; more are refused.")
+    shadow_budget: float = Field(
+        default=0.1, gt=0, le=1, description="Share of the time in which answers are compared with another release."
+    )
     drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted work at the end.")
     tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; with it, only TLS.")
     tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")

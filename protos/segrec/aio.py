@@ -10,13 +10,15 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_aio_channel
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_aio_channel, token_metadata
 from segrec.errors import SegrecError, StreamStalled, error_of_call
 from segrec.requests import (
+    CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
     Choice,
     add_response,
     build,
+    pinned,
     recommend_options,
     recommend_request,
     record_requests,
@@ -24,6 +26,7 @@ from segrec.requests import (
     sendable,
     stream_recommend_request,
     stream_segment_request,
+    traffic_request,
 )
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import (
@@ -35,7 +38,16 @@ from segrec.v1.event_service_pb2 import (
     UserEvent,
 )
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
-from segrec.v1.model_service_pb2 import GetReleaseRequest, ListReleasesRequest, Release
+from segrec.v1.model_service_pb2 import (
+    GetReleaseRequest,
+    Guard,
+    ListReleasesRequest,
+    ListReleasesResponse,
+    Release,
+    RollbackRequest,
+    RollbackResponse,
+    TrafficRecord,
+)
 from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2 import (
     GetSegmentRequest,
@@ -210,11 +222,18 @@ class _AsyncClient:
         self._timeout_seconds = timeout_seconds
         self._channel = open_aio_channel(address, tls)
 
-    async def _call(self, method: Callable[..., Awaitable[MessageT]], request: Message) -> MessageT:
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[MessageT]],
+        request: Message,
+        timeout_seconds: float = 0.0,
+        metadata: Metadata = (),
+    ) -> MessageT:
+        timeout_seconds = timeout_seconds or self._timeout_seconds
         try:
-            return await method(request, timeout=self._timeout_seconds)
+            return await method(request, timeout=timeout_seconds, metadata=metadata)
         except grpc.RpcError as error:
-            raise error_of_call(error, self._address, self._timeout_seconds) from error
+            raise error_of_call(error, self._address, timeout_seconds) from error
 
     async def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
@@ -238,7 +257,7 @@ class AsyncSegrecClient(_AsyncClient):
         self._events = EventServiceStub(self._channel)
 
     async def segment(
-        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int = 0
+        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
     ) -> SegmentResponse:
         """See SegrecClient.segment."""
         return await self._call(self._segrec.Segment, segment_request(user_id, events, release))
@@ -248,7 +267,7 @@ class AsyncSegrecClient(_AsyncClient):
         user_id: str | None = None,
         *,
         events: Iterable[Event] | None = None,
-        release: int = 0,
+        release: int | str = 0,
         **choice: Unpack[Choice],
     ) -> RecommendResponse:
         """See SegrecClient.recommend."""
@@ -258,7 +277,7 @@ class AsyncSegrecClient(_AsyncClient):
         self,
         user_ids: UserIds,
         *,
-        release: int = 0,
+        release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
@@ -273,7 +292,7 @@ class AsyncSegrecClient(_AsyncClient):
         self,
         user_ids: UserIds,
         *,
-        release: int = 0,
+        release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
@@ -301,14 +320,14 @@ class AsyncSegrecClient(_AsyncClient):
         """See SegrecClient.erase."""
         return await self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
-    async def list_segments(self, release: int = 0) -> ListSegmentsResponse:
+    async def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
         """See SegrecClient.list_segments."""
-        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, release=release))
+        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pinned(release)))
 
-    async def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
+    async def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
         """See SegrecClient.get_segment."""
         return await self._call(
-            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, release=release)
+            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pinned(release))
         )
 
 
@@ -316,10 +335,16 @@ class AsyncModelClient(_AsyncClient):
     """What ModelClient does, for asyncio."""
 
     def __init__(
-        self, address: str = DEFAULT_MODEL_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0
+        self,
+        address: str = DEFAULT_MODEL_ADDRESS,
+        *,
+        tls: Tls | None = None,
+        timeout_seconds: float = 2.0,
+        token: str = "",
     ) -> None:
         super().__init__(address, tls, timeout_seconds)
         self._models = ModelServiceStub(self._channel)
+        self._metadata = token_metadata(token)
 
     async def list_releases(self) -> list[Release]:
         """See ModelClient.list_releases."""
@@ -330,3 +355,31 @@ class AsyncModelClient(_AsyncClient):
         """See ModelClient.get_release."""
         response = await self._call(self._models.GetRelease, build(GetReleaseRequest, release=release))
         return response.release
+
+    async def overview(self) -> ListReleasesResponse:
+        """See ModelClient.overview."""
+        return await self._call(self._models.ListReleases, ListReleasesRequest())
+
+    async def set_traffic(
+        self,
+        stable: int = 0,
+        *,
+        canary: int = 0,
+        canary_percent: float = 0.0,
+        shadow: int = 0,
+        guard: Guard | None = None,
+        reason: str = "",
+        changed_by: str = "",
+        timeout_seconds: float = CHANGE_SECONDS,
+    ) -> TrafficRecord:
+        """See ModelClient.set_traffic."""
+        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
+        response = await self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata)
+        return response.traffic
+
+    async def rollback(
+        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = CHANGE_SECONDS
+    ) -> RollbackResponse:
+        """See ModelClient.rollback."""
+        request = build(RollbackRequest, changed_by=changed_by, reason=reason)
+        return await self._call(self._models.Rollback, request, timeout_seconds, self._metadata)

@@ -13,6 +13,7 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_MODEL_ADDRESS = "127.0.0.1:50052"
 """Where its ModelService listens unless told otherwise."""
 
+Metadata = tuple[tuple[str, str], ...]
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _RETRY = {
@@ -78,6 +79,11 @@ def _read(path: str) -> bytes | None:
         return Path(path).read_bytes()
     except OSError as error:
         raise InvalidArgument(f"Cannot read {path}: {error.strerror}") from error
+
+
+def token_metadata(token: str) -> Metadata:
+    """What tells the server that the caller may set the traffic; nothing without a token."""
+    return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:

@@ -4,16 +4,22 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
-from segrec import batch, commands, exits, recording
+from segrec import batch, commands, exits, recording, traffic
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import Choice, strategy_of
 
 _TIMEOUT_SECONDS = 5.0
+_DEFAULT_WAIT = {"stream": "30", "traffic": "90", "rollback": "90"}
+_MODEL_COMMANDS: dict[str, Callable[[ModelClient, argparse.Namespace], int]] = {
+    "releases": commands.releases,
+    "traffic": traffic.traffic,
+    "rollback": traffic.rollback,
+}
 _CHOICE = {
     "top_k": "top_k",
     "strategy": "strategy",
@@ -53,13 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     tls = Tls(options.tls_ca, options.tls_cert, options.tls_key) if _wants_tls(options) else None
     timeout_seconds = options.timeout or _TIMEOUT_SECONDS
-    if options.command == "releases":
+    if options.command in _MODEL_COMMANDS:
         address = options.address or os.environ.get("SEGREC_MODEL_ADDRESS") or DEFAULT_MODEL_ADDRESS
-        with ModelClient(address, tls=tls, timeout_seconds=timeout_seconds) as models:
-            return commands.releases(models, options)
+        with ModelClient(address, tls=tls, timeout_seconds=timeout_seconds, token=_token(options)) as models:
+            return _MODEL_COMMANDS[options.command](models, options)
     address = options.address or os.environ.get("SEGREC_ADDRESS") or DEFAULT_ADDRESS
     with SegrecClient(address, tls=tls, timeout_seconds=timeout_seconds) as client:
         return _ask(client, options)
+
+
+def _token(options: argparse.Namespace) -> str:
+    if options.command == "releases":
+        return ""
+    return traffic.read_token(options.token_file or os.environ.get("SEGREC_TOKEN_FILE", ""))
 
 
 def _ask(client: SegrecClient, options: argparse.Namespace) -> int:
@@ -105,6 +117,12 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_TRAFFIC_DETAILS = """In force when it returns.
+A canary answers the same users at the same share, always; a larger share only adds users.
+What is not said stays: 8=5 gives release 8 five percent, and the rest to the stable one."""
+_ROLLBACK_DETAILS = """A canary is taken out; without one, the release that was stable before answers again."""
+
+
 class _Commands:
     """Adds commands that share the common options."""
 
@@ -126,14 +144,14 @@ class _Commands:
 
 def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     variable, default = ("SEGREC_ADDRESS", DEFAULT_ADDRESS)
-    if name == "releases":
+    if name in _MODEL_COMMANDS:
         variable, default = ("SEGREC_MODEL_ADDRESS", DEFAULT_MODEL_ADDRESS)
     common = parser.add_argument_group("connection and output")
     common.add_argument("--address", metavar="HOST:PORT", help=f"the server; default ${variable}, else {default}")
     common.add_argument("--tls-ca", default="", metavar="FILE", help="trust these certificates (PEM), and encrypt")
     common.add_argument("--tls-cert", default="", metavar="FILE", help="client certificate (PEM)")
     common.add_argument("--tls-key", default="", metavar="FILE", help="its key (PEM)")
-    waits = "for the next answer; default 30" if name == "stream" else "for an answer; default 5"
+    waits = f"for an answer; default {_DEFAULT_WAIT.get(name, '5')}"
     common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=f"longest wait {waits}")
     common.add_argument("--json", action="store_true", help="print JSON, one object a line")
 
@@ -166,6 +184,12 @@ def _add_questions(commands_: _Commands) -> None:
     erase.add_argument("user", metavar="USER")
     releases = commands_.add("releases", "list the releases, or show one of them")
     releases.add_argument("number", nargs="?", type=int, metavar="N")
+    traffic.add_commands(
+        (
+            commands_.add("traffic", "show which release answers whom, or say so", _TRAFFIC_DETAILS),
+            commands_.add("rollback", "take the last change of the traffic back", _ROLLBACK_DETAILS),
+        )
+    )
 
 
 def _add_files(commands_: _Commands) -> None:
@@ -199,7 +223,22 @@ def _add_files(commands_: _Commands) -> None:
 
 
 def _add_release(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--release", type=int, default=0, metavar="N", help="answer from this release; default: active")
+    parser.add_argument(
+        "--release",
+        type=_release,
+        default=0,
+        metavar="N",
+        help="answer from this one, or from stable or canary; default: as the traffic has it",
+    )
+
+
+def _release(text: str) -> int | str:
+    if text in ("stable", "canary"):
+        return text
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text} is not a number, stable or canary") from None
 
 
 def _add_choice(parser: argparse.ArgumentParser) -> None:

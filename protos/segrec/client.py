@@ -8,13 +8,15 @@ from typing import Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_channel
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_channel, token_metadata
 from segrec.errors import error_of_call
 from segrec.requests import (
+    CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
     Choice,
     add_response,
     build,
+    pinned,
     recommend_options,
     recommend_request,
     record_requests,
@@ -22,6 +24,7 @@ from segrec.requests import (
     sendable,
     stream_recommend_request,
     stream_segment_request,
+    traffic_request,
 )
 from segrec.streaming import RowStream
 from segrec.v1.common_pb2 import Event
@@ -34,7 +37,16 @@ from segrec.v1.event_service_pb2 import (
     UserEvent,
 )
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
-from segrec.v1.model_service_pb2 import GetReleaseRequest, ListReleasesRequest, Release
+from segrec.v1.model_service_pb2 import (
+    GetReleaseRequest,
+    Guard,
+    ListReleasesRequest,
+    ListReleasesResponse,
+    Release,
+    RollbackRequest,
+    RollbackResponse,
+    TrafficRecord,
+)
 from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2 import (
     GetSegmentRequest,
@@ -59,11 +71,18 @@ class _Client:
         self._timeout_seconds = timeout_seconds
         self._channel = open_channel(address, tls)
 
-    def _call(self, method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]", request: RequestT) -> ResponseT:
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
+        request: RequestT,
+        timeout_seconds: float = 0.0,
+        metadata: Metadata = (),
+    ) -> ResponseT:
+        timeout_seconds = timeout_seconds or self._timeout_seconds
         try:
-            return method(request, timeout=self._timeout_seconds)
+            return method(request, timeout=timeout_seconds, metadata=metadata)
         except grpc.RpcError as error:
-            raise error_of_call(error, self._address, self._timeout_seconds) from error
+            raise error_of_call(error, self._address, timeout_seconds) from error
 
     def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
@@ -89,9 +108,12 @@ class SegrecClient(_Client):
         self._events = EventServiceStub(self._channel)
 
     def segment(
-        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int = 0
+        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
     ) -> SegmentResponse:
-        """The segment of a known user, or of a history of 1 to 4,096 events given here. `release` 0: the active one."""
+        """The segment of a known user, or of a history of 1 to 4,096 events given here.
+
+        `release` pins one by number, or as "stable" or "canary"; 0: the one that the traffic gives to the user.
+        """
         return self._call(self._segrec.Segment, segment_request(user_id, events, release))
 
     def recommend(
@@ -99,7 +121,7 @@ class SegrecClient(_Client):
         user_id: str | None = None,
         *,
         events: Iterable[Event] | None = None,
-        release: int = 0,
+        release: int | str = 0,
         **choice: Unpack[Choice],
     ) -> RecommendResponse:
         """Items for a known user, or for a history given here, best first.
@@ -114,7 +136,7 @@ class SegrecClient(_Client):
         self,
         user_ids: Iterable[str],
         *,
-        release: int = 0,
+        release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
@@ -129,7 +151,7 @@ class SegrecClient(_Client):
         self,
         user_ids: Iterable[str],
         *,
-        release: int = 0,
+        release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
@@ -161,23 +183,32 @@ class SegrecClient(_Client):
         """Deletes all that is stored of a user, durably."""
         return self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
-    def list_segments(self, release: int = 0) -> ListSegmentsResponse:
-        """The segments of a release, largest first. `release` 0: the active one."""
-        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, release=release))
+    def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
+        """The segments of a release, largest first. `release` 0: the active one; also "stable" or "canary"."""
+        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pinned(release)))
 
-    def get_segment(self, segment_id: int, release: int = 0) -> GetSegmentResponse:
+    def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
         """One segment of a release, by its stable id."""
-        return self._call(self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, release=release))
+        return self._call(self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pinned(release)))
 
 
 class ModelClient(_Client):
-    """Releases and their state. ModelService listens at an address of its own."""
+    """Releases, their state, and which of them answers. ModelService listens at an address of its own.
+
+    `token` lets set the traffic, where the server has one.
+    """
 
     def __init__(
-        self, address: str = DEFAULT_MODEL_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0
+        self,
+        address: str = DEFAULT_MODEL_ADDRESS,
+        *,
+        tls: Tls | None = None,
+        timeout_seconds: float = 2.0,
+        token: str = "",
     ) -> None:
         super().__init__(address, tls, timeout_seconds)
         self._models = ModelServiceStub(self._channel)
+        self._metadata = token_metadata(token)
 
     def list_releases(self) -> list[Release]:
         """The releases in the model repository, newest first, damaged ones with what is wrong."""
@@ -186,3 +217,33 @@ class ModelClient(_Client):
     def get_release(self, release: int) -> Release:
         """One release. Raises NotFound."""
         return self._call(self._models.GetRelease, build(GetReleaseRequest, release=release)).release
+
+    def overview(self) -> ListReleasesResponse:
+        """The releases, which of them answers whom, and what is wrong with that, if anything."""
+        return self._call(self._models.ListReleases, ListReleasesRequest())
+
+    def set_traffic(
+        self,
+        stable: int = 0,
+        *,
+        canary: int = 0,
+        canary_percent: float = 0.0,
+        shadow: int = 0,
+        guard: Guard | None = None,
+        reason: str = "",
+        changed_by: str = "",
+        timeout_seconds: float = CHANGE_SECONDS,
+    ) -> TrafficRecord:
+        """Says which release answers whom, in the place of all that was; in force when it returns, as it returns it.
+
+        `stable` 0: the newest good release. See `segrec.v1.Traffic`. It can take the time of loading a release.
+        """
+        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
+        return self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata).traffic
+
+    def rollback(
+        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = CHANGE_SECONDS
+    ) -> RollbackResponse:
+        """Takes the last change back: the canary where there is one, else the stable release for the one before."""
+        request = build(RollbackRequest, changed_by=changed_by, reason=reason)
+        return self._call(self._models.Rollback, request, timeout_seconds, self._metadata)

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
 from segrec.exits import OK, exit_code
+from segrec.live import live_record, live_sentences
 from segrec.requests import Choice
 from segrec.tables import iso_time, json_line, plain_float, recommend_record, segment_record, table
 from segrec.v1.common_pb2 import Event
@@ -198,11 +199,12 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
     if options.json:
         _print_json(records)
     elif options.number is not None:
-        print("\n".join(f"{name}: {value}" for name, value in _flat(records[0]).items()))
+        facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
+        print("\n".join([*facts, *live_sentences(found[0])]))
     else:
-        columns = ("release", "state", "created_time", "item_count", "segment_count", "failure")
+        columns = ("release", "state", "traffic_percent", "created_time", "item_count", "segment_count", "failure")
         lines = [[record[name] for name in columns] for record in records]
-        print(table(("release", "state", "created", "items", "segments", "failure"), lines))
+        print(table(("release", "state", "traffic %", "created", "items", "segments", "failure"), lines))
     return OK
 
 
@@ -210,6 +212,7 @@ def _release_record(release: Release) -> dict[str, Any]:
     return {
         "release": release.release,
         "state": ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower(),
+        "traffic_percent": plain_float(release.traffic_percent),
         "failure": release.failure,
         "created_time": iso_time(release.created_time) if release.HasField("created_time") else None,
         "data_cutoff_time": iso_time(release.data_cutoff_time) if release.HasField("data_cutoff_time") else None,
@@ -222,12 +225,13 @@ def _release_record(release: Release) -> dict[str, Any]:
         "min_history": release.min_history,
         "min_segment_size": release.min_segment_size,
         "figures": dict(sorted(release.figures.items())),
+        "live": live_record(release),
     }
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
     figures: dict[str, Any] = record.pop("figures")
-    return {name: value for name, value in record.items() if value not in (None, "")} | figures
+    return {name: value for name, value in record.items() if name != "live" and value not in (None, "")} | figures
 
 
 def _print_json(records: list[dict[str, Any]]) -> None:

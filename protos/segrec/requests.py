@@ -8,8 +8,9 @@ from typing import Any, TypedDict, TypeVar
 from google.protobuf.message import Message
 
 from segrec.errors import InvalidArgument
-from segrec.v1.common_pb2 import Event, EventList
+from segrec.v1.common_pb2 import Event, EventList, ReleaseAlias
 from segrec.v1.event_service_pb2 import RecordEventsRequest, RecordEventsResponse, UserEvent
+from segrec.v1.model_service_pb2 import Guard, SetTrafficRequest, Traffic
 from segrec.v1.segrec_service_pb2 import (
     RecommendOptions,
     RecommendRequest,
@@ -21,8 +22,13 @@ from segrec.v1.segrec_service_pb2 import (
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+CHANGE_SECONDS = 90.0
+"""Longest wait for a change of the traffic, which may have to load a release."""
 MAX_EVENTS_PER_CALL = 1024
 """Most events that one RecordEvents takes; `record` sends more in several calls."""
+
+
+_ALIASES = {"stable": ReleaseAlias.RELEASE_ALIAS_STABLE, "canary": ReleaseAlias.RELEASE_ALIAS_CANARY}
 
 
 class Choice(TypedDict, total=False):
@@ -65,21 +71,32 @@ def recommend_options(choice: Choice) -> RecommendOptions:
     return build(RecommendOptions, **fields)
 
 
-def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int) -> SegmentRequest:
+def pinned(release: int | str) -> dict[str, int]:
+    """The fields that pin a release: by number, 0 for none, or as "stable" or "canary". Raises InvalidArgument."""
+    if not isinstance(release, str):
+        return {"release": release}
+    try:
+        return {"release_alias": _ALIASES[release]}
+    except KeyError:
+        message = f"Unknown release {release!r}: give a number, stable or canary"
+        raise InvalidArgument(message, field="release_alias") from None
+
+
+def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int | str) -> SegmentRequest:
     """Asks for the segment of a known user or of a history given here."""
     if _is_inline(user_id, events):
-        return build(SegmentRequest, events=build(EventList, events=events), release=release)
-    return build(SegmentRequest, user_id=sendable(user_id), release=release)
+        return build(SegmentRequest, events=build(EventList, events=events), **pinned(release))
+    return build(SegmentRequest, user_id=sendable(user_id), **pinned(release))
 
 
 def recommend_request(
-    user_id: str | None, events: Iterable[Event] | None, release: int, choice: Choice
+    user_id: str | None, events: Iterable[Event] | None, release: int | str, choice: Choice
 ) -> RecommendRequest:
     """Asks for recommendations to a known user or for a history given here."""
     options = recommend_options(choice)
     if _is_inline(user_id, events):
-        return build(RecommendRequest, events=build(EventList, events=events), options=options, release=release)
-    return build(RecommendRequest, user_id=sendable(user_id), options=options, release=release)
+        return build(RecommendRequest, events=build(EventList, events=events), options=options, **pinned(release))
+    return build(RecommendRequest, user_id=sendable(user_id), options=options, **pinned(release))
 
 
 def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
@@ -107,16 +124,31 @@ def id_problem(user_id: str) -> str:
     return ""
 
 
-def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int) -> StreamSegmentRequest:
+def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int | str) -> StreamSegmentRequest:
     """One chunk whose segments are wanted."""
-    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, release=release)
+    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, **pinned(release))
 
 
 def stream_recommend_request(
-    chunk_id: int, user_ids: Sequence[str], release: int, options: RecommendOptions
+    chunk_id: int, user_ids: Sequence[str], release: int | str, options: RecommendOptions
 ) -> StreamRecommendRequest:
     """One chunk to which items are to be recommended."""
-    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, release=release, options=options)
+    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, **pinned(release), options=options)
+
+
+def traffic_request(
+    stable: int, canary: int, percent: float, shadow: int, guard: Guard | None, changed_by: str, reason: str
+) -> SetTrafficRequest:
+    """Asks for a change of the traffic."""
+    traffic = build(
+        Traffic,
+        stable_release=stable,
+        canary_release=canary,
+        canary_percent=percent,
+        shadow_release=shadow,
+        guard=guard,
+    )
+    return build(SetTrafficRequest, traffic=traffic, changed_by=changed_by, reason=reason)
 
 
 def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest]:

@@ -8,6 +8,10 @@ SegrecError
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
+├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
+├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to go back to
+├── ReadOnlyRepository   FAILED_PRECONDITION  the model repository cannot be written from here
+├── NotAllowed           PERMISSION_DENIED    the caller may not change the traffic
 └── SetupError           FAILED_PRECONDITION  the process cannot start: one sentence with what to do
 """
 
@@ -73,6 +77,34 @@ class DamagedRelease(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_RELEASE"
+
+
+class DamagedTraffic(SegrecError):
+    """`traffic.json` cannot be read."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DAMAGED_TRAFFIC"
+
+
+class NothingToRollBack(SegrecError):
+    """There is no earlier release to go back to."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "NOTHING_TO_ROLL_BACK"
+
+
+class ReadOnlyRepository(SegrecError):
+    """The model repository cannot be written from here."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "READ_ONLY_REPOSITORY"
+
+
+class NotAllowed(SegrecError):
+    """The caller may not change the traffic."""
+
+    code = "PERMISSION_DENIED"
+    reason = "NOT_ALLOWED"
 
 
 class SetupError(SegrecError):

@@ -1,6 +1,7 @@
 """The release format: what one model version needs, in one directory, read back and checked.
 
 manifest.json        everything about the release, with size and SHA-256 of every other file
+manifest.sig         its signature, where the release was signed; see `server.core.signature`
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
 items.parquet        the catalogue; row r is item index r + 1
@@ -23,6 +24,7 @@ from typing import Any, Self
 import faiss
 import numpy as np
 import polars as pl
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -32,6 +34,7 @@ from server.core.hash_index import HashIndex
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 from server.core.segments import segment_part
+from server.core.signature import check_signature
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
@@ -230,10 +233,13 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
-def read_release(directory: Path) -> Release:
-    """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where."""
+def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Release:
+    """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where.
+
+    With a `key`, only a release that was signed for it is good, and nothing of another one is read.
+    """
     try:
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory, key)
         _check_files(directory, manifest)
         release = Release(
             manifest,
@@ -254,11 +260,14 @@ def read_release(directory: Path) -> Release:
     return release
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read `manifest.json` alone. Raises `DamagedRelease`."""
+def read_manifest(directory: Path, key: Ed25519PublicKey | None = None) -> Manifest:
+    """Read `manifest.json` alone; see `read_release`. Raises `DamagedRelease`."""
     path = directory / "manifest.json"
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
+        text = path.read_bytes()
+        if key is not None:
+            check_signature(directory, text, key)
+        manifest = Manifest.model_validate_json(text)
     except FileNotFoundError as error:
         raise DamagedRelease(f"release {directory} has no manifest.json: the copy is not complete") from error
     except (OSError, ValidationError) as error:

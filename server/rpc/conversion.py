@@ -11,6 +11,7 @@ from server.core.history import Event
 from server.core.profiles import Migration, SegmentProfile
 from server.core.ranking import Ranked, Reason
 from server.core.release import Release
+from server.live import Figures
 from server.pipeline import Answer, Degraded
 from server.releases import State, Status
 
@@ -34,6 +35,8 @@ _STATES = {
     State.ACTIVE: model_service_pb2.RELEASE_STATE_ACTIVE,
     State.STANDBY: model_service_pb2.RELEASE_STATE_STANDBY,
     State.FAILED: model_service_pb2.RELEASE_STATE_FAILED,
+    State.CANARY: model_service_pb2.RELEASE_STATE_CANARY,
+    State.SHADOW: model_service_pb2.RELEASE_STATE_SHADOW,
 }
 
 
@@ -167,9 +170,15 @@ def event_message(event: Event) -> common_pb2.Event:
     return message
 
 
-def release_message(status: Status) -> model_service_pb2.Release:
-    """A release and its state."""
-    message = model_service_pb2.Release(release=status.number, state=_STATES[status.state], failure=status.failure)
+def release_message(status: Status, live: Figures | None = None) -> model_service_pb2.Release:
+    """A release, its state, and what was seen of it lately."""
+    message = model_service_pb2.Release(
+        release=status.number,
+        state=_STATES[status.state],
+        failure=status.failure,
+        traffic_percent=status.traffic_percent,
+        live=live_message(live) if live else None,
+    )
     manifest = status.manifest
     if manifest is None:
         return message
@@ -187,6 +196,30 @@ def release_message(status: Status) -> model_service_pb2.Release:
         message.min_confidence = manifest.confidence.min_confidence
         message.min_history = manifest.confidence.min_history
     return message
+
+
+def live_message(figures: Figures) -> model_service_pb2.LiveFigures:
+    """What was seen of a release lately."""
+    message = model_service_pb2.LiveFigures(
+        answer_count=figures.answer_count,
+        error_share=figures.error_share,
+        degraded_share=figures.degraded_share,
+        unconfident_share=figures.unconfident_share,
+        compared_release=figures.compared_release,
+        compared_count=figures.compared_count,
+        changed_segment_share=figures.changed_share,
+        top_items_overlap=figures.top_items_overlap,
+        score_shift=figures.score_shift,
+    )
+    message.window.FromNanoseconds(_nanoseconds(figures.window_seconds))
+    if figures.timed_count:
+        message.median_time.FromNanoseconds(_nanoseconds(figures.median_seconds))
+        message.p99_time.FromNanoseconds(_nanoseconds(figures.p99_seconds))
+    return message
+
+
+def _nanoseconds(seconds: float) -> int:
+    return round(seconds * 1e9)
 
 
 def _timestamp(time: datetime) -> Timestamp:

@@ -1,20 +1,19 @@
 """`segrec.v1.SegrecService`."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
 
 from server.core.errors import InvalidArgument, NotFound, SegrecError
-from server.core.ranking import Ranked
+from server.core.ranking import Query, Ranked
 from server.core.release import Release
 from server.metrics import Metrics
 from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
-from server.releases import Releases
+from server.routing import Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
@@ -24,11 +23,12 @@ from server.rpc.validation import (
     MAX_USERS_PER_CHUNK,
     Clock,
     checked_id,
-    checked_release,
     inline_history,
     is_plain,
+    pin_of,
     query_of,
 )
+from server.shadow import Shadow
 
 REPLY_SECONDS = 0.05
 """Kept back from a caller's deadline for everything after the encoder."""
@@ -38,30 +38,39 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     """Answers from the pipeline; holds the release of a call until it has ended."""
 
     def __init__(
-        self, pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock, encode_timeout_seconds: float
+        self,
+        pipeline: Pipeline,
+        routing: Routing,
+        metrics: Metrics,
+        clock: Clock,
+        encode_timeout_seconds: float,
+        shadow: Shadow,
     ) -> None:
         self._pipeline = pipeline
-        self._releases = releases
+        self._routing = routing
         self._metrics = metrics
         self._clock = clock
         self._encode_timeout = encode_timeout_seconds
+        self._shadow = shadow
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
         """One user's segment."""
-        with self._releases.lease(checked_release(request.release)) as release:
+        with self._leased(request) as release:
             answer = await self._answer(release, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
+            self._answered(release, [answer])
             return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         """Items for one user."""
         query = query_of(request.options)
-        with self._releases.lease(checked_release(request.release)) as release:
+        with self._leased(request) as release:
             answer = await self._answer(release, request, context)
             [ranked] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranked)
+            self._answered(release, [answer])
             return response
 
     async def StreamSegment(
@@ -69,7 +78,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     ) -> AsyncIterator[pb.StreamSegmentResponse]:
         """Segments of many users."""
         tally = _Tally(self._metrics, "StreamSegment")
-        with self._releases.lease() as current:
+        with self._routing.lease() as current:
 
             async def answer(request: pb.StreamSegmentRequest) -> pb.StreamSegmentResponse:
                 chunk = await self._segment_chunk(request, current, tally)
@@ -84,7 +93,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     ) -> AsyncIterator[pb.StreamRecommendResponse]:
         """Items for many users."""
         tally = _Tally(self._metrics, "StreamRecommend")
-        with self._releases.lease() as current:
+        with self._routing.lease() as current:
 
             async def answer(request: pb.StreamRecommendRequest) -> pb.StreamRecommendResponse:
                 chunk = await self._recommend_chunk(request, current, tally)
@@ -96,7 +105,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:
         """All segments of a release, largest first."""
-        release = self._releases.get(checked_release(request.release))
+        release = self._routing.get(pin_of(request))
         ordered = sorted(release.segments, key=lambda segment: -segment.user_count)
         return pb.ListSegmentsResponse(
             segments=[profile_of(release, segment) for segment in ordered],
@@ -106,7 +115,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     async def GetSegment(self, request: pb.GetSegmentRequest, context: Context) -> pb.GetSegmentResponse:
         """One segment of a release."""
-        release = self._releases.get(checked_release(request.release))
+        release = self._routing.get(pin_of(request))
         for segment in release.segments:
             if segment.segment_id == request.segment_id:
                 part = release.migration and release.migration.touching(segment.segment_id)
@@ -114,6 +123,24 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                     segment=profile_of(release, segment), release=release.number, migration=migration_message(part)
                 )
         raise NotFound(f"release {release.number} has no segment {request.segment_id}", "segment_id")
+
+    @contextmanager
+    def _leased(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
+        """The release for a unary call, whose time and end are counted with it."""
+        with (
+            self._routing.lease(pin_of(request), _user_of(request)) as release,
+            self._metrics.live.call(release.number),
+        ):
+            yield release
+
+    def _answered(self, release: Release, answers: Sequence[Answer]) -> None:
+        """Count answers with their release, and have them compared where they are to be."""
+        self._metrics.live.answered(release.number, answers)
+        self._shadow.offer(release, answers)
+
+    def _answered_parts(self, parts: "Sequence[_Part]") -> None:
+        for part in parts:
+            self._answered(part.release, [row.answer for row in part.rows])
 
     async def _answer(
         self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
@@ -143,9 +170,10 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     ) -> pb.SegmentChunk:
         try:
             _check_size(request.user_ids)
-            with self._pinned(request.release, current) as release:
-                rows = await self._rows(release, request.user_ids)
-                chunk = await asyncio.to_thread(_segment_chunk, release, request.chunk_id, rows)
+            with self._routing.lease_chunk(pin_of(request), current) as route:
+                rows, parts = await self._rows(route, request.user_ids)
+                chunk = await asyncio.to_thread(_segment_chunk, request.chunk_id, rows)
+                self._answered_parts(parts)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
@@ -158,35 +186,51 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         try:
             _check_size(request.user_ids)
             query = query_of(request.options)
-            with self._pinned(request.release, current) as release:
-                rows = await self._rows(release, request.user_ids)
-                answers = [row.answer for row in rows if row.error is None]
-                ranked = await self._pipeline.recommend(release, query, answers)
-                chunk = await asyncio.to_thread(_recommend_chunk, release, request.chunk_id, rows, ranked)
+            with self._routing.lease_chunk(pin_of(request), current) as route:
+                rows, parts = await self._rows(route, request.user_ids)
+                await asyncio.gather(*(self._rank(part, query) for part in parts))
+                chunk = await asyncio.to_thread(_recommend_chunk, request.chunk_id, rows)
+                self._answered_parts(parts)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
         tally.add(rows)
         return chunk
 
-    def _pinned(self, number: int, current: Release) -> Any:
-        """The release of a chunk: the one pinned in it, or the one that was active when the stream began."""
-        return self._releases.lease(checked_release(number)) if number else nullcontext(current)
+    async def _rows(self, route: Route, user_ids: Sequence[str]) -> "tuple[list[_Row], list[_Part]]":
+        """A row per user, answered by the user's release; and the good ones by release."""
+        stable = route.stable
+        rows = [
+            _Row(id_, stable) if is_plain(id_) else _checked_row(id_, at, stable) for at, id_ in enumerate(user_ids)
+        ]
+        if route.canary is not None:
+            for row in rows:
+                row.release = route.release_for(row.user_id)
+        parts = _parts(rows)
+        await asyncio.gather(*(self._fill(part) for part in parts))
+        return rows, parts
 
-    async def _rows(self, release: Release, user_ids: Sequence[str]) -> "list[_Row]":
-        rows = [_Row(id_) if is_plain(id_) else _checked_row(id_, place) for place, id_ in enumerate(user_ids)]
-        good = [row for row in rows if row.error is None]
-        answers = await self._pipeline.answer_users(release, [row.user_id for row in good], self._encode_timeout)
-        for row, answer in zip(good, answers, strict=True):
+    async def _fill(self, part: "_Part") -> None:
+        user_ids = [row.user_id for row in part.rows]
+        with self._metrics.live.counting_errors(part.release.number, len(user_ids)):
+            answers = await self._pipeline.answer_users(part.release, user_ids, self._encode_timeout)
+        for row, answer in zip(part.rows, answers, strict=True):
             row.answer = answer
-        return rows
+
+    async def _rank(self, part: "_Part", query: Query) -> None:
+        with self._metrics.live.counting_errors(part.release.number, len(part.rows)):
+            ranked = await self._pipeline.recommend(part.release, query, [row.answer for row in part.rows])
+        for row, items in zip(part.rows, ranked, strict=True):
+            row.items = items
 
 
 @dataclass(slots=True)
 class _Row:
     user_id: str
+    release: Release
     error: SegrecError | None = None
     answer: Answer = NO_ANSWER
+    items: Sequence[Ranked] = ()
 
     @property
     def shown_id(self) -> str:
@@ -194,35 +238,56 @@ class _Row:
         return self.user_id.removeprefix(NOT_UTF8)
 
 
-def _checked_row(user_id: str, place: int) -> _Row:
+@dataclass(slots=True)
+class _Part:
+    """The good rows of a chunk that one release answers."""
+
+    release: Release
+    rows: list[_Row] = field(default_factory=list)
+
+
+def _parts(rows: Sequence[_Row]) -> list[_Part]:
+    parts: dict[int, _Part] = {}
+    for row in rows:
+        if row.error is None:
+            part = parts.get(row.release.number)
+            if part is None:
+                part = parts[row.release.number] = _Part(row.release)
+            part.rows.append(row)
+    return list(parts.values())
+
+
+def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
+    """Whose request it is; empty for a history given inline."""
+    return request.user_id if request.WhichOneof("subject") == "user_id" else ""
+
+
+def _checked_row(user_id: str, place: int, release: Release) -> _Row:
     try:
-        return _Row(checked_id(user_id, f"user_ids[{place}]"))
+        return _Row(checked_id(user_id, f"user_ids[{place}]"), release)
     except InvalidArgument as error:
-        return _Row(user_id, error)
+        return _Row(user_id, release, error)
 
 
-def _segment_chunk(release: Release, chunk_id: int, rows: Sequence[_Row]) -> pb.SegmentChunk:
+def _segment_chunk(chunk_id: int, rows: Sequence[_Row]) -> pb.SegmentChunk:
     chunk = pb.SegmentChunk(chunk_id=chunk_id)
     for row in rows:
         message = chunk.rows.add()
         message.user_id = row.shown_id
         if row.error is None:
-            fill_segment(message.result, release, row.answer)
+            fill_segment(message.result, row.release, row.answer)
         else:
             message.status.CopyFrom(row_status(row.error))
     return chunk
 
 
-def _recommend_chunk(
-    release: Release, chunk_id: int, rows: Sequence[_Row], ranked: Sequence[Sequence[Ranked]]
-) -> pb.RecommendChunk:
+def _recommend_chunk(chunk_id: int, rows: Sequence[_Row]) -> pb.RecommendChunk:
     chunk = pb.RecommendChunk(chunk_id=chunk_id)
-    items = iter(ranked)
     for row in rows:
         message = chunk.rows.add()
         message.user_id = row.shown_id
         if row.error is None:
-            fill_recommend(message.result, release, row.answer, next(items))
+            fill_recommend(message.result, row.release, row.answer, row.items)
         else:
             message.status.CopyFrom(row_status(row.error))
     return chunk

@@ -5,12 +5,21 @@ import re
 from collections.abc import Callable, Iterable
 
 from segrec.v1.common_pb2 import Event as EventMessage
-from segrec.v1.common_pb2 import EventList
-from segrec.v1.segrec_service_pb2 import RecommendOptions
+from segrec.v1.common_pb2 import EventList, ReleaseAlias
+from segrec.v1.segrec_service_pb2 import (
+    GetSegmentRequest,
+    ListSegmentsRequest,
+    RecommendOptions,
+    RecommendRequest,
+    SegmentRequest,
+    StreamRecommendRequest,
+    StreamSegmentRequest,
+)
 
 from server.core.errors import InvalidArgument
 from server.core.history import ID_MAX_BYTES, Event, History, history_of
 from server.core.ranking import Query, Strategy
+from server.routing import NO_PIN, Alias, Pin
 from server.rpc.decoding import NOT_UTF8
 
 MAX_USERS_PER_CHUNK = 1024
@@ -30,6 +39,21 @@ _STRATEGIES = {
     3: Strategy.SEGMENT,
     4: Strategy.POPULAR,
 }
+_ALIASES = {
+    ReleaseAlias.RELEASE_ALIAS_UNSPECIFIED: Alias.NONE,
+    ReleaseAlias.RELEASE_ALIAS_STABLE: Alias.STABLE,
+    ReleaseAlias.RELEASE_ALIAS_CANARY: Alias.CANARY,
+}
+
+Pinning = (
+    SegmentRequest
+    | RecommendRequest
+    | StreamSegmentRequest
+    | StreamRecommendRequest
+    | ListSegmentsRequest
+    | GetSegmentRequest
+)
+"""A request that can pin a release."""
 
 
 def is_plain(value: str) -> bool:
@@ -130,11 +154,16 @@ def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...
     return tuple(checked_id(value, f"{field}[{i}]") for i, value in enumerate(ids))
 
 
-def checked_release(number: int) -> int:
-    """A release number, 0 for the active one."""
+def pin_of(request: Pinning) -> Pin:
+    """The release that a request asks for."""
+    number, alias = request.release, request.release_alias
     if number < 0:
-        raise InvalidArgument(f"release is {number}; give 0 for the active one, or a number from 1", "release")
-    return number
+        raise InvalidArgument(f"release is {number}; give 0 for none, or a number from 1", "release")
+    if alias not in _ALIASES:
+        raise InvalidArgument(f"release_alias {alias} is unknown", "release_alias")
+    if number and alias:
+        raise InvalidArgument("give release or release_alias, not both", "release_alias")
+    return Pin(number, _ALIASES[alias]) if number or alias else NO_PIN
 
 
 def in_range(value: int, smallest: int, largest: int, field: str) -> int:

@@ -23,7 +23,9 @@ CALLS: list[tuple[str, object, str]] = [
     ("EventService/EraseUser", {"user_id": "curl"}, "erased_event_count"),
     ("ModelService/ListReleases", {}, "RELEASE_STATE_ACTIVE"),
     ("ModelService/GetRelease", {"release": 3}, '"embedding_dim": 16'),
+    ("ModelService/SetTraffic", {"traffic": {}, "changed_by": "curl"}, '"changed_by": "curl"'),
 ]
+REFUSED: list[tuple[str, object, str]] = [("ModelService/Rollback", {}, "release 3 has no earlier one to go back to")]
 
 
 def grpcurl(address: str, *words: str) -> str:
@@ -49,7 +51,7 @@ def test_the_list_of_calls_below_names_every_rpc(running_server: ServerProcess) 
         for service, address in addresses.items()
         for method in grpcurl(address, "list", f"segrec.v1.{service}").split()
     }
-    assert found == {"segrec.v1." + name.replace("/", ".") for name, _, _ in CALLS}
+    assert found == {"segrec.v1." + name.replace("/", ".") for name, _, _ in CALLS + REFUSED}
 
 
 @pytest.mark.parametrize(("method", "request_", "expected"), CALLS, ids=[name for name, _, _ in CALLS])
@@ -58,3 +60,11 @@ def test_every_rpc_answers(running_server: ServerProcess, method: str, request_:
     record = json.dumps({"events": [{"user_id": "curl", "event": EVENT}]})
     grpcurl(running_server.address, "-d", record, "segrec.v1.EventService/RecordEvents")
     assert expected in grpcurl(address, "-d", json.dumps(request_), f"segrec.v1.{method}")
+
+
+@pytest.mark.parametrize(("method", "request_", "problem"), REFUSED, ids=[name for name, _, _ in REFUSED])
+def test_every_other_rpc_says_why_not(
+    running_server: ServerProcess, method: str, request_: object, problem: str
+) -> None:
+    with pytest.raises(AssertionError, match=problem):
+        grpcurl(running_server.model_address, "-d", json.dumps(request_), f"segrec.v1.{method}")

@@ -280,6 +280,19 @@ class FakeModelService(model_service_pb2_grpc.ModelServiceServicer):
             abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="release"))
         return model_service_pb2.GetReleaseResponse(release=release_of(request.release))
 
+    def SetTraffic(self, request: model_service_pb2.SetTrafficRequest, context: Any) -> Any:
+        return model_service_pb2.SetTrafficResponse(traffic=record_of(request))
+
+    def Rollback(self, request: model_service_pb2.RollbackRequest, context: Any) -> Any:
+        record = record_of(model_service_pb2.SetTrafficRequest(changed_by=request.changed_by, reason=request.reason))
+        return model_service_pb2.RollbackResponse(traffic=record, summary="Release 1 answers all.")
+
+
+def record_of(request: model_service_pb2.SetTrafficRequest) -> model_service_pb2.TrafficRecord:
+    return model_service_pb2.TrafficRecord(
+        traffic=request.traffic, changed_by=request.changed_by, reason=request.reason
+    )
+
 
 def release_of(number: int) -> model_service_pb2.Release:
     state = model_service_pb2.RELEASE_STATE_ACTIVE if number == 2 else model_service_pb2.RELEASE_STATE_STANDBY

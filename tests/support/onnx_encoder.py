@@ -22,6 +22,8 @@ class OnnxEncoder:
         """Every call fails."""
         self.wrong = False
         """Answers are not what the model says."""
+        self.wrong_releases: set[int] = set()
+        """Answers of these are not what the model says."""
         self.unloadable: set[int] = set()
         self.call_sizes: list[int] = []
         self.gate: asyncio.Event | None = None
@@ -36,13 +38,13 @@ class OnnxEncoder:
         if self.down or release not in self.loaded:
             raise EncoderUnavailable(f"no answer within {timeout_seconds:g} s")
         answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
-        return answer + np.float32(1.0) if self.wrong else answer
+        return answer + np.float32(1.0) if self.wrong or release in self.wrong_releases else answer
 
     async def load(self, releases: Sequence[int]) -> None:
         broken = self.unloadable & set(releases)
         if self.down or broken:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
-        self.loaded = tuple(releases)
+        self.loaded = tuple(sorted(set(releases)))
 
     async def is_ready(self, release: int) -> bool:
         return not self.down and release in self.loaded

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from server.cache import EmbeddingCache
+from server.core.errors import EncoderUnavailable
 from server.core.history import EMPTY, History
 from server.core.release import Release, read_release
 from server.embedding import Embedder, MicroBatcher
@@ -109,3 +110,46 @@ async def test_batches_leave_the_cache_as_it_is(
     await record(store, "u", group_history(1))
     await pipeline.answer_users(release, ["u"], 5.0)
     assert len(cache) == 0
+
+
+async def test_users_seen_lately_warm_a_release_up_until_they_are_erased(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await pipeline.warm_up(release)
+    assert encoder.call_sizes == []  # nobody was seen yet
+    for number in range(40):
+        await record(store, f"u{number}", group_history(number % 4))
+        await pipeline.answer_user(release, f"u{number}", 5.0)
+    await pipeline.answer_user(release, "without-history", 5.0)
+    encoder.call_sizes.clear()
+    await pipeline.warm_up(release)
+    assert encoder.call_sizes[:2] == [1, 4]
+    assert sum(encoder.call_sizes[2:]) == 32 + 40
+    for number in range(1, 40):
+        await pipeline.erase(f"u{number}", [1])
+    encoder.call_sizes.clear()
+    await pipeline.warm_up(release)
+    assert encoder.call_sizes == [1, 1, 1, 1]
+
+
+async def test_a_release_that_cannot_embed_real_histories_is_said(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await record(store, "u", group_history(1))
+    await pipeline.answer_users(release, ["u"], 5.0)
+    encoder.down = True
+    with pytest.raises(EncoderUnavailable):
+        await pipeline.warm_up(release)
+    store.unavailable = True
+    await pipeline.warm_up(release)
+
+
+async def test_no_more_than_a_few_dozen_users_are_remembered(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    for number in range(100):
+        await record(store, f"u{number}", group_history(number % 4))
+        await pipeline.answer_users(release, [f"u{number}"], 5.0)
+    encoder.call_sizes.clear()
+    await pipeline.warm_up(release)
+    assert sum(encoder.call_sizes) == 1 + 4 + 32 + 64

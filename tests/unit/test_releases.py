@@ -3,10 +3,12 @@ from pathlib import Path
 
 import pytest
 
-from server import releases as module
+from server import loading, shelf
 from server.core.errors import NoRelease, NotFound
 from server.core.repository import MODEL_NAME
+from server.loading import Loader
 from server.releases import Releases, State
+from server.shelf import Shelf
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 
@@ -17,29 +19,35 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 
 @pytest.fixture
-def found(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Releases:
-    """Releases of an empty repository, which try again and probe in every round."""
-    monkeypatch.setattr(module, "FIRST_RETRY_SECONDS", 0.0)
-    monkeypatch.setattr(module, "PROBE_SECONDS", 0.0)
-    return Releases(tmp_path, encoder, keep=2)
+def found(tmp_path: Path) -> Releases:
+    """Releases of an empty repository."""
+    return Releases(Shelf(tmp_path / MODEL_NAME))
 
 
-async def test_without_a_release_there_is_none(found: Releases) -> None:
-    await found.refresh()
+@pytest.fixture
+def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Loads them; tries again and probes in every round."""
+    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
+    return Loader(found, encoder, keep=2)
+
+
+async def test_without_a_release_there_is_none(found: Releases, loader: Loader) -> None:
+    await loader.refresh()
     with pytest.raises(NoRelease, match="segrec-train publish"):
         found.get()
 
 
-async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Releases) -> None:
+async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Releases, loader: Loader) -> None:
     tiny_release(tmp_path, 1)
     tiny_release(tmp_path, 2)
     changes: list[int] = []
     found.on_change.append(lambda: changes.append(found.get().number))
-    await found.refresh()
+    await loader.refresh()
     assert found.get().number == 2
-    assert changes == [2, 2]  # healthy, then active
+    assert changes == [2, 2]  # active, then healthy
     tiny_release(tmp_path, 3)
-    await found.refresh()
+    await loader.refresh()
     assert found.get().number == 3
     assert found.loaded_numbers() == [2, 3]
     assert found.get(2).number == 2
@@ -48,14 +56,14 @@ async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Rel
 
 
 async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
-    tmp_path: Path, found: Releases, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: Releases, loader: Loader, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
-    await found.refresh()
+    await loader.refresh()
     broken = tiny_release(tmp_path, 2)
     (broken / "centroids.npy").write_bytes(b"damaged")
     for _ in range(3):
-        await found.refresh()
+        await loader.refresh()
     assert found.get().number == 1
     status = found.status(2)
     assert status.state is State.FAILED
@@ -65,23 +73,27 @@ async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
     assert len(named) == 1
     shutil.rmtree(broken)
     tiny_release(tmp_path, 2, seed=5)
-    await found.refresh()
+    await loader.refresh()
     assert found.get().number == 2
     assert found.failed_count() == 0
 
 
-async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(tmp_path: Path, found: Releases) -> None:
+async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(
+    tmp_path: Path, found: Releases, loader: Loader
+) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / "2").mkdir()
-    await found.refresh()
+    await loader.refresh()
     assert found.get().number == 1
     assert [(status.number, status.state) for status in found.statuses()] == [(2, State.FAILED), (1, State.ACTIVE)]
 
 
-async def test_wrong_golden_embeddings_are_refused(tmp_path: Path, found: Releases, encoder: OnnxEncoder) -> None:
+async def test_wrong_golden_embeddings_are_refused(
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+) -> None:
     tiny_release(tmp_path, 1)
     encoder.wrong = True
-    await found.refresh()
+    await loader.refresh()
     with pytest.raises(NoRelease):
         found.get()
     assert "golden inputs differ" in found.status(1).failure
@@ -89,70 +101,86 @@ async def test_wrong_golden_embeddings_are_refused(tmp_path: Path, found: Releas
 
 
 async def test_a_release_that_triton_cannot_load_is_tried_again(
-    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     encoder.unloadable = {1}
-    await found.refresh()
+    await loader.refresh()
     assert found.status(1).state is State.FAILED
     encoder.unloadable = set()
-    await found.refresh()
+    await loader.refresh()
     assert found.get().number == 1
 
 
-@pytest.mark.parametrize("name", ["2.tmp", "02", "0", "-1", "1" * 20])
+@pytest.mark.parametrize("name", ["2.tmp", "02", "0", "-1", "1" * 18 + "x"])
 async def test_directories_that_are_no_release_numbers_are_ignored_and_named_once(
-    tmp_path: Path, found: Releases, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: Releases, loader: Loader, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / name).mkdir()
-    await found.refresh()
-    await found.refresh()
+    await loader.refresh()
+    await loader.refresh()
     assert found.get().number == 1
     assert [status.number for status in found.statuses()] == [1]
     assert len([record for record in caplog.records if name in record.message]) == 1
 
 
+async def test_nothing_is_loaded_while_a_name_lies_there_that_triton_ends_on(
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    long = tmp_path / MODEL_NAME / ("1" * 20)
+    long.mkdir()
+    tiny_release(tmp_path, 2)
+    await loader.refresh()
+    assert (found.get().number, encoder.loaded) == (1, (1,))
+    assert "so many digits: take it away" in found.status(2).failure
+    long.rmdir()
+    await loader.refresh()
+    assert (found.get().number, encoder.loaded) == (2, (1, 2))
+
+
 async def test_a_leased_release_stays_loaded_until_the_lease_ends(
-    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     unloaded: list[int] = []
     found.on_unload.append(unloaded.append)
     tiny_release(tmp_path, 1)
-    await found.refresh()
+    await loader.refresh()
     with found.lease() as release:
         for number in (2, 3, 4):
             tiny_release(tmp_path, number)
-            await found.refresh()
+            await loader.refresh()
         assert release.number == 1
         assert encoder.loaded == (1, 3, 4)
         assert unloaded == [2]
-    await found.refresh()
+    await loader.refresh()
     assert encoder.loaded == (3, 4)
     assert unloaded == [2, 1]
 
 
 async def test_a_triton_that_forgot_everything_is_loaded_again(
-    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
-    await found.refresh()
+    await loader.refresh()
     encoder.loaded = ()
     encoder.down = True
-    await found.refresh()
+    await loader.refresh()
     assert not found.encoder_healthy
     assert found.get().number == 1
     encoder.down = False
-    await found.refresh()
+    await loader.refresh()
     assert found.encoder_healthy
     assert encoder.loaded == (1,)
 
 
 async def test_an_encoder_that_answers_wrongly_is_not_healthy(
-    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
-    await found.refresh()
+    await loader.refresh()
     encoder.wrong = True
-    await found.refresh()
+    await loader.refresh()
     assert not found.encoder_healthy

@@ -16,10 +16,19 @@ class DegradedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADED_REASON_STALE_EMBEDDING: _ClassVar[DegradedReason]
     DEGRADED_REASON_ENCODER_UNAVAILABLE: _ClassVar[DegradedReason]
     DEGRADED_REASON_STORE_UNAVAILABLE: _ClassVar[DegradedReason]
+
+class ReleaseAlias(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RELEASE_ALIAS_UNSPECIFIED: _ClassVar[ReleaseAlias]
+    RELEASE_ALIAS_STABLE: _ClassVar[ReleaseAlias]
+    RELEASE_ALIAS_CANARY: _ClassVar[ReleaseAlias]
 DEGRADED_REASON_UNSPECIFIED: DegradedReason
 DEGRADED_REASON_STALE_EMBEDDING: DegradedReason
 DEGRADED_REASON_ENCODER_UNAVAILABLE: DegradedReason
 DEGRADED_REASON_STORE_UNAVAILABLE: DegradedReason
+RELEASE_ALIAS_UNSPECIFIED: ReleaseAlias
+RELEASE_ALIAS_STABLE: ReleaseAlias
+RELEASE_ALIAS_CANARY: ReleaseAlias
 
 class Event(_message.Message):
     __slots__ = ("item_id", "action", "value", "timestamp", "event_id")

@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -18,15 +19,19 @@ class ReleaseState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RELEASE_STATE_ACTIVE: _ClassVar[ReleaseState]
     RELEASE_STATE_STANDBY: _ClassVar[ReleaseState]
     RELEASE_STATE_FAILED: _ClassVar[ReleaseState]
+    RELEASE_STATE_CANARY: _ClassVar[ReleaseState]
+    RELEASE_STATE_SHADOW: _ClassVar[ReleaseState]
 RELEASE_STATE_UNSPECIFIED: ReleaseState
 RELEASE_STATE_AVAILABLE: ReleaseState
 RELEASE_STATE_LOADING: ReleaseState
 RELEASE_STATE_ACTIVE: ReleaseState
 RELEASE_STATE_STANDBY: ReleaseState
 RELEASE_STATE_FAILED: ReleaseState
+RELEASE_STATE_CANARY: ReleaseState
+RELEASE_STATE_SHADOW: ReleaseState
 
 class Release(_message.Message):
-    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size")
+    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_percent", "live")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +53,8 @@ class Release(_message.Message):
     MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     MIN_HISTORY_FIELD_NUMBER: _ClassVar[int]
     MIN_SEGMENT_SIZE_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    LIVE_FIELD_NUMBER: _ClassVar[int]
     release: int
     state: ReleaseState
     failure: str
@@ -62,17 +69,95 @@ class Release(_message.Message):
     min_confidence: float
     min_history: int
     min_segment_size: int
-    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ...) -> None: ...
+    traffic_percent: float
+    live: LiveFigures
+    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_percent: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ...) -> None: ...
+
+class LiveFigures(_message.Message):
+    __slots__ = ("window", "answer_count", "error_share", "degraded_share", "unconfident_share", "median_time", "p99_time", "compared_release", "compared_count", "changed_segment_share", "top_items_overlap", "score_shift")
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    ANSWER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DEGRADED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    UNCONFIDENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_TIME_FIELD_NUMBER: _ClassVar[int]
+    P99_TIME_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    COMPARED_COUNT_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_SEGMENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    TOP_ITEMS_OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    SCORE_SHIFT_FIELD_NUMBER: _ClassVar[int]
+    window: _duration_pb2.Duration
+    answer_count: int
+    error_share: float
+    degraded_share: float
+    unconfident_share: float
+    median_time: _duration_pb2.Duration
+    p99_time: _duration_pb2.Duration
+    compared_release: int
+    compared_count: int
+    changed_segment_share: float
+    top_items_overlap: float
+    score_shift: float
+    def __init__(self, window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., answer_count: _Optional[int] = ..., error_share: _Optional[float] = ..., degraded_share: _Optional[float] = ..., unconfident_share: _Optional[float] = ..., median_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., p99_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., compared_release: _Optional[int] = ..., compared_count: _Optional[int] = ..., changed_segment_share: _Optional[float] = ..., top_items_overlap: _Optional[float] = ..., score_shift: _Optional[float] = ...) -> None: ...
+
+class Guard(_message.Message):
+    __slots__ = ("max_error_share", "max_degraded_share", "max_unconfident_share", "max_p99_time", "window", "min_answer_count")
+    MAX_ERROR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MAX_DEGRADED_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MAX_UNCONFIDENT_SHARE_FIELD_NUMBER: _ClassVar[int]
+    MAX_P99_TIME_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MIN_ANSWER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    max_error_share: float
+    max_degraded_share: float
+    max_unconfident_share: float
+    max_p99_time: _duration_pb2.Duration
+    window: _duration_pb2.Duration
+    min_answer_count: int
+    def __init__(self, max_error_share: _Optional[float] = ..., max_degraded_share: _Optional[float] = ..., max_unconfident_share: _Optional[float] = ..., max_p99_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., min_answer_count: _Optional[int] = ...) -> None: ...
+
+class Traffic(_message.Message):
+    __slots__ = ("stable_release", "canary_release", "canary_percent", "shadow_release", "guard")
+    STABLE_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CANARY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    SHADOW_RELEASE_FIELD_NUMBER: _ClassVar[int]
+    GUARD_FIELD_NUMBER: _ClassVar[int]
+    stable_release: int
+    canary_release: int
+    canary_percent: float
+    shadow_release: int
+    guard: Guard
+    def __init__(self, stable_release: _Optional[int] = ..., canary_release: _Optional[int] = ..., canary_percent: _Optional[float] = ..., shadow_release: _Optional[int] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
+
+class TrafficRecord(_message.Message):
+    __slots__ = ("traffic", "previous_releases", "changed_time", "changed_by", "reason")
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_RELEASES_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_TIME_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    traffic: Traffic
+    previous_releases: _containers.RepeatedScalarFieldContainer[int]
+    changed_time: _timestamp_pb2.Timestamp
+    changed_by: str
+    reason: str
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., changed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ListReleasesRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class ListReleasesResponse(_message.Message):
-    __slots__ = ("releases",)
+    __slots__ = ("releases", "traffic", "traffic_failure")
     RELEASES_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FAILURE_FIELD_NUMBER: _ClassVar[int]
     releases: _containers.RepeatedCompositeFieldContainer[Release]
-    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ...) -> None: ...
+    traffic: TrafficRecord
+    traffic_failure: str
+    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ..., traffic_failure: _Optional[str] = ...) -> None: ...
 
 class GetReleaseRequest(_message.Message):
     __slots__ = ("release",)
@@ -85,3 +170,35 @@ class GetReleaseResponse(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     release: Release
     def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
+
+class SetTrafficRequest(_message.Message):
+    __slots__ = ("traffic", "changed_by", "reason")
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    traffic: Traffic
+    changed_by: str
+    reason: str
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SetTrafficResponse(_message.Message):
+    __slots__ = ("traffic",)
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    traffic: TrafficRecord
+    def __init__(self, traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ...) -> None: ...
+
+class RollbackRequest(_message.Message):
+    __slots__ = ("changed_by", "reason")
+    CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    changed_by: str
+    reason: str
+    def __init__(self, changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class RollbackResponse(_message.Message):
+    __slots__ = ("traffic", "summary")
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
+    SUMMARY_FIELD_NUMBER: _ClassVar[int]
+    traffic: TrafficRecord
+    summary: str
+    def __init__(self, traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ..., summary: _Optional[str] = ...) -> None: ...

@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ModelServiceStub:
-    """Tells which releases there are and which one answers. Served on a port of its own.
+    """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
+    the server's token where it has one; without, they are refused to callers of other machines.
     """
 
     def __init__(self, channel):
@@ -45,10 +46,21 @@ class ModelServiceStub:
                 request_serializer=segrec_dot_v1_dot_model__service__pb2.GetReleaseRequest.SerializeToString,
                 response_deserializer=segrec_dot_v1_dot_model__service__pb2.GetReleaseResponse.FromString,
                 _registered_method=True)
+        self.SetTraffic = channel.unary_unary(
+                '/segrec.v1.ModelService/SetTraffic',
+                request_serializer=segrec_dot_v1_dot_model__service__pb2.SetTrafficRequest.SerializeToString,
+                response_deserializer=segrec_dot_v1_dot_model__service__pb2.SetTrafficResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/segrec.v1.ModelService/Rollback',
+                request_serializer=segrec_dot_v1_dot_model__service__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=segrec_dot_v1_dot_model__service__pb2.RollbackResponse.FromString,
+                _registered_method=True)
 
 
 class ModelServiceServicer:
-    """Tells which releases there are and which one answers. Served on a port of its own.
+    """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
+    the server's token where it has one; without, they are refused to callers of other machines.
     """
 
     def ListReleases(self, request, context):
@@ -60,6 +72,22 @@ class ModelServiceServicer:
 
     def GetRelease(self, request, context):
         """Describes one release.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetTraffic(self, request, context):
+        """Says which release answers, and which share of the users another one gets. All servers of the model repository
+        follow within a second. NOT_FOUND for a release that is not there, FAILED_PRECONDITION for one that is damaged,
+        UNAVAILABLE for one that cannot be loaded now; nothing is changed then.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Takes the last change back: the canary where there is one, else the active release for the one before it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +106,16 @@ def add_ModelServiceServicer_to_server(servicer, server):
                     request_deserializer=segrec_dot_v1_dot_model__service__pb2.GetReleaseRequest.FromString,
                     response_serializer=segrec_dot_v1_dot_model__service__pb2.GetReleaseResponse.SerializeToString,
             ),
+            'SetTraffic': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetTraffic,
+                    request_deserializer=segrec_dot_v1_dot_model__service__pb2.SetTrafficRequest.FromString,
+                    response_serializer=segrec_dot_v1_dot_model__service__pb2.SetTrafficResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=segrec_dot_v1_dot_model__service__pb2.RollbackRequest.FromString,
+                    response_serializer=segrec_dot_v1_dot_model__service__pb2.RollbackResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'segrec.v1.ModelService', rpc_method_handlers)
@@ -87,7 +125,8 @@ def add_ModelServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
-    """Tells which releases there are and which one answers. Served on a port of its own.
+    """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
+    the server's token where it has one; without, they are refused to callers of other machines.
     """
 
     @staticmethod
@@ -134,6 +173,60 @@ class ModelService:
             '/segrec.v1.ModelService/GetRelease',
             segrec_dot_v1_dot_model__service__pb2.GetReleaseRequest.SerializeToString,
             segrec_dot_v1_dot_model__service__pb2.GetReleaseResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetTraffic(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/segrec.v1.ModelService/SetTraffic',
+            segrec_dot_v1_dot_model__service__pb2.SetTrafficRequest.SerializeToString,
+            segrec_dot_v1_dot_model__service__pb2.SetTrafficResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/segrec.v1.ModelService/Rollback',
+            segrec_dot_v1_dot_model__service__pb2.RollbackRequest.SerializeToString,
+            segrec_dot_v1_dot_model__service__pb2.RollbackResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -102,14 +102,16 @@ class RecommendOptions(_message.Message):
     def __init__(self, top_k: _Optional[int] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., exclude_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., exclude_categories: _Optional[_Iterable[str]] = ..., include_categories: _Optional[_Iterable[str]] = ..., candidate_item_ids: _Optional[_Iterable[str]] = ..., diversity: _Optional[float] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("user_id", "events", "release")
+    __slots__ = ("user_id", "events", "release", "release_alias")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     events: _common_pb2.EventList
     release: int
-    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
     __slots__ = ("assignment", "info")
@@ -120,16 +122,18 @@ class SegmentResponse(_message.Message):
     def __init__(self, assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("user_id", "events", "options", "release")
+    __slots__ = ("user_id", "events", "options", "release", "release_alias")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     events: _common_pb2.EventList
     options: RecommendOptions
     release: int
-    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
     __slots__ = ("items", "assignment", "info")
@@ -142,14 +146,16 @@ class RecommendResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
 
 class StreamSegmentRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "release")
+    __slots__ = ("chunk_id", "user_ids", "release", "release_alias")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     user_ids: _containers.RepeatedScalarFieldContainer[str]
     release: int
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class SegmentRow(_message.Message):
     __slots__ = ("user_id", "result", "status")
@@ -194,16 +200,18 @@ class StreamSummary(_message.Message):
     def __init__(self, chunk_count: _Optional[int] = ..., received_count: _Optional[int] = ..., answered_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., degraded_count: _Optional[int] = ...) -> None: ...
 
 class StreamRecommendRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "options", "release")
+    __slots__ = ("chunk_id", "user_ids", "options", "release", "release_alias")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     user_ids: _containers.RepeatedScalarFieldContainer[str]
     options: RecommendOptions
     release: int
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class RecommendRow(_message.Message):
     __slots__ = ("user_id", "result", "status")
@@ -378,10 +386,12 @@ class Migration(_message.Message):
     def __init__(self, previous_release: _Optional[int] = ..., user_count: _Optional[int] = ..., flows: _Optional[_Iterable[_Union[SegmentFlow, _Mapping]]] = ..., born_segment_ids: _Optional[_Iterable[int]] = ..., retired_segment_ids: _Optional[_Iterable[int]] = ..., splits: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ...) -> None: ...
 
 class ListSegmentsRequest(_message.Message):
-    __slots__ = ("release",)
+    __slots__ = ("release", "release_alias")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     release: int
-    def __init__(self, release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class ListSegmentsResponse(_message.Message):
     __slots__ = ("segments", "release", "migration")
@@ -394,12 +404,14 @@ class ListSegmentsResponse(_message.Message):
     def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ..., migration: _Optional[_Union[Migration, _Mapping]] = ...) -> None: ...
 
 class GetSegmentRequest(_message.Message):
-    __slots__ = ("segment_id", "release")
+    __slots__ = ("segment_id", "release", "release_alias")
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     segment_id: int
     release: int
-    def __init__(self, segment_id: _Optional[int] = ..., release: _Optional[int] = ...) -> None: ...
+    release_alias: _common_pb2.ReleaseAlias
+    def __init__(self, segment_id: _Optional[int] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class GetSegmentResponse(_message.Message):
     __slots__ = ("segment", "release", "migration")

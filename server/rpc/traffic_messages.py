@@ -1,0 +1,102 @@
+"""`segrec.v1.Traffic` and its record → core values and back."""
+
+import math
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+from segrec.v1 import model_service_pb2 as pb
+
+from server.core.errors import InvalidArgument
+from server.core.traffic import Guard, Traffic
+from server.promotion import Wanted
+from server.rpc.validation import in_range
+
+LARGEST_RELEASE = 10**18 - 1
+LARGEST_PERCENT = 99.0
+LONGEST_WINDOW_SECONDS = 3600.0
+MAX_NAME_BYTES = 256
+MAX_REASON_BYTES = 1024
+_SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
+
+
+def wanted_of(message: pb.Traffic) -> Wanted:
+    """What a request asks for. Raises `InvalidArgument` with the field's path."""
+    for name in ("stable_release", "canary_release", "shadow_release"):
+        in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}")
+    percent = _within(message.canary_percent, 0.0, LARGEST_PERCENT, "traffic.canary_percent")
+    guard = _guard_of(message.guard, "traffic.guard") if message.HasField("guard") else None
+    return Wanted(message.stable_release, message.canary_release, percent, message.shadow_release, guard)
+
+
+def checked_text(value: str, most_bytes: int, field: str) -> str:
+    """A line for the audit log. Raises `InvalidArgument`."""
+    size = len(value.encode(errors="surrogatepass"))
+    if size > most_bytes:
+        raise InvalidArgument(f"{field} has {size} bytes; at most {most_bytes} are allowed", field)
+    if not value.isprintable():
+        raise InvalidArgument(f"{field} has a character that cannot be printed", field)
+    return value
+
+
+def _guard_of(message: pb.Guard, field: str) -> Guard:
+    bounds = {
+        name: _within(getattr(message, name), 0.0, 1.0, f"{field}.{name}") for name in _SHARES if message.HasField(name)
+    }
+    if message.HasField("max_p99_time"):
+        bounds["max_p99_seconds"] = _within(_seconds(message.max_p99_time), 1e-6, math.inf, f"{field}.max_p99_time")
+    if not bounds:
+        raise InvalidArgument("a guard needs one bound at least", field)
+    has_window = message.HasField("window")
+    window = _within(_seconds(message.window) if has_window else 30.0, 1.0, LONGEST_WINDOW_SECONDS, f"{field}.window")
+    count = in_range(message.min_answer_count or 100, 1, 2**62, f"{field}.min_answer_count")
+    return Guard(**bounds, window_seconds=window, min_answer_count=count)
+
+
+def _within(value: float, smallest: float, largest: float, field: str) -> float:
+    if not smallest <= value <= largest:
+        raise InvalidArgument(f"{field} is {value:g}; {smallest:g} to {largest:g} are allowed", field)
+    return value
+
+
+def _seconds(duration: Duration) -> float:
+    return duration.seconds + duration.nanos / 1e9
+
+
+def record_message(traffic: Traffic) -> pb.TrafficRecord:
+    """What is or was in force."""
+    record = pb.TrafficRecord(
+        traffic=pb.Traffic(
+            stable_release=traffic.stable,
+            canary_release=traffic.canary,
+            canary_percent=traffic.canary_percent,
+            shadow_release=traffic.shadow,
+            guard=_guard_message(traffic.guard) if traffic.guard else None,
+        ),
+        previous_releases=traffic.previous,
+        changed_by=traffic.changed_by,
+        reason=traffic.reason,
+    )
+    if traffic.changed_time is not None:
+        time = Timestamp()
+        time.FromDatetime(traffic.changed_time)
+        record.changed_time.CopyFrom(time)
+    return record
+
+
+def _guard_message(guard: Guard) -> pb.Guard:
+    message = pb.Guard(
+        max_error_share=guard.max_error_share,
+        max_degraded_share=guard.max_degraded_share,
+        max_unconfident_share=guard.max_unconfident_share,
+        window=_duration(guard.window_seconds),
+        min_answer_count=guard.min_answer_count,
+    )
+    if guard.max_p99_seconds is not None:
+        message.max_p99_time.CopyFrom(_duration(guard.max_p99_seconds))
+    return message
+
+
+def _duration(seconds: float) -> Duration:
+    message = Duration()
+    message.FromNanoseconds(round(seconds * 1e9))
+    return message

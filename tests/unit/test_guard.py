@@ -1,0 +1,192 @@
+"""When a canary is taken out by itself."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from server.core.audit import read_audit
+from server.core.traffic import Guard, Traffic, change_traffic, read_traffic
+from server.guard import Keeper, verdict
+from server.live import Live
+from tests.support.ticking import Clock
+from tests.unit.test_live import STALE, SURE, UNSURE, call, figures_of
+
+GUARD = Guard(max_unconfident_share=0.5, window_seconds=10, min_answer_count=4)
+
+
+class Routed:
+    """What is in force is what the file says, as on a real server."""
+
+    def __init__(self, repository: Path) -> None:
+        self._repository = repository
+        self.held: list[tuple[Traffic, str]] = []
+
+    @property
+    def traffic(self) -> Traffic:
+        return read_traffic(self._repository)
+
+    def hold_out(self, traffic: Traffic, why: str) -> None:
+        self.held.append((traffic, why))
+
+
+def set_canary(repository: Path, number: int = 8, guard: Guard | None = GUARD) -> None:
+    def change(before: Traffic) -> Traffic:
+        return before.with_stable(7).with_answering(canary=number, percent=5, shadow=6, guard=guard)
+
+    change_traffic(repository, change, what="traffic", who="a test")
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def live(clock: Clock) -> Live:
+    return Live(clock)
+
+
+@pytest.fixture
+def routed(tmp_path: Path) -> Routed:
+    return Routed(tmp_path)
+
+
+@pytest.fixture
+def keeper(tmp_path: Path, routed: Routed, live: Live, clock: Clock) -> Keeper:
+    set_canary(tmp_path)
+    return Keeper(tmp_path, routed, live, "guard of a test", clock)
+
+
+async def watch(keeper: Keeper, clock: Clock, seconds: int) -> None:
+    for _ in range(seconds):
+        await keeper.check()
+        clock.now += 1
+
+
+@pytest.mark.parametrize(
+    ("guard", "said"),
+    [
+        (Guard(max_error_share=0.19, min_answer_count=10), "its error share is 0.2, above 0.19, over 10 answers"),
+        (Guard(max_degraded_share=0.12, min_answer_count=10), "its degraded share is 0.125, above 0.12"),
+        (Guard(max_unconfident_share=0.24, min_answer_count=8), "its unconfident share is 0.25, above 0.24"),
+        (Guard(max_p99_seconds=0.1, min_answer_count=2), "its p99 is 0.204 s, above 0.1 s, over 2 answers"),
+        (Guard(max_error_share=0.2, max_degraded_share=0.125, max_unconfident_share=0.25, min_answer_count=1), ""),
+        (Guard(max_error_share=0.0, min_answer_count=11), ""),
+        (Guard(max_unconfident_share=0.0, min_answer_count=9), ""),
+        (Guard(max_p99_seconds=0.1, min_answer_count=3), ""),
+    ],
+)
+def test_a_bound_is_passed_by_enough_answers_or_not_at_all(guard: Guard, said: str, live: Live, clock: Clock) -> None:
+    live.answered(8, [SURE] * 5 + [UNSURE] * 2 + [STALE])
+    live.failed(8, 2)
+    for _ in range(2):
+        call(live, clock, 8, 0.2)
+    found = verdict(guard, figures_of(live, 8))
+    assert found.startswith(said)
+    assert bool(found) == bool(said)
+
+
+async def test_a_canary_past_its_bound_is_taken_out_and_the_audit_says_why(
+    tmp_path: Path, keeper: Keeper, live: Live, clock: Clock
+) -> None:
+    live.answered(8, [UNSURE] * 9 + [SURE])
+    await watch(keeper, clock, 10)
+    assert read_traffic(tmp_path).canary == 8, "it has not been watched for the whole window yet"
+    live.answered(8, [UNSURE] * 9 + [SURE])
+    await watch(keeper, clock, 3)
+    after = read_traffic(tmp_path)
+    assert (after.stable, after.canary, after.guard, after.shadow) == (7, 0, None, 6)
+    entry = read_audit(tmp_path)[-1]
+    assert (entry.what, entry.who) == ("guard", "guard of a test")
+    assert entry.reason == ("release 8 is taken out: its unconfident share is 0.9, above 0.5, over 10 answers in 10 s")
+    assert keeper.trip_count == 1
+    assert not keeper.is_holding_out
+
+
+async def test_what_was_before_the_window_is_forgiven(tmp_path: Path, keeper: Keeper, live: Live, clock: Clock) -> None:
+    live.answered(8, [UNSURE] * 90)
+    await watch(keeper, clock, 10)
+    live.answered(8, [SURE] * 10)
+    await watch(keeper, clock, 5)
+    assert read_traffic(tmp_path).canary == 8
+    assert keeper.trip_count == 0
+
+
+async def test_another_canary_is_watched_from_its_own_beginning(
+    tmp_path: Path, keeper: Keeper, live: Live, clock: Clock
+) -> None:
+    await watch(keeper, clock, 8)
+    set_canary(tmp_path, 9)
+    live.answered(9, [UNSURE] * 10)
+    await watch(keeper, clock, 5)
+    assert read_traffic(tmp_path).canary == 9
+    live.answered(9, [UNSURE] * 10)
+    await watch(keeper, clock, 6)
+    assert read_traffic(tmp_path).canary == 0
+
+
+async def test_without_a_guard_nothing_is_done(tmp_path: Path, keeper: Keeper, live: Live, clock: Clock) -> None:
+    set_canary(tmp_path, guard=None)
+    live.answered(8, [UNSURE] * 10)
+    await watch(keeper, clock, 20)
+    assert read_traffic(tmp_path).canary == 8
+
+
+async def test_who_was_quicker_is_not_overruled(
+    tmp_path: Path, keeper: Keeper, routed: Routed, live: Live, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen_long_ago = routed.traffic
+    monkeypatch.setattr(Routed, "traffic", seen_long_ago)
+    set_canary(tmp_path, 9)
+    await watch(keeper, clock, 10)
+    live.answered(8, [UNSURE] * 10)
+    await watch(keeper, clock, 2)
+    assert read_traffic(tmp_path).canary == 9
+    assert keeper.trip_count == 0
+
+
+async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_here(
+    tmp_path: Path,
+    keeper: Keeper,
+    routed: Routed,
+    live: Live,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("server.guard.change_traffic", refuse)
+    await watch(keeper, clock, 10)
+    for _ in range(15):  # pinned requests still reach it
+        live.answered(8, [UNSURE] * 10)
+        await watch(keeper, clock, 1)
+    assert [traffic.canary for traffic, _ in routed.held] == [8]
+    assert keeper.trip_count == 1
+    assert keeper.is_holding_out
+    [record] = [record for record in caplog.records if "on this server alone" in record.message]
+    assert "Read-only file system" in record.message
+    set_canary(tmp_path)
+    assert not keeper.is_holding_out, "somebody has set the traffic anew"
+
+
+async def test_a_check_that_fails_does_not_end_the_watch(
+    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop = asyncio.Event()
+    checks = 0
+
+    async def fail() -> None:
+        nonlocal checks
+        checks += 1
+        if checks == 3:
+            stop.set()
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("server.guard.CHECK_SECONDS", 0.001)
+    monkeypatch.setattr(keeper, "check", fail)
+    await asyncio.wait_for(keeper.watch(stop), 10)
+    assert checks == 3
+    assert "trying again" in caplog.text

@@ -1,0 +1,47 @@
+"""What Prometheus reads of each release."""
+
+from prometheus_client import CollectorRegistry, generate_latest
+
+from server.live import Comparison, Live
+from server.live_metrics import LiveCollector
+from tests.support.ticking import Clock
+from tests.unit.test_live import STALE, SURE, UNSURE, call
+
+
+def lines_of(live: Live) -> set[str]:
+    registry = CollectorRegistry()
+    registry.register(LiveCollector(live))
+    return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}
+
+
+def test_each_release_has_its_series_until_it_is_forgotten() -> None:
+    clock = Clock()
+    live = Live(clock)
+    assert lines_of(live) == set()
+    live.answered(8, [SURE, SURE, UNSURE, STALE])
+    live.failed(8, 2)
+    live.compared(8, 7, Comparison(4, 1, 3.0, 2, 0.5))
+    for seconds in (0.004, 0.3):
+        call(live, clock, 8, seconds)
+    lines = lines_of(live)
+    assert lines >= {
+        'segrec_release_answers_total{outcome="whole",release="8"} 3.0',
+        'segrec_release_answers_total{outcome="degraded",release="8"} 1.0',
+        'segrec_release_answers_total{outcome="failed",release="8"} 2.0',
+        'segrec_release_segments_total{confident="yes",release="8"} 3.0',
+        'segrec_release_segments_total{confident="no",release="8"} 1.0',
+        'segrec_compared_total{release="8",segment="same"} 3.0',
+        'segrec_compared_total{release="8",segment="changed"} 1.0',
+        'segrec_compared_top_items_overlap_sum{release="8"} 3.0',
+        'segrec_compared_top_items_overlap_count{release="8"} 4.0',
+        'segrec_compared_score_shift_sum{release="8"} 0.5',
+        'segrec_compared_score_shift_count{release="8"} 2.0',
+        'segrec_release_call_seconds_bucket{le="0.0032",release="8"} 0.0',
+        'segrec_release_call_seconds_bucket{le="0.0064",release="8"} 1.0',
+        'segrec_release_call_seconds_bucket{le="+Inf",release="8"} 2.0',
+        'segrec_release_call_seconds_count{release="8"} 2.0',
+    }
+    live.answered(9, [SURE])
+    assert {line for line in lines_of(live) if 'release="8"' in line} == lines
+    live.forget(8)
+    assert all('release="9"' in line for line in lines_of(live))

@@ -1,0 +1,219 @@
+"""Changes of the traffic asked of a server: what is refused, what is loaded first, and who may ask."""
+
+import asyncio
+import errno
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from segrec.v1 import model_service_pb2 as pb
+
+from server import loading, promotion, shelf
+from server.core.audit import read_audit
+from server.core.errors import InvalidArgument, NotAllowed, NotFound, NothingToRollBack, ReadOnlyRepository, SetupError
+from server.core.repository import MODEL_NAME
+from server.core.traffic import Guard, read_traffic
+from server.loading import Loader
+from server.promotion import Promotion, Wanted
+from server.releases import Releases
+from server.rpc.authorisation import Authorisation, authorisation_of, is_local
+from server.rpc.traffic_messages import checked_text, record_message, wanted_of
+from server.settings import Settings
+from server.shelf import Shelf
+from server.traffic_file import TrafficFile
+from tests.support.onnx_encoder import OnnxEncoder
+from tests.support.releases import tiny_release
+from tests.support.waiting import wait_until_async
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> OnnxEncoder:
+    return OnnxEncoder(tmp_path)
+
+
+@pytest.fixture
+async def changes(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Promotion]:
+    """A server's part that changes the traffic of releases 1 to 4, of which 4 answers."""
+    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
+    for number in (1, 2, 3, 4):
+        tiny_release(tmp_path, number)
+    releases, file, stop = Releases(Shelf(tmp_path / MODEL_NAME)), TrafficFile(tmp_path), asyncio.Event()
+    loader = Loader(releases, encoder, keep=2)
+    file.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
+    await file.refresh()
+    task = asyncio.create_task(loader.follow(0.01, stop))
+    await wait_until_async(lambda: _true(releases.loaded_numbers() == [3, 4]))
+    yield Promotion(tmp_path, releases, loader, file)
+    stop.set()
+    await task
+
+
+async def _true(value: bool) -> bool:
+    return value
+
+
+async def test_what_is_named_is_loaded_and_in_force_when_it_returns(changes: Promotion) -> None:
+    traffic = await changes.set(Wanted(1, 2, 5.0, 3, Guard(max_error_share=0.1)), "me", "to see")
+    assert changes.releases.shares() == {1: 95.0, 2: 5.0}
+    assert changes.releases.shadow is not None
+    assert (traffic.previous, traffic.changed_by, traffic.reason) == ((4,), "me", "to see")
+    assert read_traffic(changes.repository) == traffic
+
+
+async def test_a_rollback_undoes_a_change_from_the_newest_release(changes: Promotion) -> None:
+    await changes.set(Wanted(2), "me", "")
+    traffic, summary = await changes.roll_back("me", "")
+    assert (traffic.stable, summary) == (4, "Release 4 answers in the place of release 2.")
+    active = changes.releases.active
+    assert active is not None
+    assert active.number == 4
+
+
+async def test_a_rollback_from_the_newest_release_goes_to_the_next_older_good_one(changes: Promotion) -> None:
+    traffic, _ = await changes.roll_back("me", "")
+    assert traffic.stable == 3
+    assert [entry.what for entry in read_audit(changes.repository)] == ["rollback"]
+
+
+async def test_a_rollback_passes_over_releases_that_failed(changes: Promotion) -> None:
+    await changes.set(Wanted(2), "me", "")
+    (changes.repository / MODEL_NAME / "1" / "centroids.npy").write_bytes(b"damaged")
+    await changes.set(Wanted(2, 3, 5.0), "me", "")
+    taken_out, _ = await changes.roll_back("me", "")
+    assert (taken_out.stable, taken_out.canary) == (2, 0)
+    traffic, _ = await changes.roll_back("me", "")
+    assert traffic.stable == 4
+
+
+async def test_with_one_release_there_is_nothing_to_roll_back(changes: Promotion) -> None:
+    for number in (4, 3, 2):
+        traffic, _ = await changes.roll_back("me", "")
+        assert traffic.stable == number - 1
+    with pytest.raises(NothingToRollBack):
+        await changes.roll_back("me", "")
+
+
+async def test_what_does_not_fit_or_is_not_there_is_refused_before_anything_is_loaded(
+    changes: Promotion, encoder: OnnxEncoder
+) -> None:
+    with pytest.raises(InvalidArgument, match="cannot be the canary of itself"):
+        await changes.set(Wanted(1, 1, 5.0), "me", "")
+    with pytest.raises(NotFound) as caught:
+        await changes.set(Wanted(1, 9, 5.0), "me", "")
+    assert caught.value.field == "traffic.canary_release"
+    assert encoder.loaded == (3, 4)
+    assert read_audit(changes.repository) == []
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+async def test_a_repository_that_cannot_be_written_is_named(
+    changes: Promotion, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(promotion, "change_traffic", fail)
+    with pytest.raises(ReadOnlyRepository, match="cannot be written"):
+        await changes.set(Wanted(3), "me", "")
+    active = changes.releases.active
+    assert active is not None
+    assert active.number == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"stable_release": -1}, "traffic.stable_release"),
+        ({"shadow_release": 10**18}, "traffic.shadow_release"),
+        ({"canary_percent": float("nan")}, "traffic.canary_percent"),
+        ({"canary_percent": 99.5}, "traffic.canary_percent"),
+        ({"guard": pb.Guard()}, "traffic.guard"),
+        ({"guard": pb.Guard(max_error_share=1.5)}, "traffic.guard.max_error_share"),
+        ({"guard": pb.Guard(max_p99_time=Duration())}, "traffic.guard.max_p99_time"),
+        ({"guard": pb.Guard(max_error_share=0.1, window=Duration(nanos=5))}, "traffic.guard.window"),
+        ({"guard": pb.Guard(max_error_share=0.1, min_answer_count=-1)}, "traffic.guard.min_answer_count"),
+    ],
+)
+def test_wrong_fields_are_named_by_their_path(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        wanted_of(pb.Traffic(**fields))
+    assert caught.value.field == field
+
+
+def test_a_guard_of_zero_errors_is_one() -> None:
+    assert wanted_of(pb.Traffic(guard=pb.Guard(max_error_share=0.0))).guard == Guard(max_error_share=0.0)
+
+
+def test_traffic_comes_back_as_it_was_sent() -> None:
+    guard = pb.Guard(max_degraded_share=0.25, max_p99_time=Duration(nanos=50_000_000), window=Duration(seconds=9))
+    guard.min_answer_count = 7
+    sent = pb.Traffic(stable_release=1, canary_release=2, canary_percent=2.5, shadow_release=3, guard=guard)
+    wanted = wanted_of(sent)
+    fields = {"stable": 1, "canary": 2, "canary_percent": wanted.canary_percent, "shadow": 3, "guard": wanted.guard}
+    from server.core.traffic import checked
+
+    assert record_message(checked(fields)).traffic == sent
+
+
+def test_texts_for_the_audit_log_are_one_line_of_some_length() -> None:
+    assert checked_text("größer", 8, "reason") == "größer"
+    for text in ("ä" * 5, "two\nlines", "\x1b[31m"):
+        with pytest.raises(InvalidArgument) as caught:
+            checked_text(text, 9, "reason")
+        assert caught.value.field == "reason"
+
+
+class _Caller:
+    """The part of a call's context that tells who asks."""
+
+    def __init__(self, peer: str, *metadata: tuple[str, str | bytes]) -> None:
+        self._peer = peer
+        self._metadata = metadata
+
+    def peer(self) -> str:
+        return self._peer
+
+    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        return self._metadata
+
+
+LOCAL, REMOTE = "ipv4:127.0.0.1:50000", "ipv4:192.0.2.7:50000"
+
+
+@pytest.mark.parametrize("peer", [LOCAL, "ipv4:127.8.9.1:1", "ipv6:%5B::1%5D:1", "ipv6:[::ffff:127.0.0.1]:1", "unix:"])
+def test_callers_of_this_machine_are_known(peer: str) -> None:
+    assert is_local(peer)
+
+
+@pytest.mark.parametrize("peer", [REMOTE, "ipv6:%5B2001:db8::1%5D:1", "ipv4:localhost:1", "", "unixes:x"])
+def test_callers_of_other_machines_are_known(peer: str) -> None:
+    assert not is_local(peer)
+
+
+def test_without_a_token_this_machine_may_and_others_with_a_certificate_alone() -> None:
+    Authorisation(None, has_mutual_tls=False).check(_Caller(LOCAL))  # type: ignore[arg-type]
+    Authorisation(None, has_mutual_tls=True).check(_Caller(REMOTE))  # type: ignore[arg-type]
+    with pytest.raises(NotAllowed, match="model_token_file"):
+        Authorisation(None, has_mutual_tls=False).check(_Caller(REMOTE))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),), (("other", "Bearer secret"),)],
+)
+def test_with_a_token_nobody_may_without_it(metadata: tuple[tuple[str, str], ...]) -> None:
+    guarded = Authorisation("secret", has_mutual_tls=True)
+    guarded.check(_Caller(REMOTE, ("authorization", "Bearer secret")))  # type: ignore[arg-type]
+    with pytest.raises(NotAllowed, match="token"):
+        guarded.check(_Caller(LOCAL, *metadata))  # type: ignore[arg-type]
+
+
+def test_a_token_file_must_hold_a_token(tmp_path: Path) -> None:
+    with pytest.raises(SetupError, match="cannot be read"):
+        authorisation_of(Settings(model_token_file=tmp_path / "none"))
+    (tmp_path / "empty").write_text(" \n")
+    with pytest.raises(SetupError, match="is empty"):
+        authorisation_of(Settings(model_token_file=tmp_path / "empty"))

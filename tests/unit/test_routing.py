@@ -1,0 +1,410 @@
+"""Who answers whom, and what is loaded for it, without Triton or a server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from server import loading, shelf, traffic_file
+from server.core.errors import DamagedRelease, EncoderUnavailable, InvalidArgument, NotFound
+from server.core.repository import MODEL_NAME
+from server.core.traffic import TRAFFIC, Traffic, change_traffic
+from server.loading import Loader
+from server.releases import Releases, State
+from server.routing import Alias, Pin, Routing
+from server.rpc.validation import pin_of
+from server.shelf import Shelf
+from server.traffic_file import TrafficFile
+from tests.support.onnx_encoder import OnnxEncoder
+from tests.support.releases import tiny_release
+from tests.support.waiting import wait_until_async
+
+KEY = "0123456789abcdef0123456789abcdef"
+USERS = [f"user-{number}" for number in range(200)]
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> OnnxEncoder:
+    return OnnxEncoder(tmp_path)
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Releases:
+    return Releases(Shelf(tmp_path / MODEL_NAME))
+
+
+@pytest.fixture
+def routing(found: Releases) -> Routing:
+    return Routing(found)
+
+
+@pytest.fixture
+def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
+    return Loader(found, encoder, keep=2)
+
+
+@pytest.fixture
+async def following(loader: Loader) -> AsyncIterator[Loader]:
+    """The loader, following the repository until the test ends."""
+    stop = asyncio.Event()
+    task = asyncio.create_task(loader.follow(0.01, stop))
+    yield loader
+    stop.set()
+    await task
+
+
+def canary(percent: float, stable: int = 1, number: int = 2, shadow: int = 0) -> Traffic:
+    return Traffic(stable=stable, canary=number, canary_percent=percent, shadow=shadow, key=KEY)
+
+
+def answering(routing: Routing, user_id: str, pin: Pin = Pin()) -> int:  # noqa: B008 it is frozen
+    with routing.lease(pin, user_id) as release:
+        return release.number
+
+
+async def test_a_named_stable_release_answers_and_a_newer_one_stands_by(
+    tmp_path: Path, found: Releases, loader: Loader
+) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    found.set_traffic(Traffic(stable=2, previous=(1,)))
+    await loader.refresh()
+    assert found.get().number == 2
+    assert [(one.number, one.state, one.traffic_percent) for one in found.statuses()] == [
+        (3, State.STANDBY, 0.0),
+        (2, State.ACTIVE, 100.0),
+        (1, State.STANDBY, 0.0),
+    ]
+    found.set_traffic(Traffic())
+    assert found.get().number == 3
+
+
+async def test_the_canary_answers_its_users_and_nobody_else(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing
+) -> None:
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    traffic = canary(30)
+    found.set_traffic(traffic)
+    await loader.refresh()
+    assert found.shares() == {1: 70.0, 2: 30.0}
+    assert [status.state for status in found.statuses()] == [State.CANARY, State.ACTIVE]
+    told = {user: answering(routing, user) for user in USERS}
+    assert told == {user: 2 if traffic.is_canary_user(user) else 1 for user in USERS}
+    assert set(told.values()) == {1, 2}
+    with routing.lease() as release:
+        assert release.number == 1  # a history given inline
+
+
+async def test_pins_go_before_the_traffic(tmp_path: Path, found: Releases, loader: Loader, routing: Routing) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(50))
+    await loader.refresh()
+    for user in USERS[:20]:
+        assert answering(routing, user, Pin(3)) == 3
+        assert answering(routing, user, Pin(alias=Alias.STABLE)) == 1
+        assert answering(routing, user, Pin(alias=Alias.CANARY)) == 2
+    assert routing.get(Pin(alias=Alias.CANARY)).number == 2
+    found.set_traffic(Traffic(stable=1))
+    with pytest.raises(NotFound, match="no canary") as caught:
+        routing.get(Pin(alias=Alias.CANARY))
+    assert caught.value.field == "release_alias"
+
+
+async def test_a_canary_that_is_damaged_gets_no_traffic_and_says_why_once(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_release(tmp_path, 1)
+    broken = tiny_release(tmp_path, 2)
+    kept = (broken / "centroids.npy").read_bytes()
+    (broken / "centroids.npy").write_bytes(b"damaged")
+    found.set_traffic(canary(99))
+    for _ in range(3):
+        await loader.refresh()
+    assert {answering(routing, user) for user in USERS} == {1}
+    assert found.shares() == {1: 100.0}
+    assert found.status(2).state is State.FAILED
+    assert "centroids.npy" in found.status(2).failure
+    assert len([one for one in caplog.records if "release 2 is not activated" in one.message]) == 1
+    (broken / "centroids.npy").write_bytes(kept)
+    await loader.refresh()
+    assert answering(routing, next(filter(canary(99).is_canary_user, USERS))) == 2
+
+
+async def test_a_canary_whose_proof_fails_later_gets_no_traffic_until_it_is_right_again(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, encoder: OnnxEncoder
+) -> None:
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(99))
+    await loader.refresh()
+    user = next(filter(canary(99).is_canary_user, USERS))
+    assert answering(routing, user) == 2
+    encoder.wrong_releases = {2}
+    await loader.refresh()
+    assert answering(routing, user) == 1
+    assert found.status(2).state is State.FAILED
+    assert "golden inputs differ" in found.status(2).failure
+    assert found.encoder_healthy
+    encoder.wrong_releases = set()
+    await loader.refresh()
+    assert answering(routing, user) == 2
+    assert found.status(2).failure == ""
+
+
+async def test_a_stable_release_that_cannot_be_loaded_leaves_the_one_before_answering(
+    tmp_path: Path, found: Releases, loader: Loader, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    found.set_traffic(Traffic(stable=7, previous=(1,)))
+    await loader.refresh()
+    await loader.refresh()
+    assert found.get().number == 1
+    missing, present = found.statuses()
+    assert (missing.number, missing.state, present.number) == (7, State.FAILED, 1)
+    assert len([one for one in caplog.records if "release 7 is not activated" in one.message]) == 1
+    tiny_release(tmp_path, 7)
+    await loader.refresh()
+    assert found.get().number == 7
+
+
+async def test_at_a_start_with_a_damaged_stable_release_the_one_before_it_answers(
+    tmp_path: Path, found: Releases, loader: Loader
+) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    (tmp_path / MODEL_NAME / "2" / "manifest.json").write_text("{}")
+    found.set_traffic(Traffic(stable=2, previous=(1,)))
+    await loader.refresh()
+    assert found.get().number == 1
+
+
+async def test_a_rollback_after_a_start_finds_its_release_loaded(
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    await loader.refresh()
+    assert encoder.loaded == (2, 3)
+    found.set_traffic(Traffic(stable=2))
+    assert found.get().number == 2
+
+
+async def test_loaded_are_what_the_traffic_names_the_newest_and_the_latest_active_ones(
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    for number in range(1, 8):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(5, stable=3, number=4, shadow=2).model_copy(update={"previous": (1,)}))
+    await loader.refresh()
+    assert encoder.loaded == (1, 2, 3, 4, 7)
+    assert found.status(2).state is State.SHADOW
+    found.set_traffic(Traffic(stable=5, previous=(3, 1)))
+    await loader.refresh()
+    assert encoder.loaded == (3, 5, 7)
+
+
+async def test_a_chunk_is_shared_out_and_keeps_the_stable_release_of_its_stream(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, encoder: OnnxEncoder
+) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(50))
+    await loader.refresh()
+    with routing.lease() as current:
+        found.set_traffic(canary(50, stable=3))
+        with routing.lease_chunk(Pin(), current) as route:
+            assert {route.release_for(user).number for user in USERS} == {1, 2}
+            found.set_traffic(Traffic(stable=3))
+            await loader.refresh()
+            assert encoder.loaded == (1, 2, 3)  # leased
+            assert {route.release_for(user).number for user in USERS} == {1, 2}
+        with routing.lease_chunk(Pin(), current) as route:
+            assert {route.release_for(user).number for user in USERS} == {1}
+        with routing.lease_chunk(Pin(alias=Alias.STABLE), current) as route:
+            assert route.release_for(USERS[0]).number == 3
+
+
+async def test_a_rollback_takes_effect_while_another_release_is_being_loaded(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing
+) -> None:
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(99))
+    await loader.refresh()
+    user = next(filter(canary(99).is_canary_user, USERS))
+    held = asyncio.Event()
+
+    async def warm_for_long(release: object) -> None:
+        held.set()
+        await asyncio.Event().wait()
+
+    loader.warm = warm_for_long
+    tiny_release(tmp_path, 3)
+    task = asyncio.create_task(loader.refresh())
+    await held.wait()
+    assert answering(routing, user) == 2
+    assert found.status(3).state is State.LOADING
+    found.set_traffic(Traffic(stable=1))
+    assert answering(routing, user) == 1
+    task.cancel()
+
+
+async def test_a_release_takes_traffic_only_after_it_was_warmed(
+    tmp_path: Path, found: Releases, loader: Loader
+) -> None:
+    warmed: list[int] = []
+
+    async def warm(release: object) -> None:
+        assert found.active is None
+        warmed.append(1)
+
+    loader.warm = warm
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    assert warmed == [1]
+    assert found.get().number == 1
+
+
+async def test_a_release_that_fails_at_real_histories_is_not_activated(
+    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    async def warm(release: object) -> None:
+        raise EncoderUnavailable("Triton's answer holds embeddings that are not finite")
+
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    loader.warm = warm
+    tiny_release(tmp_path, 2)
+    await loader.refresh()
+    assert found.get().number == 1
+    assert "not finite" in found.status(2).failure
+    assert encoder.loaded == (1,)
+
+
+async def test_what_is_asked_for_is_loaded_and_held_until_it_is_let_go(
+    tmp_path: Path, found: Releases, following: Loader, encoder: OnnxEncoder
+) -> None:
+    for number in range(1, 6):
+        tiny_release(tmp_path, number)
+    await wait_until_async(lambda: _is(found.active is not None and encoder.loaded == (4, 5)))
+    async with following.holding([1, 2], 10.0):
+        assert encoder.loaded == (1, 2, 4, 5)
+    await wait_until_async(lambda: _is(encoder.loaded == (4, 5)))
+
+
+async def test_what_cannot_be_loaded_is_said_at_once(tmp_path: Path, following: Loader) -> None:
+    tiny_release(tmp_path, 2)
+    (tiny_release(tmp_path, 1) / "centroids.npy").write_bytes(b"damaged")
+    with pytest.raises(DamagedRelease, match=r"centroids\.npy"):
+        async with following.holding([1], 10.0):
+            pass
+
+
+async def test_who_asks_waits_no_longer_than_said(tmp_path: Path, following: Loader, encoder: OnnxEncoder) -> None:
+    encoder.gate = asyncio.Event()
+    tiny_release(tmp_path, 1)
+    with pytest.raises(EncoderUnavailable, match=r"release 1 was not loaded within 0\.05 s"):
+        async with following.holding([1], 0.05):
+            pass
+    encoder.gate.set()
+
+
+async def test_a_damaged_traffic_file_leaves_what_was_in_force(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    followed = TrafficFile(tmp_path)
+    seen: list[int] = []
+    followed.on_change.append(lambda traffic: seen.append(traffic.stable))
+    await followed.refresh()
+    change_traffic(tmp_path, lambda before: before.with_stable(3), "traffic", "me")
+    await followed.refresh()
+    (tmp_path / TRAFFIC).write_text("{")
+    for _ in range(3):
+        await followed.refresh()
+    assert followed.traffic.stable == 3
+    assert "is damaged" in followed.failure
+    assert len([one for one in caplog.records if "is damaged" in one.message]) == 1
+    change_traffic(tmp_path, lambda before: before.with_stable(4), "traffic", "me")
+    await followed.refresh()
+    assert followed.failure == ""
+    assert seen == [0, 3, 4]
+
+
+async def test_at_a_start_with_a_damaged_traffic_file_the_audit_tells_what_was_in_force(tmp_path: Path) -> None:
+    change_traffic(tmp_path, lambda before: before.with_stable(3), "traffic", "me")
+    (tmp_path / TRAFFIC).write_text("[]")
+    followed = TrafficFile(tmp_path)
+    await followed.refresh()
+    assert followed.traffic.stable == 3
+    assert followed.failure
+
+
+async def test_following_the_traffic_survives_whatever_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(traffic_file, "POLL_SECONDS", 0.001)
+    followed, stop, seen = TrafficFile(tmp_path), asyncio.Event(), asyncio.Event()
+
+    def fail_once(traffic: Traffic) -> None:
+        if traffic.stable == 1:
+            raise RuntimeError
+        if traffic.stable == 2:
+            seen.set()
+
+    followed.on_change.append(fail_once)
+    task = asyncio.create_task(followed.follow(stop))
+    change_traffic(tmp_path, lambda before: before.with_stable(1), "traffic", "me")
+    await wait_until_async(lambda: _is(followed.traffic.stable == 1))
+    change_traffic(tmp_path, lambda before: before.with_stable(2), "traffic", "me")
+    await asyncio.wait_for(seen.wait(), 5.0)
+    stop.set()
+    await task
+    assert "looking at the traffic failed" in caplog.text
+
+
+async def _is(value: bool) -> bool:
+    return value
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"release": -1}, "release"),
+        ({"release_alias": 9}, "release_alias"),
+        ({"release": 2, "release_alias": 1}, "release_alias"),
+    ],
+)
+def test_wrong_pins_name_their_field(fields: dict[str, int], field: str) -> None:
+    from segrec.v1.segrec_service_pb2 import SegmentRequest
+
+    with pytest.raises(InvalidArgument) as caught:
+        pin_of(SegmentRequest(**fields))  # type: ignore[arg-type]
+    assert caught.value.field == field
+
+
+async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes(
+    tmp_path: Path, found: Releases, loader: Loader, routing: Routing
+) -> None:
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(50))
+    await loader.refresh()
+    assert {answering(routing, user) for user in USERS} == {1, 2}
+    found.hold_out(canary(40), "of a traffic that is not in force")
+    found.hold_out(canary(50), "it is too slow")
+    await loader.refresh()
+    assert {answering(routing, user) for user in USERS} == {1}
+    assert found.shares() == {1: 100.0}
+    status = found.status(2)
+    assert (status.state, status.failure) == (State.STANDBY, "it is too slow")
+    found.set_traffic(canary(50))
+    assert {answering(routing, user) for user in USERS} == {1}
+    found.set_traffic(canary(60))
+    assert {answering(routing, user) for user in USERS} == {1, 2}
+    assert found.status(2).failure == ""

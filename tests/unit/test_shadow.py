@@ -1,0 +1,218 @@
+"""Answers computed beside those that are given, and compared."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from server import shadow as module
+from server.cache import EmbeddingCache
+from server.core.errors import NotFound
+from server.core.release import read_release
+from server.core.repository import MODEL_NAME
+from server.core.traffic import Traffic
+from server.embedding import Embedder, MicroBatcher
+from server.live import Comparison, Live
+from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
+from server.releases import Releases
+from server.shadow import BATCH, MOST_WAITING, Pair, Shadow, compare, pair_of
+from server.shelf import Shelf
+from tests.support.memory_store import MemoryStore
+from tests.support.onnx_encoder import OnnxEncoder
+from tests.support.releases import CONFIDENCE, group_history, tiny_release
+from tests.support.ticking import Clock
+
+BESIDE = Traffic(stable=1, shadow=2)
+
+
+@pytest.fixture
+def encoder(tmp_path: Path) -> OnnxEncoder:
+    encoder = OnnxEncoder(tmp_path)
+    encoder.loaded = (1, 2)
+    return encoder
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    """Releases 1 and 2, of which 2 is in doubt about nobody; its items are those of 1, with other scores."""
+    found = Releases(Shelf(tmp_path / MODEL_NAME))
+    for number in (1, 2):
+        found.add(read_release(tiny_release(tmp_path, number, confidence=CONFIDENCE)))
+    found.set_traffic(BESIDE)
+    return found
+
+
+@pytest.fixture
+def pipeline(encoder: OnnxEncoder) -> Iterator[Pipeline]:
+    with ThreadPoolExecutor(1) as executor:
+        embedder = Embedder(encoder, executor)
+        yield Pipeline(MemoryStore(), EmbeddingCache(0), embedder, MicroBatcher(embedder, 8, 100), executor)
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def live(clock: Clock) -> Live:
+    return Live(clock)
+
+
+@pytest.fixture
+def shadow(releases: Releases, pipeline: Pipeline, live: Live, clock: Clock) -> Shadow:
+    return Shadow(releases, pipeline, live, 0.1, 5.0, clock, clock.rest)
+
+
+async def answers_of(pipeline: Pipeline, releases: Releases, number: int, amount: int = 4) -> list[Answer]:
+    histories = [group_history(place % 4) for place in range(amount)]
+    return await pipeline.answer_histories(releases.get(number), histories, 5.0)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "pair"),
+    [
+        (Traffic(), None),
+        (Traffic(stable=7), None),
+        (Traffic(stable=7, shadow=9), Pair(7, 9, 9)),
+        (Traffic(stable=7, canary=8, canary_percent=5, shadow=9), Pair(7, 9, 9)),
+        (Traffic(stable=7, canary=8, canary_percent=5), Pair(8, 7, 8)),
+    ],
+)
+def test_the_shadow_goes_before_the_canary(traffic: Traffic, pair: Pair | None) -> None:
+    assert pair_of(traffic) == pair
+    assert pair is None or {pair.told, pair.other} == {pair.answering, pair.beside}
+
+
+def test_comparing_is_by_stable_segment_and_item_ids() -> None:
+    items = [{"a": 1.0, "b": 2.0}, {"a": 1.0}, {}, {"a": 1.0, "b": 1.0}]
+    others = [{"b": 2.5, "c": 9.0}, {"z": 1.0}, {}, {"a": 2.0}]
+    assert compare([1, 2, 0, 3], [1, 3, 0, 0], items, others) == Comparison(4, 2, 0.5 + 0 + 1 + 0.5, 2, 0.5 + 1.0)
+
+
+async def test_a_shadow_is_computed_for_the_same_histories_and_told_of(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+) -> None:
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    await shadow.compare_some()
+    found = live.figures(2)
+    assert found is not None
+    assert (found.compared_release, found.compared_count, found.answer_count) == (1, 4, 0)
+    assert (found.asked_count, found.unconfident_share) == (4, 0.0)
+    assert found.changed_share == 0.0, "segments of both have the same ids and meanings"
+    assert 0 < found.top_items_overlap <= 1
+    assert found.score_shift > 0
+    assert live.figures(1) is None
+
+
+async def test_a_release_beside_itself_differs_in_nothing(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "pair_of", lambda _: Pair(1, 1, 1))
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    await shadow.compare_some()
+    found = live.figures(1)
+    assert found is not None
+    assert (found.compared_count, found.changed_share, found.top_items_overlap, found.score_shift) == (4, 0, 1, 0)
+
+
+async def test_without_a_shadow_the_canary_is_compared_with_the_active_release(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+) -> None:
+    releases.set_traffic(Traffic(stable=1, canary=2, canary_percent=5, key="0" * 32))
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    shadow.offer(releases.get(2), await answers_of(pipeline, releases, 2, 3))
+    await shadow.compare_some()
+    found = live.figures(2)
+    assert found is not None
+    assert (found.compared_release, found.compared_count) == (1, 3)
+    assert found.asked_count == 0, "its answers are counted where they are given"
+
+
+async def test_what_says_nothing_is_not_compared(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+) -> None:
+    [whole] = await answers_of(pipeline, releases, 1, 1)
+    shadow.offer(releases.get(1), [NO_ANSWER, whole._replace(degraded=Degraded.STALE_EMBEDDING)])
+    await shadow.compare_some()
+    assert live.figures(2) is None
+
+
+async def test_what_there_is_no_room_for_is_dropped_and_counted(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, encoder: OnnxEncoder
+) -> None:
+    [answer] = await answers_of(pipeline, releases, 1, 1)
+    dropped: list[int] = []
+    shadow.on_dropped = dropped.append
+    shadow.offer(releases.get(1), [answer] * (MOST_WAITING - 1))
+    shadow.offer(releases.get(1), [answer] * 3)
+    assert dropped == [2]
+    encoder.call_sizes.clear()
+    await shadow.compare_some()
+    assert encoder.call_sizes == [BATCH]
+    shadow.offer(releases.get(1), [answer] * BATCH)
+    assert dropped == [2]
+
+
+async def test_what_waited_for_another_traffic_is_left(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+) -> None:
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    releases.set_traffic(Traffic(stable=2, shadow=1))
+    await shadow.compare_some()
+    assert live.totals() == {}
+
+
+async def test_a_shadow_that_triton_does_not_answer_for_has_errors(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, encoder: OnnxEncoder
+) -> None:
+    answers = await answers_of(pipeline, releases, 1)
+    encoder.loaded = (1,)
+    shadow.offer(releases.get(1), answers)
+    await shadow.compare_some()
+    found = live.figures(2)
+    assert found is not None
+    assert (found.error_share, found.asked_count, found.compared_count) == (1.0, 4, 0)
+
+
+async def test_while_the_shadow_is_not_loaded_there_is_nothing_to_compare_with(
+    shadow: Shadow, pipeline: Pipeline, releases: Releases
+) -> None:
+    releases.set_traffic(Traffic(stable=1, shadow=9))
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    with pytest.raises(NotFound, match="release 9 is not loaded"):
+        await shadow.compare_some()
+
+
+async def test_it_works_for_its_share_of_the_time_and_goes_on_after_faults(
+    shadow: Shadow,
+    pipeline: Pipeline,
+    releases: Releases,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problems: list[Exception | None] = [None, NotFound("release 9 is away"), NotFound("release 9 is away"), OSError()]
+    rests: list[float] = []
+
+    async def compare_some() -> None:
+        clock.now += 2.0
+        problem = problems.pop(0)
+        if problem is not None:
+            raise problem
+
+    async def rest(seconds: float) -> None:
+        rests.append(seconds)
+        if not problems:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(shadow, "compare_some", compare_some)
+    monkeypatch.setattr(shadow, "_rest", rest)
+    shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
+    with pytest.raises(asyncio.CancelledError):
+        await shadow.work()
+    assert rests == pytest.approx([18.0] * 4)
+    assert caplog.text.count("release 9 is away") == 1
+    assert "going on" in caplog.text
