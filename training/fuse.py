@@ -151,7 +151,8 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
             shutil.copytree(run.require("train"), stage.directory / str(number), ignore=ignored)
         write_members(stage.directory, members)
         progress("what segments are made of", 0, 0)
-        SegmentEmbedding.fit(load_encoder(stage.directory), log, runs[0].config().train.seed).write(stage.directory)
+        encoder, seed = load_encoder(stage.directory), runs[0].config().train.seed
+        SegmentEmbedding.fit(encoder, log, preprocessing, seed).write(stage.directory)
         ndcg = {weights: float(values.mean()) for weights, values in each.items()}
         seconds = sum(training_seconds(run) for run in runs)
         stage.figures |= {"validation_ndcg@10": ndcg[candidates[place]], "training_seconds": seconds}

@@ -11,9 +11,9 @@ from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
 from training.k_measures import Fitter, Past
+from training.parts import part_of, random_half
 from training.segment_quality import asked_of
 from training.sequences import Log, held_out, history_features, positive_actions, read_sequences, sampled
-from training.user_vectors import part_of, random_half
 
 HALVED_USERS = 10_000
 """Users whose histories are cut in two, and embedded twice."""

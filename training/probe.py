@@ -20,6 +20,7 @@ from rich.table import Table
 from server.core.preprocessing import Preprocessing
 from training.errors import LogError, RunError
 from training.linear_probe import Label, Probe, labels_of, probe
+from training.parts import Part, part_of, random_half
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segment_embedding import UserEncoder
 from training.segment_quality import (
@@ -45,11 +46,8 @@ from training.user_vectors import (
     SVD,
     ByHand,
     ItemSvd,
-    Part,
     Vectors,
     by_encoder,
-    part_of,
-    random_half,
 )
 
 KS = (8, 32)

@@ -18,7 +18,9 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.core.preprocessing import Preprocessing
 from training.encoder import Encoder
+from training.parts import part_of, random_half
 from training.precision import LoweredEncoder
 from training.ranks import embedded
 from training.sequences import HeldOut, Log, history_features, in_training
@@ -38,10 +40,14 @@ _ITEMS_MAX = 100_000
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
 
+Parts = tuple[Tensor, Tensor]
+"""Last positions and bags of the same users, (U, D) and (U, S), of length 1."""
+
 
 class SegmentEmbedding(nn.Module):
-    """Last position and mean from what they are on average over users, then the bag, each of length 1: (B, D + D + S).
+    """Last position and mean from what they are on average over users, then the bag, (B, D + D + S).
 
+    The last position is as long as `last_weight` (1,), in [0, 1], the others have length 1.
     The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
     items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding
     and for items that were not learned. `center` (2, D) holds the averages.
@@ -50,15 +56,17 @@ class SegmentEmbedding(nn.Module):
     center: Tensor
     places: Tensor
     items: Tensor
+    last_weight: Tensor
 
-    def __init__(self, center: Tensor, places: Tensor, items: Tensor) -> None:
+    def __init__(self, center: Tensor, places: Tensor, items: Tensor, last_weight: Tensor | None = None) -> None:
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("places", places)
         self.register_buffer("items", items)
+        self.register_buffer("last_weight", torch.ones(1) if last_weight is None else last_weight)
 
     @classmethod
-    def fit(cls, encoder: Encoder, log: Log, seed: int) -> Self:
+    def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
         """Learn from the events that training sees."""
         rng = np.random.default_rng(seed)
         shape = encoder.shape
@@ -70,7 +78,9 @@ class SegmentEmbedding(nn.Module):
         places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
-        return cls(both.mean(0).reshape(2, -1), places, table)
+        made = cls(both.mean(0).reshape(2, -1), places, table)
+        made.last_weight.fill_(weight_of_last(*_halved(UserEncoder(encoder, made), log, asked, preprocessing, seed)))
+        return made
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -87,7 +97,8 @@ class SegmentEmbedding(nn.Module):
         rows = functional.embedding(item_index, self.places).squeeze(-1)
         bag = functional.embedding(rows, self.items).sum(1)
         parts = (last - self.center[0], mean - self.center[1], bag)
-        return torch.cat([functional.normalize(part) for part in parts], dim=-1)
+        last, mean, bag = (functional.normalize(part) for part in parts)
+        return torch.cat([last * self.last_weight, mean, bag], dim=-1)
 
 
 class _Both(nn.Module):
@@ -99,6 +110,37 @@ class _Both(nn.Module):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         return torch.cat(self._encoder.last_and_mean(item_index, action_index, value, gap_index), dim=-1)
+
+
+def weight_of_last(one: Parts, other: Parts) -> float:
+    """How much the last position counts beside the bag: what comes out less of other events of the user, less.
+
+    `one` and `other` are made of two halves of the same users' events. The weight, in [0, 1], is how steady the last
+    position is over how steady the bag is; `steadiness` says what that means.
+    """
+    last, bag = (steadiness(mine, again) for mine, again in zip(one, other, strict=True))
+    return min(max(last / bag, 0.0), 1.0) if bag > 0 else 1.0
+
+
+def steadiness(one: Tensor, other: Tensor) -> float:
+    """How much liker a user's two vectors are, (U, D) of length 1 each, than two users': mean cosines' difference."""
+    count = len(one)
+    if count < 2:
+        return 0.0
+    same = (one * other).sum()
+    others = (one.sum(0) @ other.sum(0) - same) / (count - 1)
+    return float((same - others) / count)
+
+
+def _halved(
+    whole: "UserEncoder", log: Log, rows: NDArray[np.intp], preprocessing: Preprocessing, seed: int
+) -> tuple[Parts, Parts]:
+    """Last position and bag of two random halves of what training sees of the users `rows`, who have both halves."""
+    dim, one, learned = whole.shape.embedding_dim, random_half(log, seed), in_training(log)
+    halves = [part_of(log, half & learned, rows, preprocessing).features for half in (one, ~one)]
+    in_both = torch.from_numpy(np.logical_and(*(half.lengths > 0 for half in halves)))
+    first, second = (embedded(whole, half, whole.shape)[in_both] for half in halves)
+    return (first[:, dim : 2 * dim], first[:, 3 * dim :]), (second[:, dim : 2 * dim], second[:, 3 * dim :])
 
 
 def item_directions(

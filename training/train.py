@@ -127,7 +127,8 @@ def train(
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         if world.is_first:
             progress("what segments are made of", 0, 0)
-            SegmentEmbedding.fit(load_encoder(stage.directory), log, settings.seed).write(stage.directory)
+            encoder = load_encoder(stage.directory)
+            SegmentEmbedding.fit(encoder, log, preprocessing, settings.seed).write(stage.directory)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": world.of(device)}
         stage.figures |= {"negatives": _negatives(job), "dropout": _dropout(job), "max_length": shape.max_length}
     return result

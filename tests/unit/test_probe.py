@@ -11,10 +11,11 @@ from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
 from training.linear_probe import USERS_A_CLASS, labels_of, probe
+from training.parts import Part, part_of
 from training.segment_embedding import SegmentEmbedding, UserEncoder
 from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 from training.sequences import Log, held_out
-from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, Part, by_encoder, part_of
+from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
 
 PREPROCESSING = Preprocessing(
     max_length=8,

@@ -6,15 +6,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import normalize
 
 from server.core.features import batches
 from server.core.segments import normalised
-from tests.unit.test_probe import log_of
+from tests.unit.test_probe import PREPROCESSING, log_of
 from training import segment_embedding
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs
 from training.ranks import embedded
-from training.segment_embedding import SegmentEmbedding, UserEncoder
+from training.segment_embedding import (
+    SEGMENT_EMBEDDING,
+    SegmentEmbedding,
+    UserEncoder,
+    steadiness,
+    weight_of_last,
+)
 from training.sequences import Log
 
 SHAPE = EncoderShape(9, 2, 8, 16, layers=1, heads=2)
@@ -30,7 +38,7 @@ def two_tastes() -> Log:
 def encoder() -> UserEncoder:
     torch.manual_seed(0)
     plain = Encoder(SHAPE).eval()
-    return UserEncoder(plain, SegmentEmbedding.fit(plain, two_tastes(), seed=0)).eval()
+    return UserEncoder(plain, SegmentEmbedding.fit(plain, two_tastes(), PREPROCESSING, seed=0)).eval()
 
 
 def bags(encoder: UserEncoder, log: Log) -> np.ndarray:
@@ -42,8 +50,13 @@ def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     whole, last = embedded(encoder, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE)
     assert whole.shape[1] == DIM + encoder.segment_dim
     torch.testing.assert_close(whole[:, :DIM], last)
-    expected = normalised((last - last.mean(0)).numpy())
+    assert encoder.segments
+    encoder.segments.last_weight.fill_(0.25)
+    whole = embedded(encoder, log.features, SHAPE)
+    expected = 0.25 * normalised((last - last.mean(0)).numpy())
     np.testing.assert_allclose(whole[:, DIM : 2 * DIM], expected, atol=1e-5)
+    for part in (whole[:, 2 * DIM : 3 * DIM], whole[:, 3 * DIM :]):
+        np.testing.assert_allclose(part.norm(dim=1), 1.0, atol=1e-5)
 
 
 def test_the_mean_is_over_events_and_not_over_padding(encoder: UserEncoder) -> None:
@@ -83,7 +96,7 @@ def test_held_back_events_are_not_learned_from() -> None:
     log = two_tastes()
     torch.manual_seed(0)
     plain = Encoder(SHAPE).eval()
-    short = SegmentEmbedding.fit(plain, replace(log, train_ends=log.train_ends - 1), seed=0)
+    short = SegmentEmbedding.fit(plain, replace(log, train_ends=log.train_ends - 1), PREPROCESSING, seed=0)
     assert short.places[9] == 0  # everybody's last item
     assert short.places[1] > 0
 
@@ -92,7 +105,7 @@ def test_only_the_most_frequent_items_have_a_place(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(segment_embedding, "_ITEMS_MAX", 2)
     log = log_of(*[[1, 2, user % 3 + 4] for user in range(9)], [1, 5], [2, 6])
     plain = Encoder(SHAPE).eval()
-    found = SegmentEmbedding.fit(plain, log, seed=0)
+    found = SegmentEmbedding.fit(plain, log, PREPROCESSING, seed=0)
     assert found.places.flatten().tolist() == [0, 1, 2, 0, 0, 0, 0, 0, 0, 0]
     assert len(found.items) == 3
 
@@ -110,3 +123,52 @@ def test_without_it_the_last_position_is_all(encoder: UserEncoder, tmp_path: Pat
     log = two_tastes()
     assert plain.segment_dim == DIM
     torch.testing.assert_close(embedded(plain, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE))
+
+
+def test_vectors_are_steady_that_are_like_the_same_users_and_unlike_others() -> None:
+    one, other, noise = (normalize(torch.randn(500, 8, generator=torch.Generator().manual_seed(s))) for s in range(3))
+    assert steadiness(one, one) == pytest.approx(1.0, abs=0.05)
+    assert steadiness(one, other) == pytest.approx(0.0, abs=0.05)
+    alike = normalize(torch.ones(500, 8) + 0.1 * noise)
+    assert steadiness(alike, alike) < 0.1  # everybody is like everybody
+    both = (one @ other.T).double()
+    expected = both.diagonal().mean() - both[~torch.eye(500, dtype=torch.bool)].mean()
+    assert steadiness(one, other) == pytest.approx(float(expected), abs=1e-5)
+    assert steadiness(one[:1], one[:1]) == 0.0
+
+
+def test_the_last_position_counts_as_far_as_it_is_as_steady_as_the_bag() -> None:
+    steady, strange, other = (torch.eye(8), torch.eye(8).roll(1, 0), torch.eye(8))
+    half = normalize(torch.eye(8) + torch.eye(8).roll(1, 1))
+    assert weight_of_last((steady, steady), (steady, steady)) == pytest.approx(1.0)
+    assert weight_of_last((steady, half), (steady, strange)) == 1.0  # steadier than the bag, and no heavier
+    assert weight_of_last((half, steady), (other, other)) == pytest.approx(steadiness(half, other), abs=1e-6)
+    assert weight_of_last((steady, steady), (strange, steady)) == 0.0
+    assert weight_of_last((steady[:1], steady[:1]), (steady[:1], steady[:1])) == 1.0  # nobody to tell it
+
+
+def long_tastes(seed: int, held_back: int) -> Log:
+    """Thirty users of two tastes, twelve random events each, then one that training may not see."""
+    rng = np.random.default_rng(seed)
+    users = [[*(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist(), held_back] for user in range(30)]
+    log = log_of(*users)
+    return replace(log, train_ends=log.train_ends - 1)
+
+
+def test_its_weight_is_learned_from_two_halves_of_what_training_sees() -> None:
+    torch.manual_seed(0)
+    plain = Encoder(SHAPE).eval()
+    fitted = SegmentEmbedding.fit(plain, long_tastes(0, held_back=9), PREPROCESSING, seed=0)
+    assert 0.0 < fitted.last_weight.item() < 0.9  # a new encoder's last position is the last item
+    again = SegmentEmbedding.fit(plain, long_tastes(0, held_back=8), PREPROCESSING, seed=0)
+    assert again.last_weight == fitted.last_weight
+
+
+def test_what_was_written_before_it_had_a_weight_is_read_with_one(encoder: UserEncoder, tmp_path: Path) -> None:
+    assert encoder.segments
+    encoder.segments.last_weight.fill_(0.5)
+    encoder.segments.write(tmp_path)
+    assert SegmentEmbedding.read(tmp_path).last_weight == 0.5
+    tensors = load_file(tmp_path / SEGMENT_EMBEDDING)
+    save_file({name: tensors[name] for name in ("center", "places", "items")}, tmp_path / SEGMENT_EMBEDDING)
+    assert SegmentEmbedding.read(tmp_path).last_weight == 1.0
