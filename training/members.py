@@ -29,7 +29,7 @@ def members_of_run(
     """
     release = find_release(repository, number)
     check_segment(repository, release, segment_id)
-    run = Run.open(runs, run_id) if run_id else _run_of(release, repository, runs)
+    run = Run.open(runs, run_id) if run_id else run_of(release, repository, runs)
     if not same_segments(run, Segmentation.read(run.require("segment")), release):
         raise RunError(
             f"{run.path} does not have the segments of release {number}: they were made again, or by another run. "
@@ -79,9 +79,12 @@ def _segment_ids(repository: Path, number: int) -> set[int]:
     return {profile.segment_id for profile in find_release(repository, number).segments}
 
 
-def _run_of(release: Release, repository: Path, runs: Path) -> Run:
-    """The run that was published as the release; where several say so, one that has its segments."""
-    found = list(_published_as(release.number, repository, runs))
+def run_of(release: Release, repository: Path, runs: Path) -> Run:
+    """The run that was published as the release; where several say so, one that has its segments.
+
+    Raises RunError where no run says so.
+    """
+    found = list(published_as(release.number, repository, runs))
     for run in found:
         if same_segments(run, Segmentation.read(run.path / "segment"), release):
             return run
@@ -93,7 +96,8 @@ def _run_of(release: Release, repository: Path, runs: Path) -> Run:
     )
 
 
-def _published_as(number: int, repository: Path, runs: Path) -> Iterator[Run]:
+def published_as(number: int, repository: Path, runs: Path) -> Iterator[Run]:
+    """The runs under `runs` that say that they were published as release `number` in `repository`."""
     for path in sorted(runs.glob("*/run.json")):
         run = Run(path.parent)
         stage = run.record()["stages"].get("publish", {})

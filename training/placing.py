@@ -109,8 +109,13 @@ def histories_of(events: pl.LazyFrame, release: Release) -> Histories:
 def place(histories: Histories, release: Release, repository: Path, progress: Progress = no_progress) -> Placed:
     """Embed histories with the release's encoder and find the nearest centroids; users without events have no place."""
     model = repository / MODEL_NAME / str(release.number) / "model.onnx"
-    lengths = histories.features.lengths
     embeddings = embed(model, histories.features, release.preprocessing.max_length, progress)
+    return placed_at(histories, release, embeddings)
+
+
+def placed_at(histories: Histories, release: Release, embeddings: NDArray[np.float32]) -> Placed:
+    """The places of histories whose user embeddings (U, D) are known; users without events have none."""
+    lengths = histories.features.lengths
     rows = np.flatnonzero(lengths)
     parts = segment_part(embeddings, release.manifest.embedding_dim)[rows]
     found = assign(parts, release.centroids)

@@ -3,15 +3,11 @@
 Pictures are SVG inside the page, each twice: for a wide page and for a phone. There is no script in it.
 """
 
-import io
-import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
 import vl_convert
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from training import report_charts as charts
@@ -19,24 +15,15 @@ from training import report_words as words
 from training.report_content import Content, gather
 from training.report_map import users_map
 from training.report_moves import moves
-from training.report_style import NARROW, WIDE, Chart, Page, colour_of, styled
+from training.report_page import Picture, all_inlined, rendered
+from training.report_style import NARROW, Chart, Page, colour_of
 from training.runs import Progress, Run, no_progress, write_atomically
 
 REPORT = "report.html"
 
-_TEMPLATE = Path(__file__).with_name("report.html.j2")
+_TEMPLATE = "report.html.j2"
 _PIXELS_PER_UNIT = 2
 """PNG files are this much finer than the page."""
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """What is drawn, by page; `alt` says it in words; `name` is that of its PNG file."""
-
-    name: str
-    alt: str
-    draw: Callable[[Page], Chart]
-    pages: tuple[Page, ...] = (WIDE, NARROW)
 
 
 def report(run: Run, repository: Path, out: Path | None = None, progress: Progress = no_progress) -> Path:
@@ -56,10 +43,10 @@ def report(run: Run, repository: Path, out: Path | None = None, progress: Progre
         drawn: dict[str, Markup] = {}
         for done, picture in enumerate(pictures):
             progress(picture.name, done, len(pictures))
-            svgs = {page: _svg(picture.draw(page)) for page in picture.pages}
+            svgs = picture.svgs()
             png = vl_convert.svg_to_png(svgs[picture.pages[0]], scale=_PIXELS_PER_UNIT)
             (directory / f"{picture.name}.png").write_bytes(png)
-            drawn[picture.name] = Markup("").join(inlined(picture, page, svg) for page, svg in svgs.items())
+            drawn[picture.name] = all_inlined(picture, svgs)
         write_atomically(directory / REPORT, page_of(content, drawn))
         stage.figures |= {"segments": len(content.cards), "pictures": len(pictures)}
     return directory / REPORT
@@ -101,36 +88,4 @@ def _whatever_page(chart: Chart, page: Page) -> Chart:  # noqa: ARG001
 
 def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
     """The HTML of a report with its pictures by name."""
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATE.parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for tool in (words.percent, words.signed_percent, words.count, words.figure):
-        environment.filters[tool.__name__] = tool
-    return environment.get_template(_TEMPLATE.name).render(
-        content=content, pictures=drawn, words=words, colour_of=colour_of
-    )
-
-
-def _svg(chart: Chart) -> str:
-    buffer = io.StringIO()
-    styled(chart).save(buffer, format="svg")
-    return buffer.getvalue()
-
-
-def inlined(picture: Picture, page: Page, svg: str) -> Markup:
-    """SVG with a name for those who cannot see it, and ids that no other picture of the page has.
-
-    The page's style sheet shows those of class `wide` or those of class `narrow`.
-    """
-    shown = ("wide" if page.is_wide else "narrow") if len(picture.pages) > 1 else "only"
-    svg = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=href="#)', f"{picture.name}-{shown}-", svg)
-    box = re.search(r'viewBox="([\d.\s-]+)"', svg)
-    assert box is not None, "Vega draws SVG with a view box"
-    head = Markup('<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" {}>')
-    size = Markup('viewBox="{}" width="{}"').format(box[1], box[1].split()[2])
-    rest = Markup(svg[svg.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in it
-    return head.format(shown, picture.alt, size) + rest
+    return rendered(_TEMPLATE, content=content, pictures=drawn, words=words, colour_of=colour_of)

@@ -19,6 +19,10 @@ _THICK = 12.0
 """Pixels across a bar."""
 
 
+_NARROWER = 0.86
+"""Names are cut at this part of their room, since a browser's font can be wider than the one they are measured in."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Frame:
     """Pixels of a picture: beside the bands, where names stand, and between them."""
@@ -32,15 +36,18 @@ class _Frame:
         return alt.Scale(domain=[-self.margin / self.inside, 1 + self.margin / self.inside], nice=False)
 
 
-def moves(found: Moves, cards: Sequence[Card], page: Page) -> Chart:
-    """Bands of users from the segments of the release before to those of this one."""
+def moves(found: Moves, cards: Sequence[Card], page: Page, elsewhere: str = "new, or in small flows") -> Chart:
+    """Bands of users from the segments of the release before to those of this one.
+
+    `elsewhere` names the bar of users who come from none of them.
+    """
     order = [card.profile.segment_id for card in cards]
     body = max(_LEAST_BODY, _BODY_EACH * len(order))
     layout = alluvial(found.migration.flows, order, body, _GAP)
     margin = 240 if page.is_wide else 92
     frame = _Frame(margin, page.width - 2 * margin)
     up = alt.Scale(domain=[layout.height, 0], nice=False)
-    before = {profile.segment_id: profile.label for profile in found.previous}
+    before = {profile.segment_id: profile.label for profile in found.previous} | {ELSEWHERE: elsewhere}
     now = {card.profile.segment_id: card.profile.label for card in cards}
     left = [_bar(node, before, page) | _across(-_THICK, 0, frame) for node in layout.left]
     right = [_bar(node, now, page) | _across(frame.inside, frame.inside + _THICK, frame) for node in layout.right]
@@ -57,7 +64,7 @@ def _bar(node: Node, labels: Mapping[int, str], page: Page) -> dict[str, object]
     """A bar and what stands beside it; on a phone numbers only."""
     name = f"{node.segment_id} {labels.get(node.segment_id, '')}".strip() if page.is_wide else str(node.segment_id)
     if node.segment_id == ELSEWHERE:
-        name = "new, or in small flows" if page.is_wide else "other"
+        name = labels[ELSEWHERE] if page.is_wide else "other"
     colour = GREY if node.segment_id == ELSEWHERE else colour_of(node.segment_id)
     return {"y": node.top, "y2": node.bottom, "name": name, "users": count(node.users), "colour": colour}
 
@@ -107,7 +114,7 @@ def _names(
     away = -7 if align == "right" else 7
     texts: alt.Chart = (
         alt.Chart(frame_of)
-        .mark_text(align=align, dx=away, baseline="middle", limit=frame.margin - 22)
+        .mark_text(align=align, dx=away, baseline="middle", limit=_NARROWER * frame.margin - 8)
         .encode(
             x=alt.X(f"{edge}:Q", scale=frame.across, axis=None), y=alt.Y("middle:Q", scale=up, axis=None), text="text:N"
         )

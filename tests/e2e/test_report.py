@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner, Result
 
 from server.core.profiles import Flow
+from tests.support.browser import CONTRAST, offline_page
 from tests.support.logs import write_planted
 from tests.support.reports import fill, write_moves, write_sweep
 from training.cli import app
@@ -30,24 +31,6 @@ min_segment_size = 10
 """
 NARROWEST, DESKTOP = 375, 1280
 EVIL = "<script>alert(1)</script>"
-CONTRAST = """() => {
-  const luminance = colour => colour.map(c => c / 255).map(c => c <= .04045 ? c / 12.92 : ((c + .055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [.2126, .7152, .0722][i], 0);
-  const numbers = text => text.match(/[\\d.]+/g).map(Number);
-  const behind = element => {
-    for (; element; element = element.parentElement) {
-      const colour = numbers(getComputedStyle(element).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour.slice(0, 3);
-    }
-    return [255, 255, 255];
-  };
-  const texts = [...document.querySelectorAll('body *')].filter(
-    one => !one.closest('svg') && [...one.childNodes].some(node => node.nodeType === 3 && node.textContent.trim()));
-  return texts.map(one => {
-    const [a, b] = [numbers(getComputedStyle(one).color).slice(0, 3), behind(one)].map(luminance);
-    return [one.textContent.slice(0, 40), (Math.max(a, b) + .05) / (Math.min(a, b) + .05)];
-  }).filter(([, ratio]) => ratio < 4.5);
-}"""
 
 
 def call(*words: object) -> Result:
@@ -83,21 +66,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture
 def page(run: Run, browser: Browser) -> Iterator[Page]:
     """The report in a browser that has no network; whatever it complains of or asks for is an error."""
-    context = browser.new_context(viewport={"width": DESKTOP, "height": 900})
-    context.set_offline(True)
-    opened = context.new_page()
-    said: list[str] = []
-    opened.on("console", lambda message: said.append(message.text))
-    opened.on("pageerror", lambda error: said.append(str(error)))
-    opened.on("dialog", lambda dialog: said.append(dialog.message))
-    asked: list[str] = []
-    opened.on("request", lambda request: asked.append(request.url))
-    address = (run.path / "report" / "report.html").as_uri()
-    opened.goto(address)
-    yield opened
-    assert said == []
-    assert {url for url in asked if not url.startswith("data:")} == {address}
-    context.close()
+    with offline_page(browser, run.path / "report" / "report.html", DESKTOP) as opened:
+        yield opened
 
 
 def test_there_is_a_card_for_each_segment_and_every_section(page: Page) -> None:

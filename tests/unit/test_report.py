@@ -15,11 +15,12 @@ from tests.support.reports import fill, set_least, write_moves, write_sweep
 from training import report_words as words
 from training.evaluation import AS_SERVED, METRICS, RANKS
 from training.publish import publish
-from training.report import Picture, inlined, report
+from training.report import report
 from training.report_charts import usual_rhythm
 from training.report_content import Content, UserMap, gather
 from training.report_flows import alluvial
 from training.report_map import middles, pushed_apart
+from training.report_page import Picture, inlined
 from training.report_style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
 from training.report_sweep import read_sweep
 from training.runs import Run
