@@ -1,19 +1,22 @@
 """`segrec-train`: all stages at once, or one by one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training import cli_segments
+from training import cli_diff, cli_segments, cli_traffic
+from training.config import Publish as PublishSettings
 from training.config import load_config
 from training.errors import ConfigError
 from training.runs import Run
 from training.told import (
     REPOSITORY,
     RUNS,
+    By,
     ConfigFile,
     Events,
+    Force,
     Items,
     K,
     MaxMinutes,
@@ -23,13 +26,19 @@ from training.told import (
     RunId,
     Runs,
     Seed,
+    Sign,
+    Told,
     Users,
     check_files,
     k_of,
     release_number,
+    signing_key,
     telling,
 )
 from training.world import World
+
+if TYPE_CHECKING:
+    from training.publish import Push
 
 app = typer.Typer(
     help="Train Segrec on a behaviour log: user segments and recommendations, published as a release.",
@@ -173,16 +182,32 @@ def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITOR
 
 
 @app.command()
-def publish(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY) -> None:
-    """Put the run's release into the model repository."""
+def publish(
+    run_id: RunId,
+    runs: Runs = RUNS,
+    repository: Repository = REPOSITORY,
+    max_loss: Annotated[
+        float | None,
+        typer.Option("--max-loss", min=0, max=1, help="Share of the active NDCG@10 that may be lost."),
+    ] = None,
+    force: Force = None,
+    by: By = None,
+    sign: Sign = None,
+) -> None:
+    """Put the run's release into the model repository, once it has passed all gates."""
     with telling() as told:
         from training.publish import publish as work
         from training.summary import serving_hint
+        from training.traffic_words import after_publishing
 
         told.run = opened = Run.open(runs, run_id)
-        number = work(opened, repository, progress=told.progress_of("publish"))
+        settings = opened.config().publish
+        if max_loss is not None:
+            settings = settings.model_copy(update={"max_loss": max_loss})
+        push = _push(told, settings, force, by, sign)
+        number = work(opened, repository, push, told.progress_of("publish"))
         told.finish()
-        told.console.print(serving_hint(opened, repository, number))
+        told.console.print(after_publishing(repository, number), serving_hint(opened, repository, number), sep="\n")
 
 
 @app.command()
@@ -244,6 +269,8 @@ def probe(
 
 
 app.add_typer(cli_segments.commands)
+app.add_typer(cli_diff.commands)
+app.add_typer(cli_traffic.commands)
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 
@@ -261,19 +288,24 @@ def items_add(
     vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
     config: ConfigFile = None,
     skip_known: Annotated[bool, typer.Option("--skip-known", help="Leave out items that it has already.")] = False,
+    force: Force = None,
+    by: By = None,
+    sign: Sign = None,
 ) -> None:
     """Publish a release with new items, placed by their texts, without training."""
     with telling() as told:
         from training.items import add_items as work
 
         check_files(items, vectors)
+        settings = load_config(config)
         result = work(
             repository,
             items,
             release=None if release == "newest" else release_number(release, repository),
             vectors=vectors,
-            columns=load_config(config).items,
+            columns=settings.items,
             skip_known=skip_known,
+            push=_push(told, settings.publish, force, by, sign),
             progress=told.progress_of("items add"),
         )
         told.finish()
@@ -281,6 +313,23 @@ def items_add(
             f"Release {result.release} is in {repository}: release {result.source} with {result.added:,} new items, "
             f"{result.items:,} in all."
         )
+
+
+def _push(told: Told, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None) -> "Push":
+    """How a release is put in; the table of its gates is shown. Raises ConfigError."""
+    from training.gates import gates_table
+    from training.promotion import this_person
+    from training.publish import Push
+
+    if force is not None and not force.strip():
+        raise ConfigError("--force needs a reason, which the audit keeps.")
+    return Push(
+        who=by or this_person(),
+        settings=settings,
+        forced=force,
+        key=signing_key(sign),
+        tell=lambda gates: told.console.print(gates_table(gates, force is not None)),
+    )
 
 
 def _opened_or_new(runs: Path, run_id: str | None, name: str) -> Run:

@@ -19,7 +19,8 @@ from training.split import read_split
 
 _ASKED = ("protocol", "user_id", "item_id")
 _RESAMPLES = 9_999
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05
+"""A p below it is no chance."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
         base = by_run[first.path.name]
         for run in runs:
             own = by_run[run.path.name]
-            ndcg = _difference(ndcg_each(own, 10), ndcg_each(base, 10))
-            hr = _difference((own < 10).astype(np.float64), (base < 10).astype(np.float64))
+            ndcg = difference_of(ndcg_each(own, 10), ndcg_each(base, 10))
+            hr = difference_of((own < 10).astype(np.float64), (base < 10).astype(np.float64))
             found.append(Comparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
     return found
 
@@ -94,7 +95,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
 def _cells(figure: Difference) -> list[str]:
     low, high = figure.interval
     text = f"{figure.difference:+.4f} ({low:+.4f} – {high:+.4f})"
-    return [f"[bold]{text}[/bold]" if figure.p < _SIGNIFICANT else text, f"{figure.p:.4f}"]
+    return [f"[bold]{text}[/bold]" if figure.p < SIGNIFICANT else text, f"{figure.p:.4f}"]
 
 
 def _ranks(run: Run) -> pl.DataFrame:
@@ -109,7 +110,8 @@ def _of_data(run: Run) -> dict[str, Any]:
     return {"their log": log["sha256"], "their split": read_split(run.require("prepare"))}
 
 
-def _difference(mine: NDArray[np.float64], base: NDArray[np.float64]) -> Difference:
+def difference_of(mine: NDArray[np.float64], base: NDArray[np.float64]) -> Difference:
+    """A figure of the same users (T,) beside that of another model."""
     each = mine - base
     return Difference(float(mine.mean()), float(each.mean()), bootstrap_interval(each, seed=0), _chance(each))
 

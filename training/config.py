@@ -291,6 +291,22 @@ class Split(_Section):
     test_from: datetime | None = Field(default=None, description="Where the test begins, instead of by share; UTC.")
 
 
+class Publish(_Section):
+    """What a release must hold to be published. The active release is the one that answers when it is."""
+
+    max_loss: float = Field(
+        default=0.05, ge=0, le=1, description="NDCG@10 may be lower than the active release's by this share of it."
+    )
+    min_known_popularity: float = Field(
+        default=0.5, ge=0, le=1, description="Least share of what users of the active release take that stays known."
+    )
+    max_moved_share: float = Field(default=0.8, ge=0, le=1, description="Users who may be in another segment than now.")
+    max_retired_share: float = Field(default=0.5, ge=0, le=1, description="Users whose segment may be no more.")
+    compared_users: int = Field(default=20_000, ge=1, description="At most so many users are compared.")
+    max_model_bytes: int = Field(default=2_000_000_000, ge=1, description="Size of the encoder's file.")
+    check_seconds: float = Field(default=120.0, gt=0, description="Longest time that the encoder's checks may take.")
+
+
 class Config(_Section):
     """All settings of a run."""
 
@@ -303,6 +319,7 @@ class Config(_Section):
     text: Text = Text()
     train: Train = Train()
     segment: Segment = Segment()
+    publish: Publish = Publish()
 
     @model_validator(mode="after")
     def _times_are_known(self) -> Self:

@@ -5,7 +5,7 @@ of them. Everything else is carried over, and it is published through the same c
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,10 +17,12 @@ from onnx import numpy_helper
 
 from server.core.release import MIGRATION, Release
 from server.core.repository import MODEL_NAME
-from training.config import ItemColumns
+from training.active_gate import active_release
+from training.config import ItemColumns, Publish
 from training.errors import ConfigError, LogError, PublishError
+from training.gates import Gate, vocabulary_gate
 from training.migration import unchanged, write_migration
-from training.publish import add_release, file_records, with_history, write_segments
+from training.publish import Push, add_release, file_records, with_history, write_segments
 from training.reading import read_items
 from training.repository import find_release, locked, newest_release
 from training.runs import Progress, no_progress
@@ -54,14 +56,17 @@ def add_items(
     vectors: Path | None = None,
     columns: ItemColumns | None = None,
     skip_known: bool = False,
+    push: Push | None = None,
     progress: Progress = no_progress,
 ) -> AddResult:
     """Publish a release that has the items of a table beside those of `release`, or of the newest one.
 
     `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one. Items that the release
     has already are an error unless they are to be skipped. Raises LogError for a table or vectors that cannot be
-    used, ConfigError for a language model that is not there, PublishError for a release that cannot take items in.
+    used, ConfigError for a language model that is not there, PublishError for a release that cannot take items in or
+    fails a gate: old items keep their embeddings and users their segments, so quality is not measured again.
     """
+    settings = (push and push.settings) or Publish()
     with locked(repository):
         old = _release(repository, release)
         directory = repository / MODEL_NAME / str(old.number)
@@ -79,7 +84,13 @@ def add_items(
             _catalogue(old, table).write_parquet(staged / "items.parquet")
             _finish(staged, old, len(table))
 
-        number = add_release(repository, assemble, progress)
+        def judge(made: Release, _: Path) -> list[Gate]:
+            active = active_release(repository)
+            return [vocabulary_gate(made, active, settings.min_known_popularity)] if active else []
+
+        pushed = replace(push or Push(), settings=settings)
+        source = f"release {old.number} with {len(table):,} new items"
+        number = add_release(repository, assemble, judge, pushed, source, progress)
     return AddResult(number, old.number, len(old.items) + len(table), len(table))
 
 

@@ -21,7 +21,7 @@ from training.train import train
 
 STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
 
-_READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment"}
+_READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment", "publish": "publish"}
 """The first stage that reads a section of the configuration; `prepare` where it is not named."""
 
 

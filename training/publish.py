@@ -1,7 +1,8 @@
 """Last stage: puts a run's release into the model repository, whole or not at all.
 
 The release is written beside the model's directory, made durable, read back through the code that the server uses,
-and renamed in. Whatever happens before the rename leaves the repository's releases as they were.
+judged beside the active release, noted in the audit, and renamed in. Whatever happens before the rename leaves the
+repository's releases as they were.
 """
 
 import json
@@ -9,16 +10,16 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import server.core
-from server.core.errors import DamagedRelease
+from server.core.audit import AuditEntry, append_audit
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import (
@@ -26,14 +27,18 @@ from server.core.release import (
     Golden,
     Manifest,
     Release,
-    read_release,
     record_of,
 )
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.repository import MODEL_NAME
+from server.core.signature import sign_manifest
+from training.active_gate import active_release, compared
 from training.confidence import read_confidence
+from training.config import Publish
 from training.drift_reference import DRIFT_REFERENCE
 from training.errors import PublishError
+from training.gates import Gate, check_release, decide, vocabulary_gate
 from training.migration import read_migration, unchanged, write_migration
+from training.promotion import this_person
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segmentation import Segmentation
@@ -50,44 +55,96 @@ CONFIG = Path(server.core.__file__).with_name("config.pbtxt")
 """What Triton is told about the model; the same for all releases."""
 
 
-def publish(run: Run, repository: Path, progress: Progress = no_progress) -> int:
+def _tell_nobody(gates: Sequence[Gate]) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """How a release is put in.
+
+    `settings` None are those of the run; `forced` is the reason for which gates that can be are passed over; with
+    `key` the release is signed. `tell` is called with all gates, those that failed included.
+    """
+
+    who: str = field(default_factory=this_person)
+    settings: Publish | None = None
+    forced: str | None = None
+    key: Ed25519PrivateKey | None = None
+    tell: Callable[[Sequence[Gate]], None] = _tell_nobody
+
+
+Judge = Callable[[Release, Path], list[Gate]]
+"""What a release has to pass beyond the checks of its own, given it and its directory."""
+
+
+def publish(run: Run, repository: Path, push: Push | None = None, progress: Progress = no_progress) -> int:
     """Put the run's release into the model repository; returns its number.
 
     Raises PublishError when someone else is publishing, when a release came in that the run's segment ids do not
-    know of, and when the release fails its own checks; RunError when a stage is missing.
+    know of, and when the release fails a gate; RunError when a stage is missing.
     """
     sources = {stage: run.require(stage) for stage in _SOURCES}
+    settings = (push and push.settings) or run.config().publish
+    push = replace(push or Push(), settings=settings)
     with run.stage("publish") as stage, locked(repository):
         segmentation = Segmentation.read(sources["segment"])
         parent = newest_release(repository)
         _check_parent(run, repository, segmentation, parent)
         figures = _evaluated(run)
+
+        def judge(release: Release, directory: Path) -> list[Gate]:
+            active = active_release(repository)
+            if active is None:
+                return []
+            known = vocabulary_gate(release, active, settings.min_known_popularity)
+            places = (release, directory), (active, repository / MODEL_NAME / str(active.number))
+            return [known, *compared(run, *places, settings, progress)]
+
         number = add_release(
-            repository, lambda directory: _assemble(directory, sources, segmentation, parent, figures), progress
+            repository,
+            lambda directory: _assemble(directory, sources, segmentation, parent, figures),
+            judge,
+            push,
+            f"run {run.path.name}",
+            progress,
         )
         stage.figures |= {"release": number, "repository": str(repository.resolve())}
     return number
 
 
-def add_release(repository: Path, assemble: Callable[[Path], None], progress: Progress = no_progress) -> int:
+def add_release(
+    repository: Path,
+    assemble: Callable[[Path], None],
+    judge: Judge,
+    push: Push,
+    source: str,
+    progress: Progress = no_progress,
+) -> int:
     """Put in the next release, whole or not at all; returns its number. The caller holds the repository's lock.
 
-    `assemble` writes the release into the directory that it is given, whose name is the number. Raises PublishError.
+    `assemble` writes the release into the directory that it is given, whose name is the number. `source` is what it
+    was made of, for the audit. Raises PublishError.
     """
     progress("publishing", 0, 4)
     shutil.rmtree(repository / _STAGING, ignore_errors=True)
     ledger = read_ledger(repository)
     number = ledger.next_release
     directory = repository / _STAGING / uuid.uuid4().hex / str(number)
-    directory.mkdir(parents=True)
     try:
+        directory.mkdir(parents=True)
         assemble(directory)
         progress("publishing", 1, 4)
-        _make_durable(directory)
+        release, gates = check_release(directory, push.settings or Publish())
+        gates += judge(release, directory)
+        push.tell(gates)
+        forced = decide(gates, push.forced)
         progress("publishing", 2, 4)
-        release = check_release(directory)
+        if push.key:
+            sign_manifest(directory, push.key)
+        _make_durable(directory)
         progress("publishing", 3, 4)
-        _move_in(repository, directory, release, ledger)
+        _move_in(repository, directory, release, ledger, _audited(release, gates, forced, push, source))
     except OSError as error:
         raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
     finally:
@@ -96,29 +153,19 @@ def add_release(repository: Path, assemble: Callable[[Path], None], progress: Pr
     return number
 
 
-def check_release(directory: Path) -> Release:
-    """Read a release back and let its model prove itself. Raises PublishError."""
-    try:
-        release = read_release(directory)
-    except DamagedRelease as error:
-        raise PublishError(f"The release does not pass the server's checks: {error}.") from error
-    model = directory / "model.onnx"
-    try:
-        graph = onnx.load(str(model), load_external_data=False)
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.graph.initializer):
-            raise PublishError("model.onnx keeps weights in another file; export it in one.")
-        onnx.checker.check_model(str(model))
-        session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-        golden = release.manifest.golden
-        difference = golden.difference(session.run([OUTPUT], golden.inputs())[0])
-    except PublishError:
-        raise
-    except Exception as error:  # ONNX and its runtime raise classes of their own, without a common base.
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise PublishError(f"model.onnx of the release does not run: {first}.") from error
-    if difference > golden.tolerance:
-        raise PublishError(f"model.onnx gives embeddings that differ by {difference:.1e} from the golden ones.")
-    return release
+def _audited(release: Release, gates: Sequence[Gate], forced: list[str], push: Push, source: str) -> AuditEntry:
+    measured = {name: value for gate in gates for name, value in (gate.figures or {}).items()}
+    details = {
+        "source": source,
+        "parent_release": release.manifest.parent_release,
+        "measured": measured,
+        "figures": release.manifest.figures,
+        "gates": {gate.name: {"measured": gate.measured, "asked": gate.asked} for gate in gates},
+        "forced": forced,
+        "signed": push.key is not None,
+    }
+    reason = push.forced or ""
+    return AuditEntry(who=push.who, what="publish", release=release.number, reason=reason, details=details)
 
 
 def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
@@ -216,8 +263,8 @@ def _make_durable(directory: Path) -> None:
     sync_directory(directory)
 
 
-def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger) -> None:
-    """Use up the numbers, then rename: a crash in between wastes a number, and never gives one twice."""
+def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger, entry: AuditEntry) -> None:
+    """Use up the numbers, note it, then rename: a crash in between wastes a number, and never gives one twice."""
     model = repository / MODEL_NAME
     if not model.is_dir():
         model.mkdir()
@@ -227,5 +274,6 @@ def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger
         write_atomically(config, CONFIG.read_text(encoding="utf-8"))
     next_segment_id = max(ledger.next_segment_id, 1 + max(segment.segment_id for segment in release.segments))
     write_ledger(repository, Ledger(next_release=release.number + 1, next_segment_id=next_segment_id))
+    append_audit(repository, entry)
     directory.rename(model / directory.name)
     sync_directory(model)

@@ -215,13 +215,17 @@ class Run:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step: readers see the old text or the new one."""
+    """Replace the file in one step: readers see the old text or the new one, and where it fails nothing is left."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from server.core.errors import SegrecError
+from server.core.errors import SegrecError, SetupError
+from server.core.signature import read_signing_key
 from training.errors import ConfigError, LogError, PublishError, TrainingError
 from training.runs import Run
 from training.world import World
@@ -30,6 +32,13 @@ Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, tit
 Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
 ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
+Sign = Annotated[
+    Path | None, typer.Option("--sign", metavar="KEY.pem", help="Ed25519 private key that signs the release.")
+]
+Force = Annotated[
+    str | None, typer.Option("--force", metavar="REASON", help="Publish past gates that are a matter of judgement.")
+]
+By = Annotated[str | None, typer.Option("--by", help="Who does it, for the audit; left out: user@host.")]
 K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: chosen by a sweep.")]
 MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
@@ -46,6 +55,16 @@ def k_of(text: str | None) -> int | Literal["auto"] | None:
     if not text.isdecimal() or int(text) < 2:
         raise ConfigError(f"--k is a number of segments from 2 on, or `auto`, not `{text}`.")
     return int(text)
+
+
+def signing_key(path: Path | None) -> Ed25519PrivateKey | None:
+    """The key that `--sign` names, None where it is not given. Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        return read_signing_key(path)
+    except SetupError as error:
+        raise ConfigError(f"--sign: {error}.") from error
 
 
 class Told:

@@ -59,16 +59,20 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], f
 
 
 def realistic_release(repository: Path, number: int = 1) -> Path:
-    """A release with the encoder of a usual size and random weights: what it costs does not depend on what it knows."""
+    """A release with the encoder of a usual size and random weights: what it costs does not depend on what it knows.
+
+    Each number has weights, centroids and items of its own.
+    """
     directory = tiny_release(repository, number, items=ITEMS, dim=DIM, segments=SEGMENTS, max_length=MAX_LENGTH)
     staged = directory.rename(repository / f"staged-{number}")
-    torch.manual_seed(0)
+    torch.manual_seed(number)
     shape = EncoderShape(ITEMS, len(ACTIONS), MAX_LENGTH, DIM, layers=2, heads=2)
     bag = torch.randn(ITEMS + 1, 2 * DIM)
+    bag[0] = 0.0  # padding
     parts = SegmentEmbedding(torch.zeros(2, DIM), torch.arange(ITEMS + 1, dtype=torch.int32)[:, None], bag)
     encoder = UserEncoder(Encoder(shape), parts).eval()
     write_onnx(encoder, staged / "model.onnx")
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(number)
     centroids = normalised(rng.normal(size=(SEGMENTS, encoder.segment_dim))).astype(np.float32)
     np.save(staged / "centroids.npy", centroids)
     np.save(staged / "item_embeddings.npy", encoder.item_embeddings().detach().numpy())

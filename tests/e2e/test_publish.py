@@ -7,13 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import polars as pl
 import pytest
 
 from server.core.release import Golden, read_release
 from server.core.repository import MODEL_NAME
-from tests.support.releases import tiny_release
+from tests.support.releases import group_history, tiny_release
 from training import publish as publishing
+from training.config import Config
 from training.errors import PublishError, RunError, TrainingError
+from training.prepare import prepare
 from training.publish import CONFIG, publish
 from training.repository import newest_release, release_numbers
 from training.runs import Run
@@ -27,7 +30,8 @@ def finished_run(tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str 
     source = tiny_release(tmp_path / f"source-{run_id}", 1, seed)
     release = read_release(source)
     run = Run.create(tmp_path / "runs", run_id=run_id)
-    for name in ("prepare", "train", "evaluate", "export", "segment"):
+    prepare(run, write_log(tmp_path / f"{run_id}.parquet"), None, None, Config())
+    for name in ("train", "evaluate", "export", "segment"):
         with run.stage(name) as stage:
             if name == "evaluate":
                 stage.figures |= {"as served/encoder/ndcg@10": 0.25, "mrr": 0.5}
@@ -50,6 +54,18 @@ def finished_run(tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str 
         figures={"hybrid_ndcg@10": 0.5},
     ).write(run.path / "segment")
     return run
+
+
+def write_log(path: Path) -> Path:
+    """What 24 users of a tiny release's four groups did."""
+    events = [(number, event) for number in range(24) for event in group_history(number % 4).events()]
+    columns = ("item_id", "action", "value", "timestamp")
+    user_ids = [f"user-{number}" for number, _ in events]
+    log = pl.DataFrame(
+        {"user_id": user_ids} | {name: [getattr(event, name) for _, event in events] for name in columns}
+    )
+    log.write_parquet(path)
+    return path
 
 
 @pytest.fixture

@@ -1,0 +1,77 @@
+"""`segrec-train traffic`, `rollback`, `audit` and `prune` as people use them."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from server.core.traffic import TRAFFIC, read_traffic
+from tests.support.releases import tiny_release
+from training.cli import app
+from training.repository import release_numbers
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    return tmp_path
+
+
+def call(repository: Path, *words: str, code: int = 0) -> str:
+    """What is printed, on one line."""
+    result = CliRunner().invoke(app, [*words, "--repository", str(repository)])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+def test_a_release_gets_one_per_cent_then_all_and_is_taken_back(repository: Path) -> None:
+    assert "The newest good release answers everyone" in call(repository, "traffic")
+    call(repository, "traffic", "2=100")
+    told = call(repository, "traffic", "3=1", "--shadow", "1", "--guard", "errors=0.01,p99=50ms", "--by", "ada")
+    assert "Release 3 answers 1 % of the users, release 2 answers the others." in told
+    assert "The guard takes release 3 out: above 1.00% errors or a p99 of 50 ms over 30 s of 100 answers" in told
+    assert "Set by ada at" in told
+    call(repository, "traffic", "3=100", "--reason", "it held")
+    told = call(repository, "traffic")
+    assert "Release 3 answers everyone; one that is published stands by until it is given a share." in told
+    assert "because: it held" in told
+    assert "Release 2 answers in the place of release 3." in call(repository, "rollback", "--reason", "odd items")
+    told = call(repository, "audit", "--last", "3")
+    assert told.index("2=99 3=1, shadow 1") < told.index("3=100") < told.index("odd items")
+
+
+def test_an_audit_of_nothing(repository: Path) -> None:
+    assert "Nothing has been noted" in call(repository, "audit")
+
+
+def test_damaged_traffic_is_told_with_what_was_set_last_and_set_anew(repository: Path) -> None:
+    call(repository, "traffic", "2=100")
+    (repository / TRAFFIC).write_text("{")
+    told = call(repository, "traffic", code=1)
+    assert "Release 2 answers everyone" in told
+    assert "is damaged" in told
+    assert "is damaged" in call(repository, "prune", code=1)
+    call(repository, "traffic", "3=100")
+    assert read_traffic(repository).previous == (2,)
+
+
+def test_wrong_words_change_nothing(repository: Path) -> None:
+    assert "is no share of a release" in call(repository, "traffic", "3", code=2)
+    assert "no release 9" in call(repository, "traffic", "9=100", code=1)
+    assert "go with a change" in call(repository, "traffic", "--reason", "why", code=2)
+    assert not (repository / TRAFFIC).exists()
+
+
+def test_pruning_says_what_it_does(repository: Path) -> None:
+    assert call(repository, "prune", "--retain", "2", "--dry-run").startswith("Would take out 1 (")
+    assert release_numbers(repository) == [1, 2, 3]
+    assert "there: 2, 3." in call(repository, "prune", "--retain", "2")
+    assert call(repository, "prune") == "Nothing to take out; there: 2, 3."
+    assert "took out 1;" in call(repository, "audit")
+
+
+@pytest.mark.parametrize("command", ["traffic", "rollback", "audit", "prune"])
+def test_without_a_repository_there_is_a_sentence(tmp_path: Path, command: str) -> None:
+    assert "There is no model repository" in call(tmp_path / "none", command, code=1)
+    assert not (tmp_path / "none").exists()
