@@ -141,7 +141,7 @@ def test_the_last_position_counts_as_far_as_it_is_as_steady_as_the_bag() -> None
     steady, strange, other = (torch.eye(8), torch.eye(8).roll(1, 0), torch.eye(8))
     half = normalize(torch.eye(8) + torch.eye(8).roll(1, 1))
     assert weight_of_last((steady, steady), (steady, steady)) == pytest.approx(1.0)
-    assert weight_of_last((steady, half), (steady, strange)) == 1.0  # steadier than the bag, and no heavier
+    assert weight_of_last((steady, half), (steady, steady)) == 1.0  # steadier than the bag, and no heavier
     assert weight_of_last((half, steady), (other, other)) == pytest.approx(steadiness(half, other), abs=1e-6)
     assert weight_of_last((steady, steady), (strange, steady)) == 0.0
     assert weight_of_last((steady[:1], steady[:1]), (steady[:1], steady[:1])) == 1.0  # nobody to tell it
