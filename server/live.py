@@ -1,5 +1,6 @@
 """What each release did lately: answers, errors, times and comparisons, in one bucket a second."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ _BINS_PER_DOUBLING = 4
 TIME_BOUNDS: NDArray[np.float64] = 1e-4 * 2.0 ** (np.arange(80) / _BINS_PER_DOUBLING)
 """Upper bounds of the bins that times are counted in, seconds (80,), from 0.1 ms to 88 s; longer ones have a last bin.
 A quantile read from them is right to within a fifth, and mostly far better."""
+_BOUNDS: list[float] = TIME_BOUNDS.tolist()
 
 
 class Count(IntEnum):
@@ -81,39 +83,59 @@ class Figures:
 
 
 class _Past:
-    """The buckets of one release, and its totals since it was loaded."""
+    """The buckets of one release, and its totals since it was loaded.
+
+    The bucket of the current second is a plain list, since adding to an array costs ten times as much.
+    """
 
     def __init__(self, second: int) -> None:
         self.compared_release = 0
-        self.totals = np.zeros(len(Count))
-        self.time_totals = np.zeros(len(TIME_BOUNDS) + 1, np.int64)
         self.seconds_total = 0.0
+        self._now = [0.0] * len(Count)
+        self._now_times = [0] * (len(TIME_BOUNDS) + 1)
+        self._totals = [0.0] * len(Count)
+        self._time_totals = [0] * (len(TIME_BOUNDS) + 1)
         self._counts = np.zeros((LONGEST_SECONDS, len(Count)))
         self._times = np.zeros((LONGEST_SECONDS, len(TIME_BOUNDS) + 1), np.uint32)
         self._first = self._latest = second
 
     def add(self, second: int, what: Count, amount: float) -> None:
-        self._counts[self._at(second), what] += amount
-        self.totals[what] += amount
+        self._move_to(second)
+        self._now[what] += amount
+        self._totals[what] += amount
 
     def add_time(self, second: int, seconds: float) -> None:
-        place = int(np.searchsorted(TIME_BOUNDS, seconds))
-        self._times[self._at(second), place] += 1
-        self.time_totals[place] += 1
+        self._move_to(second)
+        place = bisect_left(_BOUNDS, seconds)
+        self._now_times[place] += 1
+        self._time_totals[place] += 1
         self.seconds_total += seconds
 
-    def _at(self, second: int) -> int:
-        """The row of this second; rows that the ring comes back to are empty again."""
-        if second > self._latest:
-            stale = np.arange(max(self._latest + 1, second - LONGEST_SECONDS + 1), second + 1) % LONGEST_SECONDS
-            self._counts[stale] = 0.0
-            self._times[stale] = 0
-            self._latest = second
-        return second % LONGEST_SECONDS
+    def totals(self) -> tuple[NDArray[np.float64], NDArray[np.int64], float]:
+        return np.array(self._totals), np.array(self._time_totals, np.int64), self.seconds_total
+
+    def _move_to(self, second: int) -> None:
+        """Begin the bucket of this second; rows that the ring comes back to are empty again."""
+        if second <= self._latest:
+            return
+        self._write()
+        self._now = [0.0] * len(Count)
+        self._now_times = [0] * (len(TIME_BOUNDS) + 1)
+        stale = np.arange(max(self._latest + 1, second - LONGEST_SECONDS + 1), second + 1) % LONGEST_SECONDS
+        self._counts[stale] = 0.0
+        self._times[stale] = 0
+        self._latest = second
+
+    def _write(self) -> None:
+        """Put the current second among the others."""
+        row = self._latest % LONGEST_SECONDS
+        self._counts[row] = self._now
+        self._times[row] = self._now_times
 
     def over(self, second: int, window: int) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
         """How many of the last `window` seconds there were, and the sums over them."""
-        self._at(second)
+        self._move_to(second)
+        self._write()
         length = min(window, LONGEST_SECONDS, second - self._first + 1)
         rows = np.arange(second - length + 1, second + 1) % LONGEST_SECONDS
         return length, self._counts[rows].sum(axis=0), self._times[rows].sum(axis=0, dtype=np.int64)
@@ -122,6 +144,7 @@ class _Past:
         """Forget comparisons with any other release."""
         if release != self.compared_release:
             self._counts[:, Count.COMPARED :] = 0.0
+            self._now[Count.COMPARED :] = [0.0] * (len(Count) - Count.COMPARED)
             self.compared_release = release
 
 
@@ -166,11 +189,16 @@ class Live:
         self._add(self._of(release), int(self._clock()), answers)
 
     def _add(self, past: _Past, second: int, answers: Sequence[Answer]) -> None:
-        placed = [answer for answer in answers if answer.embedded.embedding is not None]
+        degraded = placed = unconfident = 0
+        for embedded, _, how in answers:
+            degraded += how is not Degraded.NO
+            if embedded.embedding is not None:
+                placed += 1
+                unconfident += not embedded.is_confident
         past.add(second, Count.ASKED, len(answers))
-        past.add(second, Count.DEGRADED, sum(answer.degraded is not Degraded.NO for answer in answers))
-        past.add(second, Count.PLACED, len(placed))
-        past.add(second, Count.UNCONFIDENT, sum(not answer.embedded.is_confident for answer in placed))
+        past.add(second, Count.DEGRADED, degraded)
+        past.add(second, Count.PLACED, placed)
+        past.add(second, Count.UNCONFIDENT, unconfident)
 
     def failed(self, release: int, amount: int) -> None:
         """Count calls or rows that ended in an error of ours."""
@@ -198,8 +226,7 @@ class Live:
 
     def totals(self) -> dict[int, tuple[NDArray[np.float64], NDArray[np.int64], float]]:
         """By release, since it was loaded: counts in the order of `Count`, times by bin, and the sum of the times."""
-        found = sorted(self._past.copy().items())
-        return {release: (past.totals.copy(), past.time_totals.copy(), past.seconds_total) for release, past in found}
+        return {release: past.totals() for release, past in sorted(self._past.copy().items())}
 
     def figures(self, release: int, window_seconds: float = SHOWN_SECONDS) -> Figures | None:
         """What a release did lately; None for one that was asked nothing. Whole seconds, the current one included."""

@@ -4,7 +4,9 @@ Neither encoder has seen what it is asked for: training holds the targets back. 
 its own vocabulary, and an item that it does not know is a miss.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from server.core.traffic import last_traffic, read_traffic
 from training.compare import SIGNIFICANT, Difference, difference_of
 from training.config import Publish
 from training.diff_answers import seen_rows
+from training.embed import embed
 from training.errors import PublishError
 from training.evaluate import protocols
 from training.gates import Gate, limits_of
@@ -83,9 +86,9 @@ def compared(
         loss = Gate("quality", _NOBODY, f"≥ {1 - settings.max_loss:.0%} of release {active[0].number}'s")
         return [loss, Gate("segments", _NOBODY, f"≤ {bounds['max_moved_share']:.0%} moved")]
     progress("comparing with the active release", 0, 2)
-    before = _said(*active, asked, settings)
+    before = _said(active[0], asked, partial(embed, active[1] / "model.onnx"))
     progress("comparing with the active release", 1, 2)
-    after = _said(*new, asked, settings)
+    after = _said(new[0], asked, partial(_embed_apart, new[1] / "model.onnx", settings))
     progress("comparing with the active release", 2, 2)
     difference = difference_of(ndcg_each(after.ranks, 10), ndcg_each(before.ranks, 10))
     return [
@@ -124,7 +127,7 @@ def segment_gates(
         _share_gate(
             "moved", moved, settings.max_moved_share, f"{whom} are in another segment than in release {active}"
         ),
-        _share_gate("retired", retired, settings.max_retired_share, f"{whom} are in segments that are no more"),
+        _share_gate("retired", retired, settings.max_retired_share, f"{whom} were in segments that are no more"),
     ]
 
 
@@ -164,9 +167,9 @@ def _asked(events: pl.DataFrame, held: HeldOut, ends: NDArray[np.intp]) -> Asked
     return Asked(text.filter(before), text["item_id"].gather(ends).to_list())
 
 
-def _said(release: Release, directory: Path, asked: Asked, settings: Publish) -> _Said:
+def _said(release: Release, asked: Asked, embedding: Callable[[Features, int], NDArray[np.float32]]) -> _Said:
     histories = histories_of(asked.events.lazy(), release)
-    embeddings = _embeddings(directory / "model.onnx", histories.features, release, settings)
+    embeddings = embedding(histories.features, release.preprocessing.max_length)
     dim, known = release.manifest.embedding_dim, histories.features.lengths > 0
     seen = seen_rows(asked.events, release) if release.preprocessing.exclude_seen else None
     targets = np.array([release.vocabulary.get(item_id, 0) - 1 for item_id in asked.targets], np.int64)
@@ -176,12 +179,13 @@ def _said(release: Release, directory: Path, asked: Asked, settings: Publish) ->
     return _Said(ranks, np.where(known, ids[nearest], 0))
 
 
-def _embeddings(model: Path, features: Features, release: Release, settings: Publish) -> NDArray[np.float32]:
+def _embed_apart(model: Path, settings: Publish, features: Features, max_length: int) -> NDArray[np.float32]:
+    """User embeddings (B, D) of an encoder that is not trusted yet. Raises PublishError."""
     try:
-        found = confined(limits_of(model, settings), embedded, model, features, release.preprocessing.max_length)
+        found = confined(limits_of(model, settings), embedded, model, features, max_length)
     except PublishError as error:
         raise PublishError(
-            f"The encoder of release {release.number} does not embed the users to compare: {error}."
+            f"model.onnx does not embed the users that the release is compared over: {error}."
         ) from error
     return found["users"].astype(np.float32)
 

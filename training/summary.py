@@ -15,6 +15,7 @@ from training.k_sweep import read_sweep
 from training.migration import in_sentences, read_migration
 from training.runs import Run
 from training.segmentation import Segmentation
+from training.traffic_words import after_publishing
 
 _WAYS = {
     "popular": "popular items",
@@ -41,7 +42,8 @@ def summary(run: Run, repository: Path) -> RenderableType:
     if run.config().segment.k == "auto" and (swept := read_sweep(run)):
         parts += [swept.table(), ""]
     parts += [segments_summary(run), ""]
-    parts.append(serving_hint(run, repository, run.figures("publish")["release"]))
+    release = run.figures("publish")["release"]
+    parts += [serving_hint(run, repository, release), after_publishing(repository, release)]
     return Group(*parts)
 
 

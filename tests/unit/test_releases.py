@@ -6,6 +6,7 @@ import pytest
 from server import loading, shelf
 from server.core.errors import NoRelease, NotFound
 from server.core.repository import MODEL_NAME
+from server.core.traffic import Traffic
 from server.loading import Loader
 from server.releases import Releases, State
 from server.shelf import Shelf
@@ -184,3 +185,28 @@ async def test_an_encoder_that_answers_wrongly_is_not_healthy(
     encoder.wrong = True
     await loader.refresh()
     assert not found.encoder_healthy
+
+
+async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes(
+    tmp_path: Path, found: Releases, loader: Loader
+) -> None:
+    def canary(percent: float) -> Traffic:
+        return Traffic(stable=1, canary=2, canary_percent=percent, key="0" * 32)
+
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    found.set_traffic(canary(50))
+    await loader.refresh()
+    found.hold_out(canary(40), "of a traffic that is not in force")
+    assert found.shares() == {1: 50.0, 2: 50.0}
+    found.hold_out(canary(50), "it is too slow")
+    await loader.refresh()
+    assert found.canary is None
+    assert found.shares() == {1: 100.0}
+    status = found.status(2)
+    assert (status.state, status.failure) == (State.STANDBY, "it is too slow")
+    found.set_traffic(canary(50))
+    assert found.canary is None
+    found.set_traffic(canary(60))
+    assert found.shares() == {1: 40.0, 2: 60.0}
+    assert found.status(2).failure == ""
