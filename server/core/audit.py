@@ -1,5 +1,7 @@
 """`audit.jsonl` of the model repository: a line for each push, change of traffic, roll-back and prune."""
 
+import errno
+import fcntl
 import json
 import os
 from datetime import UTC, datetime
@@ -27,16 +29,20 @@ class AuditEntry(BaseModel):
 
 
 def append_audit(repository: Path, entry: AuditEntry) -> None:
-    """Add a line, durably and in one write, so that several who write at once do not mix. Raises OSError.
+    """Add a line, durably and whole or not at all; several who write at once take turns. Raises OSError.
 
     What is there is never changed; after a line that was cut off by a crash a new one begins.
     """
     line = entry.model_dump_json().encode() + b"\n"
     descriptor = os.open(repository / AUDIT, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
     try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         size = os.fstat(descriptor).st_size
         is_cut = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-        os.write(descriptor, b"\n" + line if is_cut else line)
+        line = b"\n" + line if is_cut else line
+        if os.write(descriptor, line) < len(line):  # a disk that is full takes a part without an error
+            os.ftruncate(descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

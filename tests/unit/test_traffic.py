@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,3 +182,13 @@ def test_the_newest_release_is_never_rolled_back_to_itself() -> None:
     """As after `newest=100` while the newest one was named before."""
     after, _ = rolled_back(Traffic(previous=(8, 7)), [6, 7, 8])
     assert (after.stable, after.previous) == (7, ())
+
+
+def test_a_disk_that_takes_half_a_line_has_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=1))
+    write = os.write
+    monkeypatch.setattr("server.core.audit.os.write", lambda file, line: write(file, line[:10]))
+    with pytest.raises(OSError, match="No space"):
+        append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=2))
+    assert [entry.release for entry in read_audit(tmp_path)] == [1]
+    assert (tmp_path / "audit.jsonl").read_bytes().count(b"\n") == 1
