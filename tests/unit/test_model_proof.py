@@ -1,7 +1,7 @@
 """What an encoder has to show, and the process apart in which it does."""
 
 import os
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,8 +157,8 @@ def greedy() -> dict[str, NDArray[np.generic]]:
 
 
 def endless() -> dict[str, NDArray[np.generic]]:
-    while True:
-        time.sleep(60)
+    threading.Event().wait()
+    return {}
 
 
 def writing(path: Path) -> dict[str, NDArray[np.generic]]:
