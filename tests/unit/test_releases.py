@@ -210,3 +210,19 @@ async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes
     found.set_traffic(canary(60))
     assert found.shares() == {1: 40.0, 2: 60.0}
     assert found.status(2).failure == ""
+
+
+async def test_a_loaded_release_whose_files_were_pruned_does_not_hinder_the_next(
+    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+) -> None:
+    loader = Loader(found, encoder, keep=3)
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+        await loader.refresh()
+    assert found.loaded_numbers() == [1, 2, 3]
+    shutil.rmtree(tmp_path / MODEL_NAME / "1")
+    encoder.unloadable.add(1)  # as Triton refuses a load that names what is not in its repository
+    tiny_release(tmp_path, 4)
+    await loader.refresh()
+    assert found.get().number == 4
+    assert found.loaded_numbers() == [2, 3, 4]
