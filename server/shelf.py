@@ -8,13 +8,13 @@ from pathlib import Path
 from time import monotonic
 
 from server.core.errors import EncoderUnavailable, SegrecError
+from server.core.repository import RELEASE_NAME
 
 log = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 1.0
 LONGEST_RETRY_SECONDS = 60.0
 
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _TOO_LONG = re.compile(r"[0-9]{19}")
 Signature = tuple[float, int]
 """Changes when a file of a release's directory does."""
@@ -46,7 +46,7 @@ class Shelf:
             return []
         numbers = []
         for entry in self.directory.iterdir():
-            if _NUMBER.fullmatch(entry.name) and entry.is_dir():
+            if RELEASE_NAME.fullmatch(entry.name) and entry.is_dir():
                 numbers.append(int(entry.name))
             elif entry.is_dir() and entry.name not in self._named:
                 self._named.add(entry.name)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from server.core.errors import DamagedRelease, InvalidArgument
 from server.core.release import read_manifest, read_release
-from server.core.repository import MODEL_NAME
+from server.core.repository import MODEL_NAME, RELEASE_NAME
 from server.core.traffic import Guard, Traffic, change_traffic, rolled_back
 from training.errors import ConfigError, PublishError
 from training.repository import find_release, newest_release, release_numbers
@@ -232,7 +232,7 @@ def _decimal_of(name: str, value: str) -> float | None:
 
 
 def _whole(text: str) -> int | None:
-    return int(text) if text.isascii() and text.isdecimal() and 0 < int(text) < 10**18 else None
+    return int(text) if RELEASE_NAME.fullmatch(text) else None
 
 
 def _decimal(text: str) -> float | None:

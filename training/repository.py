@@ -2,7 +2,6 @@
 
 import fcntl
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,13 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.core.errors import DamagedRelease
 from server.core.release import Release, read_release
-from server.core.repository import MODEL_NAME
+from server.core.repository import MODEL_NAME, RELEASE_NAME
 from training.errors import PublishError
 from training.runs import write_atomically
 
 _LEDGER = ".ledger.json"
 _LOCK = ".publish.lock"
-_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 
 
 class Ledger(BaseModel):
@@ -32,7 +30,7 @@ class Ledger(BaseModel):
 def release_numbers(repository: Path) -> list[int]:
     """Numbers of the release directories, ascending. Names such as `2.tmp` and `02` are no releases."""
     names = [path.name for path in (repository / MODEL_NAME).glob("*") if path.is_dir()]
-    return sorted(int(name) for name in names if _NUMBER.fullmatch(name))
+    return sorted(int(name) for name in names if RELEASE_NAME.fullmatch(name))
 
 
 def newest_release(repository: Path) -> Release | None:

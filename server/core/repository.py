@@ -1,5 +1,6 @@
 """The model repository's fixed part: Triton's description of the encoder."""
 
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,6 +11,9 @@ OUTPUT = "user_embedding"
 """The encoder's output, float32 (B, D). Its inner product with an item embedding is that item's logit."""
 
 CONFIG_NAME = "config.pbtxt"
+
+RELEASE_NAME = re.compile(r"[1-9][0-9]{0,17}")
+"""How a release's directory is named; names such as `2.tmp` and `02` are no releases."""
 
 
 def ensure_repository(repository: Path) -> Path:

@@ -162,7 +162,8 @@ def change_traffic(
             before = last_traffic(repository)
         update = {"changed_time": datetime.now(UTC), "changed_by": who, "reason": reason}
         after = change(before).model_copy(update=update | {"key": before.key or secrets.token_hex(_KEY_BYTES)})
-        release = after.canary or after.stable
+        taken_out = before.canary if after.stable == before.stable else 0
+        release = after.canary or taken_out or after.stable
         details = {"traffic": after.model_dump(mode="json"), "before": before.model_dump(mode="json", exclude={"key"})}
         entry = AuditEntry(who=who, what=what, release=release, reason=reason, details=details)
         with _replacing(repository / TRAFFIC, after.model_dump_json(indent=1) + "\n"):

@@ -192,3 +192,12 @@ def test_a_disk_that_takes_half_a_line_has_none_of_it(tmp_path: Path, monkeypatc
         append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=2))
     assert [entry.release for entry in read_audit(tmp_path)] == [1]
     assert (tmp_path / "audit.jsonl").read_bytes().count(b"\n") == 1
+
+
+def test_the_audit_names_the_canary_that_was_taken_out(tmp_path: Path) -> None:
+    change_traffic(tmp_path, to(7), "traffic", "ada")
+    change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada")
+    change_traffic(tmp_path, lambda before: rolled_back(before, [7, 8])[0], "rollback", "ada")
+    change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada")
+    change_traffic(tmp_path, to(8), "traffic", "ada")
+    assert [entry.release for entry in read_audit(tmp_path)] == [7, 8, 8, 8, 8]
