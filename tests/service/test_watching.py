@@ -150,7 +150,7 @@ def test_the_guard_takes_out_a_canary_that_ails_and_the_audit_says_why(
     wait_until(lambda: is_in_force(stubs, 2))
     wait_until(lambda: ask_all(stubs) == {1} and read_traffic(repository).canary == 0)
     entry = read_audit(repository)[-1]
-    assert (entry.what, entry.release) == ("guard", 1)
+    assert (entry.what, entry.release) == ("guard", 2)
     assert entry.who.startswith("guard of ")
     assert entry.reason.startswith(f"release 2 is taken out: {said}")
     assert stubs.segrec.Segment(pb.SegmentRequest(user_id=mine[0])).assignment.state == pb.SEGMENT_STATE_ASSIGNED
