@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import repeat
 from time import monotonic
 from typing import TypeVar
@@ -141,7 +142,7 @@ class MicroBatcher:
         self._max_waiting = max_waiting
         self._waiting: dict[int, _Waiting] = {}
         self._waiting_count = 0
-        self._running: set[asyncio.Task[None]] = set()
+        self._running: dict[int, asyncio.Task[None]] = {}
 
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
         """Embed one history. Raises `EncoderUnavailable`, and `Overloaded` when too many calls wait already."""
@@ -153,25 +154,23 @@ class MicroBatcher:
         waiting.futures.append(future)
         waiting.deadlines.append(monotonic() + timeout_seconds)
         self._waiting_count += 1
-        self._start()
+        asyncio.get_running_loop().call_soon(self._start)
         try:
             return await asyncio.wait_for(future, timeout_seconds)
         except TimeoutError as error:
             raise EncoderUnavailable("the encoder did not answer in time") from error
 
     def _start(self) -> None:
-        while self._waiting and len(self._running) < self.BATCHES_IN_FLIGHT:
-            batch = self._take()
-            task = asyncio.get_running_loop().create_task(self._run(batch))
-            self._running.add(task)
-            task.add_done_callback(self._ended)
+        for number in self._waiting.keys() - self._running.keys():
+            task = asyncio.get_running_loop().create_task(self._run(self._take(number)))
+            self._running[number] = task
+            task.add_done_callback(partial(self._ended, number))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
+    def _ended(self, number: int, _: asyncio.Task[None]) -> None:
+        del self._running[number]
         self._start()
 
-    def _take(self) -> _Waiting:
-        number = next(iter(self._waiting))
+    def _take(self, number: int) -> _Waiting:
         waiting = self._waiting.pop(number)
         size = self._max_batch
         rest = _Waiting(waiting.release, waiting.histories[size:], waiting.futures[size:], waiting.deadlines[size:])

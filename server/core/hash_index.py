@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from server.core.history import text_hash
 
 
+def hashes_of(names: Sequence[str]) -> NDArray[np.uint64]:
+    """The `text_hash` of each name, (n,)."""
+    return np.array([text_hash(name) for name in names], np.uint64)
+
+
 @dataclass(frozen=True, slots=True)
 class HashIndex:
     """Indexes, from 1, of names by their `text_hash`. `hashes` uint64 (V,) is ascending."""
@@ -20,7 +25,11 @@ class HashIndex:
     @classmethod
     def of(cls, names: Sequence[str]) -> Self:
         """Index distinct names; the first has index 1. Raises `ValueError` when two of them have the same hash."""
-        hashes = np.array([text_hash(name) for name in names], np.uint64)
+        return cls.of_hashes(hashes_of(names))
+
+    @classmethod
+    def of_hashes(cls, hashes: NDArray[np.uint64]) -> Self:
+        """Index distinct names by what `hashes_of` gives for them; see `of`."""
         order = np.argsort(hashes)
         ascending = hashes[order]
         if (ascending[1:] == ascending[:-1]).any():

@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from server.core.errors import DamagedRelease
 from server.core.features import Inputs
 from server.core.hash_index import HashIndex
+from server.core.history import text_hash
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 from server.core.segments import segment_part
@@ -52,6 +53,8 @@ FILES = (
 )
 
 MIGRATION = "migration.json"
+ITEM_HASH = "item_hash"
+"""The column of `items.parquet` with each item id's `text_hash`, uint64; spares a server a second for 400,000 items."""
 
 
 class _Model(BaseModel):
@@ -184,7 +187,9 @@ class Release:
     @cached_property
     def item_index(self) -> HashIndex:
         """Item → item index, from 1, for the columns of histories."""
-        return HashIndex.of(self.item_ids)
+        if ITEM_HASH not in self.items.columns:  # releases made before there was one
+            return HashIndex.of(self.item_ids)
+        return HashIndex.of_hashes(self.items[ITEM_HASH].to_numpy())
 
     @cached_property
     def action_index(self) -> HashIndex:
@@ -347,3 +352,7 @@ def _check_shapes(release: Release) -> None:
             raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
     if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
+    if ITEM_HASH in release.items.columns and release.items.height:
+        first = release.items.row(0, named=True)
+        if first[ITEM_HASH] != text_hash(first["item_id"]):
+            raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build would give")

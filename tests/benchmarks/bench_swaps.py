@@ -2,12 +2,13 @@
 
     python -m tests.benchmarks.bench_swaps --pushes 20 --rollbacks 10
 
-Calls of `Segment`, and one in ten of `Recommend`, come at a steady rate whatever the answers take: first with nothing
-else going on, then while releases are renamed in, get 1, 10, 50 and 100 % of the users, and every other one is rolled
-back. Each release has another encoder, other centroids and other items. A sample of the answers is computed again with
-ONNX Runtime from the release that they name: segment, distance, items and scores must be those of that release alone.
-Nothing is cached. Memory of server and Triton is read after each push. Ends in one JSON line. Goals: no failed call, no
-degraded answer, p99 ≤ 2 × the steady one, memory flat after the first pushes.
+Calls of `Segment`, and one in ten of `Recommend`, come at a steady rate whatever the answers take: in turns with
+nothing else going on, and while a release is renamed in, gets 1, 10, 50 and 100 % of the users, and, every other one,
+is rolled back. The capacity is found anew before each push, since machines are shared. Each release has another
+encoder, other centroids and other items. A sample of the answers is computed again with ONNX Runtime from the release
+that they name: segment, distance, items and scores must be those of that release alone. Nothing is cached. Memory of
+server and Triton is read after each push. Ends in one JSON line. Goals: no failed call, no degraded answer, p99 ≤ 2 ×
+the steady one, memory flat after the first pushes.
 """
 
 import argparse
@@ -39,12 +40,13 @@ from server.core.release import Release, read_release
 from server.core.repository import MODEL_NAME
 from server.core.segments import nearest, next_item_part, segment_part
 from server.core.traffic import Traffic, change_traffic, rolled_back
-from tests.benchmarks.common import realistic_release, show, write_histories
+from tests.benchmarks.common import another_release, realistic_release, show, write_histories
 from tests.support.server import ServerProcess
 from training.embed import open_session
 
 LOAD_SHARE, P99_GOAL = 0.80, 2.0
 CONCURRENCY = 32
+CAPACITY_SECONDS = 2.0
 SAMPLED = 0.02
 STEPS = (1.0, 10.0, 50.0)
 STANDING = (model_service_pb2.RELEASE_STATE_ACTIVE, model_service_pb2.RELEASE_STATE_STANDBY)
@@ -60,6 +62,7 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     releases: Counter[int] = field(default_factory=Counter)
+    while_loading: list[float] = field(default_factory=list)
     sample: list[tuple[str, Answer]] = field(default_factory=list)
 
     def p99(self) -> float:
@@ -72,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--rollbacks", type=int, default=10)
-    parser.add_argument("--steady-seconds", type=float, default=30.0)
+    parser.add_argument("--steady-seconds", type=float, default=5.0, help="Without a push, before each.")
     parser.add_argument("--step-seconds", type=float, default=1.0, help="How long each share of a canary lasts.")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--triton-environment", type=Path, default=Path(".triton"))
@@ -80,7 +83,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         made = directory / "made"
-        staged = [realistic_release(made, number) for number in range(1, options.pushes + 2)]
+        first = realistic_release(made, 1)
+        staged = [first, *(another_release(first, number) for number in range(2, options.pushes + 2))]
         users = write_histories(directory / "events.parquet", options.users)
         model = directory / "repository" / MODEL_NAME
         model.mkdir(parents=True)
@@ -109,22 +113,24 @@ class Swaps:
         self._random = random.Random(0)
         self._memory: list[int] = []
         self.steady, self.swapped = Seen(), Seen()
-        self.per_second = 0.0
+        self._per_second: list[float] = []
+        self._loading = False
+        self._load_seconds: list[float] = []
 
     async def run(self) -> None:
-        """Find the capacity, load steadily, then load while releases come and go."""
+        """For each push: find the capacity, load steadily, then load while the release comes and goes."""
         channel = grpc.aio.insecure_channel(self._server.address)
         models = grpc.aio.insecure_channel(self._server.model_address)
         self._segrec, self._models = SegrecServiceStub(channel), ModelServiceStub(models)
+        await self._change(lambda before: before.with_stable(1), "traffic")
         await self._capacity(3.0)
-        self.per_second = LOAD_SHARE * await self._capacity(10.0)
-        await self._load(self.steady, lambda: self._wait(self._options.steady_seconds))
-        await self._load(self.swapped, self._swap)
+        for place, staged in enumerate(self._staged):
+            self._per_second.append(LOAD_SHARE * await self._capacity(CAPACITY_SECONDS))
+            await self._load(self.steady, partial(asyncio.sleep, self._options.steady_seconds))
+            await self._load(self.swapped, partial(self._swap, place, staged))
+            self._memory.append(await asyncio.to_thread(self._rss_mib))
         await channel.close()
         await models.close()
-
-    async def _wait(self, seconds: float) -> None:
-        await asyncio.sleep(seconds)
 
     async def _capacity(self, seconds: float) -> float:
         seen, start = Seen(), time.perf_counter()
@@ -142,7 +148,7 @@ class Swaps:
         doing = asyncio.ensure_future(meanwhile())
         start, number, calls = time.perf_counter(), 0, set[asyncio.Task[None]]()
         while not doing.done():
-            due = start + number / self.per_second
+            due = start + number / self._per_second[-1]
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             call = asyncio.ensure_future(self._ask(seen, due))
             calls.add(call)
@@ -151,7 +157,7 @@ class Swaps:
         await asyncio.gather(doing, *calls)
 
     async def _ask(self, seen: Seen, due: float) -> None:
-        user_id = self._random.choice(self._users)
+        user_id, loading = self._random.choice(self._users), self._loading
         try:
             if self._random.random() < 0.1:
                 answer: Answer = await self._segrec.Recommend(pb.RecommendRequest(user_id=user_id), timeout=5)
@@ -161,30 +167,33 @@ class Swaps:
             seen.outcomes[error.code().name] += 1
             return
         seen.seconds.append(time.perf_counter() - due)
+        if loading:
+            seen.while_loading.append(seen.seconds[-1])
         seen.outcomes["DEGRADED" if answer.info.degraded else "OK"] += 1
         seen.releases[answer.info.release] += 1
         if self._random.random() < SAMPLED:
             seen.sample.append((user_id, answer))
 
-    async def _swap(self) -> None:
-        self._change(lambda before: before.with_stable(1), "traffic")
-        for place, staged in enumerate(self._staged):
-            number = int(staged.name)
-            staged.rename(self._repository / MODEL_NAME / staged.name)
-            await self._until(number, STANDING)
-            for percent in STEPS:
-                self._change(partial(Traffic.with_answering, canary=number, percent=percent), "traffic")
-                await asyncio.sleep(self._options.step_seconds)
-            self._change(partial(_promoted, number=number), "traffic")
-            await self._until(number, (model_service_pb2.RELEASE_STATE_ACTIVE,))
+    async def _swap(self, place: int, staged: Path) -> None:
+        """Push a release, give it more and more of the users, and take every other one back."""
+        number = int(staged.name)
+        started, self._loading = time.perf_counter(), True
+        await asyncio.to_thread(staged.rename, self._repository / MODEL_NAME / staged.name)
+        await self._until(number, STANDING)
+        self._load_seconds.append(time.perf_counter() - started)
+        self._loading = False
+        for percent in STEPS:
+            await self._change(partial(Traffic.with_answering, canary=number, percent=percent), "traffic")
             await asyncio.sleep(self._options.step_seconds)
-            if place % 2 and place // 2 < self._options.rollbacks:
-                self._change(lambda now: rolled_back(now, self._good())[0], "rollback")
-                await asyncio.sleep(self._options.step_seconds)
-            self._memory.append(self._rss_mib())
+        await self._change(partial(_promoted, number=number), "traffic")
+        await self._until(number, (model_service_pb2.RELEASE_STATE_ACTIVE,))
+        await asyncio.sleep(self._options.step_seconds)
+        if place % 2 and place // 2 < self._options.rollbacks:
+            await self._change(lambda now: rolled_back(now, self._good())[0], "rollback")
+            await asyncio.sleep(self._options.step_seconds)
 
-    def _change(self, change: Callable[[Traffic], Traffic], what: What) -> None:
-        change_traffic(self._repository, change, what, "bench")
+    async def _change(self, change: Callable[[Traffic], Traffic], what: What) -> None:
+        await asyncio.to_thread(change_traffic, self._repository, change, what, "bench")
 
     def _good(self) -> list[int]:
         return sorted(int(path.name) for path in (self._repository / MODEL_NAME).iterdir() if path.is_dir())
@@ -219,12 +228,13 @@ class Swaps:
         steady, swapped = self.steady.p99(), self.swapped.p99()
         failed = sum(count for name, count in self.swapped.outcomes.items() if name not in ("OK", "DEGRADED"))
         settled = self._memory[len(self._memory) // 4 :]
+        loading, per_second = self.swapped.while_loading, float(np.median(self._per_second))
         checked = len(self.steady.sample) + len(self.swapped.sample)
         reached = failed == 0 and not wrong and swapped <= P99_GOAL * steady
         for line in wrong[:10]:
             print(line)
         rows = [
-            ("load, calls/s", self.per_second),
+            ("load, calls/s, median", per_second),
             ("calls while releases came and went", self.swapped.outcomes.total()),
             ("failed", failed),
             ("degraded", self.swapped.outcomes["DEGRADED"]),
@@ -235,6 +245,9 @@ class Swaps:
             ("p99 with swaps, ms", 1000 * swapped),
             ("ratio", swapped / steady),
             ("longest, ms", 1000 * max(self.swapped.seconds)),
+            ("p99 of calls that began while a release was loaded, ms", 1000 * float(np.quantile(loading, 0.99))),
+            ("their share of all calls", len(loading) / len(self.swapped.seconds)),
+            ("seconds from a push to its standing by, median", float(np.median(self._load_seconds))),
             ("memory after the first push, MiB", self._memory[0]),
             ("after a quarter of them", settled[0]),
             ("after the last", settled[-1]),
@@ -247,7 +260,7 @@ class Swaps:
                 "benchmark": "swaps",
                 "pushes": self._options.pushes,
                 "rollbacks": self._options.rollbacks,
-                "per_second": round(self.per_second),
+                "per_second": round(per_second),
                 "calls": self.swapped.outcomes.total(),
                 "failed": failed,
                 "degraded": self.swapped.outcomes["DEGRADED"],

@@ -236,6 +236,16 @@ async def test_a_silent_triton_costs_the_deadline_and_then_nothing(running_trito
         await encoder.close()
 
 
+async def test_stubs_that_have_loaded_get_as_much_of_the_processor_as_others(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder
+) -> None:
+    assert await answers(own_encoder, 1)
+    shares = [Path(f"/proc/{pid}/autogroup") for pid in embedded_triton.stub_pids()]
+    assert len(shares) == 2
+    for share in shares:
+        assert not share.exists() or share.read_text().strip().endswith("nice 0")
+
+
 async def test_killed_triton_is_started_again_and_loaded(
     embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder
 ) -> None:

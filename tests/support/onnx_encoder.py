@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from server.core.errors import EncoderUnavailable
 from server.core.repository import MODEL_NAME
 from tests.support.releases import encode_with_onnx
+from tests.support.waiting import wait_until_async
 
 
 class OnnxEncoder:
@@ -39,6 +40,14 @@ class OnnxEncoder:
             raise EncoderUnavailable(f"no answer within {timeout_seconds:g} s")
         answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
         return answer + np.float32(1.0) if self.wrong or release in self.wrong_releases else answer
+
+    async def until_asked(self) -> None:
+        """Return once there was a call."""
+
+        async def asked() -> bool:
+            return bool(self.call_sizes)
+
+        await wait_until_async(asked)
 
     async def load(self, releases: Sequence[int]) -> None:
         broken = self.unloadable & set(releases)

@@ -98,12 +98,32 @@ async def test_a_micro_batch_is_no_larger_than_it_may_be(
 async def test_too_many_waiting_calls_are_refused(release: Release, embedder: Embedder, encoder: OnnxEncoder) -> None:
     batcher = MicroBatcher(embedder, max_batch=1, max_waiting=3)
     encoder.gate = asyncio.Event()
+    at_work = asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0))
+    await encoder.until_asked()
     calls = [asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0)) for _ in range(10)]
-    done, _ = await asyncio.wait(calls, timeout=0.1)
-    encoder.gate.set()
+    done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
     assert {type(call.exception()) for call in done} == {Overloaded}
-    assert len(done) == 5  # two at work, three waiting
-    await asyncio.gather(*calls, return_exceptions=True)
+    assert (len(done), len(waiting)) == (7, 3)
+    encoder.gate.set()
+    await asyncio.gather(at_work, *waiting)
+
+
+async def test_a_release_that_does_not_answer_holds_up_no_other(
+    tmp_path: Path, release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    other = read_release(tiny_release(tmp_path, 2))
+    encoder.loaded = (1, 2)
+    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=100)
+    encoder.gate = gate = asyncio.Event()
+    stuck = asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0))
+    await encoder.until_asked()
+    encoder.gate = None
+    behind = asyncio.ensure_future(batcher.embed(release, group_history(1), 30.0))
+    assert (await batcher.embed(other, group_history(2), 30.0)).segment_index == 2
+    assert not stuck.done()
+    assert not behind.done()
+    gate.set()
+    assert [answer.segment_index for answer in await asyncio.gather(stuck, behind)] == [0, 1]
 
 
 async def test_a_call_waits_no_longer_than_its_own_time(

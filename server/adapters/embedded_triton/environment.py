@@ -1,7 +1,8 @@
 """Triton's own Python environment: what is in it, how it is made, and whether it stands.
 
 The directory is a virtual environment with two things added: `backends/` (the Python backend with the stub for this
-Python version, and our `onnxruntime` backend that runs on it) and `segrec-stamp.json`, written last.
+Python version, which a script of ours starts, and our `onnxruntime` backend that runs on it) and `segrec-stamp.json`,
+written last.
 """
 
 import ctypes
@@ -122,7 +123,7 @@ def _write_stamp(path: Path, stamp: dict[str, str]) -> None:
 def _wanted_stamp() -> dict[str, str]:
     """Hashes of what goes in: the pins with the interpreter, and our backends."""
     backends = hashlib.sha256()
-    for file in sorted(_OWN_BACKENDS.rglob("*.py")):
+    for file in sorted(file for file in _OWN_BACKENDS.rglob("*") if file.is_file() and file.suffix != ".pyc"):
         backends.update(str(file.relative_to(_OWN_BACKENDS)).encode() + b"\0" + file.read_bytes())
     packages = hashlib.sha256(_REQUIREMENTS.read_bytes() + sys.version.encode() + sys.base_prefix.encode())
     return {"packages": packages.hexdigest(), "backends": backends.hexdigest()}
@@ -175,9 +176,9 @@ def _copy_backends(environment: TritonEnvironment) -> None:
     if not stub.is_file():
         raise SetupError(f"This Triton has no stub for Python {_PYTHON}: use Python 3.11, 3.12 or 3.13")
     shutil.copytree(triton / "backends" / "python", environment.backends / "python", dirs_exist_ok=True)
-    stub_copy = environment.backends / "python" / stub.name
-    shutil.copyfile(stub, stub_copy)
-    stub_copy.chmod(0o755)
+    shutil.copyfile(stub, environment.backends / "python" / f"{stub.name}.bin")
     shutil.copytree(
         _OWN_BACKENDS, environment.backends, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
     )
+    for name in (stub.name, f"{stub.name}.bin"):
+        (environment.backends / "python" / name).chmod(0o755)
