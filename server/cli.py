@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -88,4 +89,11 @@ async def _announce(serving: asyncio.Event) -> None:
     if not serving.is_set():
         print("waiting for a release", flush=True)
     await serving.wait()
+    _spare_the_collector()
     print("serving", flush=True)
+
+
+def _spare_the_collector() -> None:
+    """Leave what was made until now out of garbage collections, which would stop every call for 50 to 80 ms."""
+    gc.collect()
+    gc.freeze()

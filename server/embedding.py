@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import repeat
 from time import monotonic
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -127,14 +127,22 @@ class _Waiting:
     deadlines: list[float] = field(default_factory=list)
 
 
-class MicroBatcher:
-    """Joins concurrent single calls into one feature call and one encoder call.
+class _Running(NamedTuple):
+    """A batch under way, and since when by the event loop's clock."""
 
-    The first call starts at once; those that arrive while two batches are under way wait for the next one. No call
-    waits for a clock.
+    since: float
+    task: asyncio.Task[None]
+
+
+class MicroBatcher:
+    """Joins concurrent single calls into one feature call and one encoder call for each release.
+
+    Calls that arrive together start together; those that arrive while batches are under way wait for the next round.
+    More batches at once would be smaller and cost nearly as much each, so that two cores answered fewer calls, and
+    later. A batch that is slow holds up other releases for `PATIENCE_SECONDS` at most.
     """
 
-    BATCHES_IN_FLIGHT = 2
+    PATIENCE_SECONDS = 0.05
 
     def __init__(self, embedder: Embedder, max_batch: int, max_waiting: int) -> None:
         self._embedder = embedder
@@ -142,7 +150,8 @@ class MicroBatcher:
         self._max_waiting = max_waiting
         self._waiting: dict[int, _Waiting] = {}
         self._waiting_count = 0
-        self._running: dict[int, asyncio.Task[None]] = {}
+        self._running: dict[int, _Running] = {}
+        self._alarm: asyncio.TimerHandle | None = None
 
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
         """Embed one history. Raises `EncoderUnavailable`, and `Overloaded` when too many calls wait already."""
@@ -161,10 +170,21 @@ class MicroBatcher:
             raise EncoderUnavailable("the encoder did not answer in time") from error
 
     def _start(self) -> None:
-        for number in self._waiting.keys() - self._running.keys():
-            task = asyncio.get_running_loop().create_task(self._run(self._take(number)))
-            self._running[number] = task
+        """Begin a round with whatever waits, unless the last one has just begun."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        waiting = self._waiting.keys() - self._running.keys()
+        if waiting and any(now - running.since < self.PATIENCE_SECONDS for running in self._running.values()):
+            self._alarm = self._alarm or loop.call_later(self.PATIENCE_SECONDS, self._start_late)
+            return
+        for number in waiting:
+            task = loop.create_task(self._run(self._take(number)))
+            self._running[number] = _Running(now, task)
             task.add_done_callback(partial(self._ended, number))
+
+    def _start_late(self) -> None:
+        self._alarm = None
+        self._start()
 
     def _ended(self, number: int, _: asyncio.Task[None]) -> None:
         del self._running[number]

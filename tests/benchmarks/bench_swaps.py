@@ -49,6 +49,7 @@ CONCURRENCY = 32
 CAPACITY_SECONDS = 2.0
 SAMPLED = 0.02
 STEPS = (1.0, 10.0, 50.0)
+STAGES = ("loading", *(f"{percent:g} %" for percent in STEPS), "all", "rolled back")
 STANDING = (model_service_pb2.RELEASE_STATE_ACTIVE, model_service_pb2.RELEASE_STATE_STANDBY)
 
 Answer = pb.SegmentResponse | pb.RecommendResponse
@@ -62,12 +63,15 @@ class Seen:
     seconds: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     releases: Counter[int] = field(default_factory=Counter)
-    while_loading: list[float] = field(default_factory=list)
+    by_stage: dict[tuple[int, str], list[float]] = field(default_factory=dict)
     sample: list[tuple[str, Answer]] = field(default_factory=list)
 
-    def p99(self) -> float:
-        """The 99th percentile of seconds."""
-        return float(np.quantile(self.seconds, 0.99))
+    def p99_ms(self, push: int | None = None, stage: str = "") -> float:
+        """The 99th percentile of all calls, or of those of one push or stage, milliseconds."""
+        chosen = [
+            times for (where, what), times in self.by_stage.items() if push in (None, where) and stage in ("", what)
+        ]
+        return 1000 * float(np.quantile(np.concatenate(chosen), 0.99)) if chosen else 0.0
 
 
 def main() -> None:
@@ -114,7 +118,7 @@ class Swaps:
         self._memory: list[int] = []
         self.steady, self.swapped = Seen(), Seen()
         self._per_second: list[float] = []
-        self._loading = False
+        self._stage = (0, "")
         self._load_seconds: list[float] = []
 
     async def run(self) -> None:
@@ -125,6 +129,7 @@ class Swaps:
         await self._change(lambda before: before.with_stable(1), "traffic")
         await self._capacity(3.0)
         for place, staged in enumerate(self._staged):
+            self._stage = (place, "steady")
             self._per_second.append(LOAD_SHARE * await self._capacity(CAPACITY_SECONDS))
             await self._load(self.steady, partial(asyncio.sleep, self._options.steady_seconds))
             await self._load(self.swapped, partial(self._swap, place, staged))
@@ -157,7 +162,7 @@ class Swaps:
         await asyncio.gather(doing, *calls)
 
     async def _ask(self, seen: Seen, due: float) -> None:
-        user_id, loading = self._random.choice(self._users), self._loading
+        user_id, stage = self._random.choice(self._users), self._stage
         try:
             if self._random.random() < 0.1:
                 answer: Answer = await self._segrec.Recommend(pb.RecommendRequest(user_id=user_id), timeout=5)
@@ -167,8 +172,7 @@ class Swaps:
             seen.outcomes[error.code().name] += 1
             return
         seen.seconds.append(time.perf_counter() - due)
-        if loading:
-            seen.while_loading.append(seen.seconds[-1])
+        seen.by_stage.setdefault(stage, []).append(seen.seconds[-1])
         seen.outcomes["DEGRADED" if answer.info.degraded else "OK"] += 1
         seen.releases[answer.info.release] += 1
         if self._random.random() < SAMPLED:
@@ -177,18 +181,20 @@ class Swaps:
     async def _swap(self, place: int, staged: Path) -> None:
         """Push a release, give it more and more of the users, and take every other one back."""
         number = int(staged.name)
-        started, self._loading = time.perf_counter(), True
+        started, self._stage = time.perf_counter(), (place, "loading")
         await asyncio.to_thread(staged.rename, self._repository / MODEL_NAME / staged.name)
         await self._until(number, STANDING)
         self._load_seconds.append(time.perf_counter() - started)
-        self._loading = False
         for percent in STEPS:
+            self._stage = (place, f"{percent:g} %")
             await self._change(partial(Traffic.with_answering, canary=number, percent=percent), "traffic")
             await asyncio.sleep(self._options.step_seconds)
+        self._stage = (place, "all")
         await self._change(partial(_promoted, number=number), "traffic")
         await self._until(number, (model_service_pb2.RELEASE_STATE_ACTIVE,))
         await asyncio.sleep(self._options.step_seconds)
         if place % 2 and place // 2 < self._options.rollbacks:
+            self._stage = (place, "rolled back")
             await self._change(lambda now: rolled_back(now, self._good())[0], "rollback")
             await asyncio.sleep(self._options.step_seconds)
 
@@ -225,10 +231,15 @@ class Swaps:
 
     def report(self, wrong: list[str]) -> None:
         """Print the table and the JSON line."""
-        steady, swapped = self.steady.p99(), self.swapped.p99()
+        steady, swapped = self.steady.p99_ms(), self.swapped.p99_ms()
+        per_push = [
+            (round(rate), round(self.steady.p99_ms(push), 1), round(self.swapped.p99_ms(push), 1))
+            for push, rate in enumerate(self._per_second)
+        ]
+        stages = {name: round(self.swapped.p99_ms(stage=name), 1) for name in STAGES}
         failed = sum(count for name, count in self.swapped.outcomes.items() if name not in ("OK", "DEGRADED"))
         settled = self._memory[len(self._memory) // 4 :]
-        loading, per_second = self.swapped.while_loading, float(np.median(self._per_second))
+        per_second = float(np.median(self._per_second))
         checked = len(self.steady.sample) + len(self.swapped.sample)
         reached = failed == 0 and not wrong and swapped <= P99_GOAL * steady
         for line in wrong[:10]:
@@ -241,12 +252,12 @@ class Swaps:
             ("releases that answered", len(self.swapped.releases)),
             ("answers computed again", checked),
             ("of them not as their release says", len(wrong)),
-            ("p99 steady, ms", 1000 * steady),
-            ("p99 with swaps, ms", 1000 * swapped),
+            ("p99 steady, ms", steady),
+            ("p99 with swaps, ms", swapped),
             ("ratio", swapped / steady),
+            ("median of the pushes' own ratios", float(np.median([after / before for _, before, after in per_push]))),
             ("longest, ms", 1000 * max(self.swapped.seconds)),
-            ("p99 of calls that began while a release was loaded, ms", 1000 * float(np.quantile(loading, 0.99))),
-            ("their share of all calls", len(loading) / len(self.swapped.seconds)),
+            *((f"p99 while {name}, ms", value) for name, value in stages.items()),
             ("seconds from a push to its standing by, median", float(np.median(self._load_seconds))),
             ("memory after the first push, MiB", self._memory[0]),
             ("after a quarter of them", settled[0]),
@@ -266,9 +277,11 @@ class Swaps:
                 "degraded": self.swapped.outcomes["DEGRADED"],
                 "checked": checked,
                 "wrong": len(wrong),
-                "steady_p99_ms": round(1000 * steady, 2),
-                "swaps_p99_ms": round(1000 * swapped, 2),
+                "steady_p99_ms": round(steady, 2),
+                "swaps_p99_ms": round(swapped, 2),
                 "ratio": round(swapped / steady, 2),
+                "by_push": per_push,
+                "by_stage": stages,
                 "goal": P99_GOAL,
                 "memory_mib": self._memory,
                 "reached": reached,
