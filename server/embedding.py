@@ -137,9 +137,9 @@ class _Running(NamedTuple):
 class MicroBatcher:
     """Joins concurrent single calls into one feature call and one encoder call for each release.
 
-    Calls that arrive together start together; those that arrive while batches are under way wait for the next round.
-    More batches at once would be smaller and cost nearly as much each, so that two cores answered fewer calls, and
-    later. A batch that is slow holds up other releases for `PATIENCE_SECONDS` at most.
+    Calls that arrive together start together; those that arrive while a batch is under way wait for it, and releases
+    take turns. More batches at once would be smaller and cost nearly as much each, so that two cores answered fewer
+    calls, and later. A batch that is slow holds up other releases for `PATIENCE_SECONDS` at most.
     """
 
     PATIENCE_SECONDS = 0.05
@@ -170,17 +170,18 @@ class MicroBatcher:
             raise EncoderUnavailable("the encoder did not answer in time") from error
 
     def _start(self) -> None:
-        """Begin a round with whatever waits, unless the last one has just begun."""
+        """Begin the batch of the release that has waited longest, unless another has just begun."""
         loop = asyncio.get_running_loop()
+        number = next((number for number in self._waiting if number not in self._running), None)
+        if number is None:
+            return
         now = loop.time()
-        waiting = self._waiting.keys() - self._running.keys()
-        if waiting and any(now - running.since < self.PATIENCE_SECONDS for running in self._running.values()):
+        if any(now - running.since < self.PATIENCE_SECONDS for running in self._running.values()):
             self._alarm = self._alarm or loop.call_later(self.PATIENCE_SECONDS, self._start_late)
             return
-        for number in waiting:
-            task = loop.create_task(self._run(self._take(number)))
-            self._running[number] = _Running(now, task)
-            task.add_done_callback(partial(self._ended, number))
+        task = loop.create_task(self._run(self._take(number)))
+        self._running[number] = _Running(now, task)
+        task.add_done_callback(partial(self._ended, number))
 
     def _start_late(self) -> None:
         self._alarm = None

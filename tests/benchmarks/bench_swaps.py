@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pushes", type=int, default=20)
     parser.add_argument("--rollbacks", type=int, default=10)
-    parser.add_argument("--steady-seconds", type=float, default=5.0, help="Without a push, before each.")
+    parser.add_argument("--steady-seconds", type=float, default=8.0, help="Without a push, before each: as long.")
     parser.add_argument("--step-seconds", type=float, default=1.0, help="How long each share of a canary lasts.")
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--triton-environment", type=Path, default=Path(".triton"))
