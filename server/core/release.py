@@ -15,11 +15,12 @@ drift_reference.json  what the users were like, in groups, for `segrec-train dri
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import faiss
 import numpy as np
@@ -36,6 +37,8 @@ from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 from server.core.segments import segment_part
 from server.core.signature import check_signature
+
+T = TypeVar("T")
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
@@ -220,10 +223,11 @@ class Release:
         index.add(self.item_embeddings)
         return index
 
-    def warm(self) -> None:
+    def warm(self, pause: Callable[[], None]) -> None:
         """Build the look-ups now, so that no request pays for them."""
         for name, attribute in vars(type(self)).items():
             if isinstance(attribute, cached_property):
+                pause()
                 getattr(self, name)
 
 
@@ -238,26 +242,34 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
-def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Release:
+def read_release(
+    directory: Path, key: Ed25519PublicKey | None = None, pause: Callable[[], None] = lambda: None
+) -> Release:
     """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where.
 
-    With a `key`, only a release that was signed for it is good, and nothing of another one is read.
+    With a `key`, only a release that was signed for it is good, and nothing of another one is read. `pause` is called
+    between the steps, of which there are some thirty.
     """
+
+    def read(name: str, how: Callable[[Path], T]) -> T:
+        pause()
+        return how(directory / name)
+
     try:
         manifest = read_manifest(directory, key)
-        _check_files(directory, manifest)
+        _check_files(directory, manifest, pause)
         release = Release(
             manifest,
-            Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes()),
-            pl.read_parquet(directory / "items.parquet"),
-            np.ascontiguousarray(np.load(directory / "item_embeddings.npy", allow_pickle=False)),
-            np.ascontiguousarray(np.load(directory / "centroids.npy", allow_pickle=False)),
-            _read_segments(directory / "segments.json"),
-            _read_segment_items(directory / "segment_items.parquet"),
-            _read_migration(directory / MIGRATION) if MIGRATION in manifest.files else None,
+            read("preprocessing.json", lambda path: Preprocessing.model_validate_json(path.read_bytes())),
+            read("items.parquet", pl.read_parquet),
+            read("item_embeddings.npy", _read_array),
+            read("centroids.npy", _read_array),
+            read("segments.json", _read_segments),
+            read("segment_items.parquet", _read_segment_items),
+            read(MIGRATION, _read_migration) if MIGRATION in manifest.files else None,
         )
         _check_shapes(release)
-        release.warm()
+        release.warm(pause)
     except DamagedRelease:
         raise
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
@@ -291,16 +303,21 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_files(directory: Path, manifest: Manifest) -> None:
+def _check_files(directory: Path, manifest: Manifest, pause: Callable[[], None]) -> None:
     missing = sorted(set(FILES) - set(manifest.files))
     if missing:
         raise DamagedRelease(f"the manifest of {directory} lacks {', '.join(missing)}")
     for name, record in manifest.files.items():
+        pause()
         path = directory / name
         if Path(name).name != name or not path.is_file():
             raise DamagedRelease(f"release {directory} lacks {name}: copy it again")
         if path.stat().st_size != record.size_bytes or sha256_of(path) != record.sha256:
             raise DamagedRelease(f"{path} is not the file that was published (size or SHA-256 differs): copy it again")
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    return np.ascontiguousarray(np.load(path, allow_pickle=False))
 
 
 def _read_segments(path: Path) -> tuple[SegmentProfile, ...]:
