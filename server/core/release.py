@@ -31,8 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from server.core.errors import DamagedRelease
 from server.core.features import Inputs
-from server.core.hash_index import HashIndex
-from server.core.history import text_hash
+from server.core.hash_index import HashIndex, hashes_of
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 from server.core.segments import segment_part
@@ -369,7 +368,7 @@ def _check_shapes(release: Release) -> None:
             raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
     if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
-    if ITEM_HASH in release.items.columns and release.items.height:
-        first = release.items.row(0, named=True)
-        if first[ITEM_HASH] != text_hash(first["item_id"]):
-            raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build would give")
+    if ITEM_HASH in release.items.columns:
+        first = release.items.head(1)
+        if not first[ITEM_HASH].equals(pl.Series(hashes_of(first["item_id"].to_list())), check_dtypes=True):
+            raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build gives")

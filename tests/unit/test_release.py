@@ -4,10 +4,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 
 from server.core.errors import DamagedRelease
-from server.core.release import Confidence, read_release, record_of
+from server.core.hash_index import hashes_of
+from server.core.release import ITEM_HASH, Confidence, read_release, record_of
 from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, encode_with_onnx, tiny_release
 
 
@@ -123,6 +125,26 @@ def test_arrays_that_need_pickle_are_refused(directory: Path) -> None:
     np.save(path, np.array([{"not": "numbers"}], dtype=object), allow_pickle=True)
     rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
     with pytest.raises(DamagedRelease, match="cannot be read"):
+        read_release(directory)
+
+
+def rewrite_items(directory: Path, change: Callable[[pl.DataFrame], pl.DataFrame]) -> None:
+    path = directory / "items.parquet"
+    change(pl.read_parquet(path)).write_parquet(path)
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
+
+
+def test_a_release_without_hashes_of_its_item_ids_finds_items_all_the_same(whole: Path, directory: Path) -> None:
+    rewrite_items(directory, lambda items: items.drop(ITEM_HASH))
+    asked = hashes_of(["item-003", "unknown", "item-050"])
+    assert read_release(directory).item_index.find(asked).tolist() == [3, 0, 50]
+    assert read_release(whole).item_index.find(asked).tolist() == [3, 0, 50]
+
+
+@pytest.mark.parametrize("hashes", [pl.col(ITEM_HASH) + 1, pl.col(ITEM_HASH).cast(pl.Float64), pl.lit(None)])
+def test_other_hashes_of_item_ids_are_refused(directory: Path, hashes: pl.Expr) -> None:
+    rewrite_items(directory, lambda items: items.with_columns(hashes.alias(ITEM_HASH)))
+    with pytest.raises(DamagedRelease, match=r"items\.parquet has other values of item_hash"):
         read_release(directory)
 
 
