@@ -66,6 +66,9 @@ def run(
     k: K = None,
     max_minutes: MaxMinutes = None,
     seed: Seed = None,
+    force: Force = None,
+    by: By = None,
+    sign: Sign = None,
 ) -> None:
     """Do all stages, from the log to a published release. A run that is there goes on where it stopped."""
     with telling() as told:
@@ -81,10 +84,11 @@ def run(
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
         check_files(events, items, users, settings.text.vectors)
+        push = _push(told, settings.publish, force, by, sign)
         told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
         order = Order(events, items, users, settings, repository)
         told.resume = f"segrec-train run … --run {opened.path.name}"
-        done = run_all(opened, order, told.progress_of)
+        done = run_all(opened, order, push, told.progress_of)
         if not done:
             told.console.print(f"Run {opened.path.name} is done already.")
         told.finish()

@@ -14,7 +14,7 @@ from training.errors import ConfigError, RunError
 from training.evaluate import evaluate
 from training.export import export
 from training.prepare import prepare
-from training.publish import publish
+from training.publish import Push, publish
 from training.runs import UPSTREAM, Progress, Run, fingerprint
 from training.segment import segment
 from training.train import train
@@ -42,7 +42,7 @@ class Order:
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
-def run_all(run: Run, order: Order, progress_of: Callable[[str], Progress]) -> list[str]:
+def run_all(run: Run, order: Order, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
     """Do every stage that is not done yet for this order; returns those that were done now."""
     left = stages_left(run, order)
     resumed = "prepare" not in left and _is_cut_off(run, order)
@@ -56,7 +56,7 @@ def run_all(run: Run, order: Order, progress_of: Callable[[str], Progress]) -> l
         "evaluate": lambda progress: _evaluate_where_possible(run, progress),
         "export": lambda progress: export(run, progress=progress),
         "segment": lambda progress: segment(run, order.repository, progress=progress),
-        "publish": lambda progress: publish(run, order.repository, progress=progress),
+        "publish": lambda progress: publish(run, order.repository, push, progress),
     }
     for stage in left:
         work[stage](progress_of(stage))

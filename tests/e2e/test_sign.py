@@ -4,10 +4,12 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
+from server.core.audit import read_audit
 from server.core.release import read_release
 from server.core.repository import MODEL_NAME
 from server.core.signature import MANIFEST_SIGNATURE, read_release_key
 from tests.e2e.test_publish import finished_run
+from tests.support.segments import ran
 from tests.support.signing import write_keys
 from training.cli import app
 
@@ -25,6 +27,17 @@ def test_a_release_is_signed_where_it_is_asked_for(tmp_path: Path) -> None:
     assert MANIFEST_SIGNATURE not in read_release(model / "1", read_release_key(public)).manifest.files
     assert published(tmp_path).exit_code == 0
     assert not (model / "2" / MANIFEST_SIGNATURE).exists()
+
+
+def test_a_run_of_all_stages_signs_its_release_and_shows_what_it_had_to_pass(tmp_path: Path) -> None:
+    private, public = write_keys(tmp_path)
+    words = ("--sign", private, "--by", "ana")
+    place, result = ran(tmp_path, *words, users=120, items=40, segments=4, events_per_user=12)
+    assert result.exit_code == 0, result.output
+    assert "What the release had to pass" in result.output
+    assert read_release(place.repository / MODEL_NAME / "1", read_release_key(public)).number == 1
+    [line] = read_audit(place.repository)
+    assert (line.what, line.who) == ("publish", "ana")
 
 
 def test_a_key_that_will_not_do_is_said_before_anything_is_written(tmp_path: Path) -> None:

@@ -46,10 +46,15 @@ class Place:
 
 def released(path: Path, **shape: int) -> Place:
     """Release 1 of run `one`, on a planted log of the given shape with a table of items."""
+    place, result = ran(path, **shape)
+    assert result.exit_code == 0, result.output
+    return place
+
+
+def ran(path: Path, *words: object, **shape: int) -> tuple[Place, Result]:
+    """The same, with more words for `segrec-train run`, and what came of it."""
     place = Place(path)
     _, items, _ = write_planted(path, **shape)
     (path / "config.toml").write_text(CONFIG)
     files = ("--events", place.events, "--items", items, "--config", path / "config.toml")
-    result = place.call("run", *files, "--runs", place.runs, "--run", "one")
-    assert result.exit_code == 0, result.output
-    return place
+    return place, place.call("run", *files, "--runs", place.runs, "--run", "one", *words)
