@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from server.core.release import MIGRATION, Release
+from server.core.release import MIGRATION, Release, with_item_hashes
 from server.core.repository import MODEL_NAME
 from training.active_gate import active_release
 from training.config import ItemColumns, Publish
@@ -195,7 +195,7 @@ def _catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
     )
     schema = old.items.schema
     typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
-    return pl.concat([old.items, typed], how="diagonal")
+    return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))
 
 
 def _finish(staged: Path, old: Release, added: int) -> None:

@@ -20,10 +20,9 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, batches
-from server.core.hash_index import hashes_of
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration
-from server.core.release import GOLDEN_TOLERANCE, ITEM_HASH, Golden
+from server.core.release import GOLDEN_TOLERANCE, Golden, with_item_hashes
 from server.core.segments import normalised, segment_part
 from training.clusters import Segments, bounded, cluster
 from training.confidence import Doubts, doubts_of, write_confidence
@@ -284,8 +283,7 @@ def _write_items(
     behaviour = behaviour_of(log, log.features.offsets[1:], preprocessing, len(items))
     everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
     catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
-    catalogue = catalogue.with_columns(pl.Series(ITEM_HASH, hashes_of(catalogue["item_id"].to_list())))
-    catalogue.write_parquet(directory / "items.parquet")
+    with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
     least = settings.min_item_users, settings.min_segment_size
     listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing, *least)
     listed.write_parquet(directory / "segment_items.parquet")

@@ -172,7 +172,7 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
     lengths = [sum(index > 0 for index in row) for row in golden["item_index"]]
     assert len(lengths) == 4
     items = pl.read_parquet(directory / "items.parquet")
-    assert items.columns == ["item_id", "title", "category", "event_count", "popularity"]
+    assert items.columns == ["item_id", "title", "category", "event_count", "popularity", "item_hash"]
     assert items["popularity"].exp().sum() == pytest.approx(1, abs=1e-4)
     assert run.figures("segment")["k"] == GROUPS
 

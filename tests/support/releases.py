@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from server.core.features import GAP_COUNT, Inputs, batches, features_of
-from server.core.hash_index import HashIndex, hashes_of
+from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.profiles import (
@@ -30,7 +30,7 @@ from server.core.profiles import (
     Spend,
     Trait,
 )
-from server.core.release import FILES, ITEM_HASH, MIGRATION, Confidence, Golden, Manifest, record_of
+from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, record_of, with_item_hashes
 from server.core.repository import MODEL_NAME, OUTPUT
 from server.core.segments import normalised
 
@@ -191,16 +191,16 @@ def _write_items(directory: Path, items: int, segments: int, number: int) -> NDA
     """Write the catalogue; popularity falls as 1 / rank, starting from the item whose number is the release's."""
     ranks = (np.arange(items) - (number - 1)) % items + 1
     popularity: NDArray[np.float64] = np.log(1 / ranks / (1 / ranks).sum())
-    pl.DataFrame(
+    catalogue = pl.DataFrame(
         {
             "item_id": [item_id(i) for i in range(1, items + 1)],
             "title": [f"Item {i} of release {number}" for i in range(1, items + 1)],
             "category": [[f"category-{i % segments + 1}"] for i in range(items)],
             "event_count": np.round(1000 / ranks).astype(np.int64),
             "popularity": popularity.astype(np.float32),
-            ITEM_HASH: hashes_of([item_id(i) for i in range(1, items + 1)]),
         }
-    ).write_parquet(directory / "items.parquet")
+    )
+    with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
     return popularity
 
 

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from server.core.profiles import Migration
-from server.core.release import Confidence, Release, read_release, record_of
+from server.core.release import Confidence, Release, read_release, record_of, with_item_hashes
 from server.core.repository import MODEL_NAME
 from server.core.traffic import change_traffic
 from tests.support.releases import CONFIDENCE, START_MS, item_id, tiny_release
@@ -179,7 +179,8 @@ def rename_items(directory: Path, count: int) -> None:
     items = pl.read_parquet(directory / "items.parquet").with_row_index("row")
     other = pl.concat_str(pl.lit("other-"), "item_id")
     name = pl.when(pl.col("row") < count).then(other).otherwise("item_id")
-    items.with_columns(item_id=name).drop("row").write_parquet(directory / "items.parquet")
+    renamed = items.with_columns(item_id=name).drop("row")
+    with_item_hashes(renamed).write_parquet(directory / "items.parquet")
 
 
 def test_doubt_is_compared_user_by_user(repository: Path) -> None:

@@ -141,7 +141,15 @@ def test_a_release_without_hashes_of_its_item_ids_finds_items_all_the_same(whole
     assert read_release(whole).item_index.find(asked).tolist() == [3, 0, 50]
 
 
-@pytest.mark.parametrize("hashes", [pl.col(ITEM_HASH) + 1, pl.col(ITEM_HASH).cast(pl.Float64), pl.lit(None)])
+HASHES_THAT_ARE_NOT = [
+    pl.col(ITEM_HASH) + 1,
+    pl.col(ITEM_HASH).cast(pl.Float64),
+    pl.lit(None),
+    pl.col(ITEM_HASH).shift(1),
+]
+
+
+@pytest.mark.parametrize("hashes", HASHES_THAT_ARE_NOT)
 def test_other_hashes_of_item_ids_are_refused(directory: Path, hashes: pl.Expr) -> None:
     rewrite_items(directory, lambda items: items.with_columns(hashes.alias(ITEM_HASH)))
     with pytest.raises(DamagedRelease, match=r"items\.parquet has other values of item_hash"):
