@@ -49,7 +49,7 @@ from training.train import train
 
 DATA = Path("../shared/data")
 DEMO = "demo"
-LOGS = ("ml-1m", "ml-100k", "beauty", "online-retail", "deskdrop", DEMO)
+LOGS = ("ml-1m", "ml-100k", "beauty", "online-retail", "deskdrop", "taobao-sample", DEMO)
 GOAL = 1.05
 SAME_TIME = 1.02
 """Two trainings that are stopped by the clock end within a step or a validation of each other."""
