@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -244,6 +244,22 @@ async def test_stubs_that_have_loaded_get_as_much_of_the_processor_as_others(
     assert len(shares) == 2
     for share in shares:
         assert not share.exists() or share.read_text().strip().endswith("nice 0")
+
+
+async def test_a_stub_gives_way_for_a_few_seconds_only(
+    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder
+) -> None:
+    assert await answers(own_encoder, 1)
+    shares = [Path(f"/proc/{pid}/autogroup") for pid in embedded_triton.stub_pids()]
+    if not all(share.exists() for share in shares):
+        pytest.skip("this kernel does not share processors out by session")
+    for share in shares:
+        share.write_text("19")
+    await wait_until_async(lambda: at_full_share(shares))
+
+
+async def at_full_share(shares: Sequence[Path]) -> bool:
+    return all(share.read_text().endswith("nice 0\n") for share in shares)
 
 
 async def test_killed_triton_is_started_again_and_loaded(

@@ -275,7 +275,7 @@ def test_a_stub_starts_in_a_session_that_gives_way_with_its_arguments_as_they_we
     assert arguments == "3 a model.onnx $HOME "
     if AUTOGROUP.exists() and AUTOGROUP.read_text().strip() == "1":
         assert int(session) == process.pid  # no process stands between: Triton ends stubs by their ids
-        assert share.endswith("nice 19")
+        assert share.endswith("nice 10")
     else:
         assert int(session) == os.getsid(0)
 

@@ -128,6 +128,7 @@ class TritonPythonModel:
 
     def initialize(self, args):
         """Load the version's ONNX file. Raises when it is missing, damaged, or does not fit config.pbtxt."""
+        parent = os.getppid()
         config = json.loads(args["model_config"])
         path = os.path.join(args["model_repository"], args["model_version"], MODEL_FILE)
         if not os.path.isfile(path):
@@ -141,10 +142,11 @@ class TritonPythonModel:
         self.padding_place = None if padding is None else self.input_names.index(padding)
         _check_tensors("input", config["input"], self.session.get_inputs())
         _check_tensors("output", config["output"], self.session.get_outputs())
-        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
         if args["model_instance_kind"] == "GPU":
             pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
         take_full_share()
+        # Not before: the alarm would end a stub that gives way on a busy machine, and Triton aborts on that.
+        threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
 
     def execute(self, requests):
         """Answer every request: those of equal shape in one run, each with its own error when its run fails."""
