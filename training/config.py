@@ -207,6 +207,10 @@ class Train(_Section):
     negatives: int | None = Field(
         default=None, ge=1, description="Sampled negatives; left out: chosen from the catalogue."
     )
+    categories: bool | None = Field(
+        default=None,
+        description="Items share vectors of their categories, unless [text] tells them; left out: chosen from the log.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
     device: str = Field(default="auto", description="auto, cpu or cuda; a named one that is not there is an error.")
 

@@ -14,6 +14,7 @@ from torch.nn import functional
 from server.core.features import GAP_COUNT
 from training.dropout import Dropout
 from training.errors import ConfigError
+from training.item_categories import CategoryTower, ItemCategories
 from training.item_tower import ItemTower
 from training.loss import Items
 from training.text import ItemText
@@ -22,6 +23,9 @@ VALUE_LIMIT = 10.0
 """Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
 
 _INIT_STD = 0.02
+
+TOWERS = (ItemTower, CategoryTower)
+"""What can stand in the place of the table of ids while an encoder is trained."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +94,7 @@ class Encoder(nn.Module):
         super().__init__()
         dim = shape.embedding_dim
         self.shape = shape
-        self.item: nn.Embedding | ItemTower = nn.Embedding(shape.item_count + 1, dim)
+        self.item: nn.Embedding | ItemTower | CategoryTower = nn.Embedding(shape.item_count + 1, dim)
         self.output = None if shape.tied else nn.Embedding(shape.item_count, dim)
         self.action = nn.Embedding(shape.action_count + 1, dim)
         self.gap = nn.Embedding(GAP_COUNT, dim)
@@ -148,11 +152,11 @@ class Encoder(nn.Module):
         """What items are foretold by: row r belongs to item index r + 1, (V, D)."""
         if self.output is not None:
             return self.output.weight
-        return self.item.table() if isinstance(self.item, ItemTower) else self.item.weight[1:]
+        return self.item.table() if isinstance(self.item, TOWERS) else self.item.weight[1:]
 
     def item_rows(self) -> Items:
-        """Item vectors for the loss: the table, or a look-up of those that are asked for: with text or sparse."""
-        if self.output is None and isinstance(self.item, ItemTower):
+        """Item vectors for the loss: the table, or a look-up of those that are asked for: of a tower, or sparse."""
+        if self.output is None and isinstance(self.item, TOWERS):
             return self.item.rows
         return self._looked_up if self._ids.sparse else self.item_embeddings()
 
@@ -173,9 +177,13 @@ class Encoder(nn.Module):
             raise ConfigError("[text] needs the objective next_item: without it texts do not tell items apart.")
         self.item = ItemTower(self._ids, text, event_counts)
 
+    def use_categories(self, categories: ItemCategories) -> None:
+        """Add to each item from here on what its categories have in common."""
+        self.item = CategoryTower(self._ids, categories)
+
     def plain_state(self) -> dict[str, Tensor]:
-        """Weights of an encoder without text that computes the same: one vector an item, whatever it came from."""
-        if not isinstance(self.item, ItemTower):
+        """Weights of an encoder without text or categories that computes the same: one vector an item."""
+        if not isinstance(self.item, TOWERS):
             return self.state_dict()
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("item.")}
         with torch.no_grad():
@@ -190,7 +198,7 @@ class Encoder(nn.Module):
 
     @property
     def _ids(self) -> nn.Embedding:
-        return self.item.ids if isinstance(self.item, ItemTower) else self.item
+        return self.item.ids if isinstance(self.item, TOWERS) else self.item
 
     def _embed(
         self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor

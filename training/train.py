@@ -27,6 +27,7 @@ from training.distil import Lesson, Teacher
 from training.encoder import Encoder, EncoderShape
 from training.errors import ConfigError, LogError, RunError
 from training.fused import FUSION, read_fused
+from training.item_categories import ItemCategories, read_item_categories
 from training.keeper import METRIC, WEIGHTS, Clock, Keeper
 from training.loss import NextItemLoss, choose_negatives
 from training.next_item import NextItemModule
@@ -61,6 +62,9 @@ USUAL_DROPOUT, FEW_EVENTS_DROPOUT = 0.2, 0.5
 FEW_EVENTS = 10
 """Mean events a user below which a log is short and sparse."""
 
+FEW_EVENTS_AN_ITEM = 15
+"""Mean events an item below which a catalogue is so sparse that categories tell more than ids alone."""
+
 LAZY_ITEMS = 50_000
 """On a CPU, larger catalogues have sparse gradients: there a step must not cost what the catalogue weighs."""
 
@@ -89,6 +93,7 @@ class _Job:
     settings: Train
     device: str
     text: ItemText | None
+    categories: ItemCategories | None
     world: World
     lesson: Lesson
 
@@ -123,7 +128,9 @@ def train(
         if lesson.start:
             shape = lesson.start.shape
         text = None if lesson.start else read_item_text(prepared)
-        job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, world, lesson)
+        wanted = choose_categories(log, items) if settings.categories is None else settings.categories
+        categories = None if lesson.start or text or not wanted else read_item_categories(prepared)
+        job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, categories, world, lesson)
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         if world.is_first:
             progress("what segments are made of", 0, 0)
@@ -131,6 +138,7 @@ def train(
             SegmentEmbedding.fit(encoder, log, preprocessing, settings.seed).write(stage.directory)
         stage.figures |= {"validation_ndcg@10": result.ndcg, "epochs": result.epochs, "device": world.of(device)}
         stage.figures |= {"negatives": _negatives(job), "dropout": _dropout(job), "max_length": shape.max_length}
+        stage.figures |= {"categories": categories.count if categories else 0}
     return result
 
 
@@ -161,6 +169,12 @@ def choose_dropout(log: Log) -> float:
     return FEW_EVENTS_DROPOUT if events < FEW_EVENTS * len(log.users) else USUAL_DROPOUT
 
 
+def choose_categories(log: Log, item_count: int) -> bool:
+    """Whether items share vectors of their categories: where they have few events to be told by themselves."""
+    events = int((log.train_ends - log.features.offsets[:-1]).sum())
+    return events < FEW_EVENTS_AN_ITEM * item_count
+
+
 def _validation_users(job: _Job) -> int:
     return max(1, min(_VALIDATION_USERS, _VALIDATION_SCORES // job.shape.item_count))
 
@@ -178,6 +192,8 @@ def _fit(job: _Job, resume: bool, clock: Clock, progress: Progress) -> TrainResu
     encoder = Encoder(job.shape, _dropout(job))
     if job.text:
         encoder.use_text(job.text, counts)
+    if job.categories:
+        encoder.use_categories(job.categories)
     encoder.start_from_popularity(counts)
     if job.lesson.start:
         encoder.load_state_dict(job.lesson.start.state_dict())
