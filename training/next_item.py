@@ -86,13 +86,16 @@ class NextItemModule(lightning.LightningModule):
             self.others.follow(self.encoder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the training is for."""
+        """Note what the training is for, and how it tells items."""
         checkpoint["objectives"] = self._settings.objectives.model_dump()
+        checkpoint["items"] = type(self.encoder.item).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with a training that was for something else."""
         if checkpoint["objectives"] != self._settings.objectives.model_dump():
             raise RunError("The training that was cut off had other objectives; train again without resuming.")
+        if checkpoint["items"] != type(self.encoder.item).__name__:
+            raise RunError("The training that was cut off had other text or categories; train again without resuming.")
 
     def on_validation_epoch_start(self) -> None:
         """Fuse ids and text once, not for each batch."""

@@ -93,6 +93,22 @@ def test_other_objectives_do_not_go_on_with_it(run: Run) -> None:
         train(broken, settings=changed, resume=True)
 
 
+def test_a_training_with_categories_goes_on_as_it_was_and_not_without_them(run: Run) -> None:
+    settings = SETTINGS.model_copy(update={"categories": True})
+    whole, broken = beside(run), beside(run)
+    train(whole, settings=settings)
+    assert whole.record()["stages"]["train"]["figures"]["categories"] == 4
+    with pytest.raises(Killed):
+        train(broken, settings=settings, progress=kill_at_the_end)
+    with pytest.raises(RunError, match="categories"):
+        train(broken, settings=SETTINGS, resume=True)
+    train(broken, settings=settings, resume=True)
+    weights = [load_file(one.path / "train" / WEIGHTS) for one in (whole, broken)]
+    assert weights[0].keys() == load_encoder(run.path / "train").state_dict().keys()
+    for name, tensor in weights[0].items():
+        torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0, msg=name)
+
+
 @pytest.mark.parametrize("name", ["feature_mse", "contrastive"])
 def test_alone_items_still_learn_by_vectors_of_their_own(run: Run, name: str) -> None:
     alone = beside(run)
