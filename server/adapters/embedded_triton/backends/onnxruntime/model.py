@@ -145,7 +145,7 @@ class TritonPythonModel:
         if args["model_instance_kind"] == "GPU":
             pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
         take_full_share()
-        # Not before: the alarm would end a stub that gives way on a busy machine, and Triton aborts on that.
+        # Not before: the alarm could end a stub that gives way on a busy machine for so long.
         threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
 
     def execute(self, requests):
