@@ -4,8 +4,6 @@ Baselines learn from the events that the encoder learned from. With a split by t
 period, since popularity that is stale by weeks would be no rival.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 import scipy.sparse
 import torch
@@ -14,6 +12,7 @@ from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
 from training.hybrid import Mixer, segment_scores
+from training.ranks import Scorer
 from training.sequences import HeldOut, Log, chosen, in_training, known_ends, positive_actions, seen_pairs
 
 RECENT_DAYS = 7
@@ -25,9 +24,6 @@ NEIGHBOURS = 100
 _PAIRS_MAX = 20_000_000
 
 _DAY_MS = 86_400_000
-
-Scorer = Callable[[NDArray[np.intp]], Tensor]
-"""Places of users among the targets → their scores of all items, (b, V), free to be overwritten."""
 
 
 def known_events(log: Log, preprocessing: Preprocessing) -> NDArray[np.bool_]:

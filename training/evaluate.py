@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
-from training.baselines import Scorer, by_counts, by_segment, by_similar_items, known_events, popularities
+from training.baselines import by_counts, by_segment, by_similar_items, known_events, popularities
 from training.encoder import Encoder
 from training.errors import RunError
 from training.evaluation import (
@@ -29,11 +29,12 @@ from training.evaluation import (
     METRICS,
     RANKS,
     TIME_SPLIT,
+    TREND,
     EvaluateResult,
     Result,
     Slice,
 )
-from training.hybrid import Mixer
+from training.hybrid import ASKED_USERS, Mixer
 from training.kmeans import choose_engine
 from training.kmeans_settings import KMeansSettings, fixed_k
 from training.metrics import (
@@ -45,7 +46,7 @@ from training.metrics import (
     ranking_metrics,
     target_ranks,
 )
-from training.ranks import embedded, users_of
+from training.ranks import Scorer, embedded, users_of
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segment_embedding import UserEncoder
 from training.sequences import (
@@ -59,10 +60,12 @@ from training.sequences import (
     read_first_events,
     read_log,
     read_sequences,
+    sampled,
     seen_pairs,
 )
 from training.split import read_split
 from training.train import load_encoder
+from training.trend import Demand, choose_trend, moments_of
 
 NEW_ITEMS = "new items"
 """The slice of targets that training never saw."""
@@ -108,7 +111,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
             raise RunError(_nobody(prepared))
         for protocol in asked:
             for method, scorer in _scorers(run, encoder, protocol, preprocessing):
-                progress(f"{protocol.name}: {method}", len(results), 6 * len(asked))
+                progress(f"{protocol.name}: {method}", len(results), 7 * len(asked))
                 places = ranks_by(scorer, protocol)
                 results.append(measured(method, protocol, *places))
                 if method == ENCODER:
@@ -168,7 +171,14 @@ def _scorers(
     run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing
 ) -> Iterator[tuple[str, Scorer]]:
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
-    yield ENCODER, by_encoder(encoder, log, held)
+    personal = by_encoder(encoder, log, held)
+    yield ENCODER, personal
+    asked = sampled(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
+    rules = by_encoder(encoder, log, asked), preprocessing, item_count
+    if trend := choose_trend(log, asked, *rules, exclude_seen=protocol.exclude_seen):
+        lately = Demand(log, 1, preprocessing, item_count).by_time(trend)
+        moments = moments_of(log, held, 1)
+        yield TREND, lambda places: personal(places).add_(lately(moments[places]))
     for name, counts in popularities(log, preprocessing, item_count).items():
         yield name, by_counts(counts)
     settings = run.config().segment

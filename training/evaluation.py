@@ -14,6 +14,8 @@ LEAVE_ONE_OUT = "leave-one-out"
 AS_SERVED = "as served"
 TIME_SPLIT = "time split"
 ENCODER = "encoder"
+TREND = "encoder, trend"
+"""The encoder, and what is in demand when the target is asked for, as a release made then; where that helps."""
 RANKS = "ranks.parquet"
 """The encoder's rank of each target: protocol, user_id, item_id, rank (from 0); comparisons of runs read it."""
 

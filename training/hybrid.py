@@ -30,6 +30,7 @@ from training.segment_items import (
     told,
 )
 from training.sequences import HeldOut, Log, held_out, history_features, known_ends, positive_actions, sampled
+from training.trend import Demand, Lately, Trend, choose_trend, moments_of
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """Shares of the personal score to choose from."""
@@ -47,11 +48,13 @@ Embed = Callable[[Features], NDArray[np.float32]]
 class Scene:
     """The state of the world before some users' targets.
 
-    `held` (T) are the users asked about, `embeddings` (T, D) theirs; `clusters` (U,) is each user's cluster from 0
-    to K - 1, or -1 where a user was left out. `told` is what of the `behaviour` segments may tell.
+    `held` (T) are the users asked about, `moments` (T,) when, `embeddings` (T, D) theirs; `clusters` (U,) is each
+    user's cluster from 0 to K - 1, or -1 where a user was left out. `told` is what of the `behaviour` segments may
+    tell.
     """
 
     held: HeldOut
+    moments: NDArray[np.int64]
     embeddings: NDArray[np.float32]
     clusters: NDArray[np.intp]
     cluster_count: int
@@ -65,6 +68,7 @@ class Choice:
 
     smoothing: Smoothing
     weight: float
+    trend: Trend | None
     figures: dict[str, float]
 
 
@@ -86,11 +90,12 @@ class Mixer:
         scene = self.scene(2)
         smoothing = self.smoothing(scene)
         if scene is None:
-            return Choice(smoothing, DEFAULT_WEIGHT, {})
-        by_weight = self._ranks(scene, smoothing, WEIGHTS)
+            return Choice(smoothing, DEFAULT_WEIGHT, None, {})
+        trend = self._trend(scene)
+        by_weight = self._ranks(scene, smoothing, WEIGHTS, self._lately(trend, 2))
         weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
         final = self.scene(1)
-        return Choice(smoothing, weight, self._figures(final, smoothing, weight) if final else {})
+        return Choice(smoothing, weight, trend, self._figures(final, smoothing, weight, trend) if final else {})
 
     def smoothing(self, scene: Scene | None) -> Smoothing:
         """Fading and prior that foretell the targets of a scene best; a middle choice without one."""
@@ -122,10 +127,22 @@ class Mixer:
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
         asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
         own = told(behaviour, clusters, self.min_item_users)
-        return Scene(held, asked, clusters, len(fitted.centroids), behaviour, own)
+        return Scene(held, moments_of(self.log, held, from_end), asked, clusters, len(fitted.centroids), behaviour, own)
 
-    def _figures(self, scene: Scene, smoothing: Smoothing, weight: float) -> dict[str, float]:
-        by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}))
+    def _trend(self, scene: Scene) -> Trend | None:
+        items = torch.from_numpy(self.item_embeddings.T)
+        users = torch.from_numpy(scene.embeddings)
+        excluded = self.preprocessing.exclude_seen
+        args = self.log, scene.held, lambda places: users[torch.from_numpy(places)] @ items, self.preprocessing
+        return choose_trend(*args, len(self.item_embeddings), exclude_seen=excluded)
+
+    def _lately(self, trend: Trend | None, from_end: int) -> Lately | None:
+        if trend is None:
+            return None
+        return Demand(self.log, from_end, self.preprocessing, len(self.item_embeddings)).by_time(trend)
+
+    def _figures(self, scene: Scene, smoothing: Smoothing, weight: float, trend: Trend | None) -> dict[str, float]:
+        by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}), self._lately(trend, 1))
         popular = np.log(popularity(scene.behaviour, smoothing.half_life)).astype(np.float32)
         by_popularity = self._ranked(scene, [np.arange(len(scene.held.rows))], [popular], [0.0])[0.0]
         ways = {"popular": by_popularity, "segment": by_weight[0.0]}
@@ -133,10 +150,12 @@ class Mixer:
         figures = {f"{way}_ndcg@10": float(ndcg_each(ranks, 10).mean()) for way, ranks in ways.items()}
         return figures | {f"{way}_hr@10": hit_rate(ranks, 10) for way, ranks in ways.items()}
 
-    def _ranks(self, scene: Scene, smoothing: Smoothing, weights: Sequence[float]) -> dict[float, NDArray[np.int64]]:
+    def _ranks(
+        self, scene: Scene, smoothing: Smoothing, weights: Sequence[float], lately: Lately | None
+    ) -> dict[float, NDArray[np.int64]]:
         asked = scene.clusters[scene.held.rows]
         places = [np.flatnonzero(asked == cluster) for cluster in range(scene.cluster_count)]
-        return self._ranked(scene, places, segment_scores(scene, smoothing), weights)
+        return self._ranked(scene, places, segment_scores(scene, smoothing), weights, lately)
 
     def _ranked(
         self,
@@ -144,6 +163,7 @@ class Mixer:
         groups: Iterable[NDArray[np.intp]],
         log_probabilities: Iterable[NDArray[np.float32]],
         weights: Sequence[float],
+        lately: Lately | None = None,
     ) -> dict[float, NDArray[np.int64]]:
         """Rank of each target (T,) by weight. A group is places of users (…,) who share a log-probability (V,)."""
         ranks = {weight: np.zeros(len(scene.held.rows), np.int64) for weight in weights}
@@ -154,6 +174,8 @@ class Mixer:
                 places = group[start : start + _CHUNK]
                 targets = torch.from_numpy(scene.held.targets[places].astype(np.int64) - 1)
                 personal = torch.from_numpy(scene.embeddings[places]) @ items.T
+                if lately:
+                    personal += lately(scene.moments[places])
                 self._leave_out(scene.held, places, personal)
                 for weight in weights:
                     # -inf stays -inf under any weight but 0.

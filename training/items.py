@@ -15,7 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from server.core.release import MIGRATION, Release, with_item_hashes
+from server.core.release import MIGRATION, TREND, Release, with_item_hashes
 from server.core.repository import MODEL_NAME
 from training.active_gate import active_release
 from training.config import ItemColumns, Publish
@@ -81,7 +81,7 @@ def add_items(
                 shutil.copyfile(directory / name, staged / name)
             onnx.save(model, str(staged / "model.onnx"))
             np.save(staged / "item_embeddings.npy", np.vstack([old.item_embeddings, embeddings]), allow_pickle=False)
-            _catalogue(old, table).write_parquet(staged / "items.parquet")
+            catalogue(old, table).write_parquet(staged / "items.parquet")
             _finish(staged, old, len(table))
 
         def judge(made: Release, _: Path) -> list[Gate]:
@@ -187,12 +187,12 @@ def _forget_sizes(model: onnx.ModelProto, name: str) -> None:
         model.graph.value_info.remove(noted)
 
 
-def _catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
-    """Old items, then new ones, which count as the least popular of all."""
+def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
+    """Old items, then new ones, which count as the least popular of all, and as in demand as ever."""
     least = float(old.popularity.min())
     added = table.select(
         "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(least).alias("popularity")
-    )
+    ).with_columns(pl.lit(0.0).alias(TREND))
     schema = old.items.schema
     typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
     return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))

@@ -1,11 +1,18 @@
 """User embeddings by an encoder in torch: of any histories, and before held-out targets."""
 
+from collections.abc import Callable
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.core.features import Features, batches
 from training.encoder import Encoder, EncoderShape
 from training.sequences import HeldOut, Log, history_features
+
+Scorer = Callable[[NDArray[np.intp]], Tensor]
+"""Places of users among the targets → their scores of all items, (b, V), free to be overwritten."""
 
 
 def embedded(encoder: nn.Module, features: Features, shape: EncoderShape) -> Tensor:

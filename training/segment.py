@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from server.core.features import Features, batches
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration
-from server.core.release import GOLDEN_TOLERANCE, Golden, with_item_hashes
+from server.core.release import GOLDEN_TOLERANCE, TREND, Golden, with_item_hashes
 from server.core.segments import normalised, segment_part
 from training.clusters import Segments, bounded, cluster
 from training.confidence import Doubts, doubts_of, write_confidence
@@ -46,6 +46,7 @@ from training.runs import Progress, Run, no_progress
 from training.segment_items import behaviour_of, popularity, segment_items
 from training.segmentation import Segmentation
 from training.sequences import Log, read_log, read_sequences
+from training.trend import Demand
 
 GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
 """Golden histories: those at these places among all, from the shortest to the longest."""
@@ -109,6 +110,8 @@ def segment(
         choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, kmeans, users).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
+        if choice.trend:
+            notes.append(f"Items count for more while they are in demand: {choice.trend.in_words()}.")
         step("matching segments")
         matching = _matched(previous, segments, read_ledger(repository).next_segment_id)
         migration = _migration(previous, segments, matching, settings.min_segment_size)
@@ -139,6 +142,8 @@ def segment(
         write_confidence(stage.directory, doubts.calibration)
         segmentation.write(stage.directory)
         stage.figures |= choice.figures | {"k": count, "hybrid_weight": choice.weight}
+        if choice.trend:
+            stage.figures |= {"trend_half_life": choice.trend.half_life, "trend_weight": choice.trend.weight}
         stage.figures |= steady.figures()
         stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
         stage.figures |= {name: value for name, value in doubts.figures.items() if value is not None}
@@ -283,6 +288,9 @@ def _write_items(
     behaviour = behaviour_of(log, log.features.offsets[1:], preprocessing, len(items))
     everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
     catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
+    if choice.trend:
+        lately = Demand(log, 0, preprocessing, len(items)).now(choice.trend)
+        catalogue = catalogue.with_columns(pl.Series(TREND, lately))
     with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
     least = settings.min_item_users, settings.min_segment_size
     listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing, *least)

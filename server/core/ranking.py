@@ -149,7 +149,7 @@ def _personal_pools(
     allowed: NDArray[np.intp] | None,
     exclude_seen: bool,
 ) -> list[NDArray[np.intp]]:
-    """For each subject the rows of highest inner product, seen ones not yet taken out, exact."""
+    """For each subject the rows of highest personal score, seen ones not yet taken out, exact."""
     pools: list[NDArray[np.intp]] = [np.empty(0, np.intp) for _ in subjects]
     if query.strategy not in (Strategy.HYBRID, Strategy.PERSONAL):
         return pools
@@ -161,9 +161,9 @@ def _personal_pools(
     longest_seen = max(len(subjects[place].seen_rows) for place in places) if exclude_seen else 0
     wanted = _pool_size(query) + longest_seen
     if allowed is None:
-        _, rows = release.item_search.search(embeddings, min(wanted, len(release.item_ids)))
+        rows = release.search(embeddings, min(wanted, len(release.item_ids)))
     else:
-        scores = embeddings @ release.item_embeddings[allowed].T
+        scores = release.personal_scores(embeddings, allowed)
         rows = allowed[np.argsort(-scores, axis=1, kind="stable")[:, :wanted]]
     for place, found in zip(places, rows, strict=True):
         pools[place] = found
@@ -178,7 +178,7 @@ def _scored(release: Release, query: Query, subject: Subject, pool: NDArray[np.i
         return _popular(release, wanted, filters)
     if query.strategy is Strategy.PERSONAL:
         rows = pool[filters.of(pool)][:wanted]
-        scores = release.item_embeddings[rows] @ subject.embedding
+        scores = release.personal_scores(subject.embedding, rows)
         return [(row, score, Reason.PERSONAL) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
     if query.strategy is Strategy.SEGMENT:
         return _segment(release, items, wanted, filters)
@@ -217,7 +217,7 @@ def _hybrid(
     personal: NDArray[np.intp],
     filters: _Filter,
 ) -> _Scored:
-    """Log-linear mix of the user's logits and the segment's log-probabilities, over the best of both."""
+    """Log-linear mix of the user's personal scores and the segment's log-probabilities, over the best of both."""
     segment_rows = np.empty(0, np.intp) if items is None else (items.item_index - 1).astype(np.intp)
     segment_best = segment_rows[filters.of(segment_rows)][: max(SMALLEST_POOL, len(personal))]
     rows = np.union1d(personal, segment_best)
@@ -229,7 +229,7 @@ def _hybrid(
         listed = segment_rows[place] == rows
         log_probability[listed] = items.score[place[listed]]
     weight = release.manifest.hybrid_weight
-    scores = weight * (release.item_embeddings[rows] @ embedding) + (1.0 - weight) * log_probability
+    scores = weight * release.personal_scores(embedding, rows) + (1.0 - weight) * log_probability
     in_personal, in_segment = np.isin(rows, personal), np.isin(rows, segment_best)
     order = np.argsort(-scores, kind="stable")
     return [(int(rows[i]), float(scores[i]), _reason(bool(in_personal[i]), bool(in_segment[i]))) for i in order]

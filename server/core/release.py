@@ -4,7 +4,7 @@ manifest.json        everything about the release, with size and SHA-256 of ever
 manifest.sig         its signature, where the release was signed; see `server.core.signature`
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
-items.parquet        the catalogue; row r is item index r + 1
+items.parquet        the catalogue; row r is item index r + 1; `TREND` is among its columns where there is one
 item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the same order
@@ -57,6 +57,8 @@ FILES = (
 MIGRATION = "migration.json"
 ITEM_HASH = "item_hash"
 """The column of `items.parquet` with each item id's `text_hash`, uint64; spares a server a second for 400,000 items."""
+TREND = "trend"
+"""The column of `items.parquet` with what is added to personal scores for what is in demand just now, float32 nats."""
 HASHES_CHECKED = 100
 """About so many of them are worked out again when a release is read."""
 
@@ -218,11 +220,29 @@ class Release:
         return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
 
     @cached_property
+    def trend(self) -> NDArray[np.float32] | None:
+        """What is added to each item's personal score, (V,); None for a release without one."""
+        return self.items[TREND].to_numpy().astype(np.float32) if TREND in self.items.columns else None
+
+    @cached_property
     def item_search(self) -> faiss.IndexFlatIP:
-        """Exact inner-product search over the item embeddings."""
-        index = faiss.IndexFlatIP(self.item_embeddings.shape[1])
-        index.add(self.item_embeddings)
+        """Exact search over the items by personal score; see `search`."""
+        items = self.item_embeddings if self.trend is None else np.column_stack([self.item_embeddings, self.trend])
+        index = faiss.IndexFlatIP(items.shape[1])
+        index.add(np.ascontiguousarray(items, np.float32))
         return index
+
+    def search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+        """Rows of the `count` items of highest personal score of each user embedding (B, D), (B, count)."""
+        if self.trend is not None:
+            embeddings = np.column_stack([embeddings, np.ones(len(embeddings), np.float32)])
+        _, rows = self.item_search.search(embeddings, count)
+        return rows
+
+    def personal_scores(self, embeddings: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
+        """Inner products of user embeddings (D,) or (B, D) with items (R,), plus their trend: (R,) or (B, R)."""
+        scores: NDArray[np.float32] = embeddings @ self.item_embeddings[rows].T
+        return scores if self.trend is None else scores + self.trend[rows]
 
     def warm(self, pause: Callable[[], None]) -> None:
         """Build the look-ups now, so that no request pays for them."""
@@ -375,6 +395,8 @@ def _check_shapes(release: Release) -> None:
             raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
     if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
+    if release.trend is not None and not np.isfinite(release.trend).all():
+        raise DamagedRelease(f"{where}: items.parquet must have finite numbers as {TREND}")
     if ITEM_HASH in release.items.columns:
         hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
         some = pl.concat([release.items.gather_every(step), release.items.tail(1)])

@@ -13,6 +13,7 @@ the steady one, memory flat after the first pushes.
 
 import argparse
 import asyncio
+import gc
 import random
 import tempfile
 import time
@@ -130,6 +131,8 @@ class Swaps:
         await self._capacity(3.0)
         for place, staged in enumerate(self._staged):
             self._stage = (place, "steady")
+            gc.collect()
+            gc.freeze()  # or the callers' own collections, of up to half a second, would be taken for the server's
             self._per_second.append(LOAD_SHARE * await self._capacity(CAPACITY_SECONDS))
             await self._load(self.steady, partial(asyncio.sleep, self._options.steady_seconds))
             await self._load(self.swapped, partial(self._swap, place, staged))

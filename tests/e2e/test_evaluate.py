@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from server.core.preprocessing import Preprocessing
-from tests.support.logs import planted_items, planted_log
+from tests.support.logs import fashionable, planted_items, planted_log
 from training.baselines import by_similar_items
 from training.compare import compare, table
 from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
 from training.errors import ConfigError, RunError
 from training.evaluate import NEW_ITEMS, evaluate, protocols
-from training.evaluation import AS_SERVED, LEAVE_ONE_OUT, TIME_SPLIT, EvaluateResult
+from training.evaluation import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
 from training.keeper import WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
@@ -57,6 +57,16 @@ def test_every_baseline_is_in_the_table_and_those_that_know_users_beat_popularit
     for method in ("encoder", "popularity, 4 segments", "item-kNN"):
         assert ndcg[AS_SERVED, method] > 1.5 * ndcg[AS_SERVED, "popularity"], method
     assert [one.row_count for one in result.tables()] == [5, 5, 5, 5]
+
+
+def test_what_is_in_demand_has_a_row_where_it_helps(tmp_path: Path) -> None:
+    run = prepared(tmp_path, fashionable(planted_log(users=160)[0]))
+    train(run)
+    evaluate(run)
+    results = EvaluateResult.read(run.require("evaluate")).results
+    ndcg = {one.method: one.figures["ndcg@10"] for one in results if one.protocol == AS_SERVED}
+    assert ndcg[TREND] > ndcg[ENCODER]
+    assert f"{AS_SERVED}/{TREND}/ndcg@10" in run.figures("evaluate")
 
 
 def test_slices_part_the_users(run: Run) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from server.core.history import Event, history_of
 from server.core.release import Release, read_release
 from server.core.repository import MODEL_NAME
 from server.core.segments import nearest, normalised
-from tests.support.logs import write_planted
+from tests.support.logs import fashionable, write_planted
 from tests.support.releases import write_mean_encoder
 from training.clusters import bounded
 from training.config import Config
@@ -30,11 +31,18 @@ USERS, ITEMS, GROUPS, DIM = 120, 40, 4, 16
 
 
 def exported_run(
-    directory: Path, name: str = "run", encoder_seed: int = 0, users: int = USERS, **settings: object
+    directory: Path,
+    name: str = "run",
+    encoder_seed: int = 0,
+    users: int = USERS,
+    change: Callable[[pl.DataFrame], pl.DataFrame] | None = None,
+    **settings: object,
 ) -> Run:
-    """A run of a planted log up to `export`; `encoder_seed` is that of its item vectors."""
+    """A run of a planted log, changed first, up to `export`; `encoder_seed` is that of its item vectors."""
     directory.mkdir(exist_ok=True)
     events, items, labels = write_planted(directory, users=users, items=ITEMS, segments=GROUPS)
+    if change:
+        change(pl.read_csv(events)).write_csv(events)
     run = Run.create(directory / "runs", run_id=name)
     config = Config.model_validate({"segment": {"k": GROUPS, "min_segment_size": 10} | settings})
     prepare(run, events, items, labels, config)
@@ -175,6 +183,19 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
     assert items.columns == ["item_id", "title", "category", "event_count", "popularity", "item_hash"]
     assert items["popularity"].exp().sum() == pytest.approx(1, abs=1e-4)
     assert run.figures("segment")["k"] == GROUPS
+
+
+def test_items_in_demand_count_for_more_where_that_is_so(tmp_path: Path, repository: Path) -> None:
+    run = exported_run(tmp_path, change=fashionable)
+    found = segment(run, repository)
+    assert [note for note in found.notes if note.startswith("Items count for more while they are in demand: half-life")]
+    assert run.figures("segment")["trend_weight"] > 0
+    release = read_release(repository / MODEL_NAME / str(publish(run, repository)))
+    events = pl.read_parquet(run.path / "prepare" / "events.parquet")
+    newest = events.filter(pl.col("timestamp") > events["timestamp"].sort()[-100])["item_id"]
+    [(item_id, _)] = newest.value_counts(sort=True).head(1).iter_rows()
+    assert release.trend is not None
+    assert release.trend[release.vocabulary[item_id] - 1] > 0.25 > release.trend.mean()
 
 
 @pytest.mark.parametrize(("k", "users", "segments"), [(8, 1000, 8), (8, 35, 3), (8, 3, 1)])

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 
 START_MS = 1_700_000_000_000
+DAY_MS = 86_400_000
 
 
 def planted_log(
@@ -38,6 +39,21 @@ def planted_log(
     numbers = np.arange(users)
     labels = pl.DataFrame({"user_id": [f"u{number:05}" for number in numbers], "segment": numbers % segments})
     return events.sort("timestamp", maintain_order=True), labels
+
+
+def fashionable(events: pl.DataFrame, items: int = 40, segments: int = 4) -> pl.DataFrame:
+    """A planted log in which users come once a day, from one of 50 days on.
+
+    Three of four events are on their group's item of the week.
+    """
+    number, hour = pl.col("user_id").str.slice(1).cast(pl.Int64), (pl.col("timestamp") - START_MS) // 3_600_000
+    day = number * 7 % 50 + hour
+    of_the_week = number % segments + segments * (day // 7 % (items // segments))
+    named = pl.format("i{}", of_the_week.cast(pl.String).str.zfill(5))
+    return events.with_columns(
+        pl.when((number + hour) % 4 > 0).then(named).otherwise("item_id").alias("item_id"),
+        (pl.col("timestamp") + (day - hour) * DAY_MS + hour * (DAY_MS - 3_600_000)).alias("timestamp"),
+    )
 
 
 def planted_items(items: int = 40, segments: int = 4) -> pl.DataFrame:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
+import polars as pl
 import pytest
 
 from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, rank
-from server.core.release import Release, read_release
+from server.core.release import TREND, Release, read_release
 from tests.support.releases import item_id, tiny_release
 
 NOTHING = np.empty(0, np.intp)
@@ -72,6 +75,37 @@ def test_hybrid_mixes_logits_and_log_probabilities_by_the_releases_weight(releas
     assert rows(items) == np.argsort(-expected, kind="stable")[:10].tolist()
     np.testing.assert_allclose([item.score for item in items], np.sort(expected)[::-1][:10], rtol=1e-5)
     assert Reason.PERSONAL_AND_SEGMENT in {item.reason for item in items}
+
+
+@pytest.fixture(scope="module")
+def trending(release: Release) -> Release:
+    """The same release with items 7 and 9 in demand just now."""
+    trend = np.zeros(len(release.item_ids), np.float32)
+    trend[[7, 9]] = 30.0, 20.0
+    return replace(release, items=release.items.with_columns(pl.Series(TREND, trend)))
+
+
+def test_what_is_in_demand_is_added_to_personal_scores(release: Release, trending: Release) -> None:
+    who = subject(release)
+    assert who.embedding is not None
+    expected = release.item_embeddings @ who.embedding
+    expected[[7, 9]] += 30.0, 20.0
+    items = one(trending, Query(20, Strategy.PERSONAL), who)
+    assert rows(items) == np.argsort(-expected, kind="stable")[:20].tolist()
+    assert rows(items)[:2] == [7, 9]
+    np.testing.assert_allclose([item.score for item in items], expected[rows(items)], rtol=1e-5)
+    few = Query(2, Strategy.PERSONAL, candidate_item_ids=(item_id(1), item_id(10), item_id(8)))
+    assert rows(one(trending, few, who)) == [7, 9]
+    hybrid, plain = one(trending, Query(50), who), one(release, Query(50), who)
+    before = {item.row: item.score for item in plain}
+    gained = {item.row: item.score - before[item.row] for item in hybrid}
+    assert gained == pytest.approx({row: {7: 15.0, 9: 10.0}.get(row, 0.0) for row in range(50)}, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", [Strategy.SEGMENT, Strategy.POPULAR])
+def test_what_is_in_demand_changes_no_other_strategy(release: Release, trending: Release, strategy: Strategy) -> None:
+    who = subject(release)
+    assert one(trending, Query(50, strategy), who) == one(release, Query(50, strategy), who)
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))

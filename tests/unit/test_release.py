@@ -9,7 +9,7 @@ import pytest
 
 from server.core.errors import DamagedRelease
 from server.core.hash_index import hashes_of
-from server.core.release import ITEM_HASH, Confidence, read_release, record_of
+from server.core.release import ITEM_HASH, TREND, Confidence, read_release, record_of
 from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, encode_with_onnx, tiny_release
 
 
@@ -117,6 +117,16 @@ def test_centroids_of_another_shape_or_kind_are_refused(
     np.save(path, array)
     rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
     with pytest.raises(DamagedRelease, match=message):
+        read_release(directory)
+
+
+@pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
+def test_a_trend_that_is_no_number_is_refused(directory: Path, bad: float | None) -> None:
+    path = directory / "items.parquet"
+    items = pl.read_parquet(path)
+    items.with_columns(pl.Series(TREND, [bad] + [0.0] * (len(items) - 1))).write_parquet(path)
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
+    with pytest.raises(DamagedRelease, match="must have finite numbers as trend"):
         read_release(directory)
 
 

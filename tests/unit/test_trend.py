@@ -1,0 +1,143 @@
+"""What is in demand just now: counted from the past only, and used where it clearly helps."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from server.core.features import Features
+from server.core.preprocessing import Action, Preprocessing
+from server.core.release import TREND, read_release
+from tests.support.logs import START_MS
+from tests.support.releases import tiny_release
+from training.items import catalogue
+from training.ranks import Scorer
+from training.sequences import HeldOut, Log, held_out
+from training.split import Split
+from training.trend import PRIOR, Demand, Trend, choose_trend, moments_of
+
+DAY_MS = 86_400_000
+BUY, RETURN = Action(name="buy", weight=1.0), Action(name="return", weight=-1.0)
+ITEMS, USERS, LENGTH = 30, 200, 8
+
+
+def log_of(items: NDArray[np.int64], days: NDArray[np.float64], actions: NDArray[np.int64] | None = None) -> Log:
+    """Users' events by item index and day, (U, L) each; training ends two events before the end."""
+    users, length = items.shape
+    offsets = np.arange(0, users * length + 1, length)
+    ones = np.ones(items.size, np.int32)
+    action = ones if actions is None else actions.ravel().astype(np.int32)
+    zeros = np.zeros(items.size, np.float32)
+    features = Features(items.ravel().astype(np.int32), action, zeros, ones, offsets, np.zeros(users, np.int32))
+    times = START_MS + (days.ravel() * DAY_MS).astype(np.int64)
+    return Log(pl.Series([f"u{row}" for row in range(users)]), features, times, offsets[1:] - 2)
+
+
+def preprocessing(has_clock: bool = True) -> Preprocessing:
+    return Preprocessing(max_length=8, actions=(BUY, RETURN), has_clock=has_clock, exclude_seen=False)
+
+
+def fashions(seed: int = 0) -> Log:
+    """Users come once a day, from days of their own on; three in four buy what is bought that day."""
+    rng = np.random.default_rng(seed)
+    days = rng.integers(0, 60, USERS)[:, None] + np.arange(LENGTH) + rng.random((USERS, LENGTH)) * 0.9
+    of_the_day = days.astype(np.int64) // 7 % ITEMS + 1
+    return log_of(np.where(rng.random(days.shape) < 0.75, of_the_day, rng.integers(1, ITEMS + 1, days.shape)), days)
+
+
+def alike(places: NDArray[np.intp]) -> Tensor:
+    """The same score for all items."""
+    return torch.zeros(len(places), ITEMS)
+
+
+def chosen(log: Log, scorer: Scorer = alike, has_clock: bool = True) -> Trend | None:
+    return choose_trend(log, held_out(log, 2), scorer, preprocessing(has_clock), ITEMS, exclude_seen=False)
+
+
+def test_the_trend_is_how_much_likelier_an_item_is_lately() -> None:
+    """One user; item 1 on day 0, item 2 on day 2 and twice on day 3, a return of item 3 on day 3, which counts not."""
+    log = log_of(np.array([[1, 2, 2, 2, 3]]), np.array([[0.0, 2.0, 3.0, 3.0, 3.0]]), np.array([[1, 1, 1, 1, 2]]))
+    lately = np.array([0.125, 2.5, 0.0])
+    ever = np.array([2, 4, 1]) / 7
+    recent = (lately + PRIOR * ever) / (lately.sum() + PRIOR)
+    trend = Demand(log, 0, preprocessing(), 3).now(Trend(half_life=1.0, weight=0.5))
+    np.testing.assert_allclose(trend, 0.5 * np.log(recent / ever), rtol=1e-5)
+    assert trend[1] > 0 > trend[0]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_at_a_moment_nothing_of_it_or_later_is_known(told: bool) -> None:
+    """Items of events after it change places with each other, which says nothing; of events before it, all."""
+    log = fashions()
+    moment = int(np.median(log.timestamp))
+    start = int(log.timestamp.min())
+    past = (log.timestamp - start) // (DAY_MS // 2) < (moment - start) // (DAY_MS // 2)
+    items = log.features.item_index.copy()
+    swapped = np.flatnonzero(past if told else ~past)
+    items[swapped] = items[np.random.default_rng(1).permutation(swapped)]
+    other = replace(log, features=replace(log.features, item_index=items))
+    one, again = (
+        Demand(each, 0, preprocessing(), ITEMS).by_time(Trend(1.0, 1.0))(np.array([moment])) for each in (log, other)
+    )
+    assert torch.equal(one, again) is not told
+
+
+def test_fashions_are_followed_and_noise_is_not() -> None:
+    trend = chosen(fashions())
+    assert trend is not None
+    assert trend.half_life <= 7
+    rng = np.random.default_rng(1)
+    days = rng.random((USERS, LENGTH)).cumsum(1) * 20
+    assert chosen(log_of(rng.integers(1, ITEMS + 1, (USERS, LENGTH)), days)) is None
+
+
+def test_nothing_is_chosen_without_a_clock_or_anyone_to_ask() -> None:
+    assert chosen(fashions(), has_clock=False) is None
+    log = fashions()
+    nobody = HeldOut(np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.int32))
+    assert choose_trend(log, nobody, alike, preprocessing(), ITEMS, exclude_seen=False) is None
+
+
+def test_what_the_encoder_knows_already_needs_no_trend() -> None:
+    log = fashions()
+    targets = torch.from_numpy(held_out(log, 2).targets.astype(np.int64) - 1)
+
+    def perfect(places: NDArray[np.intp]) -> Tensor:
+        return torch.nn.functional.one_hot(targets[torch.from_numpy(places)], ITEMS).float() * 100
+
+    assert chosen(log, perfect) is None
+
+
+def test_targets_are_asked_for_at_their_time_or_when_the_period_begins() -> None:
+    log = fashions()
+    held = held_out(log, 1)
+    np.testing.assert_array_equal(moments_of(log, held, 1), log.timestamp[held.ends])
+    split = Split(validation_from=START_MS + 30 * DAY_MS, test_from=START_MS + 40 * DAY_MS)
+    timed = replace(log, split=split)
+    assert set(moments_of(timed, held, 1)) == {START_MS + 40 * DAY_MS}
+    assert set(moments_of(timed, held, 2)) == {START_MS + 30 * DAY_MS}
+
+
+def test_long_logs_of_many_items_are_counted_in_longer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = fashions()
+    fine = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
+    monkeypatch.setattr("training.trend._CELLS_MAX", 300)
+    coarse = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
+    moments = np.array([START_MS, int(log.timestamp.max()) + 30 * DAY_MS])
+    torch.testing.assert_close(coarse(moments)[0], torch.zeros(ITEMS))
+    assert math.isclose(float(fine(moments)[1].max()), float(coarse(moments)[1].max()), abs_tol=0.3)
+
+
+def test_added_items_are_in_demand_as_ever(tmp_path: Path) -> None:
+    old = read_release(tiny_release(tmp_path))
+    old = replace(old, items=old.items.with_columns(pl.Series(TREND, np.full(len(old.items), -1.0, np.float32))))
+    table = pl.DataFrame({"item_id": ["new"], "title": ["New"], "category": [["group 1"]]})
+    made = catalogue(old, table)
+    assert made[TREND].to_list() == [-1.0] * len(old.items) + [0.0]
+    assert TREND not in catalogue(replace(old, items=old.items.drop(TREND)), table).columns
