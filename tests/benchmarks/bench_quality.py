@@ -39,7 +39,7 @@ from tests.benchmarks.peers.environment import python_of
 from training import demo
 from training.config import Config
 from training.evaluate import evaluate
-from training.evaluation import ENCODER, LEAVE_ONE_OUT, RANKS
+from training.evaluation import ENCODER, LEAVE_ONE_OUT, RANKS, TREND
 from training.keeper import METRIC
 from training.metrics import LIST_LENGTH, bootstrap_interval, coverage, ndcg_each, ranking_metrics
 from training.prepare import prepare
@@ -204,6 +204,7 @@ def _train_ours(run: Run, order: Order) -> dict[str, Any]:
         "validation_ndcg@10": result.ndcg,
         **results[ENCODER].figures,
         "popularity": {name: popularity[name] for name in ("hr@10", "ndcg@10")},
+        "trend": {name: results[TREND].figures[name] for name in ("hr@10", "ndcg@10")} if TREND in results else None,
     }
 
 
@@ -275,6 +276,7 @@ COLUMNS = (
     "coverage@10",
     "seconds (to the best epoch)",
     "epochs",
+    "with trend, NDCG@10",
     "ratio",
     "difference, 95 %",
     "reached",
@@ -295,7 +297,8 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         reached = "yes" if record["reached"] else "**no**"
         compared_cells = (f"**{record['ratio']:.2f}**", f"{low:+.4f} – {high:+.4f}", reached)
     popularity = _short(own["popularity"]["ndcg@10"]) if own else "–"
-    return (f"{record['log']}, seed {record['seed']}", popularity, *_side(peer), *_side(own), *compared_cells)
+    trend = _short(own["trend"]["ndcg@10"]) if own and own.get("trend") else "–"
+    return (f"{record['log']}, seed {record['seed']}", popularity, *_side(peer), *_side(own), trend, *compared_cells)
 
 
 def _side(facts: Mapping[str, Any] | None) -> tuple[str, ...]:
