@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
 from training.config import Clean, Config, Train
+from training.encoder import Encoder
+from training.export import random_inputs
 from training.keeper import WEIGHTS
 from training.prepare import prepare
 from training.runs import Run
@@ -28,6 +30,16 @@ def prepared_run(directory: Path, settings: Train, **shape: int) -> Run:
     run = Run.create(directory / "runs")
     prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False)))
     return run
+
+
+@torch.no_grad()
+def assert_plain_is_the_same(encoder: Encoder) -> None:
+    """That what is saved of an encoder, with one plain table of items, computes what the encoder does."""
+    plain = Encoder(encoder.shape)
+    plain.load_state_dict(encoder.plain_state())
+    inputs = {name: torch.from_numpy(array) for name, array in random_inputs(encoder, 4, 9, seed=1).items()}
+    torch.testing.assert_close(plain.eval()(**inputs), encoder(**inputs), rtol=0, atol=1e-6)
+    torch.testing.assert_close(plain.item_embeddings(), encoder.item_embeddings(), rtol=0, atol=0)
 
 
 def weights_of(run: Run) -> dict[str, torch.Tensor]:

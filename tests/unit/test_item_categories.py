@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from server.core.features import Features
+from tests.support.training import assert_plain_is_the_same
 from training.encoder import Encoder, EncoderShape
-from training.export import random_inputs
 from training.item_categories import CATEGORIES_AN_ITEM, CategoryTower, ItemCategories, read_item_categories
 from training.loss import NextItemLoss
 from training.sequences import Log
@@ -66,13 +66,8 @@ def test_items_move_with_their_categories(encoder: Encoder) -> None:
     np.testing.assert_allclose(moved.numpy(), [0.5, 1, 0, 0, 0.5, 0], atol=1e-6)
 
 
-@torch.no_grad()
 def test_the_plain_encoder_computes_the_same(encoder: Encoder) -> None:
-    plain = Encoder(SHAPE)
-    plain.load_state_dict(encoder.plain_state())
-    inputs = {name: torch.from_numpy(array) for name, array in random_inputs(encoder, 4, 9, seed=1).items()}
-    torch.testing.assert_close(plain.eval()(**inputs), encoder(**inputs), rtol=0, atol=1e-6)
-    torch.testing.assert_close(plain.item_embeddings(), encoder.item_embeddings(), rtol=0, atol=0)
+    assert_plain_is_the_same(encoder)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.training import assert_plain_is_the_same
 from training.encoder import Encoder, EncoderShape
 from training.errors import ConfigError
-from training.export import random_inputs
 from training.item_tower import ItemTower, whitened
 from training.loss import NextItemLoss
 from training.text import ItemText, TextSource
@@ -78,13 +78,8 @@ def test_an_unseen_item_is_its_projected_text(encoder: Encoder) -> None:
     assert not np.allclose(encoder.item_embeddings()[COMMON].numpy(), projected[COMMON], atol=1e-2)
 
 
-@torch.no_grad()
 def test_the_plain_encoder_computes_the_same(encoder: Encoder) -> None:
-    plain = Encoder(SHAPE)
-    plain.load_state_dict(encoder.plain_state())
-    inputs = {name: torch.from_numpy(array) for name, array in random_inputs(encoder, 4, 9, seed=1).items()}
-    torch.testing.assert_close(plain.eval()(**inputs), encoder(**inputs), rtol=0, atol=1e-6)
-    torch.testing.assert_close(plain.item_embeddings(), encoder.item_embeddings(), rtol=0, atol=0)
+    assert_plain_is_the_same(encoder)
 
 
 def test_training_sometimes_goes_without_ids_and_never_trains_the_text(encoder: Encoder) -> None:
