@@ -8,7 +8,7 @@ each user's first event of the test period, with items of the history ranked or 
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -67,6 +67,9 @@ from training.split import read_split
 from training.train import load_encoder
 from training.trend import Demand, choose_trend, moments_of
 
+LATELY = "popularity, lately"
+"""What is in demand when the target is asked for, for everyone alike: by the half-life of the trend, where it helps."""
+
 NEW_ITEMS = "new items"
 """The slice of targets that training never saw."""
 
@@ -111,7 +114,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
             raise RunError(_nobody(prepared))
         for protocol in asked:
             for method, scorer in _scorers(run, encoder, protocol, preprocessing):
-                progress(f"{protocol.name}: {method}", len(results), 7 * len(asked))
+                progress(f"{protocol.name}: {method}", len(results), 8 * len(asked))
                 places = ranks_by(scorer, protocol)
                 results.append(measured(method, protocol, *places))
                 if method == ENCODER:
@@ -176,9 +179,10 @@ def _scorers(
     asked = sampled(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
     rules = by_encoder(encoder, log, asked), preprocessing, item_count
     if trend := choose_trend(log, asked, *rules, exclude_seen=protocol.exclude_seen):
-        lately = Demand(log, 1, preprocessing, item_count).by_time(trend)
-        moments = moments_of(log, held, 1)
+        demand, moments = Demand(log, 1, preprocessing, item_count), moments_of(log, held, 1)
+        lately, alone = demand.by_time(trend), demand.by_time(replace(trend, weight=1.0))
         yield TREND, lambda places: personal(places).add_(lately(moments[places]))
+        yield LATELY, lambda places: demand.ever() + alone(moments[places])
     for name, counts in popularities(log, preprocessing, item_count).items():
         yield name, by_counts(counts)
     settings = run.config().segment

@@ -4,7 +4,8 @@ An encoder learns from years what follows what; on news, or in a sale, what matt
 this week. The trend of an item at a moment is log p(item lately) - log p(item ever), in nats: 0 for an item that
 does as it always did. Lately is an exponential fading with a half-life, drawn to all times by `PRIOR` events, so that
 it goes back to 0 where nothing happens. Half-life and weight are chosen on validation targets, each at its own time,
-and no weight at all is chosen unless it clearly helps. A release has the trend at the end of its log.
+and no weight at all is chosen unless it clearly helps. A release has the trend at the end of its log; what it is worth
+here is what it is worth to those who make a release each night.
 """
 
 import math
@@ -24,17 +25,16 @@ from training.sequences import HeldOut, Log, chosen, known_ends, positive_action
 HALF_LIVES = (1.0, 3.0, 7.0, 30.0)
 """Half-lives to choose from, days."""
 
-WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+WEIGHTS = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Weights to choose from, beside none."""
 
 PRIOR = 100.0
 """How many events of all times stand beside the recent ones."""
 
 CLEARLY = 3.0
-"""By so many standard errors validation NDCG@10 has to rise, or there is no trend: the best of 16 tries is asked."""
+"""By so many standard errors validation NDCG@10 has to rise, or there is no trend: the best of 20 tries is asked."""
 
 _DAY_MS = 86_400_000
-_FINEST = _DAY_MS // 2
 _CELLS_MAX = 25_000_000
 _SCORES_MAX = 100_000_000
 _SCORES_AT_ONCE = 2_000_000
@@ -73,6 +73,10 @@ class Demand:
     def __len__(self) -> int:
         return len(self._row)
 
+    def ever(self) -> Tensor:
+        """The log-probability of each item over all times, (V,)."""
+        return torch.from_numpy(np.log(self._ever)).float()
+
     def now(self, trend: Trend) -> NDArray[np.float32]:
         """What is added to the items' scores at the newest event, (V,)."""
         age = (self._time.max(initial=0) - self._time) / _DAY_MS
@@ -82,13 +86,14 @@ class Demand:
         )
 
     def by_time(self, trend: Trend) -> Lately:
-        """What is added at any moment, by the events before the half day that it is in.
+        """What is added at any moment, by the events before the day that it is in, as with a release made each night.
 
-        Half days are longer in large catalogues over long times, so that the table has `_CELLS_MAX` cells at most.
+        Days count from the first event, and are longer in large catalogues over long times, so that the table has
+        `_CELLS_MAX` cells at most.
         """
         start = int(self._time.min()) if len(self._time) else 0
         span = int(self._time.max(initial=start)) - start
-        step = max(_FINEST, -(-span * self._item_count // _CELLS_MAX))
+        step = max(_DAY_MS, -(-span * self._item_count // _CELLS_MAX))
         count = span // step + 2
         place = (self._time - start) // step
         order = np.argsort(place, kind="stable")

@@ -77,7 +77,7 @@ def test_at_a_moment_nothing_of_it_or_later_is_known(told: bool) -> None:
     log = fashions()
     moment = int(np.median(log.timestamp))
     start = int(log.timestamp.min())
-    past = (log.timestamp - start) // (DAY_MS // 2) < (moment - start) // (DAY_MS // 2)
+    past = (log.timestamp - start) // DAY_MS < (moment - start) // DAY_MS
     items = log.features.item_index.copy()
     swapped = np.flatnonzero(past if told else ~past)
     items[swapped] = items[np.random.default_rng(1).permutation(swapped)]
