@@ -112,8 +112,9 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
         asked = list(protocols(prepared, preprocessing, encoder.shape.item_count))
         if not asked:
             raise RunError(_nobody(prepared))
+        notes = _notes(asked)
         for protocol in asked:
-            for method, scorer in _scorers(run, encoder, protocol, preprocessing):
+            for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
                 progress(f"{protocol.name}: {method}", len(results), 8 * len(asked))
                 places = ranks_by(scorer, protocol)
                 results.append(measured(method, protocol, *places))
@@ -123,13 +124,12 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
                     columns = {"user_id": users, "item_id": targets, "rank": places[0]}
                     ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
         pl.concat(ranks).write_parquet(stage.directory / RANKS)
-        notes = _notes(asked)
         content = {"results": [asdict(result) for result in results], "notes": notes}
         write_atomically(stage.directory / METRICS, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for result in results:
             prefix = f"{result.protocol}/{result.method}"
             stage.figures |= {f"{prefix}/{name}": round(value, 6) for name, value in result.figures.items()}
-    return EvaluateResult(stage.directory, tuple(results), notes)
+    return EvaluateResult(stage.directory, tuple(results), tuple(notes))
 
 
 def protocols(prepared: Path, preprocessing: Preprocessing, item_count: int) -> Iterator[Protocol]:
@@ -159,7 +159,7 @@ def _nobody(prepared: Path) -> str:
     return "No user has enough events to test on: evaluation needs users with five events."
 
 
-def _notes(asked: list[Protocol]) -> tuple[str, ...]:
+def _notes(asked: list[Protocol]) -> list[str]:
     notes = []
     for protocol in asked:
         log = protocol.log
@@ -167,18 +167,21 @@ def _notes(asked: list[Protocol]) -> tuple[str, ...]:
             starts = period_starts(log, 1)
             new = (starts == log.features.offsets[:-1]) & (log.features.lengths > 0)
             notes.append(f"{log.split.in_words()}; users who came only then, and are not asked: {int(new.sum()):,}")
-    return tuple(notes)
+    return notes
 
 
 def _scorers(
-    run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing
+    run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, notes: list[str]
 ) -> Iterator[tuple[str, Scorer]]:
+    """Each method by name. What there is to say of one goes into `notes`."""
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
     personal = by_encoder(encoder, log, held)
     yield ENCODER, personal
     asked = sampled(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
     rules = by_encoder(encoder, log, asked), preprocessing, item_count
     if trend := choose_trend(log, asked, *rules, exclude_seen=protocol.exclude_seen):
+        when = "the start of the test period" if log.split.by_time else "each target's day, as with a release made then"
+        notes.append(f"{protocol.name}: trend and {LATELY}: {trend.in_words()}, of the events before {when}")
         demand, moments = Demand(log, 1, preprocessing, item_count), moments_of(log, held, 1)
         lately, alone = demand.by_time(trend), demand.by_time(replace(trend, weight=1.0))
         yield TREND, lambda places: personal(places).add_(lately(moments[places]))

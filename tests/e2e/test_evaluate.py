@@ -63,8 +63,9 @@ def test_what_is_in_demand_has_a_row_where_it_helps(tmp_path: Path) -> None:
     run = prepared(tmp_path, fashionable(planted_log(users=160)[0]))
     train(run)
     evaluate(run)
-    results = EvaluateResult.read(run.require("evaluate")).results
-    ndcg = {one.method: one.figures["ndcg@10"] for one in results if one.protocol == AS_SERVED}
+    found = EvaluateResult.read(run.require("evaluate"))
+    assert [note for note in found.notes if note.startswith(f"{AS_SERVED}: trend and popularity, lately: half-life")]
+    ndcg = {one.method: one.figures["ndcg@10"] for one in found.results if one.protocol == AS_SERVED}
     assert ndcg[TREND] > max(ndcg[ENCODER], ndcg[LATELY])
     assert f"{AS_SERVED}/{TREND}/ndcg@10" in run.figures("evaluate")
 
