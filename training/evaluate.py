@@ -8,7 +8,7 @@ each user's first event of the test period, with items of the history ranked or 
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
@@ -178,14 +178,15 @@ def _scorers(
     personal = by_encoder(encoder, log, held)
     yield ENCODER, personal
     asked = sampled(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
-    rules = by_encoder(encoder, log, asked), preprocessing, item_count
-    if trend := choose_trend(log, asked, *rules, exclude_seen=protocol.exclude_seen):
+    validated = by_encoder(encoder, log, asked)
+    trend = choose_trend(log, asked, validated, preprocessing, item_count, exclude_seen=protocol.exclude_seen)
+    if trend:
         when = "the start of the test period" if log.split.by_time else "each target's day, as with a release made then"
         notes.append(f"{protocol.name}: trend and {LATELY}: {trend.in_words()}, of the events before {when}")
         demand, moments = Demand(log, 1, preprocessing, item_count), moments_of(log, held, 1)
-        lately, alone = demand.by_time(trend), demand.by_time(replace(trend, weight=1.0))
+        lately, weight = demand.by_time(trend), trend.weight
         yield TREND, lambda places: personal(places).add_(lately(moments[places]))
-        yield LATELY, lambda places: demand.ever() + alone(moments[places])
+        yield LATELY, lambda places: demand.ever() + lately(moments[places]) / weight
     for name, counts in popularities(log, preprocessing, item_count).items():
         yield name, by_counts(counts)
     settings = run.config().segment

@@ -130,11 +130,15 @@ class Mixer:
         return Scene(held, moments_of(self.log, held, from_end), asked, clusters, len(fitted.centroids), behaviour, own)
 
     def _trend(self, scene: Scene) -> Trend | None:
-        items = torch.from_numpy(self.item_embeddings.T)
-        users = torch.from_numpy(scene.embeddings)
-        excluded = self.preprocessing.exclude_seen
-        args = self.log, scene.held, lambda places: users[torch.from_numpy(places)] @ items, self.preprocessing
-        return choose_trend(*args, len(self.item_embeddings), exclude_seen=excluded)
+        items, users = torch.from_numpy(self.item_embeddings.T), torch.from_numpy(scene.embeddings)
+        return choose_trend(
+            self.log,
+            scene.held,
+            lambda places: users[torch.from_numpy(places)] @ items,
+            self.preprocessing,
+            len(self.item_embeddings),
+            exclude_seen=self.preprocessing.exclude_seen,
+        )
 
     def _lately(self, trend: Trend | None, from_end: int) -> Lately | None:
         if trend is None:

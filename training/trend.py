@@ -80,10 +80,8 @@ class Demand:
     def now(self, trend: Trend) -> NDArray[np.float32]:
         """What is added to the items' scores at the newest event, (V,)."""
         age = (self._time.max(initial=0) - self._time) / _DAY_MS
-        return (
-            self._trend(np.bincount(self._row, np.exp2(-age / trend.half_life), self._item_count).astype(np.float64))
-            * trend.weight
-        )
+        lately = np.bincount(self._row, np.exp2(-age / trend.half_life), self._item_count)
+        return self._trend(lately.astype(np.float64)) * trend.weight
 
     def by_time(self, trend: Trend) -> Lately:
         """What is added at any moment, by the events before the day that it is in, as with a release made each night.

@@ -236,8 +236,7 @@ class Release:
         """Rows of the `count` items of highest personal score of each user embedding (B, D), (B, count)."""
         if self.trend is not None:
             embeddings = np.column_stack([embeddings, np.ones(len(embeddings), np.float32)])
-        _, rows = self.item_search.search(embeddings, count)
-        return rows
+        return self.item_search.search(embeddings, count)[1]
 
     def personal_scores(self, embeddings: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Inner products of user embeddings (D,) or (B, D) with items (R,), plus their trend: (R,) or (B, R)."""
@@ -384,19 +383,16 @@ def _check_shapes(release: Release) -> None:
     for name, found, expected in checks:
         if found != expected:
             raise DamagedRelease(f"{where}: {name} is {found}, the manifest says {expected}")
-    for name, array in (("item_embeddings.npy", release.item_embeddings), ("centroids.npy", release.centroids)):
-        if array.dtype != np.float32 or not np.isfinite(array).all():
+    arrays = {"item_embeddings.npy": release.item_embeddings, "centroids.npy": release.centroids}
+    for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
+        if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
             raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
     for ranked in release.segment_items.values():
-        if (
-            len(ranked.item_index)
-            and not 1 <= ranked.item_index.min() <= ranked.item_index.max() <= manifest.item_count
-        ):
+        listed = ranked.item_index
+        if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
             raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
     if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
-    if release.trend is not None and not np.isfinite(release.trend).all():
-        raise DamagedRelease(f"{where}: items.parquet must have finite numbers as {TREND}")
     if ITEM_HASH in release.items.columns:
         hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
         some = pl.concat([release.items.gather_every(step), release.items.tail(1)])

@@ -126,7 +126,7 @@ def test_a_trend_that_is_no_number_is_refused(directory: Path, bad: float | None
     items = pl.read_parquet(path)
     items.with_columns(pl.Series(TREND, [bad] + [0.0] * (len(items) - 1))).write_parquet(path)
     rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
-    with pytest.raises(DamagedRelease, match="must have finite numbers as trend"):
+    with pytest.raises(DamagedRelease, match=r"trend of items\.parquet must hold finite float32 numbers"):
         read_release(directory)
 
 
