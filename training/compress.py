@@ -34,6 +34,7 @@ from training.metrics import bootstrap_interval, ndcg_each
 from training.precision import LoweredEncoder, write_lowered
 from training.pruning import pruned
 from training.runs import Progress, Run, no_progress, write_atomically
+from training.segment_embedding import UserEncoder
 from training.train import load_encoder, train
 
 Way = Literal["int8", "fp16", "pruned", "student"]
@@ -146,7 +147,8 @@ def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progr
         if way == "int8" or way == "fp16":
             with variant.stage("train", deriving=True) as stage:
                 progress("writing", 0, 0)
-                write_lowered(encoder, run.path / "export" / MODEL, way, stage.directory)
+                reads = UserEncoder.load(encoder, run.require("train")).shape.max_length
+                write_lowered(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
                 stage.figures |= {"training_seconds": training_seconds(run)}
         else:
             settings, lesson = _lesson(run, encoder, way, max_minutes or training_seconds(run) / 60)

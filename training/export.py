@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from server.core.features import GAP_COUNT, Inputs
+from server.core.features import GAP_COUNT, GAP_START, Inputs
 from server.core.preprocessing import Preprocessing
 from server.core.repository import OUTPUT
 from training.embed import open_session
@@ -62,7 +62,8 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
         progress("measuring", 2, steps)
         speed = microseconds_per_user(encoder, model)
         np.save(stage.directory / ITEM_EMBEDDINGS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
-        preprocessing = Preprocessing.model_validate_json((run.path / "prepare" / "preprocessing.json").read_bytes())
+        learned = Preprocessing.model_validate_json((run.path / "prepare" / "preprocessing.json").read_bytes())
+        preprocessing = learned.model_copy(update={"max_length": encoder.shape.max_length})
         write_atomically(stage.directory / "preprocessing.json", preprocessing.model_dump_json(indent=2) + "\n")
         (stage.directory / ITEM_TEXT).unlink(missing_ok=True)
         if (trained / ITEM_TEXT).is_file():
@@ -126,14 +127,16 @@ def random_inputs(encoder: Encoder | UserEncoder, batch: int, length: int, seed:
     """Inputs (batch, length) with histories of all lengths, from wholly padded to none padded."""
     rng = np.random.default_rng(seed)
     shape = (batch, length)
-    padding = np.arange(length) < np.linspace(0, length, batch).round()[:, None]
+    starts = np.linspace(0, length, batch).round()[:, None]
+    places = np.arange(length)
     inputs: Inputs = {
         "item_index": rng.integers(1, encoder.shape.item_count + 1, shape, np.int32),
         "action_index": rng.integers(1, encoder.shape.action_count + 1, shape, np.int32),
         "value": rng.normal(size=shape).astype(np.float32),
         "gap_index": rng.integers(1, GAP_COUNT, shape, np.int32),
     }
-    return {name: np.where(padding, array.dtype.type(0), array) for name, array in inputs.items()}
+    inputs["gap_index"][places == starts] = GAP_START
+    return {name: np.where(places < starts, array.dtype.type(0), array) for name, array in inputs.items()}
 
 
 def microseconds_per_user(

@@ -14,7 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -46,7 +46,10 @@ _WEIGHTS_MIN = 1024
 
 
 class LoweredEncoder(Encoder):
-    """An encoder that is a graph run by ONNX Runtime; user embeddings of whole histories only."""
+    """An encoder that is a graph run by ONNX Runtime; user embeddings of whole histories only.
+
+    `shape.max_length` is what the graph reads, for segments too.
+    """
 
     def __init__(self, directory: Path) -> None:
         """Read what `write_lowered` wrote."""
@@ -80,14 +83,15 @@ class LoweredEncoder(Encoder):
         shutil.copyfile(self.directory / _MODEL, path)
 
 
-def write_lowered(encoder: Encoder, model: Path, precision: Precision, directory: Path) -> None:
-    """Write `encoder`, whose graph is `model`, in less precision, for `LoweredEncoder` to read."""
+def write_lowered(encoder: Encoder, max_length: int, model: Path, precision: Precision, directory: Path) -> None:
+    """Write `encoder` in less precision, for `LoweredEncoder`; `model`, its graph, reads `max_length` events."""
     graph = onnx.load(str(model))
     lowered = to_int8(graph, encoder.shape.item_count) if precision == "int8" else to_fp16(graph)
     onnx.checker.check_model(lowered)
     onnx.save(lowered, str(directory / _MODEL))
     np.save(directory / _ITEMS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
-    (directory / _SHAPE).write_text(json.dumps(asdict(encoder.shape), indent=2) + "\n", encoding="utf-8")
+    shape = replace(encoder.shape, max_length=max_length)
+    (directory / _SHAPE).write_text(json.dumps(asdict(shape), indent=2) + "\n", encoding="utf-8")
     (directory / LOWERED).write_text(json.dumps({"precision": precision}) + "\n", encoding="utf-8")
 
 

@@ -3,8 +3,12 @@
 The last position foretells the next item best and holds together worst; means and counts do the opposite. Linear
 probes and segments of all three side by side are better than of any one (`EXPERIMENTS.md`). The user embedding of a
 release is the last position, which ranks items, followed by this.
+
+A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
+newest `max_length` of these.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -13,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from scipy import sparse
+from scipy.sparse import linalg
 from sklearn.preprocessing import normalize
 from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional
 
+from server.core.features import GAP_START
 from server.core.preprocessing import Preprocessing
 from training.encoder import Encoder
 from training.parts import part_of, random_half
@@ -30,9 +36,14 @@ SEGMENT_EMBEDDING = "segment_embedding.safetensors"
 PLACES = "segments.places"
 """Of the exported graph's tensor that says which row of the bag's table an item has: how its name ends."""
 
-_BAG_MIN, _BAG_MAX = 128, 256
-_USERS_A_DIRECTION = 20
-"""A bag has one direction for so many users, between those bounds."""
+BAG_HISTORY = 1_000
+"""Newest events that the bag counts: as many as a server keeps of a user by default."""
+
+BAG_DIM = 96
+"""Directions of the bag, fewer where items or users are."""
+
+_BAG_WEIGHT = 2.0
+"""How long the bag is beside the mean."""
 
 _ITEMS_MAX = 100_000
 """Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
@@ -47,23 +58,37 @@ Parts = tuple[Tensor, Tensor]
 class SegmentEmbedding(nn.Module):
     """Last position and mean from what they are on average over users, then the bag, (B, D + D + S).
 
-    The last position is as long as `last_weight` (1,), in [0, 1], the others have length 1.
+    The mean has length 1, the last position `last_weight` (1,), in [0, 1], the bag `bag_weight` (1,).
     The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
     items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding
-    and for items that were not learned. `center` (2, D) holds the averages.
+    and for items that were not learned. `center` (2, D) holds the averages; `history` (1,) says how many events it
+    reads, 0 for as many as the encoder.
     """
 
     center: Tensor
     places: Tensor
     items: Tensor
     last_weight: Tensor
+    bag_weight: Tensor
+    history: Tensor
 
-    def __init__(self, center: Tensor, places: Tensor, items: Tensor, last_weight: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        places: Tensor,
+        items: Tensor,
+        last_weight: Tensor | None = None,
+        bag_weight: Tensor | None = None,
+        history: Tensor | None = None,
+    ) -> None:
+        """Without weights or `history` as such tensors were before they had them."""
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("places", places)
         self.register_buffer("items", items)
         self.register_buffer("last_weight", torch.ones(1) if last_weight is None else last_weight)
+        self.register_buffer("bag_weight", torch.ones(1) if bag_weight is None else bag_weight)
+        self.register_buffer("history", torch.zeros(1, dtype=torch.int32) if history is None else history)
 
     @classmethod
     def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
@@ -78,7 +103,13 @@ class SegmentEmbedding(nn.Module):
         places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
-        made = cls(both.mean(0).reshape(2, -1), places, table)
+        made = cls(
+            both.mean(0).reshape(2, -1),
+            places,
+            table,
+            bag_weight=torch.full((1,), _BAG_WEIGHT),
+            history=torch.full((1,), BAG_HISTORY, dtype=torch.int32),
+        )
         made.last_weight.fill_(weight_of_last(*_halved(UserEncoder(encoder, made), log, asked, preprocessing, seed)))
         return made
 
@@ -93,12 +124,12 @@ class SegmentEmbedding(nn.Module):
         save_file(tensors, directory / SEGMENT_EMBEDDING)
 
     def forward(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
-        """Of `Encoder.last_and_mean` (B, D) each, and the histories they came from, (B, L)."""
+        """Of `Encoder.last_and_mean` (B, D) each, and the items of the histories, (B, L), which may go further back."""
         rows = functional.embedding(item_index, self.places).squeeze(-1)
         bag = functional.embedding(rows, self.items).sum(1)
         parts = (last - self.center[0], mean - self.center[1], bag)
         last, mean, bag = (functional.normalize(part) for part in parts)
-        return torch.cat([last * self.last_weight, mean, bag], dim=-1)
+        return torch.cat([last * self.last_weight, mean, bag * self.bag_weight], dim=-1)
 
 
 class _Both(nn.Module):
@@ -140,7 +171,11 @@ def _halved(
     halves = [part_of(log, half & learned, rows, preprocessing).features for half in (one, ~one)]
     in_both = torch.from_numpy(np.logical_and(*(half.lengths > 0 for half in halves)))
     first, second = (embedded(whole, half, whole.shape)[in_both] for half in halves)
-    return (first[:, dim : 2 * dim], first[:, 3 * dim :]), (second[:, dim : 2 * dim], second[:, 3 * dim :])
+
+    def parts(users: Tensor) -> Parts:
+        return functional.normalize(users[:, dim : 2 * dim]), functional.normalize(users[:, 3 * dim :])
+
+    return parts(first), parts(second)
 
 
 def item_directions(
@@ -157,8 +192,10 @@ def item_directions(
     rows = np.sort(np.argsort(-had_by, kind="stable")[:_ITEMS_MAX])
     rows = rows[had_by[rows] > 0]
     idf = np.log(len(users) / had_by[rows]).astype(np.float32)
-    weighted = normalize(counts[:, rows] @ sparse.diags(idf))
-    dim = min(max(_BAG_MIN, min(_BAG_MAX, len(users) // _USERS_A_DIRECTION)), len(rows), len(users))
+    weighted = counts[:, rows] @ sparse.diags(idf)
+    # Bags of many events have less noise: users weigh more the more they have, and less so than in proportion.
+    weighted = sparse.diags(np.sqrt(linalg.norm(weighted, axis=1))) @ normalize(weighted)
+    dim = min(BAG_DIM, len(rows), len(users))
     _, _, directions = randomized_svd(weighted, dim, random_state=seed)
     return rows, (directions * idf).T.astype(np.float32)
 
@@ -166,14 +203,16 @@ def item_directions(
 class UserEncoder(nn.Module):
     """Histories → whole user embeddings (B, D + 2 D + S), as a release has them: the last position, then the rest.
 
-    Without a `SegmentEmbedding` the last position is all there is.
+    Without a `SegmentEmbedding` the last position is all there is. `shape` is the encoder's, but for `max_length`:
+    how many events the whole reads, of which `encoder` gets the newest that it can read.
     """
 
     def __init__(self, encoder: Encoder, segments: SegmentEmbedding | None) -> None:
         super().__init__()
         self.encoder = encoder
         self.segments = segments
-        self.shape = encoder.shape
+        history = 0 if segments is None else int(segments.history)
+        self.shape = replace(encoder.shape, max_length=max(encoder.shape.max_length, history))
 
     @classmethod
     def load(cls, encoder: Encoder, trained: Path) -> Self:
@@ -182,11 +221,17 @@ class UserEncoder(nn.Module):
         return cls(encoder, SegmentEmbedding.read(trained) if found else None).eval()
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """Whole user embeddings; inputs as of the encoder."""
+        """Whole user embeddings; inputs as of the encoder, each (B, L), L ≤ `shape.max_length`."""
         if isinstance(self.encoder, LoweredEncoder):
             return self.encoder.whole(item_index, action_index, value, gap_index)
-        last, mean = self.encoder.last_and_mean(item_index, action_index, value, gap_index)
+        last, mean = self.encoder.last_and_mean(*self.newest(item_index, action_index, value, gap_index))
         return last if self.segments is None else torch.cat([last, self.segments(last, mean, item_index)], dim=-1)
+
+    def newest(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> tuple[Tensor, ...]:
+        """The newest events, as many as the encoder reads; the gap before the first of them is unknown to it."""
+        columns = (item_index, action_index, value, gap_index)
+        *others, gap = (column[:, -self.encoder.shape.max_length :] for column in columns)
+        return *others, torch.cat([gap[:, :1].clamp(max=GAP_START), gap[:, 1:]], dim=1)
 
     @property
     def segment_dim(self) -> int:

@@ -42,12 +42,13 @@ def by_encoder(whole: UserEncoder, part: Part, progress: Progress = no_progress)
     encoder = whole.encoder
     shape = (len(part.features.lengths), encoder.shape.embedding_dim)
     last, mean, segment = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], whole.segment_dim))
-    cut = batches(part.features, encoder.shape.max_length)
+    cut = batches(part.features, whole.shape.max_length)
     with torch.inference_mode():
         for done, (rows, inputs) in enumerate(cut, 1):
             columns = {name: torch.from_numpy(column) for name, column in inputs.items()}
-            after_each: Tensor = encoder.sequence(**columns)
-            real = (columns["item_index"] > 0)[:, :, None]  # padding means nothing
+            newest = whole.newest(**columns)
+            after_each: Tensor = encoder.sequence(*newest)
+            real = (newest[0] > 0)[:, :, None]  # padding means nothing
             last[rows] = after_each[:, -1].numpy()
             segment[rows] = segment_part(whole(**columns).numpy(), shape[1])
             mean[rows] = ((after_each * real).sum(1) / real.sum(1)).numpy()

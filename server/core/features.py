@@ -28,6 +28,9 @@ GAP_COUNT = GAP_START + 1 + GAP_BUCKETS
 CHUNK_SIZE = 32
 """Histories in one encoder batch; larger ones pad more than they save."""
 
+BATCH_EVENTS = 32 * 1024
+"""Events in one encoder batch at most, padding included: it bounds what the encoder needs of memory."""
+
 FEW = 8
 """Up to so many histories are encoded without Polars; see `encode_few`."""
 
@@ -239,7 +242,7 @@ def padded_length(longest: int, max_length: int) -> int:
 
 
 def batches(features: Features, max_length: int, size: int = CHUNK_SIZE) -> list[tuple[NDArray[np.intp], Inputs]]:
-    """Sort histories by length and cut them into encoder batches of at most `size`.
+    """Sort histories by length and cut them into encoder batches of at most `size`, and of `BATCH_EVENTS` events.
 
     Returns (rows, inputs) pairs: `rows` (b,) says which histories the batch holds. Empty histories are in none.
     """
@@ -247,8 +250,10 @@ def batches(features: Features, max_length: int, size: int = CHUNK_SIZE) -> list
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     ends = features.offsets[1:]
-    chunks = [order[start : start + size] for start in range(0, len(order), size)]
-    return [
-        (rows, pad(features, ends[rows], lengths[rows], padded_length(int(lengths[rows[-1]]), max_length)))
-        for rows in chunks
-    ]
+    found = []
+    while len(order):
+        most = BATCH_EVENTS // padded_length(int(lengths[order[:size][-1]]), max_length)
+        rows, order = np.split(order, [min(size, max(most, 1))])
+        longest = padded_length(int(lengths[rows[-1]]), max_length)
+        found.append((rows, pad(features, ends[rows], lengths[rows], longest)))
+    return found

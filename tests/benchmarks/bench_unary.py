@@ -26,7 +26,7 @@ from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.adapters.triton import TritonEncoder
 from server.core.features import Inputs
-from tests.benchmarks.common import MAX_LENGTH, realistic_release, show, write_histories
+from tests.benchmarks.common import realistic_release, show, write_histories
 from tests.support.server import ServerProcess
 
 CACHED_GOAL, COLD_GOAL = 0.60, 2.5
@@ -181,7 +181,7 @@ def one_history() -> Iterator[Inputs]:
     """Encoder inputs of one history each, (1, L), lengths as of the users asked."""
     rng = np.random.default_rng(0)
     while True:
-        length = min(MAX_LENGTH, max(8, int(rng.geometric(1 / 20))))
+        length = int(np.clip(rng.geometric(1 / 20), 8, 200))
         yield {
             "item_index": rng.integers(1, 1000, (1, length), np.int32),
             "action_index": rng.integers(1, 4, (1, length), np.int32),

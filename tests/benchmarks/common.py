@@ -22,10 +22,11 @@ from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs, write_onnx
-from training.segment_embedding import SegmentEmbedding, UserEncoder
+from training.segment_embedding import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder
 
 ITEMS = 20_000
 MAX_LENGTH = 50
+"""Of what the encoder's blocks read."""
 DIM = 64
 SEGMENTS = 32
 START_MS = 1_700_000_000_000
@@ -66,13 +67,15 @@ def realistic_release(repository: Path, number: int = 1) -> Path:
 
     Each number has weights, centroids and items of its own.
     """
-    directory = tiny_release(repository, number, items=ITEMS, dim=DIM, segments=SEGMENTS, max_length=MAX_LENGTH)
+    directory = tiny_release(repository, number, items=ITEMS, dim=DIM, segments=SEGMENTS, max_length=BAG_HISTORY)
     staged = directory.rename(repository / f"staged-{number}")
     torch.manual_seed(number)
     shape = EncoderShape(ITEMS, len(ACTIONS), MAX_LENGTH, DIM, layers=2, heads=2)
-    bag = torch.randn(ITEMS + 1, 2 * DIM)
+    bag = torch.randn(ITEMS + 1, BAG_DIM)
     bag[0] = 0.0  # padding
-    parts = SegmentEmbedding(torch.zeros(2, DIM), torch.arange(ITEMS + 1, dtype=torch.int32)[:, None], bag)
+    places = torch.arange(ITEMS + 1, dtype=torch.int32)[:, None]
+    history = torch.tensor([BAG_HISTORY], dtype=torch.int32)
+    parts = SegmentEmbedding(torch.zeros(2, DIM), places, bag, history=history)
     encoder = UserEncoder(Encoder(shape), parts).eval()
     write_onnx(encoder, staged / "model.onnx")
     rng = np.random.default_rng(number)

@@ -22,6 +22,8 @@ from training.runs import Run
 from training.segment_embedding import SegmentEmbedding, UserEncoder
 
 SHAPE = EncoderShape(item_count=50, action_count=3, max_length=20, embedding_dim=16, layers=2, heads=2)
+BAG_HISTORY = 48
+"""Its blocks read the newest 20 events, its bag so many."""
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,9 @@ def encoder() -> UserEncoder:
     places = torch.arange(SHAPE.item_count + 1, dtype=torch.int32)[:, None] % 40
     items = torch.randn(40, 8)
     items[0] = 0.0
-    return UserEncoder(made, SegmentEmbedding(torch.randn(2, SHAPE.embedding_dim), places, items)).eval()
+    history = torch.tensor([BAG_HISTORY], dtype=torch.int32)
+    parts = SegmentEmbedding(torch.randn(2, SHAPE.embedding_dim), places, items, history=history)
+    return UserEncoder(made, parts).eval()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_export_writes_what_a_release_takes_from_it(encoder: UserEncoder, result
     assert items.dtype == np.float32
     np.testing.assert_array_equal(items, encoder.item_embeddings().detach().numpy())
     preprocessing = Preprocessing.model_validate_json((result.directory / "preprocessing.json").read_bytes())
-    assert preprocessing.max_length == SHAPE.max_length
+    assert preprocessing.max_length == BAG_HISTORY
 
 
 def test_the_model_has_the_inputs_and_the_output_of_a_release(model: Path) -> None:
@@ -86,9 +90,10 @@ def test_every_batch_size_and_length_agrees_with_torch(encoder: UserEncoder, mod
 def test_padding_does_not_matter(encoder: UserEncoder, model: Path) -> None:
     session = open_session(model)
     inputs = {name: array[:1] for name, array in random_inputs(encoder, 2, 6, seed=3).items()}
-    padded = {name: np.pad(array, ((0, 0), (14, 0))) for name, array in inputs.items()}
-    short, long = session.run([OUTPUT], inputs)[0], session.run([OUTPUT], padded)[0]
-    np.testing.assert_allclose(short, long, rtol=0, atol=1e-6)
+    alone = session.run([OUTPUT], inputs)[0]
+    for length in (20, BAG_HISTORY):
+        padded = {name: np.pad(array, ((0, 0), (length - 6, 0))) for name, array in inputs.items()}
+        np.testing.assert_allclose(session.run([OUTPUT], padded)[0], alone, rtol=0, atol=1e-6)
 
 
 def test_another_model_is_refused(encoder: UserEncoder, model: Path) -> None:
@@ -100,7 +105,7 @@ def test_another_model_is_refused(encoder: UserEncoder, model: Path) -> None:
 def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model: Path) -> None:
     """Also histories longer than the encoder reads, and none at all."""
     rng = np.random.default_rng(0)
-    lengths = np.array([3, 0, 25, 1, *rng.integers(1, 20, 60)])
+    lengths = np.array([3, 0, 60, 1, 30, *rng.integers(1, 40, 60)])
     total = int(lengths.sum())
     features = Features(
         rng.integers(1, SHAPE.item_count + 1, total, np.int32),
@@ -111,10 +116,10 @@ def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model:
         np.zeros(len(lengths), np.int32),
     )
     told: list[tuple[int, int]] = []
-    embeddings = embed(model, features, SHAPE.max_length, lambda _, done, parts: told.append((done, parts)))
+    embeddings = embed(model, features, BAG_HISTORY, lambda _, done, parts: told.append((done, parts)))
     assert not embeddings[1].any()
-    for row in (0, 2, 3, 20):
-        end, length = features.offsets[row + 1], min(int(lengths[row]), SHAPE.max_length)
+    for row in (0, 2, 3, 4, 20):
+        end, length = features.offsets[row + 1], min(int(lengths[row]), BAG_HISTORY)
         inputs = {
             name: getattr(features, name)[None, end - length : end].copy()
             for name in ("item_index", "action_index", "value", "gap_index")

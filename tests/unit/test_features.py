@@ -3,9 +3,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.features import (
+    BATCH_EVENTS,
     CHUNK_SIZE,
     GAP_COUNT,
     GAP_START,
+    Features,
     batches,
     encode_few,
     encode_many,
@@ -98,6 +100,22 @@ def test_an_empty_history_is_in_no_batch() -> None:
     features = features_of([history()], ITEMS, ACTIONS, preprocessing())
     assert batches(features, 4) == []
     assert pad(features, np.array([0]), np.array([0]), 4)["item_index"].tolist() == [[0, 0, 0, 0]]
+
+
+def test_batches_of_long_histories_hold_fewer_of_them() -> None:
+    lengths = np.array([*[2] * 70, *[900] * 90])
+    ones = np.ones(lengths.sum(), np.int32)
+    offsets, ignored = np.concatenate([[0], np.cumsum(lengths)]), np.zeros(len(lengths), np.int32)
+    features = Features(ones, ones, ones.astype(np.float32), ones, offsets, ignored)
+    found = batches(features, 1_000, size=64)
+    shapes = [inputs["item_index"].shape for _, inputs in found]
+    assert all(rows <= 64 and rows * length <= BATCH_EVENTS for rows, length in shapes)
+    assert shapes[0] == (64, 8)
+    assert len(shapes) <= 5
+    np.testing.assert_array_equal(np.sort(np.concatenate([rows for rows, _ in found])), np.arange(len(lengths)))
+    alone = features_of([history(Event("a", "view", 1.0, 0))], ITEMS, ACTIONS, preprocessing())
+    [(rows, _)] = batches(alone, 2 * BATCH_EVENTS)
+    assert rows.tolist() == [0]
 
 
 def test_padded_lengths_are_few_and_never_short() -> None:

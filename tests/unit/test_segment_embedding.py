@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
-from server.core.features import batches
+from server.core.features import GAP_START, batches
 from server.core.segments import normalised
-from tests.unit.test_probe import PREPROCESSING, log_of
+from tests.unit.test_probe import PREPROCESSING, log_of, whole
 from training import segment_embedding
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs
 from training.ranks import embedded
 from training.segment_embedding import (
+    BAG_HISTORY,
     SEGMENT_EMBEDDING,
     SegmentEmbedding,
     UserEncoder,
@@ -42,7 +43,8 @@ def encoder() -> UserEncoder:
 
 
 def bags(encoder: UserEncoder, log: Log) -> np.ndarray:
-    return embedded(encoder, log.features, SHAPE)[:, 3 * DIM :].numpy()
+    """Bags of length 1, or 0."""
+    return normalised(embedded(encoder, log.features, encoder.shape)[:, 3 * DIM :].numpy())
 
 
 def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
@@ -55,8 +57,10 @@ def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     whole = embedded(encoder, log.features, SHAPE)
     expected = 0.25 * normalised((last - last.mean(0)).numpy())
     np.testing.assert_allclose(whole[:, DIM : 2 * DIM], expected, atol=1e-5)
-    for part in (whole[:, 2 * DIM : 3 * DIM], whole[:, 3 * DIM :]):
-        np.testing.assert_allclose(part.norm(dim=1), 1.0, atol=1e-5)
+    encoder.segments.bag_weight.fill_(3.0)
+    whole = embedded(encoder, log.features, SHAPE)
+    for part, length in ((whole[:, 2 * DIM : 3 * DIM], 1.0), (whole[:, 3 * DIM :], 3.0)):
+        np.testing.assert_allclose(part.norm(dim=1), length, atol=1e-5)
 
 
 def test_the_mean_is_over_events_and_not_over_padding(encoder: UserEncoder) -> None:
@@ -90,6 +94,22 @@ def test_order_padding_and_unknown_items_do_not_change_a_bag(encoder: UserEncode
     np.testing.assert_allclose(found[1], found[0], atol=1e-6)
     np.testing.assert_allclose(found[2], found[0], atol=1e-6)
     assert not found[3].any()
+
+
+def test_the_bag_reads_further_back_than_the_encoder(encoder: UserEncoder) -> None:
+    """The encoder's own numbers are those of the newest events alone; a gap before them does not tell."""
+    assert encoder.shape.max_length == BAG_HISTORY > SHAPE.max_length
+    of_old, of_new = [4, 5, 6] * 3, [9, 1, 9, 2, 9, 3, 9, 1]
+    features = whole(log_of(of_old + of_new)).features
+    [(_, inputs)] = batches(features, BAG_HISTORY)
+    [(_, newest)] = batches(features, SHAPE.max_length)
+    assert inputs["item_index"].shape[1] > newest["item_index"].shape[1] == SHAPE.max_length
+    assert features.gap_index[-SHAPE.max_length] > GAP_START == newest["gap_index"][0, 0]
+    long, short = (encoder(**{name: torch.from_numpy(one[name]) for name in inputs}) for one in (inputs, newest))
+    torch.testing.assert_close(long[:, : 3 * DIM], short[:, : 3 * DIM])
+    bag = bags(encoder, log_of(of_old))[0]
+    assert bag @ long[0, 3 * DIM :].detach().numpy() > 1.0
+    assert abs(bag @ short[0, 3 * DIM :].detach().numpy()) < 1e-4
 
 
 def test_held_back_events_are_not_learned_from() -> None:
@@ -164,11 +184,13 @@ def test_its_weight_is_learned_from_two_halves_of_what_training_sees() -> None:
     assert again.last_weight == fitted.last_weight
 
 
-def test_what_was_written_before_it_had_a_weight_is_read_with_one(encoder: UserEncoder, tmp_path: Path) -> None:
+def test_what_was_written_before_it_had_weights_is_read_as_it_was(encoder: UserEncoder, tmp_path: Path) -> None:
     assert encoder.segments
     encoder.segments.last_weight.fill_(0.5)
     encoder.segments.write(tmp_path)
     assert SegmentEmbedding.read(tmp_path).last_weight == 0.5
     tensors = load_file(tmp_path / SEGMENT_EMBEDDING)
     save_file({name: tensors[name] for name in ("center", "places", "items")}, tmp_path / SEGMENT_EMBEDDING)
-    assert SegmentEmbedding.read(tmp_path).last_weight == 1.0
+    old = SegmentEmbedding.read(tmp_path)
+    assert (old.last_weight, old.bag_weight) == (1.0, 1.0)
+    assert UserEncoder(encoder.encoder, old).shape == SHAPE
