@@ -42,8 +42,8 @@ BAG_HISTORY = 1_000
 BAG_DIM = 96
 """Directions of the bag, fewer where items or users are."""
 
-_BAG_WEIGHT = 2.0
-"""How long the bag is beside the mean."""
+_LAST_WEIGHT, _BAG_WEIGHT = 1.4, 1.8
+"""How long the last position, where it is as steady as the bag, and the bag are beside the mean (`EXPERIMENTS.md`)."""
 
 _ITEMS_MAX = 100_000
 """Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
@@ -58,7 +58,7 @@ Parts = tuple[Tensor, Tensor]
 class SegmentEmbedding(nn.Module):
     """Last position and mean from what they are on average over users, then the bag, (B, D + D + S).
 
-    The mean has length 1, the last position `last_weight` (1,), in [0, 1], the bag `bag_weight` (1,).
+    The mean has length 1, the last position `last_weight` (1,), the bag `bag_weight` (1,).
     The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
     items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding
     and for items that were not learned. `center` (2, D) holds the averages; `history` (1,) says how many events it
@@ -110,7 +110,8 @@ class SegmentEmbedding(nn.Module):
             bag_weight=torch.full((1,), _BAG_WEIGHT),
             history=torch.full((1,), BAG_HISTORY, dtype=torch.int32),
         )
-        made.last_weight.fill_(weight_of_last(*_halved(UserEncoder(encoder, made), log, asked, preprocessing, seed)))
+        halves = _halved(UserEncoder(encoder, made), log, asked, preprocessing, seed)
+        made.last_weight.fill_(_LAST_WEIGHT * steadiness_of_last(*halves))
         return made
 
     @classmethod
@@ -143,11 +144,11 @@ class _Both(nn.Module):
         return torch.cat(self._encoder.last_and_mean(item_index, action_index, value, gap_index), dim=-1)
 
 
-def weight_of_last(one: Parts, other: Parts) -> float:
-    """How much the last position counts beside the bag: what comes out less of other events of the user, less.
+def steadiness_of_last(one: Parts, other: Parts) -> float:
+    """How steady the last position is over how steady the bag is, in [0, 1]; `steadiness` says what that means.
 
-    `one` and `other` are made of two halves of the same users' events. The weight, in [0, 1], is how steady the last
-    position is over how steady the bag is; `steadiness` says what that means.
+    `one` and `other` are made of two halves of the same users' events. What comes out less of other events of the
+    user counts less.
     """
     last, bag = (steadiness(mine, again) for mine, again in zip(one, other, strict=True))
     return min(max(last / bag, 0.0), 1.0) if bag > 0 else 1.0

@@ -22,7 +22,7 @@ from training.segment_embedding import (
     SegmentEmbedding,
     UserEncoder,
     steadiness,
-    weight_of_last,
+    steadiness_of_last,
 )
 from training.sequences import Log
 
@@ -160,11 +160,11 @@ def test_vectors_are_steady_that_are_like_the_same_users_and_unlike_others() -> 
 def test_the_last_position_counts_as_far_as_it_is_as_steady_as_the_bag() -> None:
     steady, strange, other = (torch.eye(8), torch.eye(8).roll(1, 0), torch.eye(8))
     half = normalize(torch.eye(8) + torch.eye(8).roll(1, 1))
-    assert weight_of_last((steady, steady), (steady, steady)) == pytest.approx(1.0)
-    assert weight_of_last((steady, half), (steady, steady)) == 1.0  # steadier than the bag, and no heavier
-    assert weight_of_last((half, steady), (other, other)) == pytest.approx(steadiness(half, other), abs=1e-6)
-    assert weight_of_last((steady, steady), (strange, steady)) == 0.0
-    assert weight_of_last((steady[:1], steady[:1]), (steady[:1], steady[:1])) == 1.0  # nobody to tell it
+    assert steadiness_of_last((steady, steady), (steady, steady)) == pytest.approx(1.0)
+    assert steadiness_of_last((steady, half), (steady, steady)) == 1.0  # steadier than the bag, and no heavier
+    assert steadiness_of_last((half, steady), (other, other)) == pytest.approx(steadiness(half, other), abs=1e-6)
+    assert steadiness_of_last((steady, steady), (strange, steady)) == 0.0
+    assert steadiness_of_last((steady[:1], steady[:1]), (steady[:1], steady[:1])) == 1.0  # nobody to tell it
 
 
 def long_tastes(seed: int, held_back: int) -> Log:
@@ -179,7 +179,7 @@ def test_its_weight_is_learned_from_two_halves_of_what_training_sees() -> None:
     torch.manual_seed(0)
     plain = Encoder(SHAPE).eval()
     fitted = SegmentEmbedding.fit(plain, long_tastes(0, held_back=9), PREPROCESSING, seed=0)
-    assert 0.0 < fitted.last_weight.item() < 0.9  # a new encoder's last position is the last item
+    assert 0.0 < fitted.last_weight.item() < 1.3  # of 1.4: a new encoder's last position is the last item
     again = SegmentEmbedding.fit(plain, long_tastes(0, held_back=8), PREPROCESSING, seed=0)
     assert again.last_weight == fitted.last_weight
 
