@@ -186,7 +186,10 @@ class Train(_Section):
 
     objectives: Objectives = Objectives()
     max_length: int = Field(
-        default=0, ge=0, le=4096, description="Newest events that the encoder reads; 0: from the log."
+        default=0,
+        ge=0,
+        le=4096,
+        description="Newest events that the Transformer reads (segments count 1,000 or more); 0: from the log.",
     )
     embedding_dim: int = Field(default=64, ge=2, le=4096, description="Size of item and user embeddings.")
     layers: int = Field(default=2, ge=1, le=64, description="Transformer blocks.")
