@@ -127,7 +127,7 @@ def profiles(draw: st.DrawFn) -> list[SegmentProfile]:
             user_count=draw(st.integers(1, 10**9)),
             traits=tuple(draw(st.lists(TRAITS, max_size=4))),
             growth=draw(st.one_of(st.none(), st.floats(-1, 1e6))),
-            activity=draw(st.one_of(st.none(), st.floats(0, 1e9).map(activity))),
+            activity=draw(st.one_of(st.none(), st.floats(0, 1e9, allow_subnormal=False).map(activity))),
             weekdays=draw(WEEKS),
         )
         for number in range(1, 1 + draw(st.integers(1, 4)))
