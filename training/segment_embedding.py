@@ -1,14 +1,15 @@
-"""What segments are made of: the encoder's last position, the mean over positions, and a bag of the history's items.
+"""What segments are made of: what leads, the mean over the encoder's positions, and a bag of the history's items.
 
-The last position foretells the next item best and holds together worst; means and counts do the opposite. Linear
-probes and segments of all three side by side are better than of any one (`EXPERIMENTS.md`). The user embedding of a
-release is the last position, which ranks items, followed by this.
+Means and counts hold together and foretell little. What leads foretells: the last position, or a forecast of what
+follows from all three, whichever is worth more on the log (`segment_ways`). Linear probes and segments of all
+beside each other are better than of any one (`EXPERIMENTS.md`). The user embedding of a release is the last
+position, which ranks items, followed by this.
 
 A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
 newest `max_length` of these.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,12 +24,13 @@ from sklearn.utils.extmath import randomized_svd
 from torch import Tensor, nn
 from torch.nn import functional
 
-from server.core.features import GAP_START
+from server.core.features import GAP_START, Features
 from server.core.preprocessing import Preprocessing
+from server.core.segments import normalised
 from training.encoder import Encoder
-from training.parts import part_of, random_half
 from training.precision import LoweredEncoder
 from training.ranks import embedded
+from training.segment_ways import Forecast, Trial, learn_forecast
 from training.sequences import HeldOut, Log, history_features, in_training
 
 SEGMENT_EMBEDDING = "segment_embedding.safetensors"
@@ -42,57 +44,66 @@ BAG_HISTORY = 1_000
 BAG_DIM = 96
 """Directions of the bag, fewer where items or users are."""
 
-_LAST_WEIGHT, _BAG_WEIGHT = 1.4, 1.8
-"""How long the last position, where it is as steady as the bag, and the bag are beside the mean (`EXPERIMENTS.md`)."""
-
 _ITEMS_MAX = 100_000
 """Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
 
-Parts = tuple[Tensor, Tensor]
-"""Last positions and bags of the same users, (U, D) and (U, S), of length 1."""
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How segments' vectors are made of last position, mean and bag, each of length 1 and beside each other.
+
+    What leads is their product with `lead` (D + D + S, F), less `center` (F,). `weights` are the lengths of what
+    leads, the mean and the bag (`EXPERIMENTS.md`).
+    """
+
+    lead: Tensor
+    center: Tensor
+    weights: tuple[float, float, float]
+
+    @classmethod
+    def by_last(cls, dim: int, bag_dim: int) -> Self:
+        """The last position leads, of `dim` numbers."""
+        return cls(torch.eye(2 * dim + bag_dim, dim), torch.zeros(dim), (1.4, 1.0, 1.8))
+
+    @classmethod
+    def by_forecast(cls, forecast: Forecast) -> Self:
+        """A forecast of the bag of what follows leads."""
+        return cls(torch.from_numpy(forecast.weights), torch.from_numpy(forecast.center), (2.0, 1.5, 1.5))
 
 
 class SegmentEmbedding(nn.Module):
-    """Last position and mean from what they are on average over users, then the bag, (B, D + D + S).
+    """What leads, then the mean, then the bag, (B, F + D + S), of the lengths `weights` (3,); see `Way`.
 
-    The mean has length 1, the last position `last_weight` (1,), the bag `bag_weight` (1,).
-    The bag is what a singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its
-    items' rows of `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding
-    and for items that were not learned. `center` (2, D) holds the averages; `history` (1,) says how many events it
-    reads, 0 for as many as the encoder.
+    Last position and mean are taken from what they are on average over users, `center` (2, D). The bag is what a
+    singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its items' rows of
+    `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding and for items
+    that were not learned. `history` (1,) says how many events it reads, 0 for as many as the encoder.
     """
 
     center: Tensor
     places: Tensor
     items: Tensor
-    last_weight: Tensor
-    bag_weight: Tensor
+    lead: Tensor
+    lead_center: Tensor
+    weights: Tensor
     history: Tensor
 
-    def __init__(
-        self,
-        center: Tensor,
-        places: Tensor,
-        items: Tensor,
-        last_weight: Tensor | None = None,
-        bag_weight: Tensor | None = None,
-        history: Tensor | None = None,
-    ) -> None:
-        """Without weights or `history` as such tensors were before they had them."""
+    def __init__(self, center: Tensor, places: Tensor, items: Tensor, way: Way, history: int = BAG_HISTORY) -> None:
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("places", places)
         self.register_buffer("items", items)
-        self.register_buffer("last_weight", torch.ones(1) if last_weight is None else last_weight)
-        self.register_buffer("bag_weight", torch.ones(1) if bag_weight is None else bag_weight)
-        self.register_buffer("history", torch.zeros(1, dtype=torch.int32) if history is None else history)
+        self.register_buffer("lead", way.lead)
+        self.register_buffer("lead_center", way.center)
+        self.register_buffer("weights", torch.tensor(way.weights))
+        self.register_buffer("history", torch.tensor([history], dtype=torch.int32))
 
     @classmethod
     def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
-        """Learn from the events that training sees."""
+        """Learn from the events that training sees, and lead by what is worth most on this log (`segment_ways`)."""
         rng = np.random.default_rng(seed)
         shape = encoder.shape
         has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
@@ -103,21 +114,35 @@ class SegmentEmbedding(nn.Module):
         places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
-        made = cls(
-            both.mean(0).reshape(2, -1),
-            places,
-            table,
-            bag_weight=torch.full((1,), _BAG_WEIGHT),
-            history=torch.full((1,), BAG_HISTORY, dtype=torch.int32),
-        )
-        halves = _halved(UserEncoder(encoder, made), log, asked, preprocessing, seed)
-        made.last_weight.fill_(_LAST_WEIGHT * steadiness_of_last(*halves))
-        return made
+        parts = both.mean(0).reshape(2, -1), places, table
+        made = cls(*parts, Way.by_last(shape.embedding_dim, items.shape[1]))
+        whole = _Parts(encoder, made).eval()
+
+        def embed(features: Features) -> NDArray[np.float32]:
+            known: NDArray[np.float32] = embedded(whole, features, whole.shape).numpy()
+            return known
+
+        read = whole.shape.max_length
+        bags = table[places[:, 0]].numpy()
+        forecast = learn_forecast(log, preprocessing, embed, bags, read, seed)
+        if forecast is None:
+            return made
+        other = cls(*parts, Way.by_forecast(forecast))
+        trial = Trial.of(log, preprocessing, embed, shape.item_count, read, seed)
+        return max((made, other), key=lambda one: trial.worth(one.points))
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """What `write` wrote."""
-        return cls(**load_file(directory / SEGMENT_EMBEDDING))
+        """What `write` wrote, also when the last position always led, and before it had weights."""
+        tensors = load_file(directory / SEGMENT_EMBEDDING)
+        parts = tensors["center"], tensors["places"], tensors["items"]
+        if "lead" in tensors:
+            first, mean, bag = tensors["weights"].tolist()
+            way = Way(tensors["lead"], tensors["lead_center"], (first, mean, bag))
+        else:
+            last, bag = (float(tensors.get(name, 1.0)) for name in ("last_weight", "bag_weight"))
+            way = replace(Way.by_last(parts[0].shape[1], parts[2].shape[1]), weights=(last, 1.0, bag))
+        return cls(*parts, way, int(tensors.get("history", 0)))
 
     def write(self, directory: Path) -> None:
         """Write it beside the encoder's weights."""
@@ -126,11 +151,29 @@ class SegmentEmbedding(nn.Module):
 
     def forward(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
         """Of `Encoder.last_and_mean` (B, D) each, and the items of the histories, (B, L), which may go further back."""
+        return self.joined(self.parts(last, mean, item_index))
+
+    def parts(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
+        """Last position, mean and bag side by side, each of length 1, (B, D + D + S)."""
         rows = functional.embedding(item_index, self.places).squeeze(-1)
-        bag = functional.embedding(rows, self.items).sum(1)
-        parts = (last - self.center[0], mean - self.center[1], bag)
-        last, mean, bag = (functional.normalize(part) for part in parts)
-        return torch.cat([last * self.last_weight, mean, bag * self.bag_weight], dim=-1)
+        parts = last - self.center[0], mean - self.center[1], functional.embedding(rows, self.items).sum(1)
+        return torch.cat([functional.normalize(part) for part in parts], dim=-1)
+
+    def joined(self, parts: Tensor) -> Tensor:
+        """What segments are made of, from `parts`, (B, F + D + S)."""
+        dim = self.center.shape[1]
+        lead = functional.normalize(parts @ self.lead - self.lead_center)
+        mean, bag = parts[:, dim : 2 * dim], parts[:, 2 * dim :]
+        return torch.cat([lead * self.weights[0], mean * self.weights[1], bag * self.weights[2]], dim=-1)
+
+    def points(self, parts: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The same of arrays, of length 1 as K-means takes it."""
+        return normalised(self.joined(torch.from_numpy(parts)).numpy()).astype(np.float32)
+
+    @property
+    def dim(self) -> int:
+        """How many numbers segments are made of."""
+        return self.lead.shape[1] + self.center.shape[1] + self.items.shape[1]
 
 
 class _Both(nn.Module):
@@ -142,41 +185,6 @@ class _Both(nn.Module):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         return torch.cat(self._encoder.last_and_mean(item_index, action_index, value, gap_index), dim=-1)
-
-
-def steadiness_of_last(one: Parts, other: Parts) -> float:
-    """How steady the last position is over how steady the bag is, in [0, 1]; `steadiness` says what that means.
-
-    `one` and `other` are made of two halves of the same users' events. What comes out less of other events of the
-    user counts less.
-    """
-    last, bag = (steadiness(mine, again) for mine, again in zip(one, other, strict=True))
-    return min(max(last / bag, 0.0), 1.0) if bag > 0 else 1.0
-
-
-def steadiness(one: Tensor, other: Tensor) -> float:
-    """How much liker a user's two vectors are, (U, D) of length 1 each, than two users': mean cosines' difference."""
-    count = len(one)
-    if count < 2:
-        return 0.0
-    same = (one * other).sum()
-    others = (one.sum(0) @ other.sum(0) - same) / (count - 1)
-    return float((same - others) / count)
-
-
-def _halved(
-    whole: "UserEncoder", log: Log, rows: NDArray[np.intp], preprocessing: Preprocessing, seed: int
-) -> tuple[Parts, Parts]:
-    """Last position and bag of two random halves of what training sees of the users `rows`, who have both halves."""
-    dim, one, learned = whole.shape.embedding_dim, random_half(log, seed), in_training(log)
-    halves = [part_of(log, half & learned, rows, preprocessing).features for half in (one, ~one)]
-    in_both = torch.from_numpy(np.logical_and(*(half.lengths > 0 for half in halves)))
-    first, second = (embedded(whole, half, whole.shape)[in_both] for half in halves)
-
-    def parts(users: Tensor) -> Parts:
-        return functional.normalize(users[:, dim : 2 * dim]), functional.normalize(users[:, 3 * dim :])
-
-    return parts(first), parts(second)
 
 
 def item_directions(
@@ -202,7 +210,7 @@ def item_directions(
 
 
 class UserEncoder(nn.Module):
-    """Histories → whole user embeddings (B, D + 2 D + S), as a release has them: the last position, then the rest.
+    """Histories → whole user embeddings (B, D + F + D + S), as a release has them: the last position, then the rest.
 
     Without a `SegmentEmbedding` the last position is all there is. `shape` is the encoder's, but for `max_length`:
     how many events the whole reads, of which `encoder` gets the newest that it can read.
@@ -237,9 +245,17 @@ class UserEncoder(nn.Module):
     @property
     def segment_dim(self) -> int:
         """How many numbers segments are made of."""
-        dim = self.shape.embedding_dim
-        return dim if self.segments is None else 2 * dim + self.segments.items.shape[1]
+        return self.shape.embedding_dim if self.segments is None else self.segments.dim
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""
         return self.encoder.item_embeddings()
+
+
+class _Parts(UserEncoder):
+    """Histories → what all ways make their vectors of, `SegmentEmbedding.parts`."""
+
+    def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        assert self.segments
+        last, mean = self.encoder.last_and_mean(*self.newest(item_index, action_index, value, gap_index))
+        return self.segments.parts(last, mean, item_index)

@@ -12,7 +12,7 @@ from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
 from training.linear_probe import USERS_A_CLASS, labels_of, probe
 from training.parts import Part, part_of
-from training.segment_embedding import SegmentEmbedding, UserEncoder
+from training.segment_embedding import SegmentEmbedding, UserEncoder, Way
 from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 from training.sequences import Log, held_out
 from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
@@ -68,7 +68,9 @@ def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
 def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     torch.manual_seed(0)
     plain = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2))
-    bag = SegmentEmbedding(torch.zeros(2, 16), torch.arange(10, dtype=torch.int32)[:, None], torch.randn(10, 4))
+    places = torch.arange(10, dtype=torch.int32)[:, None]
+    items = torch.cat([torch.zeros(1, 4), torch.randn(9, 4)])
+    bag = SegmentEmbedding(torch.zeros(2, 16), places, items, Way.by_last(16, 4))
     encoder = UserEncoder(plain, bag).eval()
     long, short = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [4, 5]
     together, alone = by_encoder(encoder, whole(log_of(long, short))), by_encoder(encoder, whole(log_of(short)))

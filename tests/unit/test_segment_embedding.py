@@ -1,13 +1,13 @@
-"""What segments are made of: the encoder's last position beside a bag of items."""
+"""What segments are made of: what leads, the mean over positions and a bag of items."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch.nn.functional import normalize
+from safetensors.torch import save_file
 
 from server.core.features import GAP_START, batches
 from server.core.segments import normalised
@@ -21,9 +21,9 @@ from training.segment_embedding import (
     SEGMENT_EMBEDDING,
     SegmentEmbedding,
     UserEncoder,
-    steadiness,
-    steadiness_of_last,
+    Way,
 )
+from training.segment_ways import Trial
 from training.sequences import Log
 
 SHAPE = EncoderShape(9, 2, 8, 16, layers=1, heads=2)
@@ -53,12 +53,10 @@ def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     assert whole.shape[1] == DIM + encoder.segment_dim
     torch.testing.assert_close(whole[:, :DIM], last)
     assert encoder.segments
-    encoder.segments.last_weight.fill_(0.25)
+    encoder.segments.weights[:] = torch.tensor([0.25, 1.0, 3.0])
     whole = embedded(encoder, log.features, SHAPE)
     expected = 0.25 * normalised((last - last.mean(0)).numpy())
     np.testing.assert_allclose(whole[:, DIM : 2 * DIM], expected, atol=1e-5)
-    encoder.segments.bag_weight.fill_(3.0)
-    whole = embedded(encoder, log.features, SHAPE)
     for part, length in ((whole[:, 2 * DIM : 3 * DIM], 1.0), (whole[:, 3 * DIM :], 3.0)):
         np.testing.assert_allclose(part.norm(dim=1), length, atol=1e-5)
 
@@ -145,52 +143,65 @@ def test_without_it_the_last_position_is_all(encoder: UserEncoder, tmp_path: Pat
     torch.testing.assert_close(embedded(plain, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE))
 
 
-def test_vectors_are_steady_that_are_like_the_same_users_and_unlike_others() -> None:
-    one, other, noise = (normalize(torch.randn(500, 8, generator=torch.Generator().manual_seed(s))) for s in range(3))
-    assert steadiness(one, one) == pytest.approx(1.0, abs=0.05)
-    assert steadiness(one, other) == pytest.approx(0.0, abs=0.05)
-    alike = normalize(torch.ones(500, 8) + 0.1 * noise)
-    assert steadiness(alike, alike) < 0.1  # everybody is like everybody
-    both = (one @ other.T).double()
-    expected = both.diagonal().mean() - both[~torch.eye(500, dtype=torch.bool)].mean()
-    assert steadiness(one, other) == pytest.approx(float(expected), abs=1e-5)
-    assert steadiness(one[:1], one[:1]) == 0.0
+def test_what_leads_is_linear_in_all_three(encoder: UserEncoder) -> None:
+    """Last position, mean and bag by a matrix, of length 1 times its weight."""
+    assert encoder.segments
+    parts = encoder.segments
+    size = 2 * DIM + parts.items.shape[1]
+    torch.manual_seed(1)
+    lead, center = torch.randn(size, 5), torch.randn(5)
+    other = UserEncoder(
+        encoder.encoder, SegmentEmbedding(parts.center, parts.places, parts.items, Way(lead, center, (2.0, 1.0, 0.5)))
+    )
+    features = two_tastes().features
+    plain = embedded(encoder, features, encoder.shape)[:, DIM:].numpy()
+    known = np.hstack([normalised(plain[:, at]) for at in (slice(0, DIM), slice(DIM, 2 * DIM), slice(2 * DIM, None))])
+    found = embedded(other.eval(), features, other.shape)[:, DIM:].numpy()
+    assert found.shape[1] == other.segment_dim == 5 + DIM + parts.items.shape[1]
+    np.testing.assert_allclose(found[:, :5], 2.0 * normalised(known @ lead.numpy() - center.numpy()), atol=1e-5)
+    np.testing.assert_allclose(found[:, 5 : 5 + DIM], known[:, DIM : 2 * DIM], atol=1e-5)
+    np.testing.assert_allclose(found[:, 5 + DIM :], 0.5 * known[:, 2 * DIM :], atol=1e-5)
 
 
-def test_the_last_position_counts_as_far_as_it_is_as_steady_as_the_bag() -> None:
-    steady, strange, other = (torch.eye(8), torch.eye(8).roll(1, 0), torch.eye(8))
-    half = normalize(torch.eye(8) + torch.eye(8).roll(1, 1))
-    assert steadiness_of_last((steady, steady), (steady, steady)) == pytest.approx(1.0)
-    assert steadiness_of_last((steady, half), (steady, steady)) == 1.0  # steadier than the bag, and no heavier
-    assert steadiness_of_last((half, steady), (other, other)) == pytest.approx(steadiness(half, other), abs=1e-6)
-    assert steadiness_of_last((steady, steady), (strange, steady)) == 0.0
-    assert steadiness_of_last((steady[:1], steady[:1]), (steady[:1], steady[:1])) == 1.0  # nobody to tell it
+@pytest.mark.parametrize("better", ["last", "forecast"])
+def test_what_is_worth_more_leads(better: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worth(trial: Trial, points: Callable[[np.ndarray], np.ndarray]) -> float:
+        assert trial.halves
+        by_last = points(trial.halves[0]).shape[1] == 2 * DIM + (trial.halves[0].shape[1] - 2 * DIM)
+        return float(by_last == (better == "last"))
+
+    monkeypatch.setattr(Trial, "worth", worth)
+    torch.manual_seed(0)
+    found = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(0, held_back=9), PREPROCESSING, seed=0)
+    size = 2 * DIM + found.items.shape[1]
+    assert found.lead.shape == (size, DIM if better == "last" else found.items.shape[1])
 
 
 def long_tastes(seed: int, held_back: int) -> Log:
-    """Thirty users of two tastes, twelve random events each, then one that training may not see."""
+    """Forty users of two tastes, twelve random events each, then one that training may not see."""
     rng = np.random.default_rng(seed)
-    users = [[*(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist(), held_back] for user in range(30)]
+    users = [[*(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist(), held_back] for user in range(40)]
     log = log_of(*users)
     return replace(log, train_ends=log.train_ends - 1)
 
 
-def test_its_weight_is_learned_from_two_halves_of_what_training_sees() -> None:
-    torch.manual_seed(0)
-    plain = Encoder(SHAPE).eval()
-    fitted = SegmentEmbedding.fit(plain, long_tastes(0, held_back=9), PREPROCESSING, seed=0)
-    assert 0.0 < fitted.last_weight.item() < 1.3  # of 1.4: a new encoder's last position is the last item
-    again = SegmentEmbedding.fit(plain, long_tastes(0, held_back=8), PREPROCESSING, seed=0)
-    assert again.last_weight == fitted.last_weight
-
-
-def test_what_was_written_before_it_had_weights_is_read_as_it_was(encoder: UserEncoder, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tensors", "weights", "reads"),
+    [
+        (("center", "places", "items"), (1.0, 1.0, 1.0), SHAPE.max_length),
+        (("center", "places", "items", "last_weight"), (0.5, 1.0, 1.0), SHAPE.max_length),
+        (("center", "places", "items", "last_weight", "bag_weight", "history"), (0.5, 1.0, 1.8), 30),
+    ],
+)
+def test_what_was_written_when_the_last_position_always_led_is_read_as_it_was(
+    encoder: UserEncoder, tmp_path: Path, tensors: tuple[str, ...], weights: tuple[float, ...], reads: int
+) -> None:
     assert encoder.segments
-    encoder.segments.last_weight.fill_(0.5)
-    encoder.segments.write(tmp_path)
-    assert SegmentEmbedding.read(tmp_path).last_weight == 0.5
-    tensors = load_file(tmp_path / SEGMENT_EMBEDDING)
-    save_file({name: tensors[name] for name in ("center", "places", "items")}, tmp_path / SEGMENT_EMBEDDING)
-    old = SegmentEmbedding.read(tmp_path)
-    assert (old.last_weight, old.bag_weight) == (1.0, 1.0)
-    assert UserEncoder(encoder.encoder, old).shape == SHAPE
+    known = dict(encoder.segments.state_dict())
+    known |= {"last_weight": torch.tensor([0.5]), "bag_weight": torch.tensor([1.8]), "history": torch.tensor([30])}
+    save_file({name: known[name] for name in tensors}, tmp_path / SEGMENT_EMBEDDING)
+    old = UserEncoder(encoder.encoder, SegmentEmbedding.read(tmp_path)).eval()
+    assert old.shape.max_length == reads
+    found, whole = (embedded(one, two_tastes().features, one.shape).numpy() for one in (old, encoder))
+    for at, length in zip((slice(DIM, 2 * DIM), slice(2 * DIM, 3 * DIM), slice(3 * DIM, None)), weights, strict=True):
+        np.testing.assert_allclose(found[:, at], length * normalised(whole[:, at]), atol=1e-5)
