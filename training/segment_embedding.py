@@ -1,15 +1,16 @@
-"""What segments are made of: what leads, the mean over the encoder's positions, and a bag of the history's items.
+"""What segments are made of: a forecast of what the user does next, beside what the user did.
 
-Means and counts hold together and foretell little. What leads foretells: the last position, or a forecast of what
-follows from all three, whichever is worth more on the log (`segment_ways`). Linear probes and segments of all
-beside each other are better than of any one (`EXPERIMENTS.md`). The user embedding of a release is the last
-position, which ranks items, followed by this.
+What was done is the mean over the encoder's positions and a bag of the history's items; they hold together and
+foretell little. The forecast is learned from them and the encoder's last position. Linear probes and segments of all
+three, side by side and of equal length, are better than of any one (`EXPERIMENTS.md`). The user embedding of a release
+is the last position, which ranks items, followed by this.
 
 A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
 newest `max_length` of these.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -26,11 +27,10 @@ from torch.nn import functional
 
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Preprocessing
-from server.core.segments import normalised
 from training.encoder import Encoder
+from training.forecast import Bags, halves_of, learn_forecast, steadiness
 from training.precision import LoweredEncoder
 from training.ranks import embedded
-from training.segment_ways import Forecast, Trial, learn_forecast
 from training.sequences import HeldOut, Log, history_features, in_training
 
 SEGMENT_EMBEDDING = "segment_embedding.safetensors"
@@ -47,63 +47,57 @@ BAG_DIM = 96
 _ITEMS_MAX = 100_000
 """Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
 
+_AHEAD = (3.0, 2.0, 1.5, 1.0)
+"""Lengths of forecast and bag beside the mean, to choose from: the longer, the better segments foretell, and the less
+they hold together (`EXPERIMENTS.md`)."""
+
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
 
 
-@dataclass(frozen=True, slots=True)
-class Way:
-    """How segments' vectors are made of last position, mean and bag, each of length 1 and beside each other.
-
-    What leads is their product with `lead` (D + D + S, F), less `center` (F,). `weights` are the lengths of what
-    leads, the mean and the bag (`EXPERIMENTS.md`).
-    """
-
-    lead: Tensor
-    center: Tensor
-    weights: tuple[float, float, float]
-
-    @classmethod
-    def by_last(cls, dim: int, bag_dim: int) -> Self:
-        """The last position leads, of `dim` numbers."""
-        return cls(torch.eye(2 * dim + bag_dim, dim), torch.zeros(dim), (1.4, 1.0, 1.8))
-
-    @classmethod
-    def by_forecast(cls, forecast: Forecast) -> Self:
-        """A forecast of the bag of what follows leads."""
-        return cls(torch.from_numpy(forecast.weights), torch.from_numpy(forecast.center), (2.0, 1.5, 1.5))
-
-
 class SegmentEmbedding(nn.Module):
-    """What leads, then the mean, then the bag, (B, F + D + S), of the lengths `weights` (3,); see `Way`.
+    """A forecast, the mean over positions and a bag of items, (B, F + D + S), of the lengths `weights` (3,).
 
     Last position and mean are taken from what they are on average over users, `center` (2, D). The bag is what a
     singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its items' rows of
     `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding and for items
-    that were not learned. `history` (1,) says how many events it reads, 0 for as many as the encoder.
+    that were not learned. The forecast is linear in last position, mean and bag, each of length 1: their product with
+    `forecast` (D + D + S, F), less `forecast_center` (F,). `history` (1,) says how many events the bag reads, 0 for as
+    many as the encoder.
     """
 
     center: Tensor
     places: Tensor
     items: Tensor
-    lead: Tensor
-    lead_center: Tensor
+    forecast: Tensor
+    forecast_center: Tensor
     weights: Tensor
     history: Tensor
 
-    def __init__(self, center: Tensor, places: Tensor, items: Tensor, way: Way, history: int = BAG_HISTORY) -> None:
+    def __init__(
+        self,
+        center: Tensor,
+        places: Tensor,
+        items: Tensor,
+        forecast: Tensor,
+        forecast_center: Tensor,
+        weights: Tensor | None = None,
+        history: Tensor | None = None,
+    ) -> None:
+        """Parts of equal length and a bag of `BAG_HISTORY` events, unless said otherwise."""
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("places", places)
         self.register_buffer("items", items)
-        self.register_buffer("lead", way.lead)
-        self.register_buffer("lead_center", way.center)
-        self.register_buffer("weights", torch.tensor(way.weights))
-        self.register_buffer("history", torch.tensor([history], dtype=torch.int32))
+        self.register_buffer("forecast", forecast)
+        self.register_buffer("forecast_center", forecast_center)
+        self.register_buffer("weights", torch.ones(3) if weights is None else weights)
+        reads = torch.tensor([BAG_HISTORY], dtype=torch.int32)
+        self.register_buffer("history", reads if history is None else history)
 
     @classmethod
     def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
-        """Learn from the events that training sees, and lead by what is worth most on this log (`segment_ways`)."""
+        """Learn from the events that training sees. Where too few users tell a forecast, the last position stands."""
         rng = np.random.default_rng(seed)
         shape = encoder.shape
         has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
@@ -115,34 +109,41 @@ class SegmentEmbedding(nn.Module):
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
         parts = both.mean(0).reshape(2, -1), places, table
-        made = cls(*parts, Way.by_last(shape.embedding_dim, items.shape[1]))
-        whole = _Parts(encoder, made).eval()
+        by_last = cls(*parts, *_last_alone(shape.embedding_dim, items.shape[1]))
+        whole = _Parts(encoder, by_last).eval()
 
         def embed(features: Features) -> NDArray[np.float32]:
             known: NDArray[np.float32] = embedded(whole, features, whole.shape).numpy()
             return known
 
-        read = whole.shape.max_length
-        bags = table[places[:, 0]].numpy()
-        forecast = learn_forecast(log, preprocessing, embed, bags, read, seed)
-        if forecast is None:
-            return made
-        other = cls(*parts, Way.by_forecast(forecast))
-        trial = Trial.of(log, preprocessing, embed, shape.item_count, read, seed)
-        return max((made, other), key=lambda one: trial.worth(one.points))
+        bags = Bags(places[:, 0].numpy(), table.numpy())
+        found = learn_forecast(log, preprocessing, embed, bags, whole.shape.max_length, seed)
+        if found is None:
+            return by_last
+        made = cls(*parts, torch.from_numpy(found.weights), torch.from_numpy(found.center))
+        if halves := halves_of(log, preprocessing, embed, seed):
+            made._weigh([torch.from_numpy(half) for half in halves], seed)
+        return made
+
+    def _weigh(self, halves: Sequence[Tensor], seed: int) -> None:
+        """As far ahead as segments hold together as well as those of counts: of two halves' `parts`, (H, D + D + S)."""
+        by_counts = steadiness([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
+        for ahead in _AHEAD:
+            self.weights[[0, 2]] = ahead
+            if steadiness([functional.normalize(self.joined(half)).numpy() for half in halves], seed) >= by_counts:
+                break
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """What `write` wrote, also when the last position always led, and before it had weights."""
+        """What `write` wrote, also when the last position stood for the forecast, with or without weights."""
         tensors = load_file(directory / SEGMENT_EMBEDDING)
-        parts = tensors["center"], tensors["places"], tensors["items"]
-        if "lead" in tensors:
-            first, mean, bag = tensors["weights"].tolist()
-            way = Way(tensors["lead"], tensors["lead_center"], (first, mean, bag))
-        else:
-            last, bag = (float(tensors.get(name, 1.0)) for name in ("last_weight", "bag_weight"))
-            way = replace(Way.by_last(parts[0].shape[1], parts[2].shape[1]), weights=(last, 1.0, bag))
-        return cls(*parts, way, int(tensors.get("history", 0)))
+        if "forecast" not in tensors:
+            dims = tensors["center"].shape[1], tensors["items"].shape[1]
+            last, bag = (tensors.pop(name, torch.ones(1)) for name in ("last_weight", "bag_weight"))
+            tensors |= dict(zip(("forecast", "forecast_center"), _last_alone(*dims), strict=True))
+            tensors |= {"weights": torch.cat([last, torch.ones(1), bag])}
+            tensors.setdefault("history", torch.zeros(1, dtype=torch.int32))
+        return cls(**tensors)
 
     def write(self, directory: Path) -> None:
         """Write it beside the encoder's weights."""
@@ -153,27 +154,28 @@ class SegmentEmbedding(nn.Module):
         """Of `Encoder.last_and_mean` (B, D) each, and the items of the histories, (B, L), which may go further back."""
         return self.joined(self.parts(last, mean, item_index))
 
+    def joined(self, parts: Tensor) -> Tensor:
+        """What segments are made of, from `parts`."""
+        dim = self.center.shape[1]
+        ahead = functional.normalize(parts @ self.forecast - self.forecast_center)
+        mean, bag = parts[:, dim : 2 * dim], parts[:, 2 * dim :]
+        return torch.cat([ahead * self.weights[0], mean * self.weights[1], bag * self.weights[2]], dim=-1)
+
     def parts(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
-        """Last position, mean and bag side by side, each of length 1, (B, D + D + S)."""
+        """Last position, mean and bag side by side, each of length 1, (B, D + D + S): what is known for a forecast."""
         rows = functional.embedding(item_index, self.places).squeeze(-1)
         parts = last - self.center[0], mean - self.center[1], functional.embedding(rows, self.items).sum(1)
         return torch.cat([functional.normalize(part) for part in parts], dim=-1)
 
-    def joined(self, parts: Tensor) -> Tensor:
-        """What segments are made of, from `parts`, (B, F + D + S)."""
-        dim = self.center.shape[1]
-        lead = functional.normalize(parts @ self.lead - self.lead_center)
-        mean, bag = parts[:, dim : 2 * dim], parts[:, 2 * dim :]
-        return torch.cat([lead * self.weights[0], mean * self.weights[1], bag * self.weights[2]], dim=-1)
-
-    def points(self, parts: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The same of arrays, of length 1 as K-means takes it."""
-        return normalised(self.joined(torch.from_numpy(parts)).numpy()).astype(np.float32)
-
     @property
     def dim(self) -> int:
         """How many numbers segments are made of."""
-        return self.lead.shape[1] + self.center.shape[1] + self.items.shape[1]
+        return self.forecast.shape[1] + self.center.shape[1] + self.items.shape[1]
+
+
+def _last_alone(dim: int, bag_dim: int) -> tuple[Tensor, Tensor]:
+    """`forecast` and `forecast_center` that take the last position, of `dim` numbers, as it is."""
+    return torch.eye(2 * dim + bag_dim, dim), torch.zeros(dim)
 
 
 class _Both(nn.Module):
@@ -253,7 +255,7 @@ class UserEncoder(nn.Module):
 
 
 class _Parts(UserEncoder):
-    """Histories → what all ways make their vectors of, `SegmentEmbedding.parts`."""
+    """Histories → what forecasts are made of, `SegmentEmbedding.parts`."""
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         assert self.segments

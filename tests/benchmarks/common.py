@@ -22,7 +22,7 @@ from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs, write_onnx
-from training.segment_embedding import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder, Way
+from training.segment_embedding import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder
 
 ITEMS = 20_000
 MAX_LENGTH = 50
@@ -74,8 +74,8 @@ def realistic_release(repository: Path, number: int = 1) -> Path:
     bag = torch.randn(ITEMS + 1, BAG_DIM)
     bag[0] = 0.0  # padding
     places = torch.arange(ITEMS + 1, dtype=torch.int32)[:, None]
-    way = Way(torch.randn(2 * DIM + BAG_DIM, BAG_DIM), torch.zeros(BAG_DIM), (3.0, 1.0, 1.5))
-    parts = SegmentEmbedding(torch.zeros(2, DIM), places, bag, way)
+    forecast = torch.randn(2 * DIM + BAG_DIM, BAG_DIM), torch.zeros(BAG_DIM)
+    parts = SegmentEmbedding(torch.zeros(2, DIM), places, bag, *forecast)
     encoder = UserEncoder(Encoder(shape), parts).eval()
     write_onnx(encoder, staged / "model.onnx")
     rng = np.random.default_rng(number)

@@ -19,7 +19,7 @@ from training.encoder import Encoder, EncoderShape
 from training.errors import RunError
 from training.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
 from training.runs import Run
-from training.segment_embedding import SegmentEmbedding, UserEncoder, Way
+from training.segment_embedding import SegmentEmbedding, UserEncoder
 
 SHAPE = EncoderShape(item_count=50, action_count=3, max_length=20, embedding_dim=16, layers=2, heads=2)
 BAG_HISTORY = 48
@@ -36,8 +36,9 @@ def encoder() -> UserEncoder:
     places = torch.arange(SHAPE.item_count + 1, dtype=torch.int32)[:, None] % 40
     items = torch.randn(40, 8)
     items[0] = 0.0
-    way = Way(torch.randn(2 * SHAPE.embedding_dim + 8, 6), torch.randn(6), (3.0, 1.0, 1.5))
-    parts = SegmentEmbedding(torch.randn(2, SHAPE.embedding_dim), places, items, way, BAG_HISTORY)
+    forecast = torch.randn(2 * SHAPE.embedding_dim + 8, 6), torch.randn(6)
+    weights, history = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([BAG_HISTORY], dtype=torch.int32)
+    parts = SegmentEmbedding(torch.randn(2, SHAPE.embedding_dim), places, items, *forecast, weights, history)
     return UserEncoder(made, parts).eval()
 
 

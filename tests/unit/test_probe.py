@@ -12,7 +12,7 @@ from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
 from training.linear_probe import USERS_A_CLASS, labels_of, probe
 from training.parts import Part, part_of
-from training.segment_embedding import SegmentEmbedding, UserEncoder, Way
+from training.segment_embedding import SegmentEmbedding, UserEncoder
 from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 from training.sequences import Log, held_out
 from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
@@ -51,7 +51,9 @@ def whole(log: Log) -> Part:
 def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
     """User u near corner u % groups."""
     rng = np.random.default_rng(seed)
-    return normalised(np.eye(groups, 8)[np.arange(users) % groups] + noise * rng.normal(size=(users, 8)))
+    return normalised(
+        np.eye(groups, max(groups, 8))[np.arange(users) % groups] + noise * rng.normal(size=(users, max(groups, 8)))
+    )
 
 
 def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
@@ -70,7 +72,7 @@ def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
     plain = Encoder(EncoderShape(9, 2, 8, 16, layers=1, heads=2))
     places = torch.arange(10, dtype=torch.int32)[:, None]
     items = torch.cat([torch.zeros(1, 4), torch.randn(9, 4)])
-    bag = SegmentEmbedding(torch.zeros(2, 16), places, items, Way.by_last(16, 4))
+    bag = SegmentEmbedding(torch.zeros(2, 16), places, items, torch.randn(36, 6), torch.randn(6))
     encoder = UserEncoder(plain, bag).eval()
     long, short = [1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 2, 3], [4, 5]
     together, alone = by_encoder(encoder, whole(log_of(long, short))), by_encoder(encoder, whole(log_of(short)))

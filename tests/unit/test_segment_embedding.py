@@ -1,6 +1,5 @@
-"""What segments are made of: what leads, the mean over positions and a bag of items."""
+"""What segments are made of: a forecast, the mean over positions and a bag of items."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,9 +20,7 @@ from training.segment_embedding import (
     SEGMENT_EMBEDDING,
     SegmentEmbedding,
     UserEncoder,
-    Way,
 )
-from training.segment_ways import Trial
 from training.sequences import Log
 
 SHAPE = EncoderShape(9, 2, 8, 16, layers=1, heads=2)
@@ -42,9 +39,14 @@ def encoder() -> UserEncoder:
     return UserEncoder(plain, SegmentEmbedding.fit(plain, two_tastes(), PREPROCESSING, seed=0)).eval()
 
 
+def bag_size(encoder: UserEncoder) -> int:
+    assert encoder.segments
+    return encoder.segments.items.shape[1]
+
+
 def bags(encoder: UserEncoder, log: Log) -> np.ndarray:
     """Bags of length 1, or 0."""
-    return normalised(embedded(encoder, log.features, encoder.shape)[:, 3 * DIM :].numpy())
+    return normalised(embedded(encoder, log.features, encoder.shape)[:, -bag_size(encoder) :].numpy())
 
 
 def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
@@ -52,13 +54,6 @@ def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     whole, last = embedded(encoder, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE)
     assert whole.shape[1] == DIM + encoder.segment_dim
     torch.testing.assert_close(whole[:, :DIM], last)
-    assert encoder.segments
-    encoder.segments.weights[:] = torch.tensor([0.25, 1.0, 3.0])
-    whole = embedded(encoder, log.features, SHAPE)
-    expected = 0.25 * normalised((last - last.mean(0)).numpy())
-    np.testing.assert_allclose(whole[:, DIM : 2 * DIM], expected, atol=1e-5)
-    for part, length in ((whole[:, 2 * DIM : 3 * DIM], 1.0), (whole[:, 3 * DIM :], 3.0)):
-        np.testing.assert_allclose(part.norm(dim=1), length, atol=1e-5)
 
 
 def test_the_mean_is_over_events_and_not_over_padding(encoder: UserEncoder) -> None:
@@ -104,10 +99,12 @@ def test_the_bag_reads_further_back_than_the_encoder(encoder: UserEncoder) -> No
     assert inputs["item_index"].shape[1] > newest["item_index"].shape[1] == SHAPE.max_length
     assert features.gap_index[-SHAPE.max_length] > GAP_START == newest["gap_index"][0, 0]
     long, short = (encoder(**{name: torch.from_numpy(one[name]) for name in inputs}) for one in (inputs, newest))
-    torch.testing.assert_close(long[:, : 3 * DIM], short[:, : 3 * DIM])
+    size = bag_size(encoder)
+    torch.testing.assert_close(long[:, :DIM], short[:, :DIM])
+    torch.testing.assert_close(long[:, -DIM - size : -size], short[:, -DIM - size : -size])
     bag = bags(encoder, log_of(of_old))[0]
-    assert bag @ long[0, 3 * DIM :].detach().numpy() > 1.0
-    assert abs(bag @ short[0, 3 * DIM :].detach().numpy()) < 1e-4
+    assert bag @ long[0, -size:].detach().numpy() > 0.6
+    assert abs(bag @ short[0, -size:].detach().numpy()) < 1e-4
 
 
 def test_held_back_events_are_not_learned_from() -> None:
@@ -143,46 +140,75 @@ def test_without_it_the_last_position_is_all(encoder: UserEncoder, tmp_path: Pat
     torch.testing.assert_close(embedded(plain, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE))
 
 
-def test_what_leads_is_linear_in_all_three(encoder: UserEncoder) -> None:
+def test_the_forecast_is_linear_in_all_three(encoder: UserEncoder) -> None:
     """Last position, mean and bag by a matrix, of length 1 times its weight."""
     assert encoder.segments
     parts = encoder.segments
-    size = 2 * DIM + parts.items.shape[1]
-    torch.manual_seed(1)
-    lead, center = torch.randn(size, 5), torch.randn(5)
-    other = UserEncoder(
-        encoder.encoder, SegmentEmbedding(parts.center, parts.places, parts.items, Way(lead, center, (2.0, 1.0, 0.5)))
+    size = parts.items.shape[1]
+    by_last = SegmentEmbedding(
+        parts.center, parts.places, parts.items, torch.eye(2 * DIM + size, DIM), torch.zeros(DIM)
     )
-    features = two_tastes().features
-    plain = embedded(encoder, features, encoder.shape)[:, DIM:].numpy()
-    known = np.hstack([normalised(plain[:, at]) for at in (slice(0, DIM), slice(DIM, 2 * DIM), slice(2 * DIM, None))])
-    found = embedded(other.eval(), features, other.shape)[:, DIM:].numpy()
-    assert found.shape[1] == other.segment_dim == 5 + DIM + parts.items.shape[1]
-    np.testing.assert_allclose(found[:, :5], 2.0 * normalised(known @ lead.numpy() - center.numpy()), atol=1e-5)
+    torch.manual_seed(1)
+    forecast, center = torch.randn(2 * DIM + size, 5), torch.randn(5)
+    other = SegmentEmbedding(parts.center, parts.places, parts.items, forecast, center, torch.tensor([2.0, 1.0, 0.5]))
+    known, found = (
+        embedded(whole, two_tastes().features, whole.shape)[:, DIM:].numpy()
+        for whole in (UserEncoder(encoder.encoder, one).eval() for one in (by_last, other))
+    )
+    assert found.shape[1] == other.dim == 5 + DIM + size
+    ahead = normalised(known @ forecast.numpy() - center.numpy())
+    np.testing.assert_allclose(found[:, :5], 2.0 * ahead, atol=1e-5)
     np.testing.assert_allclose(found[:, 5 : 5 + DIM], known[:, DIM : 2 * DIM], atol=1e-5)
     np.testing.assert_allclose(found[:, 5 + DIM :], 0.5 * known[:, 2 * DIM :], atol=1e-5)
 
 
-@pytest.mark.parametrize("better", ["last", "forecast"])
-def test_what_is_worth_more_leads(better: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def worth(trial: Trial, points: Callable[[np.ndarray], np.ndarray]) -> float:
-        assert trial.halves
-        by_last = points(trial.halves[0]).shape[1] == 2 * DIM + (trial.halves[0].shape[1] - 2 * DIM)
-        return float(by_last == (better == "last"))
-
-    monkeypatch.setattr(Trial, "worth", worth)
+def test_a_forecast_is_fitted_where_users_are_enough() -> None:
+    """Of two tastes, whose users go on as they began; four users are too few, and the last position stands."""
     torch.manual_seed(0)
-    found = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(0, held_back=9), PREPROCESSING, seed=0)
-    size = 2 * DIM + found.items.shape[1]
-    assert found.lead.shape == (size, DIM if better == "last" else found.items.shape[1])
+    plain = Encoder(SHAPE).eval()
+    log = long_tastes()
+    fitted = SegmentEmbedding.fit(plain, log, PREPROCESSING, seed=0)
+    size = fitted.items.shape[1]
+    assert fitted.forecast.shape == (2 * DIM + size, size)  # fewer directions than a forecast may have
+    encoder = UserEncoder(plain, fitted).eval()
+    ahead = embedded(encoder, log.features, encoder.shape)[:, DIM : DIM + size].numpy()
+    ahead = normalised(ahead)
+    likeness = ahead @ ahead.T
+    assert likeness[::2, ::2].mean() > 0.8 > 0.0 > likeness[::2, 1::2].mean()
+    few = SegmentEmbedding.fit(plain, log_of([1, 2, 3], [4, 5, 6], [1, 3], [4, 6]), PREPROCESSING, seed=0)
+    assert torch.equal(few.forecast, torch.eye(2 * DIM + few.items.shape[1], DIM))
 
 
-def long_tastes(seed: int, held_back: int) -> Log:
-    """Forty users of two tastes, twelve random events each, then one that training may not see."""
-    rng = np.random.default_rng(seed)
-    users = [[*(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist(), held_back] for user in range(40)]
-    log = log_of(*users)
-    return replace(log, train_ends=log.train_ends - 1)
+@pytest.mark.parametrize(
+    ("steady", "ahead"), [((0.5, 0.5), 3.0), ((0.5, 0.4, 0.6), 2.0), ((0.5, 0.4, 0.4, 0.4, 0.4), 1.0)]
+)
+def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
+    steady: tuple[float, ...], ahead: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first answer is asked of the bags, the others of everything, from the farthest on."""
+    answers, asked = iter(steady), []
+
+    def steadiness(halves: list[np.ndarray], seed: int) -> float:
+        asked.append(halves[0])
+        return next(answers)
+
+    monkeypatch.setattr(segment_embedding, "steadiness", steadiness)
+    torch.manual_seed(0)
+    fitted = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(), PREPROCESSING, seed=0)
+    assert fitted.weights.tolist() == [ahead, 1.0, ahead]
+    assert next(answers, None) is None
+    size = fitted.items.shape[1]
+    assert [half.shape for half in asked] == [(40, size)] + [(40, fitted.dim)] * (len(steady) - 1)
+    np.testing.assert_allclose(np.linalg.norm(asked[0], axis=1), 1.0, atol=1e-5)
+    lengths = [np.linalg.norm(part, axis=1) for part in np.split(asked[-1], [size, size + DIM], axis=1)]
+    for found, weight in zip(lengths, (ahead, 1.0, ahead), strict=True):
+        np.testing.assert_allclose(found, weight / np.sqrt(1 + 2 * ahead**2), atol=1e-5)
+
+
+def long_tastes() -> Log:
+    """Forty users of two tastes, twelve random events each."""
+    rng = np.random.default_rng(0)
+    return log_of(*[(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist() for user in range(40)])
 
 
 @pytest.mark.parametrize(
@@ -193,7 +219,7 @@ def long_tastes(seed: int, held_back: int) -> Log:
         (("center", "places", "items", "last_weight", "bag_weight", "history"), (0.5, 1.0, 1.8), 30),
     ],
 )
-def test_what_was_written_when_the_last_position_always_led_is_read_as_it_was(
+def test_what_was_written_before_there_were_forecasts_is_read_as_it_was(
     encoder: UserEncoder, tmp_path: Path, tensors: tuple[str, ...], weights: tuple[float, ...], reads: int
 ) -> None:
     assert encoder.segments
@@ -202,6 +228,10 @@ def test_what_was_written_when_the_last_position_always_led_is_read_as_it_was(
     save_file({name: known[name] for name in tensors}, tmp_path / SEGMENT_EMBEDDING)
     old = UserEncoder(encoder.encoder, SegmentEmbedding.read(tmp_path)).eval()
     assert old.shape.max_length == reads
-    found, whole = (embedded(one, two_tastes().features, one.shape).numpy() for one in (old, encoder))
-    for at, length in zip((slice(DIM, 2 * DIM), slice(2 * DIM, 3 * DIM), slice(3 * DIM, None)), weights, strict=True):
-        np.testing.assert_allclose(found[:, at], length * normalised(whole[:, at]), atol=1e-5)
+    log = two_tastes()
+    found, whole = (embedded(one, log.features, one.shape).numpy() for one in (old, encoder))
+    last, size = embedded(encoder.encoder, log.features, SHAPE).numpy(), encoder.segments.items.shape[1]
+    expected = [normalised(last - last.mean(0)), whole[:, -DIM - size : -size], whole[:, -size:]]
+    np.testing.assert_allclose(
+        found[:, DIM:], np.hstack([w * e for w, e in zip(weights, expected, strict=True)]), atol=1e-5
+    )
