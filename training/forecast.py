@@ -74,7 +74,7 @@ def learn_forecast(
     if len(np.unique(moments.rows)) < 2 * _FOLDS:
         return None
     known = embed(history_features(log, moments, max_length)).astype(np.float64)
-    size = len(known) * known.var(axis=0).mean()
+    size = len(known) * max(known.var(axis=0).mean(), 1e-9)
     folds = list(GroupKFold(_FOLDS).split(known, groups=moments.rows))
     fitted = RidgeCV([ridge * size for ridge in _RIDGES], cv=folds).fit(known, normalize(following[told]))
     apart = (known - known.mean(axis=0)) @ fitted.coef_.T

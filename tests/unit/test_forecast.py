@@ -70,6 +70,10 @@ def test_too_few_users_tell_no_forecast(users: int) -> None:
     assert learn_forecast(going_on(*TURNING, users=users), PREPROCESSING, counted, BAGS, 20, seed=0) is None
 
 
+def test_users_who_are_all_alike_have_a_forecast_that_tells_nothing() -> None:
+    assert not learned(log_of(*[[1] * 12] * 40)).weights.any()
+
+
 def test_users_of_one_event_tell_no_forecast() -> None:
     log = going_on(*TURNING)
     log = replace(log, train_ends=log.features.offsets[:-1] + 1)
