@@ -47,9 +47,12 @@ BAG_DIM = 96
 _ITEMS_MAX = 100_000
 """Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
 
-_AHEAD = (3.0, 2.0, 1.5, 1.0)
+_AHEAD = (3.0, 2.0)
 """Lengths of forecast and bag beside the mean, to choose from: the longer, the better segments foretell, and the less
 they hold together (`EXPERIMENTS.md`)."""
+
+_LAST_AHEAD = (1.4, 1.0, 1.8)
+"""Lengths of last position, mean and bag, where no forecast holds together."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
@@ -97,7 +100,10 @@ class SegmentEmbedding(nn.Module):
 
     @classmethod
     def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
-        """Learn from the events that training sees. Where too few users tell a forecast, the last position stands."""
+        """Learn from the events that training sees.
+
+        The last position stands for a forecast where too few users tell one, or where it does not hold together.
+        """
         rng = np.random.default_rng(seed)
         shape = encoder.shape
         has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
@@ -109,7 +115,8 @@ class SegmentEmbedding(nn.Module):
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
         parts = both.mean(0).reshape(2, -1), places, table
-        by_last = cls(*parts, *_last_alone(shape.embedding_dim, items.shape[1]))
+        alone = _last_alone(shape.embedding_dim, items.shape[1])
+        by_last = cls(*parts, *alone, torch.tensor(_LAST_AHEAD))
         whole = _Parts(encoder, by_last).eval()
 
         def embed(features: Features) -> NDArray[np.float32]:
@@ -121,17 +128,20 @@ class SegmentEmbedding(nn.Module):
         if found is None:
             return by_last
         made = cls(*parts, torch.from_numpy(found.weights), torch.from_numpy(found.center))
-        if halves := halves_of(log, preprocessing, embed, seed):
-            made._weigh([torch.from_numpy(half) for half in halves], seed)
-        return made
+        halves = halves_of(log, preprocessing, embed, seed)
+        return made if not halves or made._weigh([torch.from_numpy(half) for half in halves], seed) else by_last
 
-    def _weigh(self, halves: Sequence[Tensor], seed: int) -> None:
-        """As far ahead as segments hold together as well as those of counts: of two halves' `parts`, (H, D + D + S)."""
+    def _weigh(self, halves: Sequence[Tensor], seed: int) -> bool:
+        """As far ahead as segments hold together as well as those of counts; whether they do.
+
+        `halves` are `parts` of two halves of users' events, (H, D + D + S).
+        """
         by_counts = steadiness([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
         for ahead in _AHEAD:
             self.weights[[0, 2]] = ahead
             if steadiness([functional.normalize(self.joined(half)).numpy() for half in halves], seed) >= by_counts:
-                break
+                return True
+        return False
 
     @classmethod
     def read(cls, directory: Path) -> Self:

@@ -180,10 +180,11 @@ def test_a_forecast_is_fitted_where_users_are_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steady", "ahead"), [((0.5, 0.5), 3.0), ((0.5, 0.4, 0.6), 2.0), ((0.5, 0.4, 0.4, 0.4, 0.4), 1.0)]
+    ("steady", "lengths"),
+    [((0.5, 0.5), [3.0, 1.0, 3.0]), ((0.5, 0.4, 0.6), [2.0, 1.0, 2.0]), ((0.5, 0.4, 0.4), [1.4, 1.0, 1.8])],
 )
 def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
-    steady: tuple[float, ...], ahead: float, monkeypatch: pytest.MonkeyPatch
+    steady: tuple[float, ...], lengths: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first answer is asked of the bags, the others of everything, from the farthest on."""
     answers, asked = iter(steady), []
@@ -195,14 +196,17 @@ def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
     monkeypatch.setattr(segment_embedding, "steadiness", steadiness)
     torch.manual_seed(0)
     fitted = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(), PREPROCESSING, seed=0)
-    assert fitted.weights.tolist() == [ahead, 1.0, ahead]
+    assert fitted.weights.tolist() == pytest.approx(lengths)
     assert next(answers, None) is None
     size = fitted.items.shape[1]
-    assert [half.shape for half in asked] == [(40, size)] + [(40, fitted.dim)] * (len(steady) - 1)
+    by_last = torch.eye(2 * DIM + size, DIM)
+    assert (lengths[0] == 1.4) == (fitted.forecast.shape == by_last.shape and torch.equal(fitted.forecast, by_last))
+    assert [half.shape for half in asked] == [(40, size)] + [(40, size + DIM + size)] * (len(steady) - 1)
     np.testing.assert_allclose(np.linalg.norm(asked[0], axis=1), 1.0, atol=1e-5)
-    lengths = [np.linalg.norm(part, axis=1) for part in np.split(asked[-1], [size, size + DIM], axis=1)]
-    for found, weight in zip(lengths, (ahead, 1.0, ahead), strict=True):
-        np.testing.assert_allclose(found, weight / np.sqrt(1 + 2 * ahead**2), atol=1e-5)
+    for half, ahead in zip(asked[1:], (3.0, 2.0), strict=False):
+        found = [np.linalg.norm(part, axis=1) for part in np.split(half, [size, size + DIM], axis=1)]
+        for length, weight in zip(found, (ahead, 1.0, ahead), strict=True):
+            np.testing.assert_allclose(length, weight / np.sqrt(1 + 2 * ahead**2), atol=1e-5)
 
 
 def long_tastes() -> Log:
