@@ -28,7 +28,7 @@ _EARLIEST = 0.3
 _FOLLOWING = 5
 """Events after a moment that are foretold, at most: more are steadier, fewer nearer to the next."""
 
-_RANK = 16
+RANK = 16
 """Directions of a forecast, those in which forecasts differ most: further ones tell little and are less steady."""
 
 _RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
@@ -79,7 +79,7 @@ def learn_forecast(
     fitted = RidgeCV([ridge * size for ridge in _RIDGES], cv=folds).fit(known, normalize(following[told]))
     apart = (known - known.mean(axis=0)) @ fitted.coef_.T
     _, directions = np.linalg.eigh(apart.T @ apart)
-    weights = fitted.coef_.T @ directions[:, ::-1][:, :_RANK]
+    weights = fitted.coef_.T @ directions[:, ::-1][:, :RANK]
     return Forecast(weights.astype(np.float32), (known.mean(axis=0) @ weights).astype(np.float32))
 
 
@@ -120,7 +120,7 @@ def halves_of(
     return first, second
 
 
-def steadiness(halves: Sequence[NDArray[np.float32]], seed: int) -> float:
+def agreement_of_halves(halves: Sequence[NDArray[np.float32]], seed: int) -> float:
     """How far segments made anew of two halves of the same users' events, (H, E) each, agree, in [0, 1].
 
     The geometric mean over few and many segments of adjusted Rand indexes (Hubert and Arabie 1985), each a mean over

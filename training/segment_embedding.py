@@ -1,9 +1,9 @@
 """What segments are made of: a forecast of what the user does next, beside what the user did.
 
 What was done is the mean over the encoder's positions and a bag of the history's items; they hold together and
-foretell little. The forecast is learned from them and the encoder's last position. Linear probes and segments of all
-three, side by side and of equal length, are better than of any one (`EXPERIMENTS.md`). The user embedding of a release
-is the last position, which ranks items, followed by this.
+foretell little. The forecast is learned from them and the encoder's last position, which stands for it where no forecast
+holds together. Linear probes and segments of all three, side by side, are better than of any one (`EXPERIMENTS.md`). The
+user embedding of a release is the last position, which ranks items, followed by this.
 
 A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
 newest `max_length` of these.
@@ -28,7 +28,7 @@ from torch.nn import functional
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Preprocessing
 from training.encoder import Encoder
-from training.forecast import Bags, halves_of, learn_forecast, steadiness
+from training.forecast import Bags, agreement_of_halves, halves_of, learn_forecast
 from training.precision import LoweredEncoder
 from training.ranks import embedded
 from training.sequences import HeldOut, Log, history_features, in_training
@@ -136,10 +136,13 @@ class SegmentEmbedding(nn.Module):
 
         `halves` are `parts` of two halves of users' events, (H, D + D + S).
         """
-        by_counts = steadiness([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
+        by_counts = agreement_of_halves([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
         for ahead in _AHEAD:
             self.weights[[0, 2]] = ahead
-            if steadiness([functional.normalize(self.joined(half)).numpy() for half in halves], seed) >= by_counts:
+            if (
+                agreement_of_halves([functional.normalize(self.joined(half)).numpy() for half in halves], seed)
+                >= by_counts
+            ):
                 return True
         return False
 
@@ -165,7 +168,7 @@ class SegmentEmbedding(nn.Module):
         return self.joined(self.parts(last, mean, item_index))
 
     def joined(self, parts: Tensor) -> Tensor:
-        """What segments are made of, from `parts`."""
+        """What segments are made of, (B, F + D + S), from `parts`."""
         dim = self.center.shape[1]
         ahead = functional.normalize(parts @ self.forecast - self.forecast_center)
         mean, bag = parts[:, dim : 2 * dim], parts[:, 2 * dim :]

@@ -22,6 +22,7 @@ from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
 from training.encoder import Encoder, EncoderShape
 from training.export import random_inputs, write_onnx
+from training.forecast import RANK
 from training.segment_embedding import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder
 
 ITEMS = 20_000
@@ -74,7 +75,7 @@ def realistic_release(repository: Path, number: int = 1) -> Path:
     bag = torch.randn(ITEMS + 1, BAG_DIM)
     bag[0] = 0.0  # padding
     places = torch.arange(ITEMS + 1, dtype=torch.int32)[:, None]
-    forecast = torch.randn(2 * DIM + BAG_DIM, BAG_DIM), torch.zeros(BAG_DIM)
+    forecast = torch.randn(2 * DIM + BAG_DIM, RANK), torch.zeros(RANK)
     parts = SegmentEmbedding(torch.zeros(2, DIM), places, bag, *forecast)
     encoder = UserEncoder(Encoder(shape), parts).eval()
     write_onnx(encoder, staged / "model.onnx")

@@ -10,7 +10,7 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from tests.unit.test_probe import PREPROCESSING, log_of, planted_vectors
-from training.forecast import Bags, Forecast, halves_of, learn_forecast, steadiness
+from training.forecast import Bags, Forecast, agreement_of_halves, halves_of, learn_forecast
 from training.sequences import Log
 
 ITEMS = 40
@@ -107,5 +107,5 @@ def test_segments_are_steady_that_come_out_the_same_of_both_halves() -> None:
     clear = planted_vectors(groups=32, users=320, noise=0.02).astype(np.float32)
     again = planted_vectors(groups=32, users=320, noise=0.02, seed=1).astype(np.float32)
     strange = np.random.default_rng(2).permutation(again)
-    assert steadiness((clear, clear), seed=0) >= steadiness((clear, again), seed=0)
-    assert steadiness((clear, again), seed=0) > 0.3 > 0.1 > steadiness((clear, strange), seed=0)
+    assert agreement_of_halves((clear, clear), seed=0) >= agreement_of_halves((clear, again), seed=0)
+    assert agreement_of_halves((clear, again), seed=0) > 0.3 > 0.1 > agreement_of_halves((clear, strange), seed=0)

@@ -51,9 +51,8 @@ def whole(log: Log) -> Part:
 def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
     """User u near corner u % groups."""
     rng = np.random.default_rng(seed)
-    return normalised(
-        np.eye(groups, max(groups, 8))[np.arange(users) % groups] + noise * rng.normal(size=(users, max(groups, 8)))
-    )
+    size = max(groups, 8)
+    return normalised(np.eye(groups, size)[np.arange(users) % groups] + noise * rng.normal(size=(users, size)))
 
 
 def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:

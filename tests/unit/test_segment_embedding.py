@@ -189,11 +189,11 @@ def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
     """The first answer is asked of the bags, the others of everything, from the farthest on."""
     answers, asked = iter(steady), []
 
-    def steadiness(halves: list[np.ndarray], seed: int) -> float:
+    def agreement_of_halves(halves: list[np.ndarray], seed: int) -> float:
         asked.append(halves[0])
         return next(answers)
 
-    monkeypatch.setattr(segment_embedding, "steadiness", steadiness)
+    monkeypatch.setattr(segment_embedding, "agreement_of_halves", agreement_of_halves)
     torch.manual_seed(0)
     fitted = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(), PREPROCESSING, seed=0)
     assert fitted.weights.tolist() == pytest.approx(lengths)
