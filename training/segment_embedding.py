@@ -1,9 +1,9 @@
 """What segments are made of: a forecast of what the user does next, beside what the user did.
 
 What was done is the mean over the encoder's positions and a bag of the history's items; they hold together and
-foretell little. The forecast is learned from them and the encoder's last position, which stands for it where no forecast
-holds together. Linear probes and segments of all three, side by side, are better than of any one (`EXPERIMENTS.md`). The
-user embedding of a release is the last position, which ranks items, followed by this.
+foretell little. The forecast is learned from them and the encoder's last position, which stands for it where no
+forecast holds together. Linear probes and segments of all three, side by side, are better than of any one
+(`EXPERIMENTS.md`). The user embedding of a release is the last position, which ranks items, followed by this.
 
 A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
 newest `max_length` of these.
