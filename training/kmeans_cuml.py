@@ -6,6 +6,7 @@ cuML tells how many iterations it took, not how far each one came: its history i
 import ctypes
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from training.errors import ConfigError
 from training.kmeans_parts import Part
 from training.kmeans_settings import Found, KMeansSettings
 from training.kmeans_start import resized
+
+_SAMPLE = 100_000
 
 
 def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
@@ -54,10 +57,24 @@ def cuml_dask_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
     return ""
 
 
+def with_its_tolerance(settings: KMeansSettings, points: NDArray[np.float32], k: int) -> KMeansSettings:
+    """The same settings with the tolerance that makes cuML end where the other engines do, or a little later.
+
+    cuML's is not relative to the variance of the points (N, D), which is taken from some `_SAMPLE` of them here. It
+    must be above 0, and a run also ends where inertia falls by no more than that share of itself: with k clusters of a
+    size, squared moves that sum to a share `t` of the variance of a dimension lower inertia by some `t / (k * D)`.
+    Moves as small as the rounding of float32 are none.
+    """
+    sample = points[:: max(1, len(points) // _SAMPLE)]
+    rounding = k * points.shape[1] * float(np.finfo(np.float32).eps) ** 2
+    asked = settings.tolerance * float(sample.var(axis=0, dtype=np.float64).mean()) / k
+    return replace(settings, tolerance=max(asked, rounding))
+
+
 def cuml_arguments(
     k: int, rows: int, settings: KMeansSettings, start: NDArray[np.float32] | None = None
 ) -> dict[str, Any]:
-    """Our settings in the words of `cuml.cluster.KMeans`, for `rows` points.
+    """Our settings, with its tolerance, in the words of `cuml.cluster.KMeans`, for `rows` points.
 
     Its k-means++ for many points is called k-means||. With `rows_at_once` the points stay in the memory of the host,
     and so many are on the GPU at a time; k-means|| then begins from a random sample of that size.
@@ -95,6 +112,7 @@ def fit(
 ) -> Found:
     """The best of all restarts on one GPU; from `previous` centroids there is one."""
     start = None if previous is None else resized(points, previous, k, settings.seed)
+    settings = with_its_tolerance(settings, points, k)
     arguments = cuml_arguments(k if start is None else len(start), len(points), settings, start)
     model = importlib.import_module("cuml.cluster").KMeans(**arguments).fit(points)
     return Found(model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
@@ -106,11 +124,20 @@ def fit_parts(
     """The same on the GPUs of a client's workers, each of which reads its own parts.
 
     With `rows_at_once` the parts stay in the memory of the hosts, otherwise they all lie on the GPUs.
+    Raises ConfigError where a worker cannot load cuML: it would end, and the fit wait for it without end.
     """
+    try:
+        client.run(importlib.import_module, "cuml.cluster")
+    except (ImportError, OSError) as error:
+        raise ConfigError(
+            f"A worker of K-means engine cuml_dask cannot load cuML ({error}); give the workers the environment of "
+            "this process, LD_LIBRARY_PATH included, or use cuml."
+        ) from error
     start = None
     if previous is not None:
         data = kmeans_dask.Partwise.over(client, parts)
         start = (kmeans_dask.resized(data, previous, k, settings) + data.moments.mean).astype(np.float32)
+    settings = with_its_tolerance(settings, parts[0].read(), k)
     arguments = cuml_dask_arguments(k if start is None else len(start), sum(map(len, parts)), settings, start)
     points = blocks(parts, on_gpu=settings.rows_at_once is None)
     model = importlib.import_module("cuml.dask.cluster").KMeans(client=client, **arguments).fit(points)

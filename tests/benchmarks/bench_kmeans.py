@@ -1,5 +1,7 @@
 """K-means engines side by side on the same points: scikit-learn, ours, ours over Dask, and faiss as the peer.
 
+With a GPU also ours by cuML: its points begin and its centroids end in the memory of the host.
+
     python -m tests.benchmarks.bench_kmeans --points 1000000
 
 The points are a mixture of Gaussians around `--groups` directions, of length 1, in one `.npy` file of float32. Each
@@ -7,7 +9,7 @@ engine runs in a process of its own. Seconds are those of the fit alone, from th
 them into memory is left out, Dask's start of its workers is in, and told apart as `start`. Peak memory is the most
 that the process and its workers had in memory at a time: proportional set size, so that pages of the file that
 workers share count once. Inertia is computed here, for all in the same way, and told relative to the best.
-scikit-learn, ours and Dask stop by tolerance; faiss knows none and makes `--faiss-iterations`. Ends in one JSON line.
+All stop by tolerance but faiss, which knows none and makes `--faiss-iterations`. Ends in one JSON line.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from numpy.typing import NDArray
 
 from server.core.segments import normalised
 from training.kmeans import assign, fit_files, fit_kmeans
+from training.kmeans_cuml import cuml_problem
 from training.kmeans_settings import KMeansSettings
 
 WRITTEN_AT_ONCE = 100_000
@@ -46,7 +49,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--rows-at-once", type=int, default=100_000)
     parser.add_argument("--faiss-iterations", type=int, default=50)
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=list(ENGINES))
+    here = [engine for engine in ENGINES if engine != "cuml" or not cuml_problem()]
+    parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=here)
     parser.add_argument("--engine", choices=list(ENGINES), help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -164,6 +168,17 @@ def with_ours(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.float
     return result.centroids, _figures(start, result.iterations)
 
 
+def with_cuml(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
+    """Ours on a GPU, after a fit of a few points: opening the GPU is told as `start`."""
+    points = np.load(path, allow_pickle=False)
+    opening = time.perf_counter()
+    fit_kmeans(points[: 2 * options.k], options.k, engine="cuml", restarts=1)
+    opened = time.perf_counter() - opening
+    start = time.perf_counter()
+    result = fit_kmeans(points, options.k, engine="cuml", restarts=options.restarts)
+    return result.centroids, _figures(start, result.iterations, opened)
+
+
 def with_dask(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
     """Ours over Dask: workers read the file, this process does not."""
     import distributed
@@ -200,7 +215,13 @@ def _figures(start: float, iterations: int, started: float = 0.0) -> dict[str, A
 
 
 _With = Callable[[Path, argparse.Namespace], tuple[NDArray[np.floating], dict[str, Any]]]
-ENGINES: dict[str, _With] = {"sklearn": with_sklearn, "ours": with_ours, "dask": with_dask, "faiss": with_faiss}
+ENGINES: dict[str, _With] = {
+    "sklearn": with_sklearn,
+    "ours": with_ours,
+    "cuml": with_cuml,
+    "dask": with_dask,
+    "faiss": with_faiss,
+}
 
 
 if __name__ == "__main__":

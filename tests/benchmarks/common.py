@@ -37,8 +37,10 @@ def machine() -> dict[str, str]:
     """Where and on what the figures were taken."""
     model = next((line.split(":")[1].strip() for line in _cpu_lines() if line.startswith("model name")), "unknown")
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": f"{len(os.sched_getaffinity(0))} × {model}",
+        **gpu,
         "python": platform.python_version(),
         "commit": commit.stdout.strip() or "unknown",
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),

@@ -1,17 +1,34 @@
-"""What training does differently on a GPU, as far as a machine without one can show it."""
+"""What training does differently on a GPU: as far as a machine without one can show it, and on a GPU where one is."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 import training.train
-from tests.support.training import prepared_run, weights_of
-from training.config import Train
+from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
+from training.config import Objectives, Train
 from training.encoder import Encoder, EncoderShape
-from training.train import precision_on, train
+from training.runs import CURVES
+from training.train import TrainResult, precision_on, train
+
+on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable NVIDIA GPU")
 
 SHAPE = EncoderShape(item_count=30, action_count=2, max_length=16, embedding_dim=16, layers=2, heads=2)
+
+
+def settings_on(device: str, objectives: Objectives) -> Train:
+    return Train(
+        embedding_dim=16,
+        layers=1,
+        max_length=16,
+        epochs=6,
+        learning_rate=0.01,
+        batch_size=32,
+        objectives=objectives,
+        device=device,
+    )
 
 
 def inputs(users: int, length: int) -> dict[str, torch.Tensor]:
@@ -42,7 +59,7 @@ def test_compiled_blocks_compute_the_same_at_any_size() -> None:
 
 def test_bf16_trains_and_validates_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """CPUs compute bfloat16 as well; a score in it could not be written to the buffer of float32 scores."""
-    settings = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, learning_rate=0.01, batch_size=32)
+    settings = settings_on("cpu", Objectives())
     runs = [prepared_run(tmp_path / name, settings, users=100) for name in ("exact", "rounded")]
     exact = train(runs[0])
     monkeypatch.setattr(training.train, "precision_on", lambda device: "bf16-mixed")
@@ -53,3 +70,28 @@ def test_bf16_trains_and_validates_in_float32(monkeypatch: pytest.MonkeyPatch, t
 
 def test_precisions() -> None:
     assert precision_on("cpu") == "32-true"
+
+
+@pytest.mark.gpu
+@on_a_gpu
+@pytest.mark.parametrize("objectives", [Objectives(), Objectives(feature_mse=0.5, contrastive=0.5)], ids=["one", "all"])
+def test_a_gpu_trains_what_a_cpu_trains(objectives: Objectives, tmp_path: Path) -> None:
+    found: dict[str, TrainResult] = {}
+    for device in ("cpu", "cuda"):
+        run = prepared_run(tmp_path / device, settings_on(device, objectives), users=200)
+        found[device] = train(run)
+        assert run.figures("train")["device"] == device
+    curves = [json.loads((found[device].directory / CURVES).read_bytes()) for device in found]
+    assert [row["loss"] for row in curves[0]] == pytest.approx([row["loss"] for row in curves[1]], rel=0.1)
+    assert found["cuda"].ndcg == pytest.approx(found["cpu"].ndcg, rel=0.15)
+
+
+@pytest.mark.gpu
+@on_a_gpu
+def test_a_training_on_a_gpu_goes_on_after_it_is_killed(tmp_path: Path) -> None:
+    run = prepared_run(tmp_path, settings_on("cuda", Objectives()), users=200)
+    with start_training(run) as killed:
+        wait_for_checkpoint(run, killed)
+        killed.kill()
+    assert train(run, resume=True).epochs == 6
+    assert len(json.loads((run.path / "train" / CURVES).read_bytes())) == 6

@@ -18,7 +18,13 @@ from training import kmeans, kmeans_cuml, kmeans_dask
 from training.config import Segment
 from training.errors import ConfigError
 from training.kmeans import Engine, assign, choose_engine, fit_files, fit_kmeans, on_one_machine
-from training.kmeans_cuml import cuml_arguments, cuml_dask_arguments, cuml_dask_problem, cuml_problem
+from training.kmeans_cuml import (
+    cuml_arguments,
+    cuml_dask_arguments,
+    cuml_dask_problem,
+    cuml_problem,
+    with_its_tolerance,
+)
 from training.kmeans_settings import KMeansSettings, fixed_k
 from training.kmeans_sklearn import sklearn_arguments
 
@@ -175,6 +181,26 @@ def test_a_warm_start_needs_centroids_of_the_same_kind(engine: Engine) -> None:
 def test_k_out_of_range_is_refused(engine: Engine, k: int) -> None:
     with pytest.raises(ConfigError, match=f"{k} segments of 4 users"):
         fit_kmeans(np.eye(4), k, engine=engine)
+
+
+@engines
+def test_all_engines_end_in_the_same_place(engine: Engine) -> None:
+    start = cloud()[:12]
+    ours, theirs = (
+        fit_kmeans(cloud(), 12, engine=name, settings=warm(), previous=start) for name in (engine, "sklearn")
+    )
+    assert ours.inertia == pytest.approx(theirs.inertia, rel=1e-3)
+    assert np.mean(ours.labels == theirs.labels) > 0.98
+
+
+@pytest.mark.parametrize("tolerance", [0.0, 1e-4, 0.1])
+def test_the_tolerance_of_cuml_is_above_0_and_ends_no_run_earlier(tolerance: float) -> None:
+    points, k = cloud(), 12
+    its = with_its_tolerance(KMeansSettings(tolerance=tolerance), points, k).tolerance
+    inertia = fit_kmeans(points, k, restarts=1).inertia
+    moves = tolerance * points.var(axis=0).mean()
+    assert 0 < its <= max(moves, 1e-11)
+    assert its <= max(len(points) / k * moves / inertia, 1e-11), "the share of inertia that such moves save"
 
 
 @pytest.mark.gpu

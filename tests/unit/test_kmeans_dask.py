@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from server.core.segments import normalised
-from training.errors import LogError
+from training.errors import ConfigError, LogError
 from training.kmeans import fit_files, fit_kmeans
-from training.kmeans_cuml import blocks
+from training.kmeans_cuml import blocks, cuml_problem
+from training.kmeans_cuml import fit_parts as fit_on_gpus
 from training.kmeans_dask import Partwise, client_on, lloyd, parts_for, scalable_plus_plus
 from training.kmeans_parts import Part, parts_of, shape_of
 from training.kmeans_settings import KMeansSettings
@@ -243,3 +244,10 @@ def test_files_of_different_dimensions_are_said(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.zeros((2, 4)))
     with pytest.raises(LogError, match=r"a\.npy has 3, b\.npy has 4"):
         shape_of([tmp_path / "a.npy", tmp_path / "b.npy"])
+
+
+@pytest.mark.skipif(not cuml_problem(), reason="cuML can run here")
+def test_workers_that_cannot_load_cuml_are_told_of(dask_client: Any, tmp_path: Path) -> None:
+    parts = parts_of([saved(tmp_path, cloud())], 250)
+    with pytest.raises(ConfigError, match=r"A worker of K-means engine cuml_dask cannot load cuML \(No module"):
+        fit_on_gpus(dask_client, parts, 5, KMeansSettings())
