@@ -10,7 +10,7 @@ from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
-from training.linear_probe import USERS_A_CLASS, labels_of, probe
+from training.linear_probe import USERS_A_CLASS, Label, labels_of, probe
 from training.parts import Part, part_of
 from training.segment_embedding import SegmentEmbedding, UserEncoder
 from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
@@ -140,6 +140,17 @@ def test_probes_tell_what_is_there_and_nothing_else() -> None:
     assert told.accuracy > 0.95
     assert group.majority == 0.25
     assert 0.35 < guessed.auroc < 0.65
+
+
+def test_directions_keep_their_lengths() -> None:
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 2, 200)
+    vectors = rng.normal(scale=0.1, size=(200, 100))
+    vectors[:, 0] = classes + rng.normal(scale=0.7, size=200)
+    label = Label("class", np.arange(200), classes)
+    told = probe(vectors, label, 0).auroc
+    assert told > probe(vectors / vectors.std(0), label, 0).auroc + 0.03
+    assert told == pytest.approx(probe(1000 * vectors + 5, label, 0).auroc, abs=1e-3)
 
 
 def test_segments_are_judged_by_coming_out_again() -> None:
