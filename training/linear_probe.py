@@ -71,8 +71,8 @@ def labels_of(table: pl.DataFrame, user_ids: pl.Series) -> tuple[list[Label], li
 def probe(vectors: NDArray[np.float64], label: Label, seed: int) -> Probe:
     """Cross-validate a logistic regression on `vectors` (U, D), its penalty chosen inside each fold.
 
-    Directions are scaled alike, to a mean variance of 1, so that strengths mean the same for any D. They keep the lengths
-    that a K-means sees: made equally long, those that tell little would drown the others.
+    Directions are scaled alike, to a mean variance of 1, so that strengths mean the same for any D; they keep the
+    lengths that a K-means sees. Made equally long, those that tell little would drown the others.
     """
     centred = vectors[label.rows] - vectors[label.rows].mean(0)
     scaled = centred / math.sqrt(np.mean(centred**2) or 1.0)
