@@ -24,9 +24,10 @@ class SegmentQuality:
 
     K-means starts as often as it does for a release by default: with fewer starts halves agree less. Agreements are
     adjusted Rand indexes (Hubert and Arabie 1985): 1 equal, 0 as by chance. `halves` compares segments made anew of two
-    random halves of each user's events, each seed's of one with each of the other; `halves_placed` puts both halves into the segments of the
-    whole, as a server would; `seeds` compares fits of the whole. `smallest` and `largest` are shares of users.
-    `hr` is HR@10 of each segment's most frequent items on test targets, NaN where nobody has one.
+    random halves of each user's events, those of each seed of one with those of each of the other; `halves_placed` puts
+    both halves into the segments of the whole, as a server would; `seeds` compares fits of the whole. `smallest` and
+    `largest` are shares of users. `hr` is HR@10 of each segment's most frequent items on test targets, NaN where nobody
+    has one.
     """
 
     k: int
