@@ -19,6 +19,7 @@ from training.kmeans_settings import Found, KMeansSettings
 from training.kmeans_start import resized
 
 _SAMPLE = 100_000
+"""Rows that the variance of the points is told from."""
 
 
 def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
@@ -60,9 +61,9 @@ def cuml_dask_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
 def with_its_tolerance(settings: KMeansSettings, points: NDArray[np.float32], k: int) -> KMeansSettings:
     """The same settings with the tolerance that makes cuML end where the other engines do, or a little later.
 
-    cuML's is not relative to the variance of the points (N, D), which is taken from some `_SAMPLE` of them here. It
-    must be above 0, and a run also ends where inertia falls by no more than that share of itself: with k clusters of a
-    size, squared moves that sum to a share `t` of the variance of a dimension lower inertia by some `t / (k * D)`.
+    cuML's is not relative to the variance of the points (N, D), which is told from one or two times `_SAMPLE` of them.
+    It must be above 0, and a run also ends where inertia falls by no more than that share of itself: with k clusters of
+    a size, squared moves that sum to a share `t` of the variance of a dimension lower inertia by some `t / (k * D)`.
     Moves as small as the rounding of float32 are none.
     """
     sample = points[:: max(1, len(points) // _SAMPLE)]
@@ -137,7 +138,7 @@ def fit_parts(
     if previous is not None:
         data = kmeans_dask.Partwise.over(client, parts)
         start = (kmeans_dask.resized(data, previous, k, settings) + data.moments.mean).astype(np.float32)
-    settings = with_its_tolerance(settings, parts[0].read(), k)
+    settings = with_its_tolerance(settings, parts[0].first(_SAMPLE).read(), k)
     arguments = cuml_dask_arguments(k if start is None else len(start), sum(map(len, parts)), settings, start)
     points = blocks(parts, on_gpu=settings.rows_at_once is None)
     model = importlib.import_module("cuml.dask.cluster").KMeans(client=client, **arguments).fit(points)
@@ -149,7 +150,7 @@ def blocks(parts: Sequence[Part], on_gpu: bool) -> Any:
     """A Dask array (N, D) of float32 whose chunks are the parts, as NumPy or CuPy arrays."""
     dask, arrays = importlib.import_module("dask"), importlib.import_module("dask.array")
     library = importlib.import_module("cupy") if on_gpu else np
-    width = parts[0].read().shape[1]
+    width = parts[0].first(1).read().shape[1]
     meta = library.empty((0, 0), np.float32)
     read = dask.delayed(_read)
     chunks = [arrays.from_delayed(read(part, on_gpu), (len(part), width), meta=meta) for part in parts]

@@ -1,7 +1,7 @@
 """Points in files, a part at a time: what the workers of a cluster read, each its own."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +27,10 @@ class Part:
 
     def __len__(self) -> int:
         return self.stop - self.start
+
+    def first(self, rows: int) -> "Part":
+        """Its first `rows`, or all where there are fewer: enough to see what the points are like."""
+        return replace(self, stop=min(self.stop, self.start + rows))
 
     def read(self) -> NDArray[np.float32]:
         """The points (n, D); those of a `.npy` of float32 are mapped, and read where they are used."""

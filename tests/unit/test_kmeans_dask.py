@@ -246,6 +246,13 @@ def test_files_of_different_dimensions_are_said(tmp_path: Path) -> None:
         shape_of([tmp_path / "a.npy", tmp_path / "b.npy"])
 
 
+def test_the_first_rows_of_a_part_are_read_alone(tmp_path: Path) -> None:
+    points = cloud()
+    part = parts_of([saved(tmp_path, points)], 250)[1]
+    np.testing.assert_array_equal(part.first(3).read(), points[250:253])
+    assert len(part.first(1_000)) == len(part) == 250
+
+
 @pytest.mark.skipif(not cuml_problem(), reason="cuML can run here")
 def test_workers_that_cannot_load_cuml_are_told_of(dask_client: Any, tmp_path: Path) -> None:
     parts = parts_of([saved(tmp_path, cloud())], 250)
