@@ -1,19 +1,23 @@
 """What probes measure, on users whose right answer is known."""
 
+from itertools import product
+
 import numpy as np
 import polars as pl
 import pytest
 import torch
 from numpy.typing import NDArray
+from sklearn.metrics import adjusted_rand_score
 
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from training.encoder import Encoder, EncoderShape
+from training.kmeans import fit_kmeans
 from training.linear_probe import USERS_A_CLASS, Label, labels_of, probe
 from training.parts import Part, part_of
 from training.segment_embedding import SegmentEmbedding, UserEncoder
-from training.segment_quality import Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
+from training.segment_quality import SEEDS, Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 from training.sequences import Log, held_out
 from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
 
@@ -166,6 +170,17 @@ def test_segments_are_judged_by_coming_out_again() -> None:
     assert abs(bad.halves) < 0.1
     assert abs(bad.halves_placed) < 0.1
     assert segments_agree(planted[0], planted[1], 4) == 1.0
+
+
+def test_halves_are_compared_over_all_pairs_of_seeds_as_a_release_starts() -> None:
+    """Of points without clusters, where each seed finds other segments, and one start others than several."""
+    halves = tuple(normalised(np.random.default_rng(seed).normal(size=(120, 6))) for seed in (1, 2))
+    views = Views(halves[0], (halves[0], halves[1]), np.ones(120, np.bool_), halves[0][:0])
+    log = log_of([1, 2], [2, 3])
+    nobody = Asked(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
+    one, other = ([fit_kmeans(half, 7, seed=seed).labels for seed in range(SEEDS)] for half in halves)
+    expected = np.mean([adjusted_rand_score(*pair) for pair in product(one, other)])
+    assert segment_quality(views, nobody, 7).halves == pytest.approx(expected)
 
 
 def test_segment_popularity_finds_what_its_users_had() -> None:
