@@ -1,8 +1,8 @@
 """What segments are made of: a forecast of what the user does next, beside what the user did.
 
 What was done is the mean over the encoder's positions and a bag of the history's items; they hold together and
-foretell little. The forecast is learned from them and the encoder's last position, which stands for it where no
-forecast holds together. Linear probes and segments of all three, side by side, are better than of any one
+foretell little. The forecast is learned from them and the encoder's last position, which stands for it where it
+holds together better. Linear probes and segments of all three, side by side, are better than of any one
 (`EXPERIMENTS.md`). The user embedding of a release is the last position, which ranks items, followed by this.
 
 A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
@@ -52,7 +52,7 @@ _AHEAD = (3.0, 2.0)
 they hold together (`EXPERIMENTS.md`)."""
 
 _LAST_AHEAD = (1.4, 1.0, 1.8)
-"""Lengths of last position, mean and bag, where no forecast holds together."""
+"""Lengths of last position, mean and bag, where no forecast holds together as well as it."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
@@ -102,7 +102,7 @@ class SegmentEmbedding(nn.Module):
     def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
         """Learn from the events that training sees.
 
-        The last position stands for a forecast where too few users tell one, or where it does not hold together.
+        The last position stands for a forecast where too few users tell one, or where it holds together better.
         """
         rng = np.random.default_rng(seed)
         shape = encoder.shape
@@ -129,22 +129,28 @@ class SegmentEmbedding(nn.Module):
             return by_last
         made = cls(*parts, torch.from_numpy(found.weights), torch.from_numpy(found.center))
         halves = halves_of(log, preprocessing, embed, seed)
-        return made if not halves or made._weigh([torch.from_numpy(half) for half in halves], seed) else by_last
+        return made._weighed([torch.from_numpy(half) for half in halves], by_last, seed) if halves else made
 
-    def _weigh(self, halves: Sequence[Tensor], seed: int) -> bool:
-        """As far ahead as segments hold together as well as those of counts; whether they do.
+    def _weighed(self, halves: Sequence[Tensor], by_last: Self, seed: int) -> Self:
+        """As far ahead as segments hold together as well as those of counts; else what holds together best.
 
-        `halves` are `parts` of two halves of users' events, (H, D + D + S).
+        `halves` are `parts` of two halves of users' events, (H, D + D + S). `by_last` is what else there is.
         """
         by_counts = agreement_of_halves([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
+        found = {}
         for ahead in _AHEAD:
             self.weights[[0, 2]] = ahead
-            if (
-                agreement_of_halves([functional.normalize(self.joined(half)).numpy() for half in halves], seed)
-                >= by_counts
-            ):
-                return True
-        return False
+            found[ahead] = self._agreement(halves, seed)
+            if found[ahead] >= by_counts:
+                return self
+        steadiest = max(_AHEAD, key=lambda ahead: found[ahead])
+        if by_last._agreement(halves, seed) > found[steadiest]:
+            return by_last
+        self.weights[[0, 2]] = steadiest
+        return self
+
+    def _agreement(self, halves: Sequence[Tensor], seed: int) -> float:
+        return agreement_of_halves([functional.normalize(self.joined(half)).numpy() for half in halves], seed)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
