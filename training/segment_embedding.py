@@ -52,7 +52,7 @@ _AHEAD = (3.0, 2.0)
 they hold together (`EXPERIMENTS.md`)."""
 
 _LAST_AHEAD = (1.4, 1.0, 1.8)
-"""Lengths of last position, mean and bag, where no forecast holds together as well as it."""
+"""Lengths of last position, mean and bag, where it holds together better than the forecast."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
@@ -134,7 +134,7 @@ class SegmentEmbedding(nn.Module):
     def _weighed(self, halves: Sequence[Tensor], by_last: Self, seed: int) -> Self:
         """As far ahead as segments hold together as well as those of counts; else what holds together best.
 
-        `halves` are `parts` of two halves of users' events, (H, D + D + S). `by_last` is what else there is.
+        `halves` are `parts` of two halves of users' events, (H, D + D + S). `by_last` has the last position instead.
         """
         by_counts = agreement_of_halves([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
         found = {}
