@@ -208,7 +208,7 @@ class Train(_Section):
     )
     patience: int = Field(default=5, ge=1, description="Validations without gain before training stops.")
     negatives: int | None = Field(
-        default=None, ge=1, description="Sampled negatives; left out: chosen from the catalogue."
+        default=None, ge=0, description="Sampled negatives, 0: all items; left out: chosen from the catalogue."
     )
     categories: bool | None = Field(
         default=None,

@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
+from training import loss
 from training.config import Clean, Config, Train
 from training.errors import ConfigError, RunError
 from training.evaluate import evaluate
 from training.evaluation import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
 from training.keeper import WEIGHTS
+from training.loss import SAMPLED_NEGATIVES
 from training.prepare import prepare
 from training.runs import CURVES, Run
 from training.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
@@ -102,6 +104,16 @@ def test_time_and_patience_bound_it(tmp_path: Path) -> None:
     assert (run.path / "train" / WEIGHTS).is_file()
     frozen = SETTINGS.model_copy(update={"learning_rate": 1e-12, "patience": 1, "epochs": 50})
     assert train(run, settings=frozen).epochs < 50
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, SAMPLED_NEGATIVES), (0, 0), (7, 7)])
+def test_negatives_of_a_large_catalogue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int | None, taken: int
+) -> None:
+    monkeypatch.setattr(loss, "FULL_SOFTMAX_ITEMS", 10)
+    run = prepared(tmp_path, users=30)
+    train(run, settings=Train.model_validate(SETTINGS.model_dump() | {"epochs": 1, "negatives": asked}))
+    assert run.figures("train")["negatives"] == taken
 
 
 def test_users_too_few_to_validate_still_train(tmp_path: Path) -> None:
