@@ -60,6 +60,8 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], f
     for row in rows:
         table.add_row(*(f"{cell:,.2f}" if isinstance(cell, float) else str(cell) for cell in row))
     console = Console()
+    if not console.is_terminal:  # a file has no width, and 80 columns cut names off
+        console = Console(width=140)
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
     print(json.dumps({**figures, **machine()}))
