@@ -27,28 +27,29 @@ from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import Encoder, HistoryStore, Progress
 from server.adapters.triton import TritonEncoder
 from server.adapters.valkey_store import ValkeyStore
-from server.cache import EmbeddingCache
 from server.core.errors import SetupError
-from server.core.repository import MODEL_NAME, ensure_repository
-from server.core.signature import read_release_key
-from server.embedding import Embedder, MicroBatcher
-from server.guard import Keeper
-from server.loading import Loader
-from server.metrics import Metrics
-from server.pipeline import Pipeline
-from server.promotion import Promotion
-from server.releases import Releases
-from server.routing import Routing
+from server.core.repository.layout import MODEL_NAME, ensure_repository
+from server.core.repository.signature import read_release_key
+from server.monitoring.canary_guard import Keeper
+from server.monitoring.metrics import Metrics
+from server.monitoring.shadow import Shadow
+from server.releases.directory import Shelf
+from server.releases.loader import Loader
+from server.releases.promotion import Promotion
+from server.releases.registry import Releases
+from server.releases.routing import Routing
+from server.releases.traffic_watcher import TrafficFile
 from server.rpc.authorisation import authorisation_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
 from server.rpc.segrec_service import SegrecServicer
 from server.rpc.validation import Clock
+from server.serving.batching import MicroBatcher
+from server.serving.cache import EmbeddingCache
+from server.serving.embedding import Embedder
+from server.serving.pipeline import Pipeline
 from server.settings import Settings
-from server.shadow import Shadow
-from server.shelf import Shelf
-from server.traffic_file import TrafficFile
 
 log = logging.getLogger(__name__)
 

@@ -8,16 +8,16 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
 from training.config import Config
+from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
-from training.evaluate import evaluate
-from training.export import export
-from training.prepare import prepare
-from training.publish import Push, publish
+from training.evaluation.evaluate import evaluate
+from training.fit.train import train
+from training.model.export import export
+from training.publish.publish import Push, publish
 from training.runs import UPSTREAM, Progress, Run, fingerprint
-from training.segment import segment
-from training.train import train
+from training.segments.segment import segment
 
 STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from server.core.errors import DamagedRelease
-from server.core.release import Release, read_release
-from server.core.repository import MODEL_NAME, RELEASE_NAME
+from server.core.release import Release
+from server.core.repository.layout import MODEL_NAME, RELEASE_NAME
+from server.core.repository.read import read_release
 from training.errors import PublishError
 from training.runs import write_atomically
 

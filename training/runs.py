@@ -251,3 +251,9 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def training_seconds(run: Run) -> float:
+    """How long a run was trained; for one made of others, all of them together."""
+    figures = run.figures("train")
+    return float(figures.get("training_seconds", run.record()["stages"]["train"]["seconds"]))

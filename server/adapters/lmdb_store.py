@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 import lmdb
 
 from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.adapters.ports import Progress
-from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
 

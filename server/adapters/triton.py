@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server.core.errors import EncoderUnavailable, SetupError
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.repository.layout import MODEL_NAME, OUTPUT
 
 logger = logging.getLogger(__name__)
 

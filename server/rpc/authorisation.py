@@ -6,7 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from server.core.errors import NotAllowed, SetupError
-from server.rpc.typing import Context
+from server.rpc.grpc_types import Context
 from server.settings import Settings
 
 METADATA_KEY = "authorization"

@@ -11,9 +11,9 @@ from server.core.history import Event
 from server.core.profiles import Migration, SegmentProfile
 from server.core.ranking import Ranked, Reason
 from server.core.release import Release
-from server.live import Figures
-from server.pipeline import Answer, Degraded
-from server.releases import State, Status
+from server.monitoring.release_stats import Figures
+from server.releases.registry import State, Status
+from server.serving.answer import Answer, Degraded
 
 TOP_ITEMS = 20
 """How many of a segment's items its profile shows."""

@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from server.core.errors import SetupError
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 from server.rpc.interceptor import CallInterceptor
 from server.settings import Settings
 

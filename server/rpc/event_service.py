@@ -7,13 +7,13 @@ from segrec.v1 import event_service_pb2_grpc
 
 from server.core.errors import InvalidArgument, SegrecError
 from server.core.history import Event
-from server.metrics import Metrics
-from server.pipeline import Pipeline
-from server.releases import Releases
+from server.monitoring.metrics import Metrics
+from server.releases.registry import Releases
 from server.rpc.conversion import event_message
 from server.rpc.errors import row_status
-from server.rpc.typing import Context
+from server.rpc.grpc_types import Context
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
+from server.serving.pipeline import Pipeline
 
 DEFAULT_HISTORY_LIMIT = 100
 

@@ -10,10 +10,10 @@ from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
 
 from server.core.errors import InvalidArgument, SegrecError
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 from server.rpc.decoding import UNREADABLE, tolerant
 from server.rpc.errors import trailing_metadata
-from server.rpc.typing import Context, Handler
+from server.rpc.grpc_types import Context, Handler
 
 log = logging.getLogger(__name__)
 

@@ -6,10 +6,11 @@ from segrec.v1 import model_service_pb2 as pb
 from segrec.v1 import model_service_pb2_grpc
 
 from server.core.errors import InvalidArgument
-from server.live import Live
-from server.promotion import Promotion
+from server.monitoring.release_stats import Live
+from server.releases.promotion import Promotion
 from server.rpc.authorisation import Authorisation
 from server.rpc.conversion import release_message
+from server.rpc.grpc_types import Context
 from server.rpc.traffic_messages import (
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
@@ -17,7 +18,6 @@ from server.rpc.traffic_messages import (
     record_message,
     wanted_of,
 )
-from server.rpc.typing import Context
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):

@@ -11,14 +11,14 @@ from segrec.v1 import segrec_service_pb2_grpc
 from server.core.errors import InvalidArgument, NotFound, SegrecError
 from server.core.ranking import Query, Ranked
 from server.core.release import Release
-from server.metrics import Metrics
-from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
-from server.routing import Route, Routing
+from server.monitoring.metrics import Metrics
+from server.monitoring.shadow import Shadow
+from server.releases.routing import Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
+from server.rpc.grpc_types import Context
 from server.rpc.streams import answered_in_order
-from server.rpc.typing import Context
 from server.rpc.validation import (
     MAX_USERS_PER_CHUNK,
     Clock,
@@ -28,7 +28,8 @@ from server.rpc.validation import (
     pin_of,
     query_of,
 )
-from server.shadow import Shadow
+from server.serving.answer import Answer, Degraded
+from server.serving.pipeline import NO_ANSWER, Pipeline
 
 REPLY_SECONDS = 0.05
 """Kept back from a caller's deadline for everything after the encoder."""

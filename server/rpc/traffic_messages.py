@@ -7,8 +7,8 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
-from server.core.traffic import Guard, Traffic
-from server.promotion import Wanted
+from server.core.repository.traffic import Guard, Traffic
+from server.releases.promotion import Wanted
 from server.rpc.validation import in_range
 
 LARGEST_RELEASE = 10**18 - 1

@@ -19,7 +19,7 @@ from segrec.v1.segrec_service_pb2 import (
 from server.core.errors import InvalidArgument
 from server.core.history import ID_MAX_BYTES, Event, History, history_of
 from server.core.ranking import Query, Strategy
-from server.routing import NO_PIN, Alias, Pin
+from server.releases.routing import NO_PIN, Alias, Pin
 from server.rpc.decoding import NOT_UTF8
 
 MAX_USERS_PER_CHUNK = 1024

@@ -100,7 +100,7 @@ def test_arrays_and_weights_are_loaded_without_pickle() -> None:
 
 def test_the_two_triton_configurations_are_one() -> None:
     committed = ROOT / "model_repository/user_encoder/config.pbtxt"
-    assert committed.read_bytes() == (ROOT / "server/core/config.pbtxt").read_bytes()
+    assert committed.read_bytes() == (ROOT / "server/core/repository/config.pbtxt").read_bytes()
 
 
 def tree(kind: type[SegrecError]) -> Iterator[type[SegrecError]]:

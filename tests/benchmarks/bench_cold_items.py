@@ -26,14 +26,15 @@ from server.core.features import batches
 from server.core.preprocessing import Preprocessing
 from tests.benchmarks.common import show
 from training.config import Config, Text
-from training.demo import CONFIG as DEMO
-from training.demo import write_demo
+from training.data.demo import CONFIG as DEMO
+from training.data.demo import write_demo
+from training.data.item_text import VECTORS
+from training.data.prepare import prepare
+from training.data.sequences import HeldOut, Log, chosen, history_features, read_log, seen_pairs
+from training.fit.train import train
 from training.metrics import hit_rate, ndcg_each, target_ranks
-from training.prepare import prepare
+from training.model.weights import load_encoder
 from training.runs import Run
-from training.sequences import HeldOut, Log, chosen, history_features, read_log, seen_pairs
-from training.text import VECTORS
-from training.train import load_encoder, train
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 HELD_OUT_SHARE = 0.1

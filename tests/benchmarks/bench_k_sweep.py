@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import silhouette_score
 
 from tests.benchmarks.common import show
-from training.k_measures import Fitter, place
-from training.k_scene import Scene
-from training.k_sweep import Limits, sweep
+from training.segments.measures import Fitter, place
+from training.segments.sweep import Limits, sweep
+from training.segments.views import Scene
 
 GROUPS = 8
 SPREAD = 0.2

@@ -30,9 +30,9 @@ import psutil
 from numpy.typing import NDArray
 
 from server.core.segments import normalised
-from training.kmeans import assign, fit_files, fit_kmeans
-from training.kmeans_cuml import cuml_problem
-from training.kmeans_settings import KMeansSettings
+from training.kmeans.cuml_engine import cuml_problem
+from training.kmeans.fit import assign, fit_files, fit_kmeans
+from training.kmeans.settings import KMeansSettings
 
 WRITTEN_AT_ONCE = 100_000
 EVERY_SECONDS = 0.2
@@ -161,7 +161,7 @@ def with_sklearn(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.fl
 def with_ours(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
     """Ours on scikit-learn, with its history, labels and inertia."""
     points = np.load(path, allow_pickle=False)
-    from training import kmeans_sklearn  # noqa: F401  # loading scikit-learn is not fitting
+    from training.kmeans import sklearn_engine  # noqa: F401  # loading scikit-learn is not fitting
 
     start = time.perf_counter()
     result = fit_kmeans(points, options.k, restarts=options.restarts)

@@ -23,8 +23,8 @@ import torch
 
 from tests.benchmarks.common import show
 from tests.support.logs import planted_log
+from training.fit.train import CHECKPOINT
 from training.runs import Run
-from training.train import CHECKPOINT
 
 LIMIT_MIB = 8 * 1024
 SMALL = 60_000
@@ -82,7 +82,17 @@ def measured(stage: str, directory: Path, minutes: float) -> tuple[float, int]:
         "train": ["--max-minutes", str(minutes)],
         "segment": ["--repository", str(directory / "repository")],
     }.get(stage, [])
-    command = [sys.executable, "-m", "training.cli", stage, "--runs", str(directory / "runs"), "--run", "bench", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "training.cli.main",
+        stage,
+        "--runs",
+        str(directory / "runs"),
+        "--run",
+        "bench",
+        *more,
+    ]
     start = time.perf_counter()
     process = subprocess.Popen(command)
     _, status, usage = os.wait4(process.pid, 0)

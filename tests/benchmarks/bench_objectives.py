@@ -17,15 +17,15 @@ from pathlib import Path
 import torch
 
 from tests.benchmarks.common import show
-from training import demo
 from training.config import Config, Objectives
-from training.evaluate import evaluate
-from training.evaluation import LEAVE_ONE_OUT
-from training.prepare import prepare
-from training.probe import probe_run
+from training.data import demo
+from training.data.prepare import prepare
+from training.evaluation.evaluate import evaluate
+from training.evaluation.probe import probe_run
+from training.evaluation.results import LEAVE_ONE_OUT
+from training.evaluation.user_vectors import LAST, MEAN, SEGMENT
+from training.fit.train import train
 from training.runs import Run
-from training.train import train
-from training.user_vectors import LAST, MEAN, SEGMENT
 
 DATA = Path("../shared/data")
 ROWS = {

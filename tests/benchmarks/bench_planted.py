@@ -20,13 +20,13 @@ from sklearn.metrics import adjusted_rand_score
 from tests.benchmarks.common import show
 from tests.support.logs import write_planted
 from training.config import Config
-from training.export import export
-from training.k_sweep import sweep_run
+from training.data.prepare import prepare
+from training.fit.train import train
+from training.model.export import export
 from training.pipeline import with_overrides
-from training.prepare import prepare
 from training.runs import Run
-from training.segment import segment
-from training.train import train
+from training.segments.segment import segment
+from training.segments.sweep import sweep_run
 
 NOISES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 MODERATE = 0.4

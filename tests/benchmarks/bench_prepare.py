@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from training.config import Clean, Config
-from training.prepare import prepare
+from training.data.prepare import prepare
 from training.runs import Run
 
 LEAST = 5

@@ -18,14 +18,14 @@ import torch
 from rich.console import Console
 
 from tests.benchmarks.common import show
-from training import demo
 from training.config import Config
+from training.data import demo
+from training.data.prepare import prepare
+from training.evaluation.probe import KS, ProbeResult, probe_run
+from training.evaluation.user_vectors import BOTH, BY_HAND, LAST, MEAN, SEGMENT, SVD
+from training.fit.train import train
 from training.pipeline import with_overrides
-from training.prepare import prepare
-from training.probe import KS, ProbeResult, probe_run
 from training.runs import Run
-from training.train import train
-from training.user_vectors import BOTH, BY_HAND, LAST, MEAN, SEGMENT, SVD
 
 DATA = Path("../shared/data")
 FLOORS = {

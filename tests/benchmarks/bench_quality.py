@@ -36,16 +36,16 @@ from numpy.typing import NDArray
 from server.core.preprocessing import Preprocessing
 from tests.benchmarks.common import machine
 from tests.benchmarks.peers.environment import python_of
-from training import demo
 from training.config import Config
-from training.evaluate import evaluate
-from training.evaluation import ENCODER, LEAVE_ONE_OUT, RANKS, TREND
-from training.keeper import METRIC
+from training.data import demo
+from training.data.prepare import prepare
+from training.data.sequences import held_out, in_training, read_first_events
+from training.evaluation.evaluate import evaluate
+from training.evaluation.results import ENCODER, LEAVE_ONE_OUT, RANKS, TREND
+from training.fit.callbacks import METRIC
+from training.fit.train import train
 from training.metrics import LIST_LENGTH, bootstrap_interval, coverage, ndcg_each, ranking_metrics
-from training.prepare import prepare
 from training.runs import CURVES, Run
-from training.sequences import held_out, in_training, read_first_events
-from training.train import train
 
 DATA = Path("../shared/data")
 DEMO = "demo"

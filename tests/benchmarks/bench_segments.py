@@ -25,10 +25,10 @@ from rich.console import Console
 from tests.benchmarks.bench_probes import FLOORS, HITS, trained
 from tests.benchmarks.common import show
 from training.errors import RunError
-from training.export import export
-from training.k_sweep import KSweep, sweep_run
-from training.probe import KS, segment_figures
+from training.evaluation.probe import KS, segment_figures
+from training.model.export import export
 from training.runs import Run, write_atomically
+from training.segments.sweep import KSweep, sweep_run
 
 
 def main() -> None:

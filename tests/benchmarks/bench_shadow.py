@@ -20,7 +20,7 @@ from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
-from server.core.traffic import change_traffic
+from server.core.repository.traffic import change_traffic
 from tests.benchmarks.bench_unary import latencies, p99, rate
 from tests.benchmarks.common import realistic_release, show, write_histories
 from tests.support.server import ServerProcess

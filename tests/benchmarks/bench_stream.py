@@ -24,10 +24,10 @@ from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
 from server.adapters.lmdb_store import LmdbStore
 from server.core.features import batches, features_of
 from server.core.history import History
-from server.core.release import read_release
+from server.core.repository.read import read_release
 from tests.benchmarks.common import realistic_release, show, write_histories
 from tests.support.server import ServerProcess
-from training.embed import open_session
+from training.model.onnx_inference import open_session
 
 GOAL = 0.70
 

@@ -33,17 +33,18 @@ from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.adapters.lmdb_store import LmdbStore
-from server.core.audit import What
 from server.core.features import batches, features_of
 from server.core.history import History
 from server.core.ranking import Query, Strategy, Subject, rank
-from server.core.release import Release, read_release
-from server.core.repository import MODEL_NAME
+from server.core.release import Release
+from server.core.repository.audit import What
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
+from server.core.repository.traffic import Traffic, change_traffic, rolled_back
 from server.core.segments import nearest, next_item_part, segment_part
-from server.core.traffic import Traffic, change_traffic, rolled_back
 from tests.benchmarks.common import another_release, realistic_release, show, write_histories
 from tests.support.server import ServerProcess
-from training.embed import open_session
+from training.model.onnx_inference import open_session
 
 LOAD_SHARE, P99_GOAL = 0.80, 2.0
 CONCURRENCY = 32

@@ -21,13 +21,13 @@ import numpy as np
 import torch
 
 from tests.benchmarks.common import show
-from training.adam import LazyAdamW
 from training.config import Config, Train
-from training.next_item import NextItemModule
-from training.prepare import prepare
+from training.data.prepare import prepare
+from training.fit.batching import Windows
+from training.fit.lightning_module import NextItemModule
+from training.fit.optimizer import LazyAdamW
+from training.fit.train import train
 from training.runs import Run
-from training.sequences import Windows
-from training.train import train
 
 DATA = Path("../shared/data")
 WARM_UP = 20

@@ -17,13 +17,14 @@ from onnx import numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from server.core.release import Golden, Manifest, record_of
+from server.core.release import Golden, Manifest
+from server.core.repository.read import record_of
 from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
-from training.encoder import Encoder, EncoderShape
-from training.export import random_inputs, write_onnx
-from training.forecast import RANK
-from training.segment_embedding import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder
+from training.model.encoder import Encoder, EncoderShape
+from training.model.export import random_inputs, write_onnx
+from training.model.forecast import RANK
+from training.model.user_encoder import BAG_DIM, BAG_HISTORY, SegmentEmbedding, UserEncoder
 
 ITEMS = 20_000
 MAX_LENGTH = 50

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.kmeans_cuml import cuml_arguments, cuml_dask_arguments
-from training.kmeans_settings import KMeansSettings
+from training.kmeans.cuml_engine import cuml_arguments, cuml_dask_arguments
+from training.kmeans.settings import KMeansSettings
 
 VERSION = "26.10.0"
 PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--only-binary", ":all:")

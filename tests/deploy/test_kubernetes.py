@@ -172,7 +172,7 @@ def test_servers_and_training_share_the_owner_of_the_repository() -> None:
 
 
 def test_the_training_command_is_one_that_there_is() -> None:
-    from training.cli import app
+    from training.cli.main import app
 
     first, *arguments = container("base", "training")["args"]
     group = typer.main.get_command(app)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from server.metrics import Metrics
+from server.monitoring.metrics import Metrics
 from tests.deploy.support import PORTS, TRITON_PORTS
 from tests.support.triton import ROOT
 

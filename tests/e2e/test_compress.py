@@ -11,25 +11,27 @@ from typer.testing import CliRunner, Result
 
 from server.core.features import GAP_START, batches
 from server.core.preprocessing import Preprocessing
-from server.core.release import GOLDEN_TOLERANCE, Release, read_release
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.release import GOLDEN_TOLERANCE, Release
+from server.core.repository.layout import MODEL_NAME, OUTPUT
+from server.core.repository.read import read_release
 from server.core.segments import next_item_part
 from tests.support.logs import write_planted
-from training.cli import app
-from training.compress import WAYS, CompressResult, Row, compress
+from training.cli.main import app
 from training.config import Clean, Config, Train
-from training.embed import open_session
-from training.encoder import Encoder
+from training.data.prepare import prepare
+from training.data.sequences import held_out, history_features, read_sequences
+from training.derive.compress import WAYS, CompressResult, Row, compress
+from training.derive.fuse import FuseResult, fuse
 from training.errors import ConfigError, RunError
-from training.evaluate import evaluate
-from training.export import MODEL, export
-from training.fuse import FuseResult, fuse
-from training.prepare import prepare
-from training.publish import publish
+from training.evaluation.evaluate import evaluate
+from training.fit.train import train
+from training.model.encoder import Encoder
+from training.model.export import MODEL, export
+from training.model.onnx_inference import open_session
+from training.model.weights import load_encoder
+from training.publish.publish import publish
 from training.runs import Run
-from training.segment import segment
-from training.sequences import held_out, history_features, read_sequences
-from training.train import load_encoder, train
+from training.segments.segment import segment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,16 +12,16 @@ import pytest
 from playwright.sync_api import Browser, Page
 from segrec import SegrecClient
 
-from server.core.release import read_release
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from tests.support.browser import CONTRAST, offline_page
 from tests.support.segments import Place, released
 from tests.support.server import START_SECONDS, StartServer
 from training.config import Config
-from training.diff_answers import answers, draw
-from training.diff_figures import Diff
-from training.placing import read_events
-from training.report_diff import page_of
+from training.reports.diff.answers import answers, draw
+from training.reports.diff.figures import Diff
+from training.reports.diff.page import page_of
+from training.segments.placement import read_events
 
 NARROWEST, DESKTOP = 375, 1280
 USERS = 240

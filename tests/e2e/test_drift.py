@@ -7,14 +7,14 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from server.core.release import read_manifest
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_manifest
 from tests.support.logs import planted_log
 from tests.support.segments import Place, released
-from training.drift import Drift
-from training.drift_reference import DRIFT_REFERENCE, read_reference
 from training.errors import RunError
+from training.reports.drift import Drift
 from training.repository import find_release
+from training.segments.drift_reference import DRIFT_REFERENCE, read_reference
 
 NEW_ITEM = pl.concat_str(pl.lit("new-"), "item_id").alias("item_id")
 SHAPE = {"items": 40, "segments": 4, "events_per_user": 16}

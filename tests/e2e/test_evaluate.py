@@ -12,16 +12,16 @@ from safetensors.torch import load_file
 
 from server.core.preprocessing import Preprocessing
 from tests.support.logs import fashionable, planted_items, planted_log
-from training.baselines import by_similar_items
-from training.compare import compare, table
 from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
+from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
-from training.evaluate import LATELY, NEW_ITEMS, evaluate, protocols
-from training.evaluation import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
-from training.keeper import WEIGHTS
-from training.prepare import prepare
+from training.evaluation.baselines import by_similar_items
+from training.evaluation.compare import compare, table
+from training.evaluation.evaluate import LATELY, NEW_ITEMS, evaluate, protocols
+from training.evaluation.results import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
+from training.fit.train import train
+from training.model.weights import WEIGHTS
 from training.runs import Run
-from training.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,17 +9,18 @@ import polars as pl
 import pytest
 
 from server.core.profiles import Migration
-from server.core.release import Release, read_release
-from server.core.repository import MODEL_NAME
+from server.core.release import Release
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from server.core.segments import normalised
 from tests.support.logs import planted_items, planted_log
 from tests.support.releases import write_mean_encoder
 from training.config import Config
-from training.migration import read_migration
-from training.prepare import prepare
-from training.publish import Push, publish
+from training.data.prepare import prepare
+from training.publish.publish import Push, publish
 from training.runs import Run
-from training.segment import segment
+from training.segments.migration import read_migration
+from training.segments.segment import segment
 
 GROUPS, ITEMS, DIM, USERS = 6, 60, 16, 60
 """Planted groups, their items in all, and users of each group."""

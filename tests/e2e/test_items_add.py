@@ -12,22 +12,24 @@ from typer.testing import CliRunner, Result
 from server.core.features import batches, features_of
 from server.core.history import Event, history_of
 from server.core.ranking import Query, Strategy, Subject, rank
-from server.core.release import Release, read_release, record_of
-from server.core.repository import MODEL_NAME
+from server.core.release import Release
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release, record_of
 from server.core.segments import next_item_part
 from tests.support.logs import START_MS, write_planted
 from tests.support.releases import tiny_release
-from training.cli import app
+from training.cli.main import app
 from training.config import Config, Segment, Text, Train
-from training.embed import embed
-from training.export import export
-from training.items import add_items
-from training.prepare import prepare
-from training.publish import publish
+from training.data.prepare import prepare
+from training.fit.train import train
+from training.model.export import export
+from training.model.onnx_inference import embed
+from training.model.text_projection import TextProjection
+from training.model.weights import load_encoder
+from training.publish.add_items import add_items
+from training.publish.publish import publish
 from training.runs import Run
-from training.segment import segment
-from training.text_projection import TextProjection
-from training.train import load_encoder, train
+from training.segments.segment import segment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,14 +11,14 @@ from typer.testing import CliRunner, Result
 from tests.e2e.test_training_cli import place_in
 from tests.support.logs import write_planted
 from tests.support.releases import write_mean_encoder
-from training.cli import app
+from training.cli.main import app
 from training.config import Config
-from training.k_measures import HALVES_FROM
-from training.k_sweep import K_SWEEP, read_sweep, sweep_run
-from training.prepare import prepare
+from training.data.prepare import prepare
 from training.runs import Run
-from training.segment import segment
-from training.segmentation import Segmentation
+from training.segments.measures import HALVES_FROM
+from training.segments.result import Segmentation
+from training.segments.segment import segment
+from training.segments.sweep import K_SWEEP, read_sweep, sweep_run
 
 DIM = 64
 

@@ -11,10 +11,10 @@ from polars.testing import assert_frame_equal
 from segrec import SegrecClient
 from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
 
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
 from tests.support.segments import Place, released
 from tests.support.server import START_SECONDS, StartServer
-from training.tables import scan_table
+from training.data.tables import scan_table
 
 COLUMNS = {"user_id": pl.String, "segment_id": pl.Int64, "distance": pl.Float32}
 DOUBT = {"confidence": pl.Float32, "runner_up_segment_id": pl.Int64, "confident": pl.Boolean} | {

@@ -7,14 +7,14 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.logs import write_planted
-from training.cli import app
+from training.cli.main import app
 from training.config import Config, Train
+from training.data.prepare import prepare
 from training.errors import LogError, RunError
-from training.prepare import prepare
-from training.probe import METRICS, probe_run
+from training.evaluation.probe import METRICS, probe_run
+from training.evaluation.user_vectors import MEAN, SEGMENT, SVD
+from training.fit.train import train
 from training.runs import Run
-from training.train import train
-from training.user_vectors import MEAN, SEGMENT, SVD
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,13 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core.release import read_release
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from tests.e2e.test_segment import GROUPS, USERS, assignments, exported_run, repository
 from tests.unit.test_naming import chat, serving
-from training.publish import publish
+from training.publish.publish import publish
 from training.runs import Run
-from training.segment import segment
+from training.segments.segment import segment
 
 __all__ = ["repository"]
 

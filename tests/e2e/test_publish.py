@@ -10,17 +10,18 @@ import onnx
 import polars as pl
 import pytest
 
-from server.core.release import Golden, read_release
-from server.core.repository import MODEL_NAME
+from server.core.release import Golden
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from tests.support.releases import group_history, tiny_release
-from training import publish as publishing
 from training.config import Config
+from training.data.prepare import prepare
 from training.errors import PublishError, RunError, TrainingError
-from training.prepare import prepare
-from training.publish import CONFIG, publish
+from training.publish import publish as publishing
+from training.publish.publish import CONFIG, publish
 from training.repository import newest_release, release_numbers
 from training.runs import Run
-from training.segmentation import Segmentation
+from training.segments.result import Segmentation
 
 ROOT = Path(__file__).parents[2]
 

@@ -12,15 +12,15 @@ import pytest
 from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
-from server.core.audit import read_audit
 from server.core.release import Golden
-from server.core.repository import OUTPUT
-from server.core.traffic import change_traffic
+from server.core.repository.audit import read_audit
+from server.core.repository.layout import OUTPUT
+from server.core.repository.traffic import change_traffic
 from tests.e2e.test_publish import finished_run
-from training.cli import app
+from training.cli.main import app
 from training.config import Publish
 from training.errors import PublishError
-from training.publish import Push, publish
+from training.publish.publish import Push, publish
 from training.repository import release_numbers
 from training.runs import Run
 
@@ -163,7 +163,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, reposito
     onnx.save(model, str(run.path / "export" / "model.onnx"))
     words = ["publish", "--run", "run", "--runs", str(tmp_path / "runs"), "--repository", str(repository)]
     done = subprocess.run(
-        [sys.executable, "-c", "from training.cli import main; main()", *words],
+        [sys.executable, "-c", "from training.cli.main import main; main()", *words],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
         capture_output=True,
         text=True,
@@ -179,7 +179,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, reposito
 def test_of_two_pushes_at_once_one_wins_and_the_other_is_told(tmp_path: Path, repository: Path) -> None:
     finished_run(tmp_path)
     finished_run(tmp_path, run_id="other")
-    code = "from training.cli import main; main()"
+    code = "from training.cli.main import main; main()"
     places = ["--runs", str(tmp_path / "runs"), "--repository", str(repository)]
     pushes = [
         subprocess.Popen(

@@ -13,9 +13,9 @@ from server.core.profiles import Flow
 from tests.support.browser import CONTRAST, offline_page
 from tests.support.logs import write_planted
 from tests.support.reports import fill, write_moves, write_sweep
-from training.cli import app
+from training.cli.main import app
 from training.runs import Run
-from training.segmentation import Segmentation
+from training.segments.result import Segmentation
 
 SEGMENTS = 4
 QUICK = f"""

@@ -12,20 +12,21 @@ from sklearn.metrics import adjusted_rand_score
 
 from server.core.features import features_of
 from server.core.history import Event, history_of
-from server.core.release import Release, read_release
-from server.core.repository import MODEL_NAME
+from server.core.release import Release
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from server.core.segments import nearest, normalised
 from tests.support.logs import fashionable, write_planted
 from tests.support.releases import write_mean_encoder
-from training.clusters import bounded
 from training.config import Config
-from training.embed import embed
+from training.data.prepare import prepare
 from training.errors import ConfigError, LogError, RunError
-from training.kmeans_cuml import cuml_problem
-from training.prepare import prepare
-from training.publish import publish
+from training.kmeans.cuml_engine import cuml_problem
+from training.model.onnx_inference import embed
+from training.publish.publish import publish
 from training.runs import Run
-from training.segment import segment
+from training.segments.clusters import bounded
+from training.segments.segment import segment
 
 USERS, ITEMS, GROUPS, DIM = 120, 40, 4, 16
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import adjusted_rand_score
 
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
 from tests.e2e.test_segment import assignments, exported_run, planted_labels
-from training.publish import publish
-from training.segment import segment
+from training.publish.publish import publish
+from training.segments.segment import segment
 
 
 def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> None:

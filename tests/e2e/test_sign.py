@@ -4,14 +4,14 @@ from pathlib import Path
 
 from typer.testing import CliRunner, Result
 
-from server.core.audit import read_audit
-from server.core.release import read_release
-from server.core.repository import MODEL_NAME
-from server.core.signature import MANIFEST_SIGNATURE, read_release_key
+from server.core.repository.audit import read_audit
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
+from server.core.repository.signature import MANIFEST_SIGNATURE, read_release_key
 from tests.e2e.test_publish import finished_run
 from tests.support.segments import ran
 from tests.support.signing import write_keys
-from training.cli import app
+from training.cli.main import app
 
 
 def published(tmp_path: Path, *more: str) -> Result:

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from server.core.traffic import TRAFFIC, read_traffic
+from server.core.repository.traffic import TRAFFIC, read_traffic
 from tests.support.releases import tiny_release
-from training.cli import app
+from training.cli.main import app
 from training.repository import release_numbers
 
 

@@ -10,16 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
-from training import loss
 from training.config import Clean, Config, Train
+from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
-from training.evaluate import evaluate
-from training.evaluation import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
-from training.keeper import WEIGHTS
-from training.loss import SAMPLED_NEGATIVES
-from training.prepare import prepare
+from training.evaluation.evaluate import evaluate
+from training.evaluation.results import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
+from training.fit.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
+from training.model import loss
+from training.model.loss import SAMPLED_NEGATIVES
+from training.model.weights import WEIGHTS
 from training.runs import CURVES, Run
-from training.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,12 +10,12 @@ import torch
 from typer.testing import CliRunner
 
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
-from training.cli import app
+from training.cli.main import app
 from training.config import Train
 from training.errors import ConfigError
+from training.fit.distributed import World
+from training.fit.train import train
 from training.runs import Run
-from training.train import train
-from training.world import World
 
 # Sampled negatives, and steps whose windows cannot be shared out evenly; the last step has one window only.
 SETTINGS = Train(

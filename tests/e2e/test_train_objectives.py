@@ -9,11 +9,11 @@ from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
 from training.config import Clean, Config, Objectives, Train
+from training.data.prepare import prepare
 from training.errors import RunError
-from training.keeper import WEIGHTS
-from training.prepare import prepare
+from training.fit.train import CHECKPOINT, train
+from training.model.weights import WEIGHTS, load_encoder
 from training.runs import CURVES, Run
-from training.train import CHECKPOINT, load_encoder, train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

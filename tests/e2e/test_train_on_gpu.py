@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import training.train
+import training.fit.train
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
 from training.config import Objectives, Train
-from training.encoder import Encoder, EncoderShape
+from training.fit.train import TrainResult, precision_on, train
+from training.model.encoder import Encoder, EncoderShape
 from training.runs import CURVES
-from training.train import TrainResult, precision_on, train
 
 on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no usable NVIDIA GPU")
 
@@ -62,7 +62,7 @@ def test_bf16_trains_and_validates_in_float32(monkeypatch: pytest.MonkeyPatch, t
     settings = settings_on("cpu", Objectives())
     runs = [prepared_run(tmp_path / name, settings, users=100) for name in ("exact", "rounded")]
     exact = train(runs[0])
-    monkeypatch.setattr(training.train, "precision_on", lambda device: "bf16-mixed")
+    monkeypatch.setattr(training.fit.train, "precision_on", lambda device: "bf16-mixed")
     rounded = train(runs[1])
     assert (weights_of(runs[0])["norm.weight"] != weights_of(runs[1])["norm.weight"]).any()
     assert rounded.ndcg == pytest.approx(exact.ndcg, rel=0.1)

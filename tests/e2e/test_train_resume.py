@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-import training.train
+import training.fit.train
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
-from training.checkpoints import AtomicCheckpoints
 from training.config import Train
+from training.fit.checkpoints import AtomicCheckpoints
+from training.fit.train import CHECKPOINT, train
 from training.runs import Progress, Run
-from training.train import CHECKPOINT, train
 
 STEPS = 6
 """Steps an epoch, each in two pieces."""
@@ -90,7 +90,7 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint(tmp_path: Path, whole: 
 
 
 def test_an_epoch_goes_on_in_its_middle(tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.train, "CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr(training.fit.train, "CHECKPOINT_MINUTES", 0)
     run = prepared_run(tmp_path, SETTINGS, users=40)
     with pytest.raises(Cut):
         train(run, progress=cut_after(2 * STEPS + 3))

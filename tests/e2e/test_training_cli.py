@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from server.core.release import read_release
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from tests.support.logs import write_planted
-from training.cli import app
+from training.cli.main import app
 from training.config import Config
 from training.errors import ConfigError
 from training.pipeline import STAGES, with_overrides

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from tests.support.logs import planted_log, write_planted
 from tests.support.server import START_SECONDS, ServerProcess, StartServer
 from tests.support.waiting import wait_until
-from training.cli import app
+from training.cli.main import app
 
 ROOT = Path(__file__).parents[2]
 

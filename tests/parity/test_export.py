@@ -12,14 +12,14 @@ from safetensors.torch import save_file
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from server.core.repository import OUTPUT
-from training import keeper, train
-from training.embed import embed, open_session
-from training.encoder import Encoder, EncoderShape
+from server.core.repository.layout import OUTPUT
 from training.errors import RunError
-from training.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
+from training.model import weights
+from training.model.encoder import Encoder, EncoderShape
+from training.model.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
+from training.model.onnx_inference import embed, open_session
+from training.model.user_encoder import SegmentEmbedding, UserEncoder
 from training.runs import Run
-from training.segment_embedding import SegmentEmbedding, UserEncoder
 
 SHAPE = EncoderShape(item_count=50, action_count=3, max_length=20, embedding_dim=16, layers=2, heads=2)
 BAG_HISTORY = 48
@@ -52,8 +52,8 @@ def result(encoder: UserEncoder, tmp_path_factory: pytest.TempPathFactory) -> Ex
         )
         (stage.directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
     with run.stage("train") as stage:
-        (stage.directory / train.SHAPE).write_text(json.dumps(asdict(SHAPE)))
-        save_file(encoder.encoder.state_dict(), stage.directory / keeper.WEIGHTS)
+        (stage.directory / weights.SHAPE).write_text(json.dumps(asdict(SHAPE)))
+        save_file(encoder.encoder.state_dict(), stage.directory / weights.WEIGHTS)
         assert encoder.segments
         encoder.segments.write(stage.directory)
     return export(run)

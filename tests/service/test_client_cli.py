@@ -13,7 +13,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from segrec import cli
+from segrec.cli import main
 
 from tests.support.fake_segrec import WAIT_SECONDS, FakeSegrec, StreamLost
 
@@ -41,20 +41,20 @@ def records(text: str) -> list[dict[str, Any]]:
 
 
 def test_segments_are_printed_as_a_table_or_json(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["segment", "ab", "cold", "torn"]) == 0
+    assert main.main(["segment", "ab", "cold", "torn"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["user", "segment", "label", "confidence", "distance", "release", "events", "note"]
     assert lines[1].split() == ["ab", "3", "Segment", "3", "0.8750", "0.2500", "1", "5"]
     assert lines[2].split() == ["cold", "1", "0", "no", "history"]
     assert lines[3].endswith("no confident segment, short history")
-    assert cli.main(["segment", "ab", "--json"]) == 0
+    assert main.main(["segment", "ab", "--json"]) == 0
     assert records(capsys.readouterr().out)[0]["segment_id"] == 3
 
 
 def test_a_bad_user_does_not_keep_the_others_from_their_answer(
     fake: FakeSegrec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["recommend", "bad", "ab", "--top-k", "2", "--json"]) == 2
+    assert main.main(["recommend", "bad", "ab", "--top-k", "2", "--json"]) == 2
     output = capsys.readouterr()
     assert output.err == "segrec: 'bad': The user id is bad\n"
     assert [record["user_id"] for record in records(output.out)] == ["ab"]
@@ -76,7 +76,7 @@ def test_a_bad_user_does_not_keep_the_others_from_their_answer(
 def test_errors_are_one_sentence_and_a_code(
     fake: FakeSegrec, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, message: str
 ) -> None:
-    assert cli.main(arguments) == code
+    assert main.main(arguments) == code
     output = capsys.readouterr()
     assert message in output.err
     assert (output.out, output.err.count("\n")) == ("", 1)
@@ -89,29 +89,29 @@ def test_a_server_that_is_not_there_is_named(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     fake.stop()
-    assert cli.main(arguments) == 4
+    assert main.main(arguments) == 4
     assert f"No server answers at {fake.address}: start it with `segrec-serve`" in capsys.readouterr().err
     assert os.listdir() == ["users.csv"]
 
 
 def test_a_wrong_option_is_a_usage_error(fake: FakeSegrec) -> None:
     with pytest.raises(SystemExit) as caught:
-        cli.main(["segment", "ab", "--timeout", "0"])
+        main.main(["segment", "ab", "--timeout", "0"])
     assert caught.value.code == 2
 
 
 def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
     Path("events.csv").write_text("user_id,item_id,action,value,timestamp\nu,i,view,2.5,1700000000\n", encoding="utf-8")
-    assert cli.main(["record", "events.csv"]) == 0
+    assert main.main(["record", "events.csv"]) == 0
     for arguments in (["segments"], ["segments", "1"], ["releases"], ["releases", "2"], ["history", "u"]):
-        assert cli.main(arguments) == 0
+        assert main.main(arguments) == 0
     text = capsys.readouterr().out
     assert "Tea ×2.5" in text
     assert "since release 7, of 1,200 users known to both" in text
     assert "new: 1, 2\nsplit: 3 → 1, 2\n" in text
     assert "state: active" in text
     assert "2023-11-14T22:13:20Z  view    i     2.5000" in text
-    assert cli.main(["erase", "u", "--json"]) == 0
+    assert main.main(["erase", "u", "--json"]) == 0
     assert records(capsys.readouterr().out) == [{"user_id": "u", "erased_event_count": 1}]
 
 
@@ -122,11 +122,11 @@ def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(
     lines += [f"u{n},i,view,,2024-01-01T00:00:00Z" for n in range(1500)]
     lines += ["bad,i,view,,", "u,i,view,many,", "u,i,view,,yesterday", "u,,view,,", "u,i,view,,"]
     Path("events.csv").write_text("\n".join(lines), encoding="utf-8")
-    assert cli.main(["record", "events.csv"]) == 5
+    assert main.main(["record", "events.csv"]) == 5
     output = capsys.readouterr()
     assert output.out == "read 1,505 = stored 1,501 + already there 0 + refused 4\n"
     assert [line.split(":")[0] for line in output.err.splitlines()] == ["Row 1502", "Row 1503", "Row 1504", "Row 1501"]
-    assert cli.main(["record", "events.csv", "--json"]) == 5
+    assert main.main(["record", "events.csv", "--json"]) == 5
     assert records(capsys.readouterr().out)[-1] == {
         "read": 1505,
         "stored": 0,
@@ -143,7 +143,7 @@ def test_a_stream_writes_every_user_once_in_order(
     users = [*USERS, "bad", "", "slow", "cold", 'quoted "one", 二']
     pl.DataFrame({"user_id": users}).write_parquet("users.parquet")
     arguments = ["stream", "--users", "users.parquet", "--out", f"out{suffix}", "--json"]
-    assert cli.main(arguments) == 5
+    assert main.main(arguments) == 5
     assert [row["user_id"] for row in read(f"out{suffix}")] == users
     summary = records(capsys.readouterr().out)[0]
     assert [summary[name] for name in ("read", "answered", "failed", "degraded")] == [2005, 2003, 2, 1]
@@ -155,7 +155,7 @@ def test_a_stream_writes_every_user_once_in_order(
 def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> None:
     out = f"out{suffix}"
     arguments = ["stream", "--users", users_file, "--out", out, "--recommend", "--top-k", "2", "--exclude-item", "i1"]
-    assert cli.main(arguments) == 0
+    assert main.main(arguments) == 0
     rows = read(out)
     if suffix == ".ndjson":
         assert [[item["item_id"] for item in row["items"]] for row in rows] == [["i2", "i3"]] * 2000
@@ -170,7 +170,7 @@ def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> 
 def test_a_stream_tells_how_sure_each_segment_is(fake: FakeSegrec, suffix: str, recommend: bool) -> None:
     Path("users.csv").write_text("user_id\nab\ntorn\ncold\n", encoding="utf-8")
     arguments = ["stream", "--users", "users.csv", "--out", f"out{suffix}"]
-    assert cli.main(arguments + ["--recommend", "--top-k", "1"] * recommend) == 0
+    assert main.main(arguments + ["--recommend", "--top-k", "1"] * recommend) == 0
     rows = read(f"out{suffix}")
     assert [row["state"] for row in rows] == ["assigned", "no_confident_segment", "no_history"]
     assert [float(row["confidence"] or 0) for row in rows] == [0.875, 0.25, 0.0]
@@ -190,20 +190,20 @@ def test_counts_that_do_not_add_up_have_a_code_of_their_own(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.script.summary_error = 1
-    assert cli.main(["stream", "--users", users_file, "--out", "out.csv"]) == 6
+    assert main.main(["stream", "--users", users_file, "--out", "out.csv"]) == 6
     assert "The server counted 2001 users" in capsys.readouterr().err
     assert not Path("out.csv").exists()
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
 def test_a_killed_stream_goes_on_where_it_was(fake: FakeSegrec, users_file: str, suffix: str) -> None:
-    assert cli.main(["stream", "--users", users_file, "--out", f"whole{suffix}", "--chunk-size", "50"]) == 0
+    assert main.main(["stream", "--users", users_file, "--out", f"whole{suffix}", "--chunk-size", "50"]) == 0
     arguments = ["stream", "--users", users_file, "--out", f"out{suffix}", "--chunk-size", "50"]
     kill_when_stalled(fake, arguments, 20, signal.SIGKILL)
     with open(f"out{suffix}.part", "ab") as part:
         part.write(b"half a row of us")
-    assert cli.main(arguments) == 2
-    assert cli.main([*arguments, "--resume"]) == 0
+    assert main.main(arguments) == 2
+    assert main.main([*arguments, "--resume"]) == 0
     assert read(f"out{suffix}") == read(f"whole{suffix}")
     assert sorted(os.listdir()) == sorted([f"whole{suffix}", f"out{suffix}", "users.csv"])
 
@@ -216,7 +216,7 @@ def test_an_interrupted_stream_says_how_to_go_on(fake: FakeSegrec, users_file: s
     assert code == 130
     assert f"{done:,} users are done and kept; go on with:\n  segrec stream --users" in text
     assert "Traceback" not in text
-    assert cli.main([*arguments, "--resume"]) == 0
+    assert main.main([*arguments, "--resume"]) == 0
     assert [row["user_id"] for row in read("out.csv")] == USERS
     assert fake.script.answered_chunks - first_count < 60
 
@@ -235,7 +235,9 @@ def kill_when_stalled(
             raise StreamLost
 
     fake.script.before_answer = hold
-    with subprocess.Popen([sys.executable, "-m", "segrec.cli", *arguments], stderr=subprocess.PIPE, text=True) as child:
+    with subprocess.Popen(
+        [sys.executable, "-m", "segrec.cli.main", *arguments], stderr=subprocess.PIPE, text=True
+    ) as child:
         assert reached.wait(WAIT_SECONDS)
         child.send_signal(number)
         _, text = child.communicate(timeout=WAIT_SECONDS)
@@ -258,14 +260,14 @@ def test_resuming_something_else_is_refused(
         Path("out.csv.part").write_text("", encoding="utf-8")
     else:
         arguments += ["--release", "2"]
-    assert cli.main([*arguments, "--resume"]) == 2
+    assert main.main([*arguments, "--resume"]) == 2
     assert "Cannot resume" in capsys.readouterr().err
 
 
 def test_resuming_what_is_complete_is_refused(fake: FakeSegrec, users_file: str) -> None:
     arguments = ["stream", "--users", users_file, "--out", "out.csv"]
-    assert cli.main(arguments) == 0
-    assert cli.main([*arguments, "--resume"]) == 2
+    assert main.main(arguments) == 0
+    assert main.main([*arguments, "--resume"]) == 2
     assert len(read("out.csv")) == 2000
 
 
@@ -277,7 +279,7 @@ def test_a_server_that_goes_away_for_a_moment_is_not_noticed(fake: FakeSegrec, u
             raise StreamLost
 
     fake.script.before_answer = lose_once
-    assert cli.main(["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "100"]) == 0
+    assert main.main(["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "100"]) == 0
     assert [row["user_id"] for row in read("out.csv")] == USERS
 
 
@@ -290,13 +292,13 @@ def test_a_stalled_server_ends_the_stream_in_time(
         release.wait(WAIT_SECONDS)
 
     fake.script.before_answer = hold
-    assert cli.main(["stream", "--users", users_file, "--out", "out.csv", "--timeout", "0.3"]) == 4
+    assert main.main(["stream", "--users", users_file, "--out", "out.csv", "--timeout", "0.3"]) == 4
     release.set()
     assert "has answered nothing for 0.3 s" in capsys.readouterr().err
 
 
 def test_a_broken_pipe_is_silent(fake: FakeSegrec) -> None:
-    command = f"{sys.executable} -m segrec.cli segments --json | true; echo ${{PIPESTATUS[0]}}"
+    command = f"{sys.executable} -m segrec.cli.main segments --json | true; echo ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=WAIT_SECONDS, check=True)
     assert result.stdout in ("141\n", "0\n")
     assert result.stderr == ""

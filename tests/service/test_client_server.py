@@ -4,7 +4,8 @@ import csv
 from pathlib import Path
 
 import pytest
-from segrec import Event, ModelClient, SegrecClient, UserEvent, cli
+from segrec import Event, ModelClient, SegrecClient, UserEvent
+from segrec.cli import main
 from segrec.errors import InvalidArgument, NotFound
 
 from tests.support.server import ServerProcess
@@ -25,7 +26,7 @@ def test_events_segments_and_streams_agree(running_server: ServerProcess, tmp_pa
         assert client.record(events).duplicate_count == len(USERS)
         one = client.segment(USERS[0])
     address = ["--address", running_server.address]
-    assert cli.main(["stream", "--users", str(users), "--out", str(out), "--chunk-size", "64", *address]) == 5
+    assert main.main(["stream", "--users", str(users), "--out", str(out), "--chunk-size", "64", *address]) == 5
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["user_id"] for row in rows] == [*USERS, "x" * 300]

@@ -16,8 +16,9 @@ from onnx import TensorProto, helper, numpy_helper
 from segrec.v1 import model_service_pb2
 from segrec.v1.model_service_pb2 import RELEASE_STATE_ACTIVE, RELEASE_STATE_FAILED, ListReleasesRequest
 
-from server.core.release import Manifest, record_of
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.release import Manifest
+from server.core.repository.layout import MODEL_NAME, OUTPUT
+from server.core.repository.read import record_of
 from tests.e2e.test_kill_under_load import NO_CACHE, USERS, serving
 from tests.support.load import Load
 from tests.support.releases import tiny_release

@@ -7,8 +7,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from segrec import ModelClient, SegrecClient
 from segrec.v1.model_service_pb2 import ReleaseState
 
-from server.core.repository import MODEL_NAME
-from server.core.signature import sign_manifest
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.signature import sign_manifest
 from tests.support.releases import tiny_release
 from tests.support.server import StartServer
 from tests.support.waiting import wait_until

@@ -6,12 +6,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from segrec import ModelClient, SegrecClient, cli
+from segrec import ModelClient, SegrecClient
+from segrec.cli import main
 from segrec.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
 from segrec.v1.model_service_pb2 import Guard, ReleaseState
 
-from server.core.audit import read_audit
-from server.core.traffic import TRAFFIC, change_traffic, read_traffic
+from server.core.repository.audit import read_audit
+from server.core.repository.traffic import TRAFFIC, change_traffic, read_traffic
 from tests.support.releases import tiny_release
 from tests.support.server import ServerProcess, StartServer
 from tests.support.waiting import wait_until
@@ -229,20 +230,20 @@ def test_refused_changes_name_their_field_and_change_nothing(pair: Pair) -> None
 
 def test_the_command_shows_sets_and_takes_back(pair: Pair, capsys: pytest.CaptureFixture[str]) -> None:
     address = ["--address", pair.servers[0].model_address]
-    assert cli.main(["traffic", "1=100", "--reason", "first", "--by", "me", *address]) == 0
-    assert cli.main(["traffic", "2=5", "--shadow", "3", "--guard", "errors=0.01,p99=50ms", *address]) == 0
+    assert main.main(["traffic", "1=100", "--reason", "first", "--by", "me", *address]) == 0
+    assert main.main(["traffic", "2=5", "--shadow", "3", "--guard", "errors=0.01,p99=50ms", *address]) == 0
     capsys.readouterr()
-    assert cli.main(["traffic", "2=10", *address]) == 0
+    assert main.main(["traffic", "2=10", *address]) == 0
     shown = capsys.readouterr().out
     assert "stable   90 %  release 1" in shown
     assert "canary   10 %  release 2" in shown
     assert "shadow   0 %  release 3" in shown
     assert "max_error_share 0.01, max_p99_seconds 0.05, window_seconds 30, min_answer_count 100" in shown
-    assert cli.main(["rollback", *address]) == 0
+    assert main.main(["rollback", *address]) == 0
     assert "Release 2 is no canary any more" in capsys.readouterr().out
-    assert cli.main(["traffic", *address]) == 0
+    assert main.main(["traffic", *address]) == 0
     assert "canary" not in capsys.readouterr().out
-    assert cli.main(["segment", "anyone", "--release", "canary", "--address", pair.servers[0].address]) == 3
+    assert main.main(["segment", "anyone", "--release", "canary", "--address", pair.servers[0].address]) == 3
     assert "no canary" in capsys.readouterr().err
 
 
@@ -277,7 +278,7 @@ def test_with_a_token_only_who_has_it_may_change_the_traffic(
                 with pytest.raises(PermissionDenied, match="token"):
                     change()
     command = ["traffic", "1=100", "--address", server.model_address, "--token-file"]
-    assert cli.main([*command, str(wrong)]) == 1
+    assert main.main([*command, str(wrong)]) == 1
     assert "token" in capsys.readouterr().err
-    assert cli.main([*command, str(right)]) == 0
+    assert main.main([*command, str(right)]) == 0
     assert read_traffic(tmp_path / "repository").stable == 1

@@ -11,9 +11,10 @@ from onnx import numpy_helper
 from segrec.v1 import model_service_pb2
 from segrec.v1 import segrec_service_pb2 as pb
 
-from server.core.audit import read_audit
-from server.core.release import Confidence, Manifest, record_of
-from server.core.traffic import Guard, Traffic, change_traffic, read_traffic
+from server.core.release import Confidence, Manifest
+from server.core.repository.audit import read_audit
+from server.core.repository.read import record_of
+from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
 from tests.service.test_segrec_service import record
 from tests.support.releases import CONFIDENCE, group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs

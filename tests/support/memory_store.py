@@ -5,8 +5,8 @@ from itertools import count
 from pathlib import Path
 
 from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.adapters.ports import Progress
-from server.adapters.rows import erasure_mark, loaded_row, read_row, read_row_or_none
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History, event_count_of, merge
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.core.errors import EncoderUnavailable
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
 from tests.support.releases import encode_with_onnx
 from tests.support.waiting import wait_until_async
 

@@ -30,8 +30,9 @@ from server.core.profiles import (
     Spend,
     Trait,
 )
-from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, record_of, with_item_hashes
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, with_item_hashes
+from server.core.repository.layout import MODEL_NAME, OUTPUT
+from server.core.repository.read import record_of
 from server.core.segments import normalised
 
 ACTIONS = {"view": 0.3, "cart": 0.6, "purchase": 1.0, "return": -1.0}

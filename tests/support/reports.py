@@ -7,7 +7,7 @@ import numpy as np
 from server.core.profiles import ActionShare, Activity, Change, Flow, Migration, SegmentProfile, Spend, Trait
 from training.config import Config
 from training.runs import Run
-from training.segmentation import Segmentation
+from training.segments.result import Segmentation
 
 
 def fill(run: Run, *notes: str, trait: str = "Silent films") -> Segmentation:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner, Result
 
 from tests.support.logs import write_planted
-from training.cli import app
+from training.cli.main import app
 
 CONFIG = """
 [train]

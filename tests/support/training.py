@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
 from training.config import Clean, Config, Train
-from training.encoder import Encoder
-from training.export import random_inputs
-from training.keeper import WEIGHTS
-from training.prepare import prepare
+from training.data.prepare import prepare
+from training.fit.train import CHECKPOINT
+from training.model.encoder import Encoder
+from training.model.export import random_inputs
+from training.model.weights import WEIGHTS
 from training.runs import Run
-from training.train import CHECKPOINT
 
 ROOT = Path(__file__).parents[2]
 
@@ -50,7 +50,7 @@ def weights_of(run: Run) -> dict[str, torch.Tensor]:
 def start_training(run: Run, *more: str, processes: int = 1) -> subprocess.Popen[str]:
     """`segrec-train train`, by torchrun where several processes are asked for; output goes to a pipe."""
     launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "--"]
-    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "training.cli", "train"]
+    command = [sys.executable, "-m", *(launcher if processes > 1 else []), "training.cli.main", "train"]
     return subprocess.Popen(
         [*command, "--runs", str(run.path.parent), "--run", run.path.name, *more],
         cwd=ROOT,

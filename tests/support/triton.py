@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from server.adapters.embedded_triton import EmbeddedTriton, install_environment, launch
 from server.adapters.embedded_triton.environment import DEFAULT_PATH
 from server.adapters.triton import TritonEncoder
-from server.core.repository import MODEL_NAME
+from server.core.repository.layout import MODEL_NAME
 from tests.support.onnx_models import write_tiny_encoder
 
 ROOT = Path(__file__).parents[2]

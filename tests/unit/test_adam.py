@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.adam import LazyAdamW, clip_gradients
-from training.encoder import Encoder, EncoderShape
-from training.loss import NextItemLoss
+from training.fit.optimizer import LazyAdamW, clip_gradients
+from training.model.encoder import Encoder, EncoderShape
+from training.model.loss import NextItemLoss
 
 ITEMS, DIM = 60_000, 16
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from training.cleaning import (
+from training.config import Clean, Missing, MissingColumns, Outliers
+from training.data.cleaning import (
     DAY_MS,
     Account,
     clean,
@@ -22,10 +23,9 @@ from training.cleaning import (
     sort_events,
     treat_outliers,
 )
-from training.config import Clean, Missing, MissingColumns, Outliers
+from training.data.log_reader import Log
+from training.data.split import Split
 from training.errors import LogError
-from training.reading import Log
-from training.split import Split
 
 NOW = 1_700_000_000_000
 IDS = ("user_id", "item_id", "action")

@@ -8,10 +8,10 @@ from typing import Any
 import grpc
 import polars as pl
 import pytest
+from segrec.cli.input_file import InputFile
+from segrec.cli.record import event_of
+from segrec.cli.records import table
 from segrec.errors import InvalidArgument, NotFound, PermissionDenied, SegrecError, error_of_status
-from segrec.files import InputFile
-from segrec.recording import event_of
-from segrec.tables import table
 from segrec.v1.common_pb2 import RowStatus
 
 

@@ -1,7 +1,7 @@
 """Live figures as the client shows them."""
 
 from google.protobuf.duration_pb2 import Duration
-from segrec.live import live_record, live_sentences
+from segrec.cli.release_stats import live_record, live_sentences
 from segrec.v1.model_service_pb2 import LiveFigures, Release
 
 QUIET = LiveFigures(window=Duration(seconds=12), answer_count=0, error_share=0.5)

@@ -1,8 +1,8 @@
 """What `segrec traffic` makes of what people type."""
 
 import pytest
+from segrec.cli.traffic import changed, guard_of
 from segrec.errors import InvalidArgument
-from segrec.traffic import changed, guard_of
 from segrec.v1.model_service_pb2 import (
     Guard,
     ListReleasesResponse,

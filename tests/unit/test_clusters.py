@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from server.core.segments import nearest
-from training.clusters import cluster, large_enough
-from training.kmeans_settings import KMeansSettings
+from training.kmeans.settings import KMeansSettings
+from training.segments.clusters import cluster, large_enough
 
 
 def around(angles: list[float], sizes: list[int]) -> NDArray[np.float32]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from training.columns import ROLES, action_weights, find_columns, require_columns
 from training.config import ActionSetting
+from training.data.columns import ROLES, action_weights, find_columns, require_columns
 from training.errors import LogError
 
 

@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.segments import Nearest, margin
-from training.confidence import DROPPED_SHARE, KNOTS, calibrate, calibration_error, fit_curve
 from training.config import Segment
-from training.kmeans import assign
-from training.sequences import Log
+from training.data.sequences import Log
+from training.kmeans.fit import assign
+from training.segments.confidence import DROPPED_SHARE, KNOTS, calibrate, calibration_error, fit_curve
 
 MAX_LENGTH = 30
 CENTROIDS = np.eye(2, dtype=np.float32)

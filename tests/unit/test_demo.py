@@ -6,10 +6,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from training import demo
 from training.config import Config
+from training.data import demo
+from training.data.prepare import prepare
 from training.errors import LogError
-from training.prepare import prepare
 from training.runs import Run
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.profiles import Activity, SegmentProfile, Trait
-from training.describing import LONGEST_NAME, describe, in_words, labels_of, percent, times
+from training.profiles.labels import LONGEST_NAME, describe, in_words, labels_of, percent, times
 
 
 def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:

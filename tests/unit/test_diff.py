@@ -10,17 +10,19 @@ import polars as pl
 import pytest
 
 from server.core.profiles import Migration
-from server.core.release import Confidence, Release, read_release, record_of, with_item_hashes
-from server.core.repository import MODEL_NAME
-from server.core.traffic import change_traffic
+from server.core.release import Confidence, Release, with_item_hashes
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release, record_of
+from server.core.repository.traffic import change_traffic
 from tests.support.releases import CONFIDENCE, START_MS, item_id, tiny_release
-from training import diff_words as words
-from training.cli_diff import numbered
-from training.diff import compared, items_of, same_test
-from training.diff_answers import NO_ITEM, Answers, answers, draw, seen_rows
-from training.diff_figures import Diff, SameTest
+from training.cli.diff import numbered
 from training.errors import ConfigError, LogError
-from training.report_diff import page_of
+from training.reports.diff import wording as words
+from training.reports.diff.answers import NO_ITEM, Answers, answers, draw
+from training.reports.diff.diff import compared, items_of, same_test
+from training.reports.diff.figures import Diff, SameTest
+from training.reports.diff.page import page_of
+from training.segments.placement import seen_rows
 
 GROUPS, EACH = 4, 30
 

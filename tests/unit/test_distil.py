@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from training import distil
-from training.distil import TEACHER_SHARE, Teacher
-from training.encoder import Encoder, EncoderShape
-from training.sequences import Batch
+from training.fit import distillation
+from training.fit.batching import Batch
+from training.fit.distillation import TEACHER_SHARE, Teacher
+from training.model.encoder import Encoder, EncoderShape
 
 SHAPE = EncoderShape(item_count=30, action_count=2, max_length=8, embedding_dim=8, layers=1, heads=1)
 
@@ -43,7 +43,7 @@ def test_nothing_is_left_to_learn_from_an_equal(
     inputs: Batch, small_catalogue: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not small_catalogue:
-        monkeypatch.setattr(distil, "FULL_SOFTMAX_ITEMS", 10)
+        monkeypatch.setattr(distillation, "FULL_SOFTMAX_ITEMS", 10)
     student = sharp(1)
     assert loss_of(sharp(1), student, inputs).item() == pytest.approx(0, abs=1e-5)
     assert loss_of(sharp(2), student, inputs).item() > 0.01

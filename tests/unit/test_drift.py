@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from server.core.release import Confidence
 from server.core.segments import margin, nearest, normalised
-from training.drift import VERDICTS, compare, embedding_shift, psi, unknown_share
-from training.drift_reference import DriftReference, reference_of
-from training.kmeans import fit_kmeans
+from training.kmeans.fit import fit_kmeans
+from training.reports.drift import VERDICTS, compare, embedding_shift, psi, unknown_share
+from training.segments.drift_reference import DriftReference, reference_of
 
 DIM, SEGMENTS, USERS, NEW, DRAWS = 32, 6, 1000, 300, 200
 CENTERS = np.random.default_rng(0).normal(size=(SEGMENTS, DIM))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from training.dropout import Dropout
+from training.model.dropout import Dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])

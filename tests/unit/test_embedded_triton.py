@@ -29,7 +29,7 @@ from server.adapters.triton import (
     read_embeddings,
 )
 from server.core.errors import EncoderUnavailable, SetupError
-from server.core.repository import MODEL_NAME, OUTPUT
+from server.core.repository.layout import MODEL_NAME, OUTPUT
 from tests.support.onnx_models import random_inputs, write_tiny_encoder
 from tests.support.triton import ROOT
 

@@ -8,8 +8,10 @@ import pytest
 
 from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.history import EMPTY, history_of
-from server.core.release import Release, read_release
-from server.embedding import Embedder, MicroBatcher
+from server.core.release import Release
+from server.core.repository.read import read_release
+from server.serving.batching import MicroBatcher
+from server.serving.embedding import Embedder
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import CONFIDENCE, group_history, tiny_release
 

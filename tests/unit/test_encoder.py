@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training.encoder import Encoder, EncoderShape
-from training.export import random_inputs
-from training.loss import NextItemLoss, choose_negatives
+from training.model.encoder import Encoder, EncoderShape
+from training.model.export import random_inputs
+from training.model.loss import NextItemLoss, choose_negatives
 
 SHAPE = EncoderShape(item_count=30, action_count=3, max_length=16, embedding_dim=16, layers=3, heads=2)
 

@@ -10,8 +10,8 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from tests.unit.test_probe import PREPROCESSING, log_of, planted_vectors
-from training.forecast import Bags, Forecast, agreement_of_halves, halves_of, learn_forecast
-from training.sequences import Log
+from training.data.sequences import Log
+from training.model.forecast import Bags, Forecast, agreement_of_halves, halves_of, learn_forecast
 
 ITEMS = 40
 BAGS = Bags(np.arange(ITEMS + 1, dtype=np.int32), np.vstack([np.zeros(ITEMS), np.eye(ITEMS)]).astype(np.float32))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.fuse import MEMBERS_MAX, choose, weights_to_choose_from
+from training.derive.fuse import MEMBERS_MAX, choose, weights_to_choose_from
 
 
 @pytest.mark.parametrize("count", range(2, MEMBERS_MAX + 1))

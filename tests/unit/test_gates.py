@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from server.core.release import read_release
-from server.core.traffic import TRAFFIC, Traffic
+from server.core.repository.read import read_release
+from server.core.repository.traffic import TRAFFIC, Traffic
 from tests.support.releases import tiny_release
-from training.active_gate import active_release, quality_gate, segment_gates
-from training.compare import difference_of
 from training.config import Publish
 from training.errors import PublishError
-from training.gates import Gate, decide, vocabulary_gate
+from training.evaluation.compare import difference_of
+from training.publish.active_gate import active_release, quality_gate, segment_gates
+from training.publish.gates import Gate, decide, vocabulary_gate
 
 GOOD = Gate("good", "1", "1")
 HARD = Gate("hard", "0", "1", "It is wrong.")

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from server.core.audit import read_audit
-from server.core.traffic import Guard, Traffic, change_traffic, read_traffic
-from server.guard import Keeper, verdict
-from server.live import Live
+from server.core.repository.audit import read_audit
+from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
+from server.monitoring.canary_guard import Keeper, verdict
+from server.monitoring.release_stats import Live
 from tests.support.ticking import Clock
 from tests.unit.test_live import STALE, SURE, UNSURE, call, figures_of
 
@@ -158,7 +158,7 @@ async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_her
     def refuse(*_: object, **__: object) -> None:
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr("server.guard.change_traffic", refuse)
+    monkeypatch.setattr("server.monitoring.canary_guard.change_traffic", refuse)
     await watch(keeper, clock, 10)
     for _ in range(15):  # pinned requests still reach it
         live.answered(8, [UNSURE] * 10)
@@ -185,7 +185,7 @@ async def test_a_check_that_fails_does_not_end_the_watch(
             stop.set()
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("server.guard.CHECK_SECONDS", 0.001)
+    monkeypatch.setattr("server.monitoring.canary_guard.CHECK_SECONDS", 0.001)
     monkeypatch.setattr(keeper, "check", fail)
     await asyncio.wait_for(keeper.watch(stop), 10)
     assert checks == 3

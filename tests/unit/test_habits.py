@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from server.core.profiles import Activity, Spend
-from training.habits import DAY_MS, Habits, habits_of
+from training.profiles.activity import DAY_MS, Habits, habits_of
 
 HOUR_MS = 3_600_000
 MONDAY = 4 * DAY_MS

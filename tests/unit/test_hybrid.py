@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from training.hybrid import DEFAULT_WEIGHT, WEIGHTS, Mixer
-from training.kmeans_settings import KMeansSettings
-from training.sequences import Log
+from training.data.sequences import Log
+from training.kmeans.settings import KMeansSettings
+from training.ranking.hybrid import DEFAULT_WEIGHT, WEIGHTS, Mixer
 
 ITEMS, GROUPS, USERS, LENGTH = 40, 2, 60, 12
 DAY_MS = 86_400_000

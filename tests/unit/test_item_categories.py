@@ -9,11 +9,11 @@ import torch
 
 from server.core.features import Features
 from tests.support.training import assert_plain_is_the_same
-from training.encoder import Encoder, EncoderShape
-from training.item_categories import CATEGORIES_AN_ITEM, CategoryTower, ItemCategories, read_item_categories
-from training.loss import NextItemLoss
-from training.sequences import Log
-from training.train import FEW_EVENTS_AN_ITEM, choose_categories
+from training.data.sequences import Log
+from training.fit.train import FEW_EVENTS_AN_ITEM, choose_categories
+from training.model.category_tower import CATEGORIES_AN_ITEM, CategoryTower, ItemCategories, read_item_categories
+from training.model.encoder import Encoder, EncoderShape
+from training.model.loss import NextItemLoss
 
 SHAPE = EncoderShape(item_count=6, action_count=3, max_length=16, embedding_dim=16, layers=2, heads=2)
 CATEGORIES = ItemCategories(np.array([[1, 2], [1, 0], [2, 0], [0, 0], [1, 2], [2, 0]], np.int32), 2)

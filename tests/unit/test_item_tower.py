@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from tests.support.training import assert_plain_is_the_same
-from training.encoder import Encoder, EncoderShape
+from training.data.item_text import ItemText, TextSource
 from training.errors import ConfigError
-from training.item_tower import ItemTower, whitened
-from training.loss import NextItemLoss
-from training.text import ItemText, TextSource
+from training.model.encoder import Encoder, EncoderShape
+from training.model.loss import NextItemLoss
+from training.model.text_tower import ItemTower, whitened
 
 SHAPE = EncoderShape(item_count=30, action_count=3, max_length=16, embedding_dim=16, layers=2, heads=2)
 SOURCE = TextSource(model="", model_dim=0, file_dim=12, probe=())

@@ -13,14 +13,14 @@ from sklearn.metrics import silhouette_score
 
 from server.core.features import Features
 from server.core.segments import normalised
+from training.cli.options import k_of
+from training.data.sequences import HeldOut, Log, seen_pairs
 from training.errors import ConfigError
-from training.k_measures import Fitter, Past, Placed, Shapes, Steadiness, halves_agree, lift, place, stability
-from training.k_scene import Scene
-from training.k_sweep import KRow, KSweep, Limits, candidates, checked_range, choose, sweep
 from training.metrics import target_ranks
-from training.segment_quality import Asked, asked_of, ranks_of
-from training.sequences import HeldOut, Log, seen_pairs
-from training.told import k_of
+from training.segments.measures import Fitter, Past, Placed, Shapes, Steadiness, halves_agree, lift, place, stability
+from training.segments.quality import Asked, asked_of, ranks_of
+from training.segments.sweep import KRow, KSweep, Limits, candidates, checked_range, choose, sweep
+from training.segments.views import Scene
 
 
 def blobs(groups: int, each: int = 60, spread: float = 0.2, dim: int = 16, seed: int = 0) -> NDArray[np.float32]:

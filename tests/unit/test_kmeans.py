@@ -14,19 +14,19 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from server.core.segments import normalised
-from training import kmeans, kmeans_cuml, kmeans_dask
 from training.config import Segment
 from training.errors import ConfigError
-from training.kmeans import Engine, assign, choose_engine, fit_files, fit_kmeans, on_one_machine
-from training.kmeans_cuml import (
+from training.kmeans import cuml_engine, dask_engine, fit
+from training.kmeans.cuml_engine import (
     cuml_arguments,
     cuml_dask_arguments,
     cuml_dask_problem,
     cuml_problem,
     with_its_tolerance,
 )
-from training.kmeans_settings import KMeansSettings, fixed_k
-from training.kmeans_sklearn import sklearn_arguments
+from training.kmeans.fit import Engine, assign, choose_engine, fit_files, fit_kmeans, on_one_machine
+from training.kmeans.settings import KMeansSettings, fixed_k
+from training.kmeans.sklearn_engine import sklearn_arguments
 
 
 def engine_parameter(name: Engine, problem: str = "") -> Any:
@@ -238,7 +238,7 @@ def test_assignment_in_chunks_equals_assignment_at_once(monkeypatch: pytest.Monk
     points, _ = planted()
     narrow = points.astype(np.float32)
     whole = assign(narrow, narrow[:3])
-    monkeypatch.setattr(kmeans, "_CHUNK_BYTES", 8 * 3 * 7)
+    monkeypatch.setattr(fit, "_CHUNK_BYTES", 8 * 3 * 7)
     parts = assign(narrow, narrow[:3])
     np.testing.assert_array_equal(whole.first, parts.first)
     np.testing.assert_array_equal(whole.second_distance, parts.second_distance)
@@ -331,12 +331,12 @@ def test_a_gpu_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_cuml_over_dask_names_itself_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cuml_dask_problem(missing).startswith("K-means engine cuml_dask needs an NVIDIA GPU")
-    monkeypatch.setattr(kmeans_cuml, "cuml_problem", lambda load: "")
+    monkeypatch.setattr(cuml_engine, "cuml_problem", lambda load: "")
     assert "cuml_dask is not installed (No module named 'cuml')" in cuml_dask_problem()
 
 
 def test_auto_takes_sklearn_where_cuml_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans_cuml, "cuml_problem", lambda: "no GPU here.")
+    monkeypatch.setattr(cuml_engine, "cuml_problem", lambda: "no GPU here.")
     assert choose_engine("auto") == "sklearn"
     with pytest.raises(ConfigError, match="no GPU here"):
         choose_engine("cuml")
@@ -345,7 +345,7 @@ def test_auto_takes_sklearn_where_cuml_cannot_run(monkeypatch: pytest.MonkeyPatc
 
 
 def test_auto_takes_cuml_where_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kmeans_cuml, "cuml_problem", lambda: "")
+    monkeypatch.setattr(cuml_engine, "cuml_problem", lambda: "")
     assert choose_engine("auto") == "cuml"
     assert choose_engine("cuml") == "cuml"
 
@@ -354,10 +354,10 @@ def test_an_engine_that_is_named_is_taken_or_refused(monkeypatch: pytest.MonkeyP
     assert choose_engine("sklearn") == "sklearn"
     assert choose_engine("dask") == "dask"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert "install segrec[dask]" in kmeans_dask.dask_problem()
+    assert "install segrec[dask]" in dask_engine.dask_problem()
     with pytest.raises(ConfigError, match=r"install segrec\[dask\]"):
         choose_engine("dask")
-    monkeypatch.setattr(kmeans_cuml, "cuml_dask_problem", lambda: "no GPUs here.")
+    monkeypatch.setattr(cuml_engine, "cuml_dask_problem", lambda: "no GPUs here.")
     with pytest.raises(ConfigError, match="no GPUs here"):
         choose_engine("cuml_dask")
 

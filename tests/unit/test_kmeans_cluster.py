@@ -10,8 +10,8 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from server.core.segments import normalised
-from training.kmeans import fit_files
-from training.kmeans_settings import KMeansSettings
+from training.kmeans.fit import fit_files
+from training.kmeans.settings import KMeansSettings
 
 
 def test_workers_are_started_and_ended(tmp_path: Path) -> None:

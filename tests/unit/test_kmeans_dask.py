@@ -12,12 +12,12 @@ from sklearn.cluster import KMeans
 
 from server.core.segments import normalised
 from training.errors import ConfigError, LogError
-from training.kmeans import fit_files, fit_kmeans
-from training.kmeans_cuml import blocks, cuml_problem
-from training.kmeans_cuml import fit_parts as fit_on_gpus
-from training.kmeans_dask import Partwise, client_on, lloyd, parts_for, scalable_plus_plus
-from training.kmeans_parts import Part, parts_of, shape_of
-from training.kmeans_settings import KMeansSettings
+from training.kmeans.cuml_engine import blocks, cuml_problem
+from training.kmeans.cuml_engine import fit_parts as fit_on_gpus
+from training.kmeans.dask_engine import Partwise, client_on, lloyd, parts_for, scalable_plus_plus
+from training.kmeans.fit import fit_files, fit_kmeans
+from training.kmeans.partitions import Part, parts_of, shape_of
+from training.kmeans.settings import KMeansSettings
 
 WARM = KMeansSettings(start="previous", rows_at_once=250)
 

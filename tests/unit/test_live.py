@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.cache import Embedded
 from server.core.errors import EncoderUnavailable, InvalidArgument, NotFound
 from server.core.history import EMPTY
-from server.live import LONGEST_SECONDS, TIME_BOUNDS, Comparison, Count, Figures, Live, quantile
-from server.pipeline import NO_ANSWER, Answer, Degraded
+from server.monitoring.release_stats import LONGEST_SECONDS, TIME_BOUNDS, Comparison, Count, Figures, Live, quantile
+from server.serving.answer import Answer, Degraded, Embedded
+from server.serving.pipeline import NO_ANSWER
 from tests.support.ticking import Clock
 
 SURE = Answer(Embedded(np.ones(4, np.float32), segment_index=1), EMPTY)

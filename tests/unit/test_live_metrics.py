@@ -2,8 +2,8 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from server.live import Comparison, Live
-from server.live_metrics import LiveCollector
+from server.monitoring.release_metrics import LiveCollector
+from server.monitoring.release_stats import Comparison, Live
 from tests.support.ticking import Clock
 from tests.unit.test_live import STALE, SURE, UNSURE, call
 

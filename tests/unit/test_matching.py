@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.matching import fresh_ids, match_segments
+from training.segments.matching import fresh_ids, match_segments
 
 
 def test_without_a_release_before_ids_count_up() -> None:

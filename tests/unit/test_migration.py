@@ -5,10 +5,10 @@ import pytest
 from numpy.typing import NDArray
 
 from server.core.profiles import Change, Migration
-from training.clusters import cluster
-from training.kmeans_settings import KMeansSettings
-from training.matching import match_segments
-from training.migration import Overlap, in_sentences, migration_of
+from training.kmeans.settings import KMeansSettings
+from training.segments.clusters import cluster
+from training.segments.matching import match_segments
+from training.segments.migration import Overlap, in_sentences, migration_of
 
 SMALLEST = 50
 

@@ -11,14 +11,14 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from server.core.release import read_release
-from server.core.repository import OUTPUT
+from server.core.repository.layout import OUTPUT
+from server.core.repository.read import read_release
 from tests.support.releases import tiny_release
 from training.config import Publish
 from training.errors import PublishError
-from training.gates import check_release
-from training.model_proof import prove
-from training.sandbox import Limits, confined
+from training.publish.gates import check_release
+from training.publish.model_checks import prove
+from training.publish.sandbox import Limits, confined
 
 ENOUGH = Limits(8 << 30, 60)
 
@@ -190,7 +190,7 @@ def test_work_that_ends_badly_is_told(
 
 
 def test_work_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.sandbox._GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("training.publish.sandbox._GRACE_SECONDS", 0.0)
     with pytest.raises(PublishError, match=r"more than 0\.1 s"):
         confined(Limits(8 << 30, 0.1), endless)
 

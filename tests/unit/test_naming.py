@@ -12,7 +12,7 @@ import pytest
 
 from server.core.profiles import Activity, SegmentProfile, Trait
 from training.config import Naming
-from training.naming import named, request_of
+from training.profiles.llm_names import named, request_of
 
 KEY = "sk-secret-key"
 

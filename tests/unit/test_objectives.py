@@ -13,13 +13,12 @@ from torch import Tensor
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from training.config import Config, Objectives, Text, Train
-from training.encoder import Encoder, EncoderShape
+from training.data.sequences import Log
 from training.errors import LogError
-from training.export import random_inputs
-from training.keeper import Clock
-from training.loss import NextItemLoss
-from training.next_item import NextItemModule
-from training.objectives import (
+from training.fit.batching import Batch, EpochPlan
+from training.fit.callbacks import Clock
+from training.fit.lightning_module import NextItemModule
+from training.fit.objectives import (
     FutureFeatures,
     OtherObjectives,
     SlicedWindows,
@@ -28,7 +27,9 @@ from training.objectives import (
     other_objectives,
     slices_of,
 )
-from training.sequences import Batch, EpochPlan, Log
+from training.model.encoder import Encoder, EncoderShape
+from training.model.export import random_inputs
+from training.model.loss import NextItemLoss
 
 USERS, EVENTS, HELD_BACK, MAX_LENGTH = 30, 20, 2, 16
 SHAPE = EncoderShape(

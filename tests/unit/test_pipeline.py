@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from server.cache import EmbeddingCache
 from server.core.errors import EncoderUnavailable
 from server.core.history import EMPTY, History
-from server.core.release import Release, read_release
-from server.embedding import Embedder, MicroBatcher
-from server.pipeline import Degraded, Pipeline
+from server.core.release import Release
+from server.core.repository.read import read_release
+from server.serving.answer import Degraded
+from server.serving.batching import MicroBatcher
+from server.serving.cache import EmbeddingCache
+from server.serving.embedding import Embedder
+from server.serving.pipeline import Pipeline
 from tests.support.memory_store import MemoryStore
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import group_history, tiny_release

@@ -8,14 +8,15 @@ import pytest
 
 from server.core.features import features_of
 from server.core.history import Event, history_of
-from server.core.release import Confidence, Release, read_release
-from server.core.repository import MODEL_NAME
+from server.core.release import Confidence, Release
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
 from server.core.segments import Nearest, nearest, segment_part
 from tests.support.releases import START_MS, tiny_release
 from training.config import Config
-from training.embed import embed
 from training.errors import LogError
-from training.placing import assignment_table, histories_of, place, read_events
+from training.model.onnx_inference import embed
+from training.segments.placement import assignment_table, histories_of, place, read_events
 
 COLUMNS = ("item_id", "action", "value", "timestamp")
 

@@ -10,8 +10,8 @@ import pytest
 from server.core.preprocessing import Preprocessing
 from tests.support.logs import planted_log, write_planted
 from training.config import Clean, Config, Train
+from training.data.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
 from training.errors import ConfigError, LogError
-from training.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
 from training.runs import Run
 
 SCHEMA = {

@@ -12,14 +12,14 @@ from sklearn.metrics import adjusted_rand_score
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
-from training.encoder import Encoder, EncoderShape
-from training.kmeans import fit_kmeans
-from training.linear_probe import USERS_A_CLASS, Label, labels_of, probe
-from training.parts import Part, part_of
-from training.segment_embedding import SegmentEmbedding, UserEncoder
-from training.segment_quality import SEEDS, Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
-from training.sequences import Log, held_out
-from training.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
+from training.data.event_subsets import Part, part_of
+from training.data.sequences import Log, held_out
+from training.evaluation.linear_probe import USERS_A_CLASS, Label, labels_of, probe
+from training.evaluation.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
+from training.kmeans.fit import fit_kmeans
+from training.model.encoder import Encoder, EncoderShape
+from training.model.user_encoder import SegmentEmbedding, UserEncoder
+from training.segments.quality import SEEDS, Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
 
 PREPROCESSING = Preprocessing(
     max_length=8,

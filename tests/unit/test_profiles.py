@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from server.core.profiles import SegmentProfile
-from training.profiles import Members, Privacy, exemplars_of, profiles_of, silhouettes_of
+from training.profiles.profiles import Members, Privacy, exemplars_of, profiles_of, silhouettes_of
 
 DAY_MS = 86_400_000
 ITEMS = pl.DataFrame(

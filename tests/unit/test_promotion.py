@@ -10,19 +10,20 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from segrec.v1 import model_service_pb2 as pb
 
-from server import loading, promotion, shelf
-from server.core.audit import read_audit
 from server.core.errors import InvalidArgument, NotAllowed, NotFound, NothingToRollBack, ReadOnlyRepository, SetupError
-from server.core.repository import MODEL_NAME
-from server.core.traffic import Guard, read_traffic
-from server.loading import Loader
-from server.promotion import Promotion, Wanted
-from server.releases import Releases
+from server.core.repository.audit import read_audit
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.traffic import Guard, read_traffic
+from server.releases import directory, promotion
+from server.releases import loader as loading
+from server.releases.directory import Shelf
+from server.releases.loader import Loader
+from server.releases.promotion import Promotion, Wanted
+from server.releases.registry import Releases
+from server.releases.traffic_watcher import TrafficFile
 from server.rpc.authorisation import Authorisation, authorisation_of, is_local
 from server.rpc.traffic_messages import checked_text, record_message, wanted_of
 from server.settings import Settings
-from server.shelf import Shelf
-from server.traffic_file import TrafficFile
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 from tests.support.waiting import wait_until_async
@@ -36,7 +37,7 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 @pytest.fixture
 async def changes(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Promotion]:
     """A server's part that changes the traffic of releases 1 to 4, of which 4 answers."""
-    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     for number in (1, 2, 3, 4):
         tiny_release(tmp_path, number)
@@ -153,7 +154,7 @@ def test_traffic_comes_back_as_it_was_sent() -> None:
     sent = pb.Traffic(stable_release=1, canary_release=2, canary_percent=2.5, shadow_release=3, guard=guard)
     wanted = wanted_of(sent)
     fields = {"stable": 1, "canary": 2, "canary_percent": wanted.canary_percent, "shadow": 3, "guard": wanted.guard}
-    from server.core.traffic import checked
+    from server.core.repository.traffic import checked
 
     assert record_message(checked(fields)).traffic == sent
 

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from server.core.audit import read_audit
 from server.core.errors import DamagedTraffic
-from server.core.repository import MODEL_NAME
-from server.core.traffic import TRAFFIC, Traffic
+from server.core.repository.audit import read_audit
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.traffic import TRAFFIC, Traffic
 from tests.support.releases import tiny_release
 from training.errors import PublishError
-from training.prune import prune
+from training.publish.prune_releases import prune
 from training.repository import locked, release_numbers
 
 
@@ -85,7 +85,9 @@ def test_while_somebody_publishes_nothing_is_pruned(repository: Path) -> None:
 
 def test_what_a_crash_left_goes_with_the_next_prune(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("training.prune.shutil.rmtree", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "training.publish.prune_releases.shutil.rmtree", lambda *arguments: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         with pytest.raises(KeyboardInterrupt):
             prune(repository, 7, "ada")
     assert release_numbers(repository) == list(range(2, 9))

@@ -2,8 +2,8 @@
 
 import torch
 
-from training.encoder import Encoder, EncoderShape
-from training.pruning import pruned
+from training.model.encoder import Encoder, EncoderShape
+from training.model.pruning import pruned
 
 SHAPE = EncoderShape(item_count=20, action_count=2, max_length=8, embedding_dim=8, layers=2, heads=1, hidden=10)
 

@@ -5,7 +5,8 @@ import polars as pl
 import pytest
 
 from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, rank
-from server.core.release import TREND, Release, read_release
+from server.core.release import TREND, Release
+from server.core.repository.read import read_release
 from tests.support.releases import item_id, tiny_release
 
 NOTHING = np.empty(0, np.intp)

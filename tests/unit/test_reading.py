@@ -9,8 +9,8 @@ import pytest
 
 from tests.support.logs import planted_log
 from training.config import Columns, ItemColumns, UserColumns
+from training.data.log_reader import Log, read_items, read_log, read_users
 from training.errors import LogError
-from training.reading import Log, read_items, read_log, read_users
 
 CHINESE = "用户ID,商品ID,行为类型,行为值\n小明,手机,浏览,\n小明,手机,购买,1999.5\n小红,书 ,搜索,1\n"
 

@@ -9,7 +9,8 @@ import pytest
 
 from server.core.errors import DamagedRelease
 from server.core.hash_index import hashes_of
-from server.core.release import ITEM_HASH, TREND, Confidence, read_release, record_of
+from server.core.release import ITEM_HASH, TREND, Confidence
+from server.core.repository.read import read_release, record_of
 from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, encode_with_onnx, tiny_release
 
 

@@ -3,13 +3,14 @@ from pathlib import Path
 
 import pytest
 
-from server import loading, shelf
 from server.core.errors import NoRelease, NotFound
-from server.core.repository import MODEL_NAME
-from server.core.traffic import Traffic
-from server.loading import Loader
-from server.releases import Releases, State
-from server.shelf import Shelf
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.traffic import Traffic
+from server.releases import directory
+from server.releases import loader as loading
+from server.releases.directory import Shelf
+from server.releases.loader import Loader
+from server.releases.registry import Releases, State
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 
@@ -28,7 +29,7 @@ def found(tmp_path: Path) -> Releases:
 @pytest.fixture
 def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Loads them; tries again and probes in every round."""
-    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     return Loader(found, encoder, keep=2)
 

@@ -12,19 +12,20 @@ import pytest
 from server.core.profiles import Change, Flow, SegmentProfile
 from tests.e2e.test_segment import GROUPS, exported_run
 from tests.support.reports import fill, set_least, write_moves, write_sweep
-from training import report_words as words
-from training.evaluation import AS_SERVED, METRICS, RANKS
-from training.publish import publish
-from training.report import report
-from training.report_charts import usual_rhythm
-from training.report_content import Content, UserMap, gather
-from training.report_flows import alluvial
-from training.report_map import middles, pushed_apart
-from training.report_page import Picture, inlined
-from training.report_style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
-from training.report_sweep import read_sweep
+from training.evaluation.results import AS_SERVED, METRICS, RANKS
+from training.publish.publish import publish
+from training.reports import wording as figures
+from training.reports.page import Picture, inlined
+from training.reports.segments import wording as words
+from training.reports.segments.charts import usual_rhythm
+from training.reports.segments.content import Content, UserMap, gather
+from training.reports.segments.flows import alluvial
+from training.reports.segments.report import report
+from training.reports.segments.sweep_charts import read_sweep
+from training.reports.segments.user_map import middles, pushed_apart
+from training.reports.style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
 from training.runs import Run
-from training.segment import segment
+from training.segments.segment import segment
 
 EVIL = "<script>alert(1)</script>"
 
@@ -290,13 +291,13 @@ def test_inlined_pictures_have_a_name_and_ids_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("write", "number", "text"),
     [
-        (words.percent, 0.123, "12\xa0%"),
-        (words.percent, 0.0004, "<\xa01\xa0%"),
-        (words.percent, 0.0, "0\xa0%"),
-        (words.signed_percent, -0.043, "−4\xa0%"),
-        (words.signed_percent, 0.2, "+20\xa0%"),
-        (words.figure, 1234.5, "1,234"),
-        (words.figure, 24.31, "24.3"),
+        (figures.percent, 0.123, "12\xa0%"),
+        (figures.percent, 0.0004, "<\xa01\xa0%"),
+        (figures.percent, 0.0, "0\xa0%"),
+        (figures.signed_percent, -0.043, "−4\xa0%"),
+        (figures.signed_percent, 0.2, "+20\xa0%"),
+        (figures.figure, 1234.5, "1,234"),
+        (figures.figure, 24.31, "24.3"),
     ],
 )
 def test_figures_are_written_as_people_do(write: Callable[[float], str], number: float, text: str) -> None:
@@ -304,8 +305,8 @@ def test_figures_are_written_as_people_do(write: Callable[[float], str], number:
 
 
 def test_lists_are_written_as_people_do() -> None:
-    assert words.segments_in_words([3]) == "segment 3"
-    assert words.segments_in_words([3, 9, 11]) == "segments 3, 9 and 11"
+    assert figures.segments_in_words([3]) == "segment 3"
+    assert figures.segments_in_words([3, 9, 11]) == "segments 3, 9 and 11"
 
 
 def test_the_page_goes_where_it_is_wanted_and_spares_what_is_there(run: Run, tmp_path: Path) -> None:

@@ -6,16 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from server import loading, shelf, traffic_file
 from server.core.errors import DamagedRelease, EncoderUnavailable, InvalidArgument, NotFound
-from server.core.repository import MODEL_NAME
-from server.core.traffic import TRAFFIC, Traffic, change_traffic
-from server.loading import Loader
-from server.releases import Releases, State
-from server.routing import Alias, Pin, Routing
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.traffic import TRAFFIC, Traffic, change_traffic
+from server.releases import directory, traffic_watcher
+from server.releases import loader as loading
+from server.releases.directory import Shelf
+from server.releases.loader import Loader
+from server.releases.registry import Releases, State
+from server.releases.routing import Alias, Pin, Routing
+from server.releases.traffic_watcher import TrafficFile
 from server.rpc.validation import pin_of
-from server.shelf import Shelf
-from server.traffic_file import TrafficFile
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 from tests.support.waiting import wait_until_async
@@ -41,7 +42,7 @@ def routing(found: Releases) -> Routing:
 
 @pytest.fixture
 def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
-    monkeypatch.setattr(shelf, "FIRST_RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     return Loader(found, encoder, keep=2)
 
@@ -352,7 +353,7 @@ async def test_at_a_start_with_a_damaged_traffic_file_the_audit_tells_what_was_i
 async def test_following_the_traffic_survives_whatever_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(traffic_file, "POLL_SECONDS", 0.001)
+    monkeypatch.setattr(traffic_watcher, "POLL_SECONDS", 0.001)
     followed, stop, seen = TrafficFile(tmp_path), asyncio.Event(), asyncio.Event()
 
     def fail_once(traffic: Traffic) -> None:

@@ -11,17 +11,17 @@ from safetensors.torch import save_file
 from server.core.features import GAP_START, batches
 from server.core.segments import normalised
 from tests.unit.test_probe import PREPROCESSING, log_of, whole
-from training import segment_embedding
-from training.encoder import Encoder, EncoderShape
-from training.export import random_inputs
-from training.ranks import embedded
-from training.segment_embedding import (
+from training.data.sequences import Log
+from training.model import user_encoder
+from training.model.encoder import Encoder, EncoderShape
+from training.model.export import random_inputs
+from training.model.torch_inference import embedded
+from training.model.user_encoder import (
     BAG_HISTORY,
     SEGMENT_EMBEDDING,
     SegmentEmbedding,
     UserEncoder,
 )
-from training.sequences import Log
 
 SHAPE = EncoderShape(9, 2, 8, 16, layers=1, heads=2)
 DIM = SHAPE.embedding_dim
@@ -117,7 +117,7 @@ def test_held_back_events_are_not_learned_from() -> None:
 
 
 def test_only_the_most_frequent_items_have_a_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment_embedding, "_ITEMS_MAX", 2)
+    monkeypatch.setattr(user_encoder, "_ITEMS_MAX", 2)
     log = log_of(*[[1, 2, user % 3 + 4] for user in range(9)], [1, 5], [2, 6])
     plain = Encoder(SHAPE).eval()
     found = SegmentEmbedding.fit(plain, log, PREPROCESSING, seed=0)
@@ -202,7 +202,7 @@ def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
         asked.append(halves[0])
         return next(answers)
 
-    monkeypatch.setattr(segment_embedding, "agreement_of_halves", agreement_of_halves)
+    monkeypatch.setattr(user_encoder, "agreement_of_halves", agreement_of_halves)
     torch.manual_seed(0)
     fitted = SegmentEmbedding.fit(Encoder(SHAPE).eval(), long_tastes(), PREPROCESSING, seed=0)
     assert fitted.weights.tolist() == pytest.approx(lengths)

@@ -7,9 +7,17 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from training import segment_items as si
-from training.segment_items import Behaviour, Smoothing, behaviour_of, choose_smoothing, popularity, segment_items, told
-from training.sequences import Log
+from training.data.sequences import Log
+from training.ranking import segment_items as si
+from training.ranking.segment_items import (
+    Behaviour,
+    Smoothing,
+    behaviour_of,
+    choose_smoothing,
+    popularity,
+    segment_items,
+    told,
+)
 
 DAY_MS = 86_400_000
 NO_FADING = Smoothing(half_life=1e9, prior=1e-6)

@@ -11,12 +11,8 @@ from server.core.features import features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from training.sequences import (
-    EpochPlan,
+from training.data.sequences import (
     Log,
-    Validation,
-    Window,
-    Windows,
     held_out,
     history_features,
     in_training,
@@ -25,6 +21,7 @@ from training.sequences import (
     read_log,
     seen_pairs,
 )
+from training.fit.batching import EpochPlan, Validation, Window, Windows
 
 PREPROCESSING = Preprocessing(
     max_length=4,

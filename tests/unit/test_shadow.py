@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from server import shadow as module
-from server.cache import EmbeddingCache
 from server.core.errors import NotFound
-from server.core.release import read_release
-from server.core.repository import MODEL_NAME
-from server.core.traffic import Traffic
-from server.embedding import Embedder, MicroBatcher
-from server.live import Comparison, Live
-from server.pipeline import NO_ANSWER, Answer, Degraded, Pipeline
-from server.releases import Releases
-from server.shadow import BATCH, MOST_WAITING, Pair, Shadow, compare, pair_of
-from server.shelf import Shelf
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
+from server.core.repository.traffic import Traffic
+from server.monitoring import shadow as module
+from server.monitoring.release_stats import Comparison, Live
+from server.monitoring.shadow import BATCH, MOST_WAITING, Pair, Shadow, compare, pair_of
+from server.releases.directory import Shelf
+from server.releases.registry import Releases
+from server.serving.answer import Answer, Degraded
+from server.serving.batching import MicroBatcher
+from server.serving.cache import EmbeddingCache
+from server.serving.embedding import Embedder
+from server.serving.pipeline import NO_ANSWER, Pipeline
 from tests.support.memory_store import MemoryStore
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import CONFIDENCE, group_history, tiny_release

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from server.core.errors import DamagedRelease, SetupError
-from server.core.release import read_manifest, read_release
-from server.core.signature import MANIFEST_SIGNATURE, read_release_key, read_signing_key, sign_manifest
+from server.core.repository.read import read_manifest, read_release
+from server.core.repository.signature import MANIFEST_SIGNATURE, read_release_key, read_signing_key, sign_manifest
 from tests.support.releases import tiny_release
 from tests.support.signing import write_keys
 

@@ -8,13 +8,13 @@ import polars as pl
 import pytest
 
 from tests.support.logs import write_planted
-from training import text_models
 from training.config import Config, Text
+from training.data import text_encoders
+from training.data.item_text import VECTORS, VectorFile, read_item_text, texts_of
+from training.data.prepare import PrepareResult, prepare
+from training.data.text_encoders import ENGLISH, MULTILINGUAL, choose_model, encode_texts
 from training.errors import ConfigError, LogError
-from training.prepare import PrepareResult, prepare
 from training.runs import Run
-from training.text import VECTORS, VectorFile, read_item_text, texts_of
-from training.text_models import ENGLISH, MULTILINGUAL, choose_model, encode_texts
 
 
 def items(**columns: Sequence[object]) -> pl.DataFrame:
@@ -79,10 +79,10 @@ def test_a_multilingual_model_from_a_package_and_its_store(tmp_path: Path, monke
     assert likeness[0, 1] > likeness[0, 2]
     assert told[-1] == (3, 3)
 
-    def unneeded(name: str) -> text_models.Encode:
+    def unneeded(name: str) -> text_encoders.Encode:
         raise AssertionError(f"{name} is loaded again")
 
-    monkeypatch.setattr(text_models, "_load", unneeded)
+    monkeypatch.setattr(text_encoders, "_load", unneeded)
     np.testing.assert_array_equal(encode_texts(MULTILINGUAL, titles[::-1], tmp_path), vectors[::-1])
     with pytest.raises(AssertionError, match="loaded again"):
         encode_texts(MULTILINGUAL, ["something new"], tmp_path)

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core.audit import AuditEntry, append_audit, read_audit
 from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack
-from server.core.traffic import (
+from server.core.repository.audit import AuditEntry, append_audit, read_audit
+from server.core.repository.traffic import (
     TRAFFIC,
     Guard,
     Traffic,
@@ -171,7 +171,7 @@ def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("server.core.traffic.append_audit", full)
+    monkeypatch.setattr("server.core.repository.traffic.append_audit", full)
     with pytest.raises(OSError, match="No space"):
         change_traffic(tmp_path, to(8), "traffic", "ada")
     assert read_traffic(tmp_path) == before
@@ -187,7 +187,7 @@ def test_the_newest_release_is_never_rolled_back_to_itself() -> None:
 def test_a_disk_that_takes_half_a_line_has_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=1))
     write = os.write
-    monkeypatch.setattr("server.core.audit.os.write", lambda file, line: write(file, line[:10]))
+    monkeypatch.setattr("server.core.repository.audit.os.write", lambda file, line: write(file, line[:10]))
     with pytest.raises(OSError, match="No space"):
         append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=2))
     assert [entry.release for entry in read_audit(tmp_path)] == [1]

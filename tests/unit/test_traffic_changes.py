@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from server.core.audit import read_audit
 from server.core.errors import DamagedRelease, NothingToRollBack
-from server.core.repository import MODEL_NAME
-from server.core.traffic import TRAFFIC, Guard, Traffic, read_traffic
+from server.core.repository.audit import read_audit
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.traffic import TRAFFIC, Guard, Traffic, read_traffic
 from tests.support.releases import tiny_release
 from training.errors import ConfigError, PublishError
-from training.promotion import Wanted, parse_guard, parse_shadow, parse_shares, roll_back, set_traffic
+from training.publish.traffic import Wanted, parse_guard, parse_shadow, parse_shares, roll_back, set_traffic
 
 
 @pytest.fixture

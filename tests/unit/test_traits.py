@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.stats import t
 
 from server.core.profiles import Trait
-from training.traits import actions_by_cluster, tallies_of, traits_by_cluster
+from training.profiles.traits import actions_by_cluster, tallies_of, traits_by_cluster
 
 HOUR_MS = 3_600_000
 MORNING, EVENING = 8 * HOUR_MS, 20 * HOUR_MS

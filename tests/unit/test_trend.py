@@ -13,14 +13,15 @@ from torch import Tensor
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from server.core.release import TREND, read_release
+from server.core.release import TREND
+from server.core.repository.read import read_release
 from tests.support.logs import START_MS
 from tests.support.releases import tiny_release
-from training.items import catalogue
-from training.ranks import Scorer
-from training.sequences import HeldOut, Log, held_out
-from training.split import Split
-from training.trend import PRIOR, Demand, Trend, choose_trend, moments_of
+from training.data.sequences import HeldOut, Log, held_out
+from training.data.split import Split
+from training.model.torch_inference import Scorer
+from training.publish.add_items import catalogue
+from training.ranking.trend import PRIOR, Demand, Trend, choose_trend, moments_of
 
 DAY_MS = 86_400_000
 BUY, RETURN = Action(name="buy", weight=1.0), Action(name="return", weight=-1.0)
@@ -135,7 +136,7 @@ def test_targets_are_asked_for_at_their_time_or_when_the_period_begins() -> None
 def test_long_logs_of_many_items_are_counted_in_longer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     log = fashions()
     fine = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
-    monkeypatch.setattr("training.trend._CELLS_MAX", 300)
+    monkeypatch.setattr("training.ranking.trend._CELLS_MAX", 300)
     coarse = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
     moments = np.array([START_MS, int(log.timestamp.max()) + 30 * DAY_MS])
     torch.testing.assert_close(coarse(moments)[0], torch.zeros(ITEMS))

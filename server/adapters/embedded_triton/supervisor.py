@@ -18,7 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
 from server.adapters.embedded_triton.process import HOST, TritonProcess, choose_port, log_tail
 from server.core.errors import EncoderUnavailable, SetupError
-from server.core.repository import CONFIG_NAME, MODEL_NAME
+from server.core.repository.layout import CONFIG_NAME, MODEL_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,239 @@
+"""The commands of `segrec` that ask one thing and print it."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from google.protobuf.message import Message
+
+from segrec.cli.exit_codes import OK, exit_code
+from segrec.cli.records import iso_time, json_line, plain_float, recommend_record, segment_record, table
+from segrec.cli.release_stats import live_record, live_sentences
+from segrec.client import ModelClient, SegrecClient
+from segrec.errors import InvalidArgument, NotFound
+from segrec.requests import Choice
+from segrec.v1.common_pb2 import Event
+from segrec.v1.model_service_pb2 import Release, ReleaseState
+from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentProfile, SegmentRow
+
+
+def segment(client: SegrecClient, options: argparse.Namespace) -> int:
+    """Prints the segment of each user; the exit code is that of the first failure."""
+    rows, code = _each(options.users, lambda user: client.segment(user, release=options.release))
+    records = [segment_record(SegmentRow(user_id=user, result=answer)) for user, answer in rows]
+    if options.json:
+        _print_json(records)
+    elif records:
+        columns = ("user_id", "segment_id", "label", "confidence", "distance", "release", "history_event_count")
+        print(
+            table(
+                ("user", "segment", "label", "confidence", "distance", "release", "events", "note"),
+                [
+                    [_id(record[name]) if name == "user_id" else record[name] for name in columns] + [_note(record)]
+                    for record in records
+                ],
+            )
+        )
+    return code
+
+
+def recommend(client: SegrecClient, options: argparse.Namespace, choice: Choice) -> int:
+    """Prints the items for each user; the exit code is that of the first failure."""
+    rows, code = _each(options.users, lambda user: client.recommend(user, release=options.release, **choice))
+    records = [recommend_record(RecommendRow(user_id=user, result=answer)) for user, answer in rows]
+    if options.json:
+        _print_json(records)
+        return code
+    for record in records:
+        segment_text = f"segment {record['segment_id']} ({record['label']})" if record["segment_id"] else "no segment"
+        facts = [segment_text, f"release {record['release']}", f"{record['history_event_count']:,} events"]
+        print(f"{record['user_id']}: {', '.join(fact for fact in (*facts, _note(record)) if fact)}")
+        items = [
+            (str(rank), _id(item["item_id"]), item["title"], item["score"], item["reason"], "seen" * item["seen"])
+            for rank, item in enumerate(record["items"], start=1)
+        ]
+        print(table(("rank", "item", "title", "score", "reason", ""), items) if items else "no items")
+    return code
+
+
+def _each(users: list[str], ask: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
+    """The answers by user, and the exit code; a user that is refused does not keep the others from theirs."""
+    rows, code = [], OK
+    for user in users:
+        try:
+            rows.append((user, ask(user)))
+        except (InvalidArgument, NotFound) as error:
+            print(f"segrec: {user!r}: {error}", file=sys.stderr)
+            code = code or exit_code(error)
+    return rows, code
+
+
+def _note(record: dict[str, Any]) -> str:
+    if record["degraded"]:
+        return f"degraded: {record['reason'].lower().replace('_', ' ')}"
+    if record["state"] == "no_history":
+        return "no history"
+    in_doubt = ["no confident segment"] if record["state"] == "no_confident_segment" else []
+    return ", ".join(in_doubt + ["short history"] * record["short_history"])
+
+
+def _id(text: str) -> str:
+    return text or '""'
+
+
+def segments(client: SegrecClient, options: argparse.Namespace) -> int:
+    """Prints the segments of a release, or one of them in detail."""
+    if options.segment_id is not None:
+        answer = client.get_segment(options.segment_id, options.release)
+        if options.json:
+            _print_json([_profile_record(answer.segment, answer.release)])
+        else:
+            _print_profile(answer.segment, answer.release)
+            _print_migration(answer.migration)
+        return OK
+    listed = client.list_segments(options.release)
+    if options.json:
+        _print_json([_profile_record(profile, listed.release) for profile in listed.segments])
+        return OK
+    print(f"release {listed.release}")
+    lines = [
+        (profile.segment_id, profile.label, profile.user_count, f"{profile.share:.1%}", _traits(profile))
+        for profile in listed.segments
+    ]
+    print(table(("segment", "label", "users", "share", "what sets it apart"), lines))
+    _print_migration(listed.migration)
+    return OK
+
+
+def _traits(profile: SegmentProfile) -> str:
+    return ", ".join(f"{trait.name} ×{trait.lift:.1f}" for trait in profile.traits[:3])
+
+
+def _print_profile(profile: SegmentProfile, release: int) -> None:
+    print(f"Segment {profile.segment_id}: {profile.label} (release {release})")
+    if profile.description:
+        print(profile.description)
+    print(f"{profile.user_count:,} users, {profile.share:.1%} of all")
+    print(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}\n")
+    traits = [(trait.kind, trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
+    print(table(("trait", "name", "share", "lift"), traits) + "\n")
+    items = [(item.item_id, item.title, item.score, item.lift) for item in profile.top_items]
+    print(table(("item", "title", "score", "lift"), items) + "\n")
+    past = [(record.release, record.user_count, f"{record.share:.1%}") for record in profile.history]
+    print(table(("release", "users", "share"), past))
+
+
+def _print_migration(migration: Migration) -> None:
+    """What became of the segments of the release before; nothing where there was none."""
+    if not migration.previous_release:
+        return
+    print(f"\nsince release {migration.previous_release}, of {migration.user_count:,} users known to both:")
+    lines = [
+        (flow.from_segment_id or "elsewhere", flow.to_segment_id, flow.user_count, f"{flow.share:.1%}")
+        for flow in migration.flows
+    ]
+    print(table(("from", "to", "users", "share"), lines))
+    changes = {"new": migration.born_segment_ids, "retired": migration.retired_segment_ids}
+    told = [f"{what}: {_ids(segment_ids)}" for what, segment_ids in changes.items() if segment_ids]
+    kinds = (("split", migration.splits), ("merged", migration.merges))
+    told += [f"{kind}: {_ids(c.from_segment_ids)} → {_ids(c.to_segment_ids)}" for kind, found in kinds for c in found]
+    if told:
+        print("\n".join(told))
+
+
+def _ids(segment_ids: Iterable[int]) -> str:
+    return ", ".join(map(str, segment_ids))
+
+
+def _profile_record(profile: SegmentProfile, release: int) -> dict[str, Any]:
+    record = _fields(profile, "segment_id", "label", "user_count", "share", "mean_distance", "silhouette")
+    record["traits"] = [_fields(trait, "kind", "name", "share", "lift") for trait in profile.traits]
+    record["top_items"] = [_fields(item, "item_id", "title", "score", "lift") for item in profile.top_items]
+    record["description"] = profile.description
+    record["history"] = [_fields(past, "release", "user_count", "share") for past in profile.history]
+    return record | {"release": release}
+
+
+def _fields(message: Message, *names: str) -> dict[str, Any]:
+    values = {name: getattr(message, name) for name in names}
+    return {name: plain_float(value) if isinstance(value, float) else value for name, value in values.items()}
+
+
+def history(client: SegrecClient, options: argparse.Namespace) -> int:
+    """Prints the newest events of a user, oldest first."""
+    answer = client.history(options.user, options.limit)
+    if options.json:
+        _print_json([_event_record(event) for event in answer.events])
+        return OK
+    print(f"{options.user}: {answer.stored_event_count:,} events stored, {len(answer.events):,} shown")
+    if answer.events:
+        records = [_event_record(event) for event in answer.events]
+        print(table(("time", "action", "item", "value"), [list(record.values()) for record in records]))
+    return OK
+
+
+def _event_record(event: Event) -> dict[str, Any]:
+    return {
+        "timestamp": iso_time(event.timestamp) if event.HasField("timestamp") else None,
+        "action": event.action,
+        "item_id": event.item_id,
+        "value": event.value if event.HasField("value") else None,
+    }
+
+
+def erase(client: SegrecClient, options: argparse.Namespace) -> int:
+    """Erases a user."""
+    count = client.erase(options.user).erased_event_count
+    if options.json:
+        _print_json([{"user_id": options.user, "erased_event_count": count}])
+    else:
+        print(f"{options.user}: {count:,} events erased")
+    return OK
+
+
+def releases(client: ModelClient, options: argparse.Namespace) -> int:
+    """Prints the releases, or one of them in detail."""
+    found = client.list_releases() if options.number is None else [client.get_release(options.number)]
+    records = [_release_record(release) for release in found]
+    if options.json:
+        _print_json(records)
+    elif options.number is not None:
+        facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
+        print("\n".join([*facts, *live_sentences(found[0])]))
+    else:
+        columns = ("release", "state", "traffic_percent", "created_time", "item_count", "segment_count", "failure")
+        lines = [[record[name] for name in columns] for record in records]
+        print(table(("release", "state", "traffic %", "created", "items", "segments", "failure"), lines))
+    return OK
+
+
+def _release_record(release: Release) -> dict[str, Any]:
+    return {
+        "release": release.release,
+        "state": ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower(),
+        "traffic_percent": plain_float(release.traffic_percent),
+        "failure": release.failure,
+        "created_time": iso_time(release.created_time) if release.HasField("created_time") else None,
+        "data_cutoff_time": iso_time(release.data_cutoff_time) if release.HasField("data_cutoff_time") else None,
+        "parent_release": release.parent_release,
+        "embedding_dim": release.embedding_dim,
+        "max_length": release.max_length,
+        "item_count": release.item_count,
+        "segment_count": release.segment_count,
+        "min_confidence": plain_float(release.min_confidence) if release.HasField("min_confidence") else None,
+        "min_history": release.min_history,
+        "min_segment_size": release.min_segment_size,
+        "figures": dict(sorted(release.figures.items())),
+        "live": live_record(release),
+    }
+
+
+def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    figures: dict[str, Any] = record.pop("figures")
+    return {name: value for name, value in record.items() if name != "live" and value not in (None, "")} | figures
+
+
+def _print_json(records: list[dict[str, Any]]) -> None:
+    for record in records:
+        print(json_line(record))

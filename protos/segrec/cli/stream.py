@@ -1,0 +1,144 @@
+"""`segrec stream`: any number of users from a file to a file."""
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+
+from segrec.cli.exit_codes import OK, ROWS_FAILED
+from segrec.cli.input_file import InputFile
+from segrec.cli.output_file import Output
+from segrec.cli.records import json_line
+from segrec.client import SegrecClient
+from segrec.errors import DataLoss, SegrecError
+from segrec.requests import Choice
+from segrec.streaming import RowStream
+from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, StreamSummary
+
+_STALL_SECONDS = 30.0
+_TERMINAL_SECONDS = 0.2
+_LOG_SECONDS = 10.0
+
+
+def stream_users(client: SegrecClient, options: argparse.Namespace, choice: Choice) -> int:
+    """Runs the command; returns its exit code. Raises SegrecError; what is done then can be resumed."""
+    request = {"recommend": options.recommend, "release": options.release, "choice": choice}
+    with InputFile(options.users) as source:
+        users = source.users()
+        output = Output(options.out, request, resume=options.resume)
+        meter = Meter(source, output)
+        try:
+            output.skip(users)
+            summary = _copy(_stream(client, users, options, choice), output, meter)
+        except DataLoss:
+            meter.end()
+            output.abandon()
+            raise
+        except (SegrecError, KeyboardInterrupt, OSError):
+            meter.end()
+            _keep(output)
+            raise
+        meter.end()
+        output.finish()
+    _report(output, summary, meter, as_json=options.json)
+    return ROWS_FAILED if output.progress.failed_count else OK
+
+
+def _stream(
+    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, choice: Choice
+) -> RowStream[SegmentRow] | RowStream[RecommendRow]:
+    stall_seconds = options.timeout or _STALL_SECONDS
+    if options.recommend:
+        return client.stream_recommend(
+            users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds, **choice
+        )
+    return client.stream_segment(
+        users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds
+    )
+
+
+def _copy(
+    stream: RowStream[SegmentRow] | RowStream[RecommendRow], output: Output, meter: "Meter"
+) -> StreamSummary | None:
+    with closing(stream):
+        for rows in stream.chunks():
+            output.write(rows)
+            meter.show()
+    return stream.summary
+
+
+def _keep(output: Output) -> None:
+    with suppress(OSError):
+        output.keep()
+    done = output.progress.read_count
+    if not done:
+        return
+    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    print(f"{done:,} users are done and kept; go on with:\n  segrec {shlex.join(arguments)} --resume", file=sys.stderr)
+
+
+def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as_json: bool) -> None:
+    progress = output.progress
+    record = {
+        "read": progress.read_count,
+        "answered": progress.answered_count,
+        "failed": progress.failed_count,
+        "degraded": progress.degraded_count,
+        "resumed_after": output.resumed_count,
+        "server_received": summary.received_count if summary else 0,
+        "server_answered": summary.answered_count if summary else 0,
+        "server_failed": summary.failed_count if summary else 0,
+        "seconds": round(meter.seconds, 3),
+        "out": str(output.path),
+    }
+    if as_json:
+        print(json_line(record))
+        return
+    print(
+        f"{output.path}: read {progress.read_count:,} = answered {progress.answered_count:,} "
+        f"+ failed {progress.failed_count:,}; degraded {progress.degraded_count:,}; "
+        f"the server's own counts agree ({record['server_received']:,} on the last connection); "
+        f"{meter.seconds:.1f} s, {meter.rate:,.0f} users/s"
+    )
+
+
+class Meter:
+    """Progress on stderr: one line that changes on a terminal, a line every ten seconds elsewhere."""
+
+    def __init__(self, source: InputFile, output: Output) -> None:
+        self._source = source
+        self._output = output
+        self._is_terminal = sys.stderr.isatty()
+        self._begin = self._shown = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Since the begin of this run."""
+        return time.monotonic() - self._begin
+
+    @property
+    def rate(self) -> float:
+        """Users a second in this run."""
+        return (self._output.progress.read_count - self._output.resumed_count) / max(self.seconds, 1e-9)
+
+    def show(self) -> None:
+        """Shows how far the run is, when it is time to."""
+        now = time.monotonic()
+        if now - self._shown < (_TERMINAL_SECONDS if self._is_terminal else _LOG_SECONDS):
+            return
+        self._shown = now
+        print(self._line(), end="" if self._is_terminal else "\n", file=sys.stderr, flush=True)
+
+    def _line(self) -> str:
+        fraction = self._source.fraction
+        share = f"{fraction:4.0%}  " if fraction is not None else ""
+        progress = self._output.progress
+        text = f"{share}{progress.read_count:,} users  {self.rate:,.0f}/s  {progress.failed_count:,} failed"
+        return f"\r\x1b[K{text}" if self._is_terminal else text
+
+    def end(self) -> None:
+        """Clears the line."""
+        if self._is_terminal:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

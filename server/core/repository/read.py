@@ -1,0 +1,181 @@
+"""."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import polars as pl
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from server.core.errors import DamagedRelease
+from server.core.preprocessing import Preprocessing
+from server.core.profiles import Migration, SegmentProfile
+from server.core.release import (
+    FILES,
+    ITEM_HASH,
+    MIGRATION,
+    SCHEMA_VERSION,
+    TREND,
+    FileRecord,
+    Manifest,
+    RankedItems,
+    Release,
+    with_item_hashes,
+)
+from server.core.repository.signature import check_signature
+from server.core.segments import segment_part
+
+T = TypeVar("T")
+
+
+HASHES_CHECKED = 100
+"""About so many of them are worked out again when a release is read."""
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_of(path: Path) -> FileRecord:
+    """The manifest's record of a file."""
+    return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
+
+
+def read_release(
+    directory: Path, key: Ed25519PublicKey | None = None, pause: Callable[[], None] = lambda: None
+) -> Release:
+    """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where.
+
+    With a `key`, only a release that was signed for it is good, and nothing of another one is read. `pause` is called
+    between the steps, of which there are some thirty.
+    """
+
+    def read(name: str, how: Callable[[Path], T]) -> T:
+        pause()
+        return how(directory / name)
+
+    try:
+        manifest = read_manifest(directory, key)
+        _check_files(directory, manifest, pause)
+        release = Release(
+            manifest,
+            read("preprocessing.json", lambda path: Preprocessing.model_validate_json(path.read_bytes())),
+            read("items.parquet", pl.read_parquet),
+            read("item_embeddings.npy", _read_array),
+            read("centroids.npy", _read_array),
+            read("segments.json", _read_segments),
+            read("segment_items.parquet", _read_segment_items),
+            read(MIGRATION, _read_migration) if MIGRATION in manifest.files else None,
+        )
+        _check_shapes(release)
+        release.warm(pause)
+    except DamagedRelease:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
+        raise DamagedRelease(f"release {directory} cannot be read: {_first_line(error)}") from error
+    return release
+
+
+def read_manifest(directory: Path, key: Ed25519PublicKey | None = None) -> Manifest:
+    """Read `manifest.json` alone; see `read_release`. Raises `DamagedRelease`."""
+    path = directory / "manifest.json"
+    try:
+        text = path.read_bytes()
+        if key is not None:
+            check_signature(directory, text, key)
+        manifest = Manifest.model_validate_json(text)
+    except FileNotFoundError as error:
+        raise DamagedRelease(f"release {directory} has no manifest.json: the copy is not complete") from error
+    except (OSError, ValidationError) as error:
+        raise DamagedRelease(f"{path} cannot be read: {_first_line(error)}") from error
+    if manifest.schema_version != SCHEMA_VERSION:
+        raise DamagedRelease(f"{path} has schema version {manifest.schema_version}; this build reads {SCHEMA_VERSION}")
+    if str(manifest.release) != directory.name:
+        raise DamagedRelease(f"{path} is of release {manifest.release}, but its directory is named {directory.name}")
+    return manifest
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _check_files(directory: Path, manifest: Manifest, pause: Callable[[], None]) -> None:
+    missing = sorted(set(FILES) - set(manifest.files))
+    if missing:
+        raise DamagedRelease(f"the manifest of {directory} lacks {', '.join(missing)}")
+    for name, record in manifest.files.items():
+        pause()
+        path = directory / name
+        if Path(name).name != name or not path.is_file():
+            raise DamagedRelease(f"release {directory} lacks {name}: copy it again")
+        if path.stat().st_size != record.size_bytes or sha256_of(path) != record.sha256:
+            raise DamagedRelease(f"{path} is not the file that was published (size or SHA-256 differs): copy it again")
+
+
+def _read_array(path: Path) -> NDArray[Any]:
+    return np.ascontiguousarray(np.load(path, allow_pickle=False))
+
+
+def _read_segments(path: Path) -> tuple[SegmentProfile, ...]:
+    return tuple(SegmentProfile.model_validate(entry) for entry in json.loads(path.read_bytes()))
+
+
+def _read_migration(path: Path) -> Migration:
+    return Migration.model_validate_json(path.read_bytes())
+
+
+def _read_segment_items(path: Path) -> dict[int, RankedItems]:
+    frame = pl.read_parquet(path)
+    return {
+        int(segment_id): RankedItems(
+            part["item_index"].to_numpy().astype(np.int32),
+            part["score"].to_numpy().astype(np.float32),
+            part["lift"].to_numpy().astype(np.float32),
+        )
+        for (segment_id,), part in frame.partition_by("segment_id", as_dict=True, maintain_order=True).items()
+    }
+
+
+def _check_shapes(release: Release) -> None:
+    manifest, where = release.manifest, f"release {release.number}"
+    items = (manifest.item_count, manifest.embedding_dim)
+    golden = np.array(manifest.golden.user_embedding, np.float32)
+    if golden.ndim != 2 or golden.shape[1] < manifest.embedding_dim:
+        raise DamagedRelease(f"{where}: golden embeddings must be rows of {manifest.embedding_dim} numbers or more")
+    segments = (manifest.segment_count, segment_part(golden, manifest.embedding_dim).shape[1])
+    checks: list[tuple[str, Any, Any]] = [
+        ("items.parquet rows", release.items.height, manifest.item_count),
+        ("item_embeddings.npy shape", release.item_embeddings.shape, items),
+        ("centroids.npy shape", release.centroids.shape, segments),
+        ("segments.json entries", len(release.segments), manifest.segment_count),
+        ("preprocessing.json max_length", release.preprocessing.max_length, manifest.max_length),
+        ("distinct segment ids", len({s.segment_id for s in release.segments}), manifest.segment_count),
+    ]
+    for name, found, expected in checks:
+        if found != expected:
+            raise DamagedRelease(f"{where}: {name} is {found}, the manifest says {expected}")
+    arrays = {"item_embeddings.npy": release.item_embeddings, "centroids.npy": release.centroids}
+    for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
+        if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
+            raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
+    for ranked in release.segment_items.values():
+        listed = ranked.item_index
+        if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
+            raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
+    if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
+        raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
+    if ITEM_HASH in release.items.columns:
+        hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
+        some = pl.concat([release.items.gather_every(step), release.items.tail(1)])
+        if hashes.dtype != pl.UInt64 or hashes.null_count() or not some.equals(with_item_hashes(some)):
+            raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build gives")

@@ -1,0 +1,223 @@
+"""`traffic.json` of the model repository: which release answers whom. Replaced by rename; all servers follow it.
+
+Whoever changes it holds a lock, so that two changes at once come one after the other, and adds a line to the audit.
+"""
+
+import fcntl
+import os
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack
+from server.core.repository.audit import AuditEntry, What, append_audit, read_audit
+
+TRAFFIC = "traffic.json"
+MOST_PREVIOUS = 10
+"""So many earlier stable releases are remembered for rolling back."""
+
+_LOCK = ".traffic.lock"
+_KEY_BYTES = 16
+_LARGEST_HASH = 2.0**64
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Guard(_Model):
+    """Bounds past which a canary is taken out by itself; see the API's `Guard`. None: not watched."""
+
+    max_error_share: float | None = Field(default=None, ge=0, le=1)
+    max_degraded_share: float | None = Field(default=None, ge=0, le=1)
+    max_unconfident_share: float | None = Field(default=None, ge=0, le=1)
+    max_p99_seconds: float | None = Field(default=None, gt=0)
+    window_seconds: float = Field(default=30.0, ge=1, le=3600)
+    min_answer_count: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _watches_something(self) -> Self:
+        bounds = (self.max_error_share, self.max_degraded_share, self.max_unconfident_share, self.max_p99_seconds)
+        if all(bound is None for bound in bounds):
+            raise ValueError("a guard needs one bound at least")
+        return self
+
+
+class Traffic(_Model):
+    """Which release answers whom. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
+
+    `canary_percent` of the users (above 0, to 99) are answered by the canary. `key` makes the choice of users one that
+    nobody can foretell; it stays when shares change. `previous` are earlier stable releases, the latest first.
+    """
+
+    schema_version: int = Field(default=1, ge=1, le=1)
+    stable: int = Field(default=0, ge=0, lt=10**18)
+    canary: int = Field(default=0, ge=0, lt=10**18)
+    canary_percent: float = Field(default=0.0, ge=0, le=99)
+    shadow: int = Field(default=0, ge=0, lt=10**18)
+    guard: Guard | None = None
+    previous: tuple[int, ...] = Field(default=(), max_length=MOST_PREVIOUS)
+    key: str = Field(default="", pattern="^([0-9a-f]{32})?$")
+    changed_time: datetime | None = None
+    changed_by: str = ""
+    reason: str = ""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if (self.canary > 0) != (self.canary_percent > 0):
+            raise ValueError("a canary and its share go together")
+        if (self.canary or self.shadow) and not self.stable:
+            raise ValueError("beside a canary or a shadow, the stable release must be named")
+        if self.canary and self.canary == self.stable:
+            raise ValueError(f"release {self.canary} cannot be the canary of itself")
+        if self.shadow and self.shadow in (self.stable, self.canary):
+            raise ValueError(f"release {self.shadow} answers already: it cannot be the shadow as well")
+        if self.guard and not self.canary:
+            raise ValueError("a guard watches a canary, and there is none")
+        return self
+
+    def is_canary_user(self, user_id: str) -> bool:
+        """Whether the user is among those whom the canary answers: by a keyed hash, so the same ones everywhere.
+
+        Each canary draws users of its own; a larger share keeps those of a smaller one.
+        """
+        if not self.canary:
+            return False
+        told = self.canary.to_bytes(8, "little") + user_id.encode(errors="surrogatepass")
+        digest = blake2b(told, digest_size=8, key=bytes.fromhex(self.key)).digest()
+        return int.from_bytes(digest, "little") < self.canary_percent / 100.0 * _LARGEST_HASH
+
+    def named(self) -> set[int]:
+        """All releases that it needs, and the one that a roll-back goes to."""
+        return {self.stable, self.canary, self.shadow, *self.previous[:1]} - {0}
+
+    def with_stable(self, number: int) -> "Traffic":
+        """Another stable release, remembering the one before."""
+        if number == self.stable:
+            return self
+        earlier = [one for one in (self.stable, *self.previous) if one not in (0, number)]
+        return self.model_copy(update={"stable": number, "previous": tuple(dict.fromkeys(earlier))[:MOST_PREVIOUS]})
+
+    def with_answering(
+        self, canary: int = 0, percent: float = 0.0, shadow: int = 0, guard: Guard | None = None
+    ) -> "Traffic":
+        """Another canary, shadow and guard. Raises `InvalidArgument`."""
+        update = {"canary": canary, "canary_percent": percent, "shadow": shadow, "guard": guard}
+        return checked(self.model_dump() | update)
+
+
+def checked(fields: dict[str, Any]) -> Traffic:
+    """A Traffic of these fields. Raises `InvalidArgument` with the first thing that is wrong."""
+    try:
+        return Traffic.model_validate(fields)
+    except ValidationError as error:
+        raise InvalidArgument(_first(error), "traffic") from error
+
+
+def read_traffic(repository: Path) -> Traffic:
+    """What is in force; the newest release for everyone where nobody has said anything. Raises `DamagedTraffic`."""
+    path = repository / TRAFFIC
+    try:
+        return Traffic.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return Traffic()
+    except ValidationError as error:
+        raise DamagedTraffic(f"{path} is damaged ({_first(error)}): {_MEND}") from error
+    except OSError as error:
+        raise DamagedTraffic(f"{path} cannot be read ({error.strerror}): {_MEND}") from error
+
+
+_MEND = "set it anew with `segrec-train traffic`"
+
+
+def last_traffic(repository: Path) -> Traffic:
+    """The last traffic that the audit tells of, for when `traffic.json` is damaged; see `read_traffic`."""
+    for entry in reversed(read_audit(repository)):
+        if "traffic" in entry.details:
+            try:
+                return Traffic.model_validate(entry.details["traffic"])
+            except ValidationError:
+                continue
+    return Traffic()
+
+
+def change_traffic(
+    repository: Path, change: Callable[[Traffic], Traffic], what: What, who: str, reason: str = ""
+) -> Traffic:
+    """Put what `change` makes of the traffic in force, and tell the audit; returns it.
+
+    A damaged `traffic.json` is replaced: the change then begins with the last traffic that the audit tells of. Raises
+    whatever `change` raises, and OSError where the repository cannot be written; then nothing has changed.
+    """
+    with locked_traffic(repository):
+        try:
+            before = read_traffic(repository)
+        except DamagedTraffic:
+            before = last_traffic(repository)
+        update = {"changed_time": datetime.now(UTC), "changed_by": who, "reason": reason}
+        after = change(before).model_copy(update=update | {"key": before.key or secrets.token_hex(_KEY_BYTES)})
+        taken_out = before.canary if after.stable == before.stable else 0
+        release = after.canary or taken_out or after.stable
+        details = {"traffic": after.model_dump(mode="json"), "before": before.model_dump(mode="json", exclude={"key"})}
+        entry = AuditEntry(who=who, what=what, release=release, reason=reason, details=details)
+        with _replacing(repository / TRAFFIC, after.model_dump_json(indent=1) + "\n"):
+            append_audit(repository, entry)
+    return after
+
+
+def rolled_back(before: Traffic, good: Sequence[int]) -> tuple[Traffic, str]:
+    """The traffic without its latest change, and a sentence of what that means.
+
+    A canary is taken out; without one the stable release gives way to the one that was stable before it, or to the next
+    older one. `good` are the releases that could answer; without a stable one the newest of them is active. Raises
+    `NothingToRollBack`.
+    """
+    if before.canary:
+        summary = f"Release {before.canary} is no canary any more; release {before.stable} answers all."
+        return before.with_answering(shadow=before.shadow), summary
+    active = before.stable or max(good, default=0)
+    earlier = [number for number in before.previous if number in good and number != active]
+    earlier = earlier or [number for number in sorted(good, reverse=True) if number < active]
+    if not earlier:
+        raise NothingToRollBack(
+            f"release {active} has no earlier one to go back to" if active else "there is no release"
+        )
+    if before.shadow == earlier[0]:
+        before = before.with_answering()
+    fields = {"stable": earlier[0], "previous": tuple(earlier[1 : 1 + MOST_PREVIOUS])}
+    return before.model_copy(update=fields), f"Release {earlier[0]} answers in the place of release {active}."
+
+
+@contextmanager
+def locked_traffic(repository: Path) -> Iterator[None]:
+    """Be the only one who changes what answers, or takes away what could; waits for others. Raises OSError."""
+    with (repository / _LOCK).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def _replacing(path: Path, text: str) -> Iterator[None]:
+    """Write the text beside the file; where the block ends well, put it in the file's place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        yield
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    place, message = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {message}" if place else message

@@ -1,0 +1,90 @@
+"""What Prometheus reads. No label holds a user id or anything else that a caller can invent."""
+
+from collections.abc import Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from segrec.v1.segrec_service_pb2 import SegmentState
+
+from server.monitoring.release_metrics import LiveCollector
+from server.monitoring.release_stats import Live
+
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+
+
+class Metrics:
+    """All metrics of one server, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.live = Live()
+        self.registry.register(LiveCollector(self.live))
+        self.calls = Counter(
+            "segrec_calls", "RPCs ended, by method and status code.", ["method", "code"], registry=self.registry
+        )
+        self.call_seconds = Histogram(
+            "segrec_call_seconds",
+            "Time from the handler's start to its end, streams whole.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.stream_rows = Counter(
+            "segrec_stream_rows", "Rows of streams, by outcome.", ["method", "outcome"], registry=self.registry
+        )
+        self.degraded = Counter("segrec_degraded", "Degraded answers, by reason.", ["reason"], registry=self.registry)
+        self.segment_states = Counter(
+            "segrec_segment_states",
+            "Answers by the state of their segment: share them out for the share without a confident one.",
+            ["state"],
+            registry=self.registry,
+        )
+        self.events = Counter("segrec_events", "Recorded events, by outcome.", ["outcome"], registry=self.registry)
+        self.active_release = Gauge(
+            "segrec_active_release", "Number of the active release; 0 while there is none.", registry=self.registry
+        )
+        self.traffic_percent = Gauge(
+            "segrec_traffic_percent",
+            "Share of the users whom a release answers, 0 to 100; releases that answer nobody are left out.",
+            ["release"],
+            registry=self.registry,
+        )
+        self.traffic_damaged = Gauge(
+            "segrec_traffic_damaged",
+            "1 while traffic.json cannot be read and an earlier state of it is in force.",
+            registry=self.registry,
+        )
+        self.encoder_healthy = Gauge(
+            "segrec_encoder_healthy", "1 while Triton reproduces the golden embeddings.", registry=self.registry
+        )
+        self.failed_releases = Gauge(
+            "segrec_failed_releases", "Releases on disk that failed their checks.", registry=self.registry
+        )
+        self.triton_restarts = Gauge(
+            "segrec_triton_restarts", "Restarts of the embedded Triton.", registry=self.registry
+        )
+        self.cached_embeddings = Gauge("segrec_cached_embeddings", "Embeddings in memory.", registry=self.registry)
+        self.shadow_dropped = Counter(
+            "segrec_shadow_dropped",
+            "Answers that were to be compared and that there was no time for.",
+            registry=self.registry,
+        )
+        self.guard_trips = Gauge(
+            "segrec_guard_trips", "Canaries that this server's guard took out, since the start.", registry=self.registry
+        )
+        self.guard_holding_out = Gauge(
+            "segrec_guard_holding_out",
+            "1 while the guard holds the canary out on this server alone, for want of a writable repository.",
+            registry=self.registry,
+        )
+
+    def show_traffic(self, shares: Mapping[int, float]) -> None:
+        """Show the share of each release that answers, by its number."""
+        self.traffic_percent.clear()
+        for number, percent in shares.items():
+            self.traffic_percent.labels(str(number)).set(percent)
+
+    def count_states(self, states: Sequence[SegmentState]) -> None:
+        """Count answers by the state of their segment."""
+        for state in set(states):
+            name = SegmentState.Name(state).removeprefix("SEGMENT_STATE_")
+            self.segment_states.labels(name).inc(states.count(state))

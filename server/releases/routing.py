@@ -1,0 +1,98 @@
+"""Which release answers a request: the pinned one, else the one that the traffic gives to the user."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from server.core.errors import NotFound
+from server.core.release import Release
+from server.core.repository.traffic import Traffic
+from server.releases.registry import Releases
+
+
+class Alias(Enum):
+    """A release by what it is for; see the API's `ReleaseAlias`."""
+
+    NONE = auto()
+    STABLE = auto()
+    CANARY = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """The release that a request asks for, by number or by alias; neither: the one that the traffic gives."""
+
+    number: int = 0
+    alias: Alias = Alias.NONE
+
+    def __bool__(self) -> bool:
+        return self.number > 0 or self.alias is not Alias.NONE
+
+
+NO_PIN = Pin()
+
+
+class Routing:
+    """Chooses among the loaded releases. A request keeps the one it began with."""
+
+    def __init__(self, releases: Releases) -> None:
+        self._releases = releases
+
+    def get(self, pin: Pin) -> Release:
+        """The pinned release, or the active one. Raises `NoRelease` or `NotFound`."""
+        return self._releases.get(self._pinned(pin))
+
+    @contextmanager
+    def lease(self, pin: Pin = NO_PIN, user_id: str = "") -> Iterator[Release]:
+        """The release for a user, or without one for a history given inline; it stays loaded until the block ends.
+
+        Raises `NoRelease` or `NotFound`.
+        """
+        number = self._pinned(pin) if pin or not user_id else self._number_for(user_id)
+        with self._releases.lease(number) as release:
+            yield release
+
+    @contextmanager
+    def lease_chunk(self, pin: Pin, current: Release) -> Iterator["Route"]:
+        """The releases for a chunk of a stream that began when `current`, which is leased already, was active.
+
+        They stay loaded until the block ends. Raises `NotFound`.
+        """
+        if pin:
+            with self._releases.lease(self._pinned(pin)) as release:
+                yield Route(release)
+            return
+        canary = self._releases.canary
+        if canary is None:
+            yield Route(current)
+            return
+        with self._releases.lease(canary.number):
+            yield Route(current, canary, self._releases.traffic)
+
+    def _pinned(self, pin: Pin) -> int:
+        if pin.alias is not Alias.CANARY:
+            return pin.number
+        canary = self._releases.canary
+        if canary is None:
+            raise NotFound("no canary answers now: see `segrec traffic`", "release_alias")
+        return canary.number
+
+    def _number_for(self, user_id: str) -> int:
+        canary = self._releases.canary
+        return canary.number if canary is not None and self._releases.traffic.is_canary_user(user_id) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The releases of one chunk: one for all, or beside it a canary for its users."""
+
+    stable: Release
+    canary: Release | None = None
+    traffic: Traffic | None = None
+
+    def release_for(self, user_id: str) -> Release:
+        """The release that answers this user."""
+        if self.canary is None or self.traffic is None or not self.traffic.is_canary_user(user_id):
+            return self.stable
+        return self.canary

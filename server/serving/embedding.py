@@ -1,0 +1,116 @@
+"""Histories → user embeddings and segments: features in a worker thread, encoding in Triton, micro-batched."""
+
+import asyncio
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from itertools import repeat
+from time import monotonic
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.adapters.ports import Encoder
+from server.core.errors import EncoderUnavailable
+from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
+from server.core.history import History
+from server.core.release import Release
+from server.core.segments import Nearest, margin, nearest, next_item_part, segment_part
+from server.serving.answer import Embedded
+
+T = TypeVar("T")
+
+ENCODINGS_IN_FLIGHT = 4
+"""Encoder batches under way at once, over all calls: enough to keep two Triton instances busy."""
+
+
+LARGE_FROM, LARGE_CALL = 512, 256
+"""From so many histories on, so many go in one call: a call to Triton costs about half a millisecond whatever it holds,
+and the embedded Triton takes the padding out again, piece by piece."""
+
+
+class Embedder:
+    """Embeds many histories with one release."""
+
+    def __init__(self, encoder: Encoder, executor: Executor) -> None:
+        self._encoder = encoder
+        self._executor = executor
+        self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
+
+    async def embed(self, release: Release, histories: Sequence[History], timeout_seconds: float) -> list[Embedded]:
+        """One result per history, in order. Raises `EncoderUnavailable` when Triton gives no answer in time."""
+        deadline = monotonic() + timeout_seconds
+        work = await self._run(len(histories), _prepare, release, histories)
+        tasks = [asyncio.ensure_future(self._encode(release.number, inputs, deadline)) for _, inputs in work.batches]
+        try:
+            encoded = await asyncio.gather(*tasks)
+        except BaseException:
+            for task in tasks:
+                task.cancel()
+            raise
+        return await self._run(len(histories), _assign, release, work, encoded)
+
+    async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
+        """Few histories cost less than a change of thread; many would hold up the event loop."""
+        if count <= FEW:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+    async def _encode(self, release: int, inputs: Inputs, deadline: float) -> NDArray[np.float32]:
+        async with self._in_flight:
+            remaining = deadline - monotonic()
+            if remaining <= 0:
+                raise EncoderUnavailable("the encoder has more work than it can do in time")
+            return await self._encoder.encode(release, inputs, remaining)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    batches: list[tuple[NDArray[np.intp], Inputs]]
+    lengths: NDArray[np.int64]
+    ignored: NDArray[np.int32]
+
+
+def _prepare(release: Release, histories: Sequence[History]) -> _Work:
+    features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
+    size = LARGE_CALL if len(histories) >= LARGE_FROM else CHUNK_SIZE
+    return _Work(batches(features, release.preprocessing.max_length, size), features.lengths, features.ignored)
+
+
+def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]]) -> list[Embedded]:
+    results = [Embedded(None, 0, ignored) for ignored in work.ignored.tolist()]
+    if not work.batches:
+        return results
+    rows = np.concatenate([rows for rows, _ in work.batches])
+    embeddings = np.concatenate(encoded)
+    item_dim = release.item_embeddings.shape[1]
+    place = nearest(segment_part(embeddings, item_dim), release.centroids)
+    used = work.lengths[rows]
+    columns = zip(
+        rows.tolist(),
+        np.ascontiguousarray(next_item_part(embeddings, item_dim)),
+        used.tolist(),
+        work.ignored[rows].tolist(),
+        place.first.tolist(),
+        place.first_distance.tolist(),
+        place.second.tolist(),
+        place.second_distance.tolist(),
+        *_doubt(release, place, used),
+        strict=True,
+    )
+    for row, *fields in columns:
+        results[row] = Embedded(*fields)
+    return results
+
+
+def _doubt(
+    release: Release, place: Nearest, used: NDArray[np.int64]
+) -> tuple[Iterable[float | None], Iterable[bool], Iterable[bool]]:
+    """Confidence, whether that is enough, and whether the history is short, of each placed history."""
+    calibration = release.manifest.confidence
+    if calibration is None:
+        return repeat(None, len(used)), repeat(True, len(used)), repeat(False, len(used))
+    confidence = calibration.at(margin(place))
+    is_confident, is_short = confidence >= calibration.min_confidence, used < calibration.min_history
+    return confidence.tolist(), is_confident.tolist(), is_short.tolist()

@@ -1,0 +1,306 @@
+"""Cleans a log, step by step, and keeps account of what each step dropped and changed.
+
+Every step takes events as `reading.Log` describes them and returns them with its line of the account.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
+
+from server.core.history import ID_MAX_BYTES
+from training.config import Clean, Missing, Outliers
+from training.data.log_reader import Log
+from training.data.split import LEAVE_ONE_OUT, Split
+from training.errors import LogError
+
+DAY_MS = 86_400_000
+_CONTROL = r"[\x00-\x1f\x7f]"
+_FOREST_ROWS = 100_000
+
+
+class Step(BaseModel):
+    """One line of the account; `rows_changed` counts rows that stayed and were altered."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    rows_in: int
+    rows_dropped: int = 0
+    rows_changed: int = 0
+    why: str
+
+    @property
+    def rows_out(self) -> int:
+        """Rows that the step passed on."""
+        return self.rows_in - self.rows_dropped
+
+
+class Account(BaseModel):
+    """What cleaning did: steps in order, each taking in what the one before passed on, and remarks."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows_in: int
+    rows_out: int
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
+
+    def table(self) -> Table:
+        """For people: the steps that did something."""
+        table = Table(title=f"{self.rows_in:,} events read, {self.rows_out:,} kept")
+        for heading, justify in (("step", "left"), ("dropped", "right"), ("changed", "right"), ("why", "left")):
+            table.add_column(heading, justify="right" if justify == "right" else "left")
+        for step in self.steps:
+            if step.rows_dropped or step.rows_changed:
+                table.add_row(step.name, f"{step.rows_dropped:,}", f"{step.rows_changed:,}", step.why)
+        for note in self.notes:
+            table.add_row("note", "", "", note)
+        return table
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """Events sorted by user_id, then time; what was done to them."""
+
+    events: pl.DataFrame
+    steps: tuple[Step, ...]
+
+
+def clean(log: Log, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
+    """Clean a log whose actions have their final names. `now_ms` tells times in the future, `seed` the forest.
+
+    Statistics are learned on the training part of `split`.
+
+    Raises LogError where nothing is left.
+    """
+    missing = settings.missing
+    before_sort: list[Callable[[pl.DataFrame], tuple[pl.DataFrame, Step]]] = [
+        lambda events: fill_missing(events, "user_id", missing.user_id, split),
+        lambda events: drop_unusable_ids(events, "user_id"),
+        lambda events: fill_missing(events, "timestamp", missing.timestamp, split),
+        lambda events: drop_impossible_times(events, log.has_clock, now_ms),
+    ]
+    after_sort: list[Callable[[pl.DataFrame], tuple[pl.DataFrame, Step]]] = [
+        lambda events: fill_missing(events, "item_id", missing.item_id, split),
+        lambda events: drop_unusable_ids(events, "item_id"),
+        lambda events: fill_missing(events, "action", missing.action, split),
+        lambda events: drop_unusable_ids(events, "action"),
+        drop_infinite,
+        lambda events: drop_duplicates(events, settings.drop_duplicates, log.own_order),
+        lambda events: fill_missing(events, "value", missing.value, split),
+        lambda events: treat_outliers(events, settings.outliers, seed, split),
+    ]
+    events, steps = log.events, []
+    for step in before_sort:
+        events, line = step(events)
+        steps.append(line)
+    events = sort_events(events)
+    for step in after_sort:
+        events, line = step(events)
+        steps.append(line)
+    events, lines = keep_core(events, settings.min_events_per_user, settings.min_events_per_item)
+    steps.extend(lines)
+    if events.is_empty():
+        worst = max(steps, key=lambda step: step.rows_dropped)
+        raise LogError(
+            f"Cleaning left none of {len(log.events):,} events; the step `{worst.name}` dropped "
+            f"{worst.rows_dropped:,}: {worst.why}. Set [clean] otherwise, or check which columns were read."
+        )
+    return Cleaned(events, tuple(steps))
+
+
+def sort_events(events: pl.DataFrame) -> pl.DataFrame:
+    """Sort by user_id, then time; ties stay in the order of rows.
+
+    Both are packed into one integer where they fit, which sorts four times as fast as two columns.
+    """
+    first, last = events["timestamp"].min(), events["timestamp"].max()
+    if not isinstance(first, int) or not isinstance(last, int):
+        return events
+    span = last - first + 1
+    if len(_texts(events["user_id"])) * span >= 2**63:
+        return events.sort("user_id", "timestamp", maintain_order=True)
+    key = pl.col("user_id").to_physical().cast(pl.Int64) * span + (pl.col("timestamp") - first)
+    return events.with_columns(key.alias("key")).sort("key", maintain_order=True).drop("key")
+
+
+def fill_missing(
+    events: pl.DataFrame, column: str, how: Missing, split: Split = LEAVE_ONE_OUT
+) -> tuple[pl.DataFrame, Step]:
+    """Treat rows without a value in `column`; rows that stay without one are dropped, save in `value`."""
+    gaps = events[column].null_count()
+    name = f"missing {column}"
+    if gaps == 0 or how.method == "keep":
+        return events, Step(name=name, rows_in=len(events), why="stays missing" if gaps else "none is missing")
+    filled, why = events, "dropped" if how.method == "drop" else ""
+    if how.method == "interpolate":
+        line = pl.col(column).cast(pl.Float64).interpolate().forward_fill().backward_fill()
+        line = line.over("user_id", *split.periods())
+        filled = events.with_columns(line.cast(events.schema[column]))
+        why = "on the line between the user's neighbouring events"
+    elif how.method != "drop":
+        fill = how.fill if how.method == "constant" else _statistic(events, column, how.method, split)
+        filled = events.with_columns(_filled(events[column], fill)) if fill is not None else events
+        why = f"filled with {fill} ({how.method.replace('_', ' ')})"
+    kept = filled if column == "value" and how.method != "drop" else filled.drop_nulls(column)
+    dropped = len(events) - len(kept)
+    changed = gaps - filled[column].null_count()
+    return kept, Step(name=name, rows_in=len(events), rows_dropped=dropped, rows_changed=changed, why=why)
+
+
+def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, Step]:
+    """Drop ids that the API would refuse: too long, or with control characters."""
+    ids = _texts(events[column])
+    bad = ids.filter((ids.str.len_bytes() > ID_MAX_BYTES) | ids.str.contains(_CONTROL))
+    kept = events.filter(~pl.col(column).is_in(bad.cast(events.schema[column]).implode())) if len(bad) else events
+    why = f"longer than {ID_MAX_BYTES} UTF-8 bytes, or with control characters"
+    return kept, _dropped(f"unusable {column}", events, kept, why)
+
+
+def drop_impossible_times(events: pl.DataFrame, has_clock: bool, now_ms: int) -> tuple[pl.DataFrame, Step]:
+    """Drop times before 1970 and more than a day ahead, which the API would refuse."""
+    kept = events.filter(pl.col("timestamp").is_between(0, now_ms + DAY_MS)) if has_clock else events
+    return kept, _dropped("impossible timestamp", events, kept, "before 1970, or more than a day in the future")
+
+
+def drop_infinite(events: pl.DataFrame) -> tuple[pl.DataFrame, Step]:
+    """Infinite values become missing ones."""
+    infinite = int(events["value"].is_infinite().sum())
+    if infinite:
+        events = events.with_columns(pl.when(pl.col("value").is_finite()).then("value"))
+    why = "infinite: taken as missing"
+    return events, Step(name="infinite value", rows_in=len(events), rows_changed=infinite, why=why)
+
+
+def drop_duplicates(events: pl.DataFrame, wanted: bool, own_order: bool) -> tuple[pl.DataFrame, Step]:
+    """Keep the first of equal events of sorted `events`.
+
+    With a time column (a clock or an ordinal) equal means equal in all five columns. Where the order of rows is all
+    there is, no two events are equal so; there a row that repeats the user's previous one is taken for logged twice.
+    """
+    if not wanted:
+        return events, Step(name="duplicates", rows_in=len(events), why="left in, as configured")
+    columns = ["user_id", "item_id", "action", "value"]
+    if own_order:
+        repeats = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in columns)
+        kept = events.filter((pl.int_range(pl.len()) == 0) | ~repeats)
+        return kept, _dropped("duplicates", events, kept, "the same as the user's previous row")
+    previous = pl.all_horizontal(
+        (pl.col(name) == pl.col(name).shift(1)).fill_null(False) for name in ("user_id", "timestamp")
+    )
+    follows = events.select(previous).to_series()
+    at_once = follows | follows.shift(-1, fill_value=False)  # only events at the user's same time can be equal
+    first = events.filter(at_once).select(pl.struct(*columns, "timestamp").is_first_distinct()).to_series()
+    kept = events if first.all() else events.filter(~at_once.scatter(at_once.arg_true(), ~first))
+    return kept, _dropped("duplicates", events, kept, "equal in user, item, action, value and time")
+
+
+def treat_outliers(
+    events: pl.DataFrame, how: Outliers, seed: int, split: Split = LEAVE_ONE_OUT
+) -> tuple[pl.DataFrame, Step]:
+    """Drop or clip values far off those of the training part of sorted `events`."""
+    name = "outliers"
+    if how.method == "none":
+        return events, Step(name=name, rows_in=len(events), why="not looked for")
+    values = split.training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
+    if values.is_empty():
+        return events, Step(name=name, rows_in=len(events), why="no values in the training part")
+    if how.method == "isolation_forest":
+        inliers = _forest_inliers(values, events["value"], how.threshold, seed)
+        low, high = inliers[0], inliers[-1]
+        inside = pl.col("value").is_in(inliers.implode())
+    else:
+        low, high = _bounds(values, how)
+        inside = pl.col("value").is_between(low, high)
+    why = f"{how.method}: {'dropped' if how.action == 'drop' else 'clipped'} beyond {low:.6g} to {high:.6g}"
+    if how.action == "drop":
+        kept = events.filter(inside | pl.col("value").is_null())
+        return kept, _dropped(name, events, kept, why)
+    clipped = events.with_columns(pl.col("value").clip(low, high))
+    changed = int((clipped["value"] != events["value"]).sum())
+    return clipped, Step(name=name, rows_in=len(events), rows_changed=changed, why=why)
+
+
+def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.DataFrame, list[Step]]:
+    """Drop users and items with too few events, again and again until all that is left has enough."""
+    rows_in, rounds = len(events), 0
+    dropped = {"user_id": 0, "item_id": 0}
+    gone: dict[str, int] = {"user_id": 0, "item_id": 0}
+    before = -1
+    while before != len(events):
+        before, rounds = len(events), rounds + 1
+        for column, least in (("user_id", per_user), ("item_id", per_item)):
+            codes = events[column].to_physical().to_numpy()
+            counts = np.bincount(codes)
+            few = (counts > 0) & (counts < least)
+            if few.any():
+                events = events.filter(pl.Series(~few[codes]))
+                dropped[column] += int(counts[few].sum())
+                gone[column] += int(few.sum())
+    steps = []
+    for column, least, kind in (("user_id", per_user, "users"), ("item_id", per_item, "items")):
+        why = (
+            f"{gone[column]:,} {kind} with fewer than {least}, found in {rounds} rounds"
+            if least > 1
+            else "any number will do"
+        )
+        steps.append(Step(name=f"{kind} with few events", rows_in=rows_in, rows_dropped=dropped[column], why=why))
+        rows_in -= dropped[column]
+    return events, steps
+
+
+def _dropped(name: str, before: pl.DataFrame, after: pl.DataFrame, why: str) -> Step:
+    return Step(name=name, rows_in=len(before), rows_dropped=len(before) - len(after), why=why)
+
+
+def _texts(column: pl.Series) -> pl.Series:
+    """What an Enum column can hold, in the order in which it sorts."""
+    dtype = column.dtype
+    assert isinstance(dtype, pl.Enum)
+    return dtype.categories
+
+
+def _statistic(events: pl.DataFrame, column: str, method: str, split: Split) -> Any:
+    """Mean, median or most frequent value of the training part; None where it has none."""
+    known = events.drop_nulls("timestamp").sort("user_id", "timestamp", maintain_order=True)
+    values = split.training_part(known.lazy()).select(column).drop_nulls().collect().to_series()
+    if values.is_empty():
+        return None
+    if method == "most_frequent":
+        return values.value_counts().sort("count", column, descending=[True, False])[column][0]
+    return values.mean() if method == "mean" else values.median()
+
+
+def _filled(column: pl.Series, fill: Any) -> pl.Series:
+    """`column` with `fill` for nulls; an Enum learns the new text."""
+    if not isinstance(column.dtype, pl.Enum):
+        return column.fill_null(pl.Series([fill]).cast(column.dtype, strict=False)[0])
+    texts = pl.concat([column.dtype.categories, pl.Series([str(fill)])]).unique().sort()
+    return column.cast(pl.String).fill_null(str(fill)).cast(pl.Enum(texts))
+
+
+def _bounds(values: pl.Series, how: Outliers) -> tuple[float, float]:
+    if how.method == "z_score":
+        center, spread, threshold = values.mean(), values.std(ddof=0), how.threshold or 3.0
+        low = high = float(center or 0.0)  # type: ignore[arg-type]
+    else:
+        low, high = (float(values.quantile(share, "linear") or 0.0) for share in (0.25, 0.75))
+        spread, threshold = high - low, how.threshold or 1.5
+    reach = threshold * float(spread or 0.0)  # type: ignore[arg-type]
+    return low - reach, high + reach
+
+
+def _forest_inliers(values: pl.Series, every: pl.Series, share: float | None, seed: int) -> pl.Series:
+    """Those of the different values in `every` that a forest grown on `values` takes for usual."""
+    from sklearn.ensemble import IsolationForest
+
+    grown_on = values if len(values) <= _FOREST_ROWS else values.sample(_FOREST_ROWS, seed=seed)
+    forest = IsolationForest(contamination=share or "auto", random_state=seed)
+    forest.fit(grown_on.to_numpy().reshape(-1, 1))
+    different = every.drop_nulls().unique().sort()
+    return different.filter(pl.Series(forest.predict(different.to_numpy().reshape(-1, 1)) == 1))

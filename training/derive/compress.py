@@ -1,0 +1,258 @@
+"""Compression: smaller or faster runs made of one run, each measured against it in the same call.
+
+`int8` and `fp16` change the numbers of the exported graph, `pruned` takes the weakest feed-forward units out and
+trains on, `student` is a new encoder of half the size that learns from the run's scores. Each is a run of its own, to
+be segmented and published like any other.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from server.core.features import Inputs
+from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import OUTPUT
+from training.config import Objectives, Train
+from training.errors import ConfigError, RunError
+from training.evaluation.evaluate import by_encoder, evaluate, protocols, ranks_by
+from training.fit.distillation import Lesson
+from training.fit.train import train
+from training.metrics import bootstrap_interval, ndcg_each
+from training.model.encoder import Encoder
+from training.model.ensemble import FusedEncoder
+from training.model.export import ITEM_EMBEDDINGS, MODEL, export, random_inputs
+from training.model.onnx_inference import open_session
+from training.model.pruning import pruned
+from training.model.quantized import LoweredEncoder, write_lowered
+from training.model.user_encoder import UserEncoder
+from training.model.weights import load_encoder
+from training.runs import Progress, Run, no_progress, training_seconds, write_atomically
+
+Way = Literal["int8", "fp16", "pruned", "student"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+FINE_TUNING_EPOCHS = 5
+FINE_TUNING_RATE = 0.3
+"""Share of the run's own learning rate."""
+
+NOISE = 0.03
+"""Sizes and times within this share of the original's are no gain."""
+
+_BATCH, _LENGTH, _REPEATS = 32, 20, 60
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What a figure is, its difference to the original's, and where that lies at 95 % (users resampled in pairs)."""
+
+    value: float
+    difference: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One encoder: sizes in bytes, processor time in microseconds a user (in batches, and alone), and quality."""
+
+    way: str
+    run: str
+    model_bytes: int
+    item_bytes: int
+    microseconds: float
+    microseconds_alone: float
+    ndcg: Difference
+    hr: Difference
+    verdict: str
+
+
+@dataclass(frozen=True)
+class CompressResult:
+    """The original first, then what was made of it; also in `metrics.json` in `directory`."""
+
+    directory: Path
+    rows: tuple[Row, ...]
+
+    def table(self) -> RenderableType:
+        """The rows for rich to print, and below them what each gains in words."""
+        table = Table("way", title=f"Compression: ONNX Runtime, one thread, {_LENGTH} events a user")
+        for heading in ("encoder KB", "items KB", "µs a user", "µs alone", "NDCG@10", "to the original", "HR@10"):
+            table.add_column(heading, justify="right")
+        table.add_column("to the original", justify="right")
+        for row in self.rows:
+            sizes = (f"{row.model_bytes / 1000:,.0f}", f"{row.item_bytes / 1000:,.0f}")
+            times = (f"{row.microseconds:.1f}", f"{row.microseconds_alone:.0f}")
+            quality = (_cells(row.ndcg, row is self.rows[0]), _cells(row.hr, row is self.rows[0]))
+            table.add_row(row.way, *sizes, *times, *quality[0], *quality[1])
+        return Group(table, *(f"{row.way} ({row.run}): {row.verdict}." for row in self.rows[1:]))
+
+
+def _cells(figure: Difference, is_original: bool) -> tuple[str, str]:
+    if is_original:
+        return f"{figure.value:.4f}", ""
+    return f"{figure.value:.4f}", f"{figure.difference:+.4f} ({figure.low:+.4f}…{figure.high:+.4f})"
+
+
+def compress(
+    run: Run, only: Sequence[str] = WAYS, max_minutes: float | None = None, progress: Progress = no_progress
+) -> CompressResult:
+    """Make the runs that `only` names and measure them; writes `metrics.json` under `compress/` of the run.
+
+    Pruned encoders and students train for `max_minutes` at most, or as long as the run itself did. Raises ConfigError
+    for a way that is not known, RunError where a stage is missing or the run cannot be compressed that way.
+    """
+    encoder = load_encoder(run.require("train"))
+    ways = _ways(run, encoder, only)
+    run.require("export")
+    with run.stage("compress") as stage:
+        variants: dict[str, Run] = {}
+        for way in ways:
+            variants[way] = _made(run, encoder, way, max_minutes, _prefixed(progress, way))
+        rows = _measured(run, variants, progress)
+        text = json.dumps([asdict(row) for row in rows], indent=1)
+        write_atomically(stage.directory / "metrics.json", text + "\n")
+        for row in rows:
+            stage.figures |= {f"{row.way}/ndcg@10": row.ndcg.value, f"{row.way}/microseconds": row.microseconds}
+        stage.figures |= {"made": len(variants), "runs": {way: made.path.name for way, made in variants.items()}}
+    return CompressResult(stage.directory, rows)
+
+
+def _ways(run: Run, encoder: Encoder, only: Sequence[str]) -> tuple[Way, ...]:
+    unknown = set(only) - set(WAYS)
+    if unknown or not only:
+        raise ConfigError(f"--only takes {', '.join(WAYS)}, parted by commas, not `{','.join(sorted(unknown))}`.")
+    if isinstance(encoder, LoweredEncoder):
+        raise RunError(f"{run.path} is {encoder.precision} already; compress the run that it was made of.")
+    ways = tuple(way for way in WAYS if way in only)
+    if isinstance(encoder, FusedEncoder) and "pruned" in ways:
+        if set(only) != set(WAYS):
+            raise RunError(f"{run.path} is fused, and its members are pruned one by one, before they are fused.")
+        ways = tuple(way for way in ways if way != "pruned")
+    return ways
+
+
+def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progress: Progress) -> Run:
+    """A run of its own, trained or lowered, exported and evaluated."""
+    variant = run.derive(way)
+    try:
+        if way == "int8" or way == "fp16":
+            with variant.stage("train", deriving=True) as stage:
+                progress("writing", 0, 0)
+                reads = UserEncoder.load(encoder, run.require("train")).shape.max_length
+                write_lowered(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
+                stage.figures |= {"training_seconds": training_seconds(run)}
+        else:
+            settings, lesson = _lesson(run, encoder, way, max_minutes or training_seconds(run) / 60)
+            variant.describe(run.config().model_copy(update={"train": settings}), run.record()["data"])
+            train(variant, settings=settings, lesson=lesson, progress=progress)
+        export(variant, progress=progress)
+        evaluate(variant, progress=progress)
+    except BaseException:
+        shutil.rmtree(variant.path)
+        raise
+    return variant
+
+
+def _lesson(run: Run, encoder: Encoder, way: Way, minutes: float) -> tuple[Train, Lesson]:
+    settings = run.config().train.model_copy(update={"max_minutes": minutes})
+    if way == "pruned":
+        rate, epochs = settings.learning_rate * FINE_TUNING_RATE, min(settings.epochs, FINE_TUNING_EPOCHS)
+        return settings.model_copy(update={"learning_rate": rate, "epochs": epochs}), Lesson(start=pruned(encoder))
+    shape = student_shape(encoder, settings.heads)
+    return settings.model_copy(update={**shape, "objectives": Objectives()}), Lesson(teacher=encoder)
+
+
+def student_shape(encoder: Encoder, heads: int) -> dict[str, int]:
+    """Half the dimensions and half the layers of a run's encoder, or of one member where it is fused."""
+    one = encoder.shape
+    if isinstance(encoder, FusedEncoder):
+        one = max((member.shape for member in encoder.encoders), key=lambda shape: shape.embedding_dim)
+    dim = max(1, one.embedding_dim // 2 // heads) * heads
+    return {"embedding_dim": dim, "layers": max(1, one.layers // 2)}
+
+
+def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tuple[Row, ...]:
+    runs = {"original": run, **variants}
+    progress("speed", 0, 0)
+    encoder = load_encoder(run.require("train"))
+    length = min(_LENGTH, encoder.shape.max_length)
+    batch, alone = (random_inputs(encoder, rows, length, seed=0) for rows in (_BATCH, 1))
+    models = {way: made.require("export") / MODEL for way, made in runs.items()}
+    times = processor_microseconds(models, batch), processor_microseconds(models, alone)
+    ranks: dict[str, NDArray[np.int64]] = {}
+    for way, made in runs.items():
+        progress(f"quality: {way}", len(ranks), len(runs))
+        ranks[way] = ranks_on_test(made)
+    rows: list[Row] = []
+    for way, made in runs.items():
+        ndcg = difference(ndcg_each(ranks[way], 10), ndcg_each(ranks["original"], 10))
+        hr = difference((ranks[way] < 10).astype(np.float64), (ranks["original"] < 10).astype(np.float64))
+        sizes = models[way].stat().st_size, (made.path / "export" / ITEM_EMBEDDINGS).stat().st_size
+        row = Row(way, made.path.name, *sizes, times[0][way], times[1][way], ndcg, hr, "")
+        rows.append(row if not rows else in_words(row, rows[0]))
+    return tuple(rows)
+
+
+def ranks_on_test(run: Run) -> NDArray[np.int64]:
+    """Ranks of the test targets (T,) by the last protocol of `evaluate`, the one under which releases are served."""
+    prepared, encoder = run.require("prepare"), load_encoder(run.require("train"))
+    preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+    *_, protocol = protocols(prepared, preprocessing, encoder.shape.item_count)
+    ranks, _ = ranks_by(by_encoder(encoder, protocol.log, protocol.held), protocol)
+    return ranks
+
+
+def difference(each: NDArray[np.float64], original: NDArray[np.float64]) -> Difference:
+    """The mean of `each` (T,) beside that of `original` (T,), user by user."""
+    low, high = bootstrap_interval(each - original, seed=0)
+    return Difference(float(each.mean()), float((each - original).mean()), low, high)
+
+
+def processor_microseconds(models: Mapping[str, Path], inputs: Inputs) -> dict[str, float]:
+    """Median processor time of ONNX Runtime a user, on one thread; models take turns, so that all meet the same noise.
+
+    It is the time of this thread alone: what else the machine does counts little.
+    """
+    sessions = {name: open_session(path) for name, path in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    for _ in range(_REPEATS):
+        for name, session in sessions.items():
+            start = time.thread_time()
+            session.run([OUTPUT], inputs)
+            seconds[name].append(time.thread_time() - start)
+    rows = len(inputs["item_index"])
+    return {name: float(np.median(taken)) / rows * 1e6 for name, taken in seconds.items()}
+
+
+def in_words(row: Row, original: Row) -> Row:
+    """The row with its verdict: what is gained in size, in speed and in quality, and what is not."""
+    size = (row.model_bytes + row.item_bytes) / (original.model_bytes + original.item_bytes)
+    time_share = row.microseconds / original.microseconds
+    smaller = f"{1 / size:.1f} × smaller" if size < 1 - NOISE else "no smaller"
+    faster = f"{1 / time_share:.1f} × faster" if time_share < 1 - NOISE else "no faster on this processor"
+    if row.way == "fp16" and time_share >= 1 - NOISE:
+        faster += " (it is for GPUs)"
+    if row.ndcg.low > 0:
+        quality = "ranks better"
+    elif row.ndcg.high < 0:
+        quality = "ranks worse"
+    else:
+        quality = "no difference in NDCG@10 that can be told from chance"
+    gains = size < 1 - NOISE or time_share < 1 - NOISE
+    return replace(row, verdict=f"{smaller}, {faster}; {quality}" + ("" if gains else ": it gains nothing here"))
+
+
+def _prefixed(progress: Progress, way: str) -> Progress:
+    def tell(what: str, done: int, total: int) -> None:
+        progress(f"{way}: {what}", done, total)
+
+    return tell

@@ -1,0 +1,224 @@
+"""Fusion: an ensemble of runs on the same data becomes a run of its own, with one encoder and one ONNX file.
+
+What is fused are scores, each member's divided by how much they vary over a user's items (see
+`training.model.ensemble`). Weights are equal, unless validation users say that others are better.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from rich.table import Table
+from torch import Tensor
+
+from server.core.preprocessing import Preprocessing
+from training.data.sequences import (
+    HeldOut,
+    Log,
+    chosen,
+    held_out,
+    positive_actions,
+    read_sequences,
+    sampled,
+    seen_pairs,
+)
+from training.data.split import read_split
+from training.errors import RunError
+from training.fit.train import CHECKPOINT
+from training.metrics import bootstrap_interval, ndcg_each, target_ranks
+from training.model.encoder import Encoder
+from training.model.ensemble import Member, write_members
+from training.model.quantized import LoweredEncoder
+from training.model.text_projection import ITEM_TEXT
+from training.model.torch_inference import users_of
+from training.model.user_encoder import SEGMENT_EMBEDDING, SegmentEmbedding
+from training.model.weights import load_encoder
+from training.runs import Progress, Run, no_progress, training_seconds
+
+MEMBERS_MAX = 8
+_PARTS = 8
+"""Weights to choose from are multiples of one over this."""
+
+_USERS_MAX = 5000
+_SCORES_MAX = 50_000_000
+"""Validation users times items: with a large catalogue fewer users are asked."""
+
+_USERS_AT_ONCE = 128
+
+
+@dataclass(frozen=True)
+class FuseResult:
+    """The new run, its members, and NDCG@10 on validation: of each member alone, with equal weights, and as fused."""
+
+    run: Run
+    members: tuple[Member, ...]
+    alone: tuple[float, ...]
+    equal: float
+    fused: float
+
+    def table(self) -> Table:
+        """Members for rich to print."""
+        table = Table("run", title="Fused: validation targets, all items ranked")
+        table.add_column("weight", justify="right")
+        table.add_column("NDCG@10", justify="right")
+        for member, ndcg in zip(self.members, self.alone, strict=True):
+            table.add_row(member.run, f"{member.weight:.3f}", f"{ndcg:.4f}")
+        table.add_row("equal weights", "", f"{self.equal:.4f}")
+        table.add_row(self.run.path.name, "1.000", f"{self.fused:.4f}", style="bold")
+        return table
+
+
+@dataclass(frozen=True, slots=True)
+class _Scores:
+    """What a member says of the users asked: user embeddings (T, D), items (V, D), and the sizes of both.
+
+    `spread` is the standard deviation of scores over items, `length` that of user embeddings, each a mean over users.
+    """
+
+    users: Tensor
+    items: Tensor
+    spread: float
+    length: float
+
+
+def fuse(runs: Sequence[Run], progress: Progress = no_progress) -> FuseResult:
+    """Make a run of several trained on the same prepared data. Raises RunError where they do not fit together."""
+    _check(runs)
+    encoders = [load_encoder(run.require("train")) for run in runs]
+    for run, encoder in zip(runs, encoders, strict=True):
+        if isinstance(encoder, LoweredEncoder):
+            raise RunError(f"{run.path} is {encoder.precision}; fuse the run it was made of, then compress the result.")
+    fused = runs[0].derive("fused", [run.path.name for run in runs])
+    try:
+        return _fused(fused, runs, encoders, progress)
+    except BaseException:
+        shutil.rmtree(fused.path)
+        raise
+
+
+def _check(runs: Sequence[Run]) -> None:
+    names = [run.path.resolve() for run in runs]
+    if not 2 <= len(set(names)) == len(names) <= MEMBERS_MAX:
+        raise RunError(f"Fusion takes 2 to {MEMBERS_MAX} different runs.")
+    first = _prepared(runs[0])
+    for run in runs[1:]:
+        for what, there in _prepared(run).items():
+            if there != first[what]:
+                raise RunError(
+                    f"{runs[0].path} and {run.path} differ in {what}; only runs trained on the same prepared data can "
+                    "be fused: prepare both from the same files with the same settings."
+                )
+
+
+def _prepared(run: Run) -> dict[str, Any]:
+    """What must be equal for two runs to have the same items, inputs and held back events."""
+    prepared, record = run.require("prepare"), run.record()
+    return {
+        "their log": record["data"].get("events"),
+        "their cleaning": record["config"]["clean"],
+        "their split": read_split(prepared),
+        "their preprocessing": Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes()),
+        "their catalogue": pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"].to_list(),
+    }
+
+
+def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progress: Progress) -> FuseResult:
+    with fused.stage("train", deriving=True) as stage:
+        prepared = fused.require("prepare")
+        preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+        log = read_sequences(prepared, preprocessing)
+        users = min(_USERS_MAX, max(_USERS_AT_ONCE, _SCORES_MAX // encoders[0].shape.item_count))
+        held = sampled(held_out(log, 2, positive_actions(preprocessing)), users, seed=0)
+        if not len(held.rows):
+            raise RunError("No user has enough events to compare the runs on: fusion needs users with five events.")
+        scores = []
+        for place, encoder in enumerate(encoders):
+            progress("scores of each run", place, len(encoders))
+            scores.append(_scores(encoder, log, held))
+        seen = log if preprocessing.exclude_seen else None
+        candidates = weights_to_choose_from(len(runs))
+        alone = [tuple(float(other == place) for other in range(len(runs))) for place in range(len(runs))]
+        each = _ndcg(scores, held, seen, [*alone, *candidates], progress)
+        place = choose([each[weights] for weights in candidates])
+        members = members_of([run.path.name for run in runs], candidates[place], scores)
+        for number, run in enumerate(runs):
+            ignored = shutil.ignore_patterns(CHECKPOINT, ITEM_TEXT, SEGMENT_EMBEDDING)
+            shutil.copytree(run.require("train"), stage.directory / str(number), ignore=ignored)
+        write_members(stage.directory, members)
+        progress("what segments are made of", 0, 0)
+        encoder, seed = load_encoder(stage.directory), runs[0].config().train.seed
+        SegmentEmbedding.fit(encoder, log, preprocessing, seed).write(stage.directory)
+        ndcg = {weights: float(values.mean()) for weights, values in each.items()}
+        seconds = sum(training_seconds(run) for run in runs)
+        stage.figures |= {"validation_ndcg@10": ndcg[candidates[place]], "training_seconds": seconds}
+        stage.figures |= {"weights": [member.weight for member in members]}
+    return FuseResult(
+        fused, members, tuple(ndcg[weights] for weights in alone), ndcg[candidates[0]], ndcg[candidates[place]]
+    )
+
+
+def weights_to_choose_from(count: int) -> list[tuple[float, ...]]:
+    """Weights of `count` members: equal ones first, then all that are positive multiples of an eighth."""
+    grid = []
+    for cuts in combinations(range(1, _PARTS), count - 1):
+        edges = (0, *cuts, _PARTS)
+        grid.append(tuple((end - start) / _PARTS for start, end in pairwise(edges)))
+    equal = (1 / count,) * count
+    return [equal, *(weights for weights in grid if weights != equal)]
+
+
+def choose(each: Sequence[NDArray[np.float64]]) -> int:
+    """The place of the best users' NDCG (T,); the first place, unless the best one is better at 95 %."""
+    best = max(range(len(each)), key=lambda place: float(each[place].mean()))
+    low, _ = bootstrap_interval(each[best] - each[0], seed=0)
+    return best if low > 0 else 0
+
+
+def members_of(names: Sequence[str], weights: Sequence[float], scores: Sequence[_Scores]) -> tuple[Member, ...]:
+    """Factors of each member, as `training.model.ensemble` says."""
+    spread = sum(weight * member.spread for weight, member in zip(weights, scores, strict=True))
+    length = sum(weight * member.length for weight, member in zip(weights, scores, strict=True))
+    members = []
+    for name, weight, member in zip(names, weights, scores, strict=True):
+        user_factor = weight**0.5 * length / member.length
+        members.append(Member(name, weight, user_factor, weight * spread / member.spread / user_factor))
+    return tuple(members)
+
+
+def _scores(encoder: Encoder, log: Log, held: HeldOut) -> _Scores:
+    users = users_of(encoder, log, held)
+    with torch.inference_mode():
+        items = encoder.item_embeddings()
+        starts = range(0, len(users), _USERS_AT_ONCE)
+        spread = torch.cat([(users[start : start + _USERS_AT_ONCE] @ items.T).std(1) for start in starts]).mean()
+        return _Scores(users, items, float(spread), float(torch.linalg.vector_norm(users, dim=1).mean()))
+
+
+def _ndcg(
+    scores: Sequence[_Scores],
+    held: HeldOut,
+    seen: Log | None,
+    candidates: Sequence[tuple[float, ...]],
+    progress: Progress,
+) -> dict[tuple[float, ...], NDArray[np.float64]]:
+    """Each user's NDCG@10 (T,) under each of the candidate weights."""
+    each: dict[tuple[float, ...], list[NDArray[np.float64]]] = {weights: [] for weights in candidates}
+    for start in range(0, len(held.rows), _USERS_AT_ONCE):
+        progress("weights", start, len(held.rows))
+        places = np.arange(start, min(start + _USERS_AT_ONCE, len(held.rows)))
+        part = chosen(held, places)
+        targets = torch.from_numpy(part.targets.astype(np.int64) - 1)
+        normal = [member.users[start : start + len(places)] @ member.items.T / member.spread for member in scores]
+        for weights in candidates:
+            mixed = sum((weight * one for weight, one in zip(weights, normal, strict=True)), torch.zeros(()))
+            if seen:
+                row, item = (torch.from_numpy(array) for array in seen_pairs(seen, part))
+                mixed[row, item] = -torch.inf
+            each[weights].append(ndcg_each(target_ranks(mixed, targets).numpy(), 10))
+    return {weights: np.concatenate(parts) for weights, parts in each.items()}

@@ -1,0 +1,215 @@
+"""The encoder: a causal Transformer over a user's events, trained to name the next item.
+
+Blocks follow LiGR (Borisyuk et al. 2025, "From Features to Transformers"): norm first, attention and a SwiGLU
+feed-forward part (Shazeer 2020), each added through a learned gate. Nothing depends on how far a batch is padded:
+positions are counted from the newest event, and no event attends to padding.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from server.core.features import GAP_COUNT
+from training.data.item_text import ItemText
+from training.errors import ConfigError
+from training.model.category_tower import CategoryTower, ItemCategories
+from training.model.dropout import Dropout
+from training.model.loss import Items
+from training.model.text_tower import ItemTower
+
+VALUE_LIMIT = 10.0
+"""Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
+
+_INIT_STD = 0.02
+
+TOWERS = (ItemTower, CategoryTower)
+"""What can stand in the place of the table of ids while an encoder is trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderShape:
+    """What fixes the encoder's weights. `item_count` and `action_count` do not count padding.
+
+    `tied` items have one vector each, by which they are read and foretold; others have two. `hidden` units make up
+    each feed-forward part; 0: as many as suit `embedding_dim`.
+    """
+
+    item_count: int
+    action_count: int
+    max_length: int
+    embedding_dim: int
+    layers: int
+    heads: int
+    tied: bool = True
+    hidden: int = 0
+
+
+class Block(nn.Module):
+    """One LiGR block, (B, L, D) → (B, L, D)."""
+
+    def __init__(self, dim: int, heads: int, dropout: float, hidden: int = 0) -> None:
+        super().__init__()
+        # SwiGLU's three matrices weigh as much as the usual two of 4 × dim.
+        hidden = hidden or 8 * -(-dim * 8 // 3 // 8)
+        self.heads = heads
+        self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim, 2 * dim, bias=False)
+        self.attention_out = nn.Linear(dim, dim, bias=False)
+        self.attention_gate = nn.Linear(dim, dim)
+        self.forward_norm = nn.RMSNorm(dim, eps=1e-6)
+        self.forward_in = nn.Linear(dim, 2 * hidden, bias=False)
+        self.forward_out = nn.Linear(hidden, dim, bias=False)
+        self.forward_gate = nn.Linear(dim, dim)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Tensor, visible: Tensor, last_only: bool = False) -> Tensor:
+        """Apply the block; `visible` (B, 1, L or 1, L) is true where a query may look.
+
+        With `last_only` the last position alone is computed, (B, 1, D), and `visible` is that position's row.
+        """
+        normed = self.attention_norm(x)
+        if last_only:
+            x = x[:, -1:]
+        query = self._split(self.query(normed[:, -1:] if last_only else normed))
+        key, value = self.key_value(normed).chunk(2, dim=-1)
+        attended: Tensor = functional.scaled_dot_product_attention(query, self._split(key), self._split(value), visible)
+        attended = self.attention_out(attended.transpose(1, 2).flatten(2))
+        x = x + self.dropout(attended) * torch.sigmoid(self.attention_gate(x))
+        gate, content = self.forward_in(self.forward_norm(x)).chunk(2, dim=-1)
+        fed: Tensor = self.forward_out(functional.silu(gate) * content)
+        return torch.addcmul(x, self.dropout(fed), torch.sigmoid(self.forward_gate(x)))
+
+    def _split(self, x: Tensor) -> Tensor:
+        """(B, L, D) → (B, heads, L, D / heads)."""
+        return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
+
+
+class Encoder(nn.Module):
+    """Histories → user embeddings; inputs as in `server.core.features.Inputs`, each (B, L), L ≤ `max_length`."""
+
+    def __init__(self, shape: EncoderShape, dropout: float = 0.0) -> None:
+        super().__init__()
+        dim = shape.embedding_dim
+        self.shape = shape
+        self.item: nn.Embedding | ItemTower | CategoryTower = nn.Embedding(shape.item_count + 1, dim)
+        self.output = None if shape.tied else nn.Embedding(shape.item_count, dim)
+        self.action = nn.Embedding(shape.action_count + 1, dim)
+        self.gap = nn.Embedding(GAP_COUNT, dim)
+        self.position = nn.Embedding(shape.max_length, dim)
+        self.value = nn.Linear(1, dim, bias=False)
+        self.dropout = Dropout(dropout)
+        self.blocks = nn.ModuleList(Block(dim, shape.heads, dropout, shape.hidden) for _ in range(shape.layers))
+        self.norm = nn.RMSNorm(dim, eps=1e-6)
+        self.bias = nn.Parameter(torch.zeros(dim))
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=_INIT_STD)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """User embeddings (B, D): the last position alone. Its product with `item_embeddings` rows is the logit."""
+        return self.last_and_mean(item_index, action_index, value, gap_index)[0]
+
+    def last_and_mean(
+        self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """User embeddings (B, D), and the mean over events of what the last block reads, (B, D)."""
+        x, visible = self._embed(item_index, action_index, value, gap_index)
+        for block in self.blocks[:-1]:
+            x = block(x, visible)
+        real = (item_index > 0).unsqueeze(-1).to(x.dtype)
+        mean = (x * real).sum(1) / real.sum(1).clamp(min=1)
+        x = self.blocks[-1](x, visible[:, :, -1:], True)
+        embedding: Tensor = self.norm(x.squeeze(1)) + self.bias
+        return embedding, mean
+
+    def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
+        """The embedding that the user had after each event, (B, L, D); rows of padding mean nothing."""
+        x, visible = self._embed(item_index, action_index, value, gap_index)
+        for block in self.blocks:
+            x = block(x, visible)
+        embeddings: Tensor = self.norm(x) + self.bias
+        return embeddings
+
+    def start_from_popularity(self, event_counts: Tensor) -> None:
+        """Make a new encoder guess items by how often they occur, (V,), rather than evenly.
+
+        What all users have in common stands in one direction of the space, so that training can turn to the rest.
+        """
+        log_counts = event_counts.clamp(min=1).log()
+        direction = functional.normalize(torch.randn(self.shape.embedding_dim), dim=0)
+        scale = self.shape.embedding_dim**0.5
+        with torch.no_grad():
+            self.bias.copy_(direction * scale)
+            told_by = self._ids.weight[1:] if self.output is None else self.output.weight
+            told_by += (log_counts - log_counts.mean())[:, None] / scale * direction
+
+    def item_embeddings(self) -> Tensor:
+        """What items are foretold by: row r belongs to item index r + 1, (V, D)."""
+        if self.output is not None:
+            return self.output.weight
+        return self.item.table() if isinstance(self.item, TOWERS) else self.item.weight[1:]
+
+    def item_rows(self) -> Items:
+        """Item vectors for the loss: the table, or a look-up of those that are asked for: of a tower, or sparse."""
+        if self.output is None and isinstance(self.item, TOWERS):
+            return self.item.rows
+        return self._looked_up if self._ids.sparse else self.item_embeddings()
+
+    def use_sparse_gradients(self) -> None:
+        """Let gradients of the item tables hold only the rows that a step looked up."""
+        self._ids.sparse = True
+        if self.output is not None:
+            self.output.sparse = True
+
+    def compile_blocks(self, backend: str = "inductor") -> None:
+        """Compile each block in place, for any batch and length; weights and their names stay."""
+        for block in self.blocks:
+            block.compile(dynamic=True, backend=backend)
+
+    def use_text(self, text: ItemText, event_counts: Tensor) -> None:
+        """Fuse ids with text from here on; arguments as of `ItemTower`. Raises ConfigError for an untied output."""
+        if self.output is not None:
+            raise ConfigError("[text] needs the objective next_item: without it texts do not tell items apart.")
+        self.item = ItemTower(self._ids, text, event_counts)
+
+    def use_categories(self, categories: ItemCategories) -> None:
+        """Add to each item from here on what its categories have in common."""
+        self.item = CategoryTower(self._ids, categories)
+
+    def plain_state(self) -> dict[str, Tensor]:
+        """Weights of an encoder without text or categories that computes the same: one vector an item."""
+        if not isinstance(self.item, TOWERS):
+            return self.state_dict()
+        state = {name: value for name, value in self.state_dict().items() if not name.startswith("item.")}
+        with torch.no_grad():
+            state["item.weight"] = torch.cat([self.item.ids.weight[:1], self.item.table()])
+        return state
+
+    def _looked_up(self, rows: Tensor | None) -> Tensor:
+        if rows is None:
+            return self.item_embeddings()
+        vectors: Tensor = self.item(rows + 1) if self.output is None else self.output(rows)
+        return vectors
+
+    @property
+    def _ids(self) -> nn.Embedding:
+        return self.item.ids if isinstance(self.item, TOWERS) else self.item
+
+    def _embed(
+        self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Sum of all inputs' embeddings, (B, L, D), and who may look at whom, (B, 1, L, L)."""
+        length = item_index.shape[1]
+        places = torch.arange(length, device=item_index.device)
+        limited = value.clamp(-VALUE_LIMIT, VALUE_LIMIT).unsqueeze(-1)
+        x = self.item(item_index) * self.shape.embedding_dim**0.5 + self.action(action_index) + self.gap(gap_index)
+        x = x + self.value(limited) + self.position(length - 1 - places)
+        causal = places[:, None] >= places
+        # A row of padding would see nothing and become NaN: every position sees itself.
+        visible = (causal & (item_index > 0)[:, None, :]) | (places[:, None] == places)
+        return self.dropout(x), visible.unsqueeze(1)

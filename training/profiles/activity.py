@@ -1,0 +1,130 @@
+"""How much, when and for how much the users of each cluster act."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from server.core.profiles import Activity, Spend
+from training.profiles.traits import placed_users
+
+DAY_MS = 86_400_000
+_PERIODS = 10
+"""Growth compares the last two of so many equal parts of the log's time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Habits:
+    """Figures of one cluster; see the fields of the API's `SegmentProfile` of the same names."""
+
+    activity: Activity | None
+    growth: float | None
+    hours: tuple[float, ...]
+    weekdays: tuple[float, ...]
+    spend: Spend | None
+
+
+def habits_of(
+    events: pl.LazyFrame, clusters: NDArray[np.intp], cluster_count: int, has_clock: bool, min_users: int
+) -> list[Habits]:
+    """The habits of each cluster; one without users has none.
+
+    `events` has `row`, `timestamp` (milliseconds) and `value`; `clusters` (U,) is the cluster of each row. Growth and
+    spend are told where at least `min_users` users of the cluster stand behind each of the figures.
+    """
+    users = placed_users(clusters).join(_users(events), on="row", how="left")
+    activity = _activity(users, has_clock)
+    spend = _spend(users, min_users)
+    hours, weekdays = (list[tuple[float, ...]]([()] * cluster_count) for _ in range(2))
+    growth: list[float | None] = [None] * cluster_count
+    if has_clock:
+        clock = pl.from_epoch("timestamp", "ms").dt
+        placed = events.join(users.lazy().select("row", "cluster"), on="row")
+        hours = _shares(placed, clock.hour().cast(pl.Int64), 24, cluster_count)
+        weekdays = _shares(placed, clock.weekday().cast(pl.Int64) - 1, 7, cluster_count)
+        growth = _growth(placed, cluster_count, min_users)
+    return [
+        Habits(activity.get(cluster), growth[cluster], hours[cluster], weekdays[cluster], spend.get(cluster))
+        for cluster in range(cluster_count)
+    ]
+
+
+def _users(events: pl.LazyFrame) -> pl.DataFrame:
+    """Each user's `events`, `days`, newest time `last`, `values` that are numbers, and their sum `total`."""
+    value = pl.col("value").cast(pl.Float64)
+    number = value.filter(value.is_finite())
+    sums = events.group_by("row").agg(
+        pl.len().alias("events"),
+        pl.col("timestamp").max().alias("last"),
+        number.len().alias("values"),
+        number.sum().alias("total"),
+    )
+    days = events.select("row", (pl.col("timestamp") // DAY_MS).alias("day")).unique()
+    counted = days.group_by("row").agg(pl.len().alias("days")).collect(engine="streaming")
+    return sums.collect(engine="streaming").join(counted, on="row")
+
+
+def _activity(users: pl.DataFrame, has_clock: bool) -> dict[int, Activity]:
+    idle = (pl.col("last").max() - pl.col("last")) / DAY_MS
+    figures = (
+        users.with_columns(idle.alias("idle"))
+        .group_by("cluster")
+        .agg(
+            pl.col("events").mean().alias("mean_events"),
+            pl.col("events").median().alias("median_events"),
+            pl.col("days").mean().alias("mean_active_days"),
+            pl.col("idle").mean().alias("mean_days_since_last"),
+        )
+    )
+    if not has_clock:
+        figures = figures.with_columns(mean_active_days=0.0, mean_days_since_last=0.0)
+    return {row.pop("cluster"): Activity(**row) for row in figures.iter_rows(named=True)}
+
+
+def _spend(users: pl.DataFrame, min_users: int) -> dict[int, Spend]:
+    """Spend of the clusters of which enough users have values."""
+    figures = (
+        users.group_by("cluster")
+        .agg(
+            (pl.col("total").sum() / pl.col("values").sum()).alias("mean_value"),
+            pl.col("total").mean().alias("mean_total"),
+            pl.col("total").median().alias("median_total"),
+            (pl.col("values") > 0).sum().alias("users"),
+        )
+        .filter(pl.col("users") >= min_users)
+        .drop("users")
+    )
+    return {row.pop("cluster"): Spend(**row) for row in figures.iter_rows(named=True)}
+
+
+def _shares(placed: pl.LazyFrame, cell: pl.Expr, cell_count: int, cluster_count: int) -> list[tuple[float, ...]]:
+    """For each cluster the share of its events in each cell, from 0."""
+    counted = placed.group_by("cluster", cell.alias("cell")).agg(pl.len().alias("count")).collect(engine="streaming")
+    table = np.zeros((cluster_count, cell_count))
+    table[counted["cluster"].to_numpy(), counted["cell"].to_numpy()] = counted["count"].to_numpy()
+    return [tuple(row) for row in (table / np.maximum(table.sum(1, keepdims=True), 1)).tolist()]
+
+
+def _growth(placed: pl.LazyFrame, cluster_count: int, min_users: int) -> list[float | None]:
+    """Change of each cluster's share of active users; None where too few of them were active in either period."""
+    time = pl.col("timestamp")
+    first, last = placed.select(time.min().alias("first"), time.max().alias("last")).collect(engine="streaming").row(0)
+    if first == last:
+        return [None] * cluster_count
+    before, now = (last - periods * (last - first) / _PERIODS for periods in (2, 1))
+    active = (
+        placed.filter(time >= before)
+        .select("row", "cluster", (time >= now).alias("now"))
+        .unique()
+        .group_by("cluster", "now")
+        .agg(pl.len().alias("count"))
+        .collect(engine="streaming")
+    )
+    table = np.zeros((cluster_count, 2))
+    table[active["cluster"].to_numpy(), active["now"].cast(pl.Int64).to_numpy()] = active["count"].to_numpy()
+    shares = table / np.maximum(table.sum(0), 1)
+    return [
+        float(shares[cluster, 1] / shares[cluster, 0] - 1) if table[cluster].min() >= max(min_users, 1) else None
+        for cluster in range(cluster_count)
+    ]

@@ -1,0 +1,215 @@
+"""Brings new items into a release without training: their vectors come from their texts alone.
+
+The new release is the old one with rows added to the catalogue, to the item embeddings and to the encoder's own table
+of them. Everything else is carried over, and it is published through the same checks as any release.
+"""
+
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import onnx
+import polars as pl
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from server.core.release import MIGRATION, TREND, Release, with_item_hashes
+from server.core.repository.layout import MODEL_NAME
+from training.config import ItemColumns, Publish
+from training.data.item_text import VectorFile, item_vectors
+from training.data.log_reader import read_items
+from training.errors import ConfigError, LogError, PublishError
+from training.model.text_projection import ITEM_TEXT, TextProjection
+from training.model.user_encoder import PLACES
+from training.publish.active_gate import active_release
+from training.publish.gates import Gate, vocabulary_gate
+from training.publish.publish import Push, add_release, file_records, with_history, write_segments
+from training.repository import find_release, locked, newest_release
+from training.runs import Progress, no_progress
+from training.segments.migration import unchanged, write_migration
+
+_SHOWN = 5
+_SAME_MODEL = 0.99
+"""Least cosine of the vectors that two copies of a language model give for one text."""
+
+_ADDED = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, "manifest.json")
+"""What the new release does not take over as it is."""
+
+
+@dataclass(frozen=True)
+class AddResult:
+    """The release that was made, from which one, and how many items it has and of them new ones."""
+
+    release: int
+    source: int
+    items: int
+    added: int
+
+
+def add_items(
+    repository: Path,
+    items: Path,
+    *,
+    release: int | None = None,
+    vectors: Path | None = None,
+    columns: ItemColumns | None = None,
+    skip_known: bool = False,
+    push: Push | None = None,
+    progress: Progress = no_progress,
+) -> AddResult:
+    """Publish a release that has the items of a table beside those of `release`, or of the newest one.
+
+    `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one. Items that the release
+    has already are an error unless they are to be skipped. Raises LogError for a table or vectors that cannot be
+    used, ConfigError for a language model that is not there, PublishError for a release that cannot take items in or
+    fails a gate: old items keep their embeddings and users their segments, so quality is not measured again.
+    """
+    settings = (push and push.settings) or Publish()
+    with locked(repository):
+        old = _release(repository, release)
+        directory = repository / MODEL_NAME / str(old.number)
+        projection = _projection(old, directory)
+        progress("reading items", 0, 0)
+        table = _new(read_items(items, columns or ItemColumns(), repository / ".staging"), items, old, skip_known)
+        embeddings = projection(_vectors(table, items, vectors, projection, progress))
+        model = _with_rows(directory / "model.onnx", old.item_embeddings, embeddings)
+
+        def assemble(staged: Path) -> None:
+            for name in old.manifest.files.keys() - set(_ADDED):
+                shutil.copyfile(directory / name, staged / name)
+            onnx.save(model, str(staged / "model.onnx"))
+            np.save(staged / "item_embeddings.npy", np.vstack([old.item_embeddings, embeddings]), allow_pickle=False)
+            catalogue(old, table).write_parquet(staged / "items.parquet")
+            _finish(staged, old, len(table))
+
+        def judge(made: Release, _: Path) -> list[Gate]:
+            active = active_release(repository)
+            return [vocabulary_gate(made, active, settings.min_known_popularity)] if active else []
+
+        pushed = replace(push or Push(), settings=settings)
+        source = f"release {old.number} with {len(table):,} new items"
+        number = add_release(repository, assemble, judge, pushed, source, progress)
+    return AddResult(number, old.number, len(old.items) + len(table), len(table))
+
+
+def _release(repository: Path, number: int | None) -> Release:
+    found = newest_release(repository) if number is None else find_release(repository, number)
+    if found is None:
+        raise PublishError(f"There is no release in {repository} to add items to; `segrec-train run` makes one.")
+    return found
+
+
+def _projection(release: Release, directory: Path) -> TextProjection:
+    if ITEM_TEXT not in release.manifest.files:
+        raise PublishError(
+            f"Release {release.number} was trained without text, so it cannot place new items; train with "
+            '[text] model = "auto", or with vectors, and publish that.'
+        )
+    return TextProjection.read(directory / ITEM_TEXT)
+
+
+def _new(table: pl.DataFrame, path: Path, release: Release, skip_known: bool) -> pl.DataFrame:
+    """The items that the release does not have."""
+    known = table["item_id"].is_in(pl.Series(release.item_ids).implode())
+    if known.any() and not skip_known:
+        raise LogError(
+            f"{path} has {int(known.sum()):,} items that release {release.number} has already: "
+            f"{_some(table.filter(known))}. Leave them out, or add --skip-known."
+        )
+    left = table.filter(~known)
+    if left.is_empty():
+        raise LogError(f"{path} has nothing new: no item that release {release.number} does not have.")
+    return left
+
+
+def _vectors(
+    table: pl.DataFrame, items: Path, vectors: Path | None, projection: TextProjection, progress: Progress
+) -> NDArray[np.float32]:
+    """Text vectors of new items, from the same sources as in training."""
+    source = projection.source
+    if bool(source.file_dim) != (vectors is not None):
+        needed = f"needs vectors of {source.file_dim} numbers beside the table" if source.file_dim else "takes none"
+        raise ConfigError(f"The release was trained {'with' if source.file_dim else 'without'} vectors; it {needed}.")
+    file = VectorFile.read(vectors) if vectors else None
+    if file and file.values.shape[1] != source.file_dim:
+        raise LogError(f"{file.path} has vectors of {file.values.shape[1]} numbers; training had {source.file_dim}.")
+    found, now = item_vectors(table, source.model or None, file, None, progress)
+    if source.model:
+        likeness = float(np.dot(source.probe, now.probe)) if len(source.probe) == len(now.probe) else 0.0
+        if likeness < _SAME_MODEL:
+            raise ConfigError(f"The language model {source.model} here is not the one that the release was trained on.")
+    untold = table.filter(~pl.Series(found.any(1)))
+    if len(untold):
+        raise LogError(f"{items} has {len(untold):,} items without text: {_some(untold)}.")
+    return found
+
+
+def _some(table: pl.DataFrame) -> str:
+    shown = ", ".join(f"`{item_id}`" for item_id in table["item_id"].head(_SHOWN))
+    return shown + (", …" if len(table) > _SHOWN else "")
+
+
+def _with_rows(path: Path, old: NDArray[np.float32], new: NDArray[np.float32]) -> onnx.ModelProto:
+    """The encoder with rows added to its item table, which is known by holding the item embeddings after row 0.
+
+    Where segments are made of a bag of items as well, new items have no place in it.
+    """
+    model = onnx.load(str(path))
+    tables = [tensor for tensor in model.graph.initializer if _is_item_table(tensor, old)]
+    if not tables:
+        raise PublishError(
+            f"{path} does not hold the item embeddings as they are, as a compressed encoder does not; add the items "
+            "to the release that it came from."
+        )
+    _replace(model, tables[0], np.vstack([numpy_helper.to_array(tables[0]), new]))
+    for tensor in model.graph.initializer:
+        if tensor.name.endswith(PLACES) and list(tensor.dims) == [len(old) + 1, 1]:
+            _replace(model, tensor, np.pad(numpy_helper.to_array(tensor), ((0, len(new)), (0, 0))))
+    return model
+
+
+def _is_item_table(tensor: onnx.TensorProto, items: NDArray[np.float32]) -> bool:
+    if list(tensor.dims) != [len(items) + 1, items.shape[1]] or tensor.data_type != onnx.TensorProto.FLOAT:
+        return False
+    return np.array_equal(numpy_helper.to_array(tensor)[1:], items)
+
+
+def _replace(model: onnx.ModelProto, tensor: onnx.TensorProto, array: NDArray[np.generic]) -> None:
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    _forget_sizes(model, tensor.name)
+
+
+def _forget_sizes(model: onnx.ModelProto, name: str) -> None:
+    """Drop a noted shape of a table that has more rows now."""
+    for noted in [value for value in model.graph.value_info if value.name == name]:
+        model.graph.value_info.remove(noted)
+
+
+def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
+    """Old items, then new ones, which count as the least popular of all, and as in demand as ever."""
+    least = float(old.popularity.min())
+    added = table.select(
+        "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(least).alias("popularity")
+    ).with_columns(pl.lit(0.0).alias(TREND))
+    schema = old.items.schema
+    typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
+    return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))
+
+
+def _finish(staged: Path, old: Release, added: int) -> None:
+    """Segments with this release in their history, and the manifest."""
+    number = int(staged.name)
+    write_segments(staged, [with_history(profile, number, old) for profile in old.segments])
+    write_migration(staged, unchanged(old))
+    manifest = old.manifest.model_copy(
+        update={
+            "release": number,
+            "created_time": datetime.now(UTC),
+            "parent_release": old.number,
+            "item_count": old.manifest.item_count + added,
+            "files": file_records(staged),
+        }
+    )
+    (staged / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,260 @@
+"""Last stage: puts a run's release into the model repository, whole or not at all.
+
+The release is written beside the model's directory, made durable, read back through the code that the server uses,
+judged beside the active release, noted in the audit, and renamed in. Whatever happens before the rename leaves the
+repository's releases as they were.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from server.core.preprocessing import Preprocessing
+from server.core.profiles import Migration, SegmentProfile, SegmentRecord
+from server.core.release import FileRecord, Golden, Manifest, Release
+from server.core.repository.audit import AuditEntry, append_audit
+from server.core.repository.layout import MODEL_NAME, ensure_repository
+from server.core.repository.read import record_of
+from server.core.repository.signature import sign_manifest
+from training.config import Publish
+from training.errors import PublishError
+from training.model.text_projection import ITEM_TEXT
+from training.publish.active_gate import active_release, compared
+from training.publish.gates import Gate, check_release, decide, vocabulary_gate
+from training.publish.traffic import this_person
+from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
+from training.runs import Progress, Run, no_progress
+from training.segments.confidence import read_confidence
+from training.segments.drift_reference import DRIFT_REFERENCE
+from training.segments.migration import read_migration, unchanged, write_migration
+from training.segments.result import Segmentation, same_segments
+
+_STAGING = ".staging"
+_KEPT_FIGURES = ("ndcg@10", "hr@10")
+_SOURCES = {
+    "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
+    "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
+}
+_OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE))
+"""What Triton is told about the model; the same for all releases."""
+
+
+def _tell_nobody(gates: Sequence[Gate]) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """How a release is put in.
+
+    `settings` None are those of the run; `forced` is the reason for which gates that can be are passed over; with
+    `key` the release is signed. `tell` is called with all gates, those that failed included.
+    """
+
+    who: str = field(default_factory=this_person)
+    settings: Publish | None = None
+    forced: str | None = None
+    key: Ed25519PrivateKey | None = None
+    tell: Callable[[Sequence[Gate]], None] = _tell_nobody
+
+
+Judge = Callable[[Release, Path], list[Gate]]
+"""What a release has to pass beyond the checks of its own, given it and its directory."""
+
+
+def publish(run: Run, repository: Path, push: Push | None = None, progress: Progress = no_progress) -> int:
+    """Put the run's release into the model repository; returns its number.
+
+    Raises PublishError when someone else is publishing, when a release came in that the run's segment ids do not
+    know of, and when the release fails a gate; RunError when a stage is missing.
+    """
+    sources = {stage: run.require(stage) for stage in _SOURCES}
+    settings = (push and push.settings) or run.config().publish
+    push = replace(push or Push(), settings=settings)
+    with run.stage("publish") as stage, locked(repository):
+        segmentation = Segmentation.read(sources["segment"])
+        parent = newest_release(repository)
+        _check_parent(run, repository, segmentation, parent)
+        figures = _evaluated(run)
+
+        def judge(release: Release, directory: Path) -> list[Gate]:
+            active = active_release(repository)
+            if active is None:
+                return []
+            known = vocabulary_gate(release, active, settings.min_known_popularity)
+            places = (release, directory), (active, repository / MODEL_NAME / str(active.number))
+            return [known, *compared(run, *places, settings, progress)]
+
+        number = add_release(
+            repository,
+            lambda directory: _assemble(directory, sources, segmentation, parent, figures),
+            judge,
+            push,
+            f"run {run.path.name}",
+            progress,
+        )
+        stage.figures |= {"release": number, "repository": str(repository.resolve())}
+    return number
+
+
+def add_release(
+    repository: Path,
+    assemble: Callable[[Path], None],
+    judge: Judge,
+    push: Push,
+    source: str,
+    progress: Progress = no_progress,
+) -> int:
+    """Put in the next release, whole or not at all; returns its number. The caller holds the repository's lock.
+
+    `assemble` writes the release into the directory that it is given, whose name is the number. `source` is what it
+    was made of, for the audit. Raises PublishError.
+    """
+    progress("publishing", 0, 4)
+    shutil.rmtree(repository / _STAGING, ignore_errors=True)
+    ledger = read_ledger(repository)
+    number = ledger.next_release
+    directory = repository / _STAGING / uuid.uuid4().hex / str(number)
+    try:
+        directory.mkdir(parents=True)
+        assemble(directory)
+        progress("publishing", 1, 4)
+        release, gates = check_release(directory, push.settings or Publish())
+        gates += judge(release, directory)
+        push.tell(gates)
+        forced = decide(gates, push.forced)
+        progress("publishing", 2, 4)
+        if push.key:
+            sign_manifest(directory, push.key)
+        _make_durable(directory)
+        progress("publishing", 3, 4)
+        _move_in(repository, directory, release, ledger, _audited(release, gates, forced, push, source))
+    except OSError as error:
+        raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
+    finally:
+        shutil.rmtree(directory.parent, ignore_errors=True)
+    progress("publishing", 4, 4)
+    return number
+
+
+def _audited(release: Release, gates: Sequence[Gate], forced: list[str], push: Push, source: str) -> AuditEntry:
+    measured = {name: value for gate in gates for name, value in (gate.figures or {}).items()}
+    details = {
+        "source": source,
+        "parent_release": release.manifest.parent_release,
+        "measured": measured,
+        "figures": release.manifest.figures,
+        "gates": {gate.name: {"measured": gate.measured, "asked": gate.asked} for gate in gates},
+        "forced": forced,
+        "signed": push.key is not None,
+    }
+    reason = push.forced or ""
+    return AuditEntry(who=push.who, what="publish", release=release.number, reason=reason, details=details)
+
+
+def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
+    """Segment ids were matched to one release; if another one came in since, they could clash with its ids."""
+    number = parent.number if parent else 0
+    if number == segmentation.parent_release or (parent and same_segments(run, segmentation, parent)):
+        return
+    raise PublishError(
+        f"The newest release of {repository} is {number or 'none'}, and this run's segment ids were matched to "
+        f"{segmentation.parent_release or 'none'}; run `segrec-train segment --run {run.path.name} "
+        f"--repository {repository}` again, then publish."
+    )
+
+
+def _assemble(
+    directory: Path,
+    sources: dict[str, Path],
+    segmentation: Segmentation,
+    parent: Release | None,
+    figures: dict[str, float],
+) -> None:
+    number = int(directory.name)
+    for stage, names in _SOURCES.items():
+        for name in names:
+            shutil.copyfile(sources[stage] / name, directory / name)
+    for stage, name in _OPTIONAL:
+        if (sources[stage] / name).is_file():
+            shutil.copyfile(sources[stage] / name, directory / name)
+    profiles = [with_history(profile, number, parent) for profile in segmentation.profiles]
+    write_segments(directory, profiles)
+    if parent is not None:
+        write_migration(directory, _migration(sources["segment"], segmentation, parent))
+    preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
+    embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    manifest = Manifest(
+        release=number,
+        created_time=datetime.now(UTC),
+        data_cutoff_time=segmentation.data_cutoff_time,
+        parent_release=parent.number if parent else 0,
+        embedding_dim=embeddings.shape[1],
+        max_length=preprocessing.max_length,
+        item_count=len(embeddings),
+        segment_count=len(profiles),
+        hybrid_weight=segmentation.hybrid_weight,
+        figures=figures | segmentation.figures,
+        confidence=read_confidence(sources["segment"]),
+        min_segment_size=segmentation.min_segment_size,
+        files=file_records(directory),
+        golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
+    )
+    (directory / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _migration(segment: Path, segmentation: Segmentation, parent: Release) -> Migration | None:
+    """What the run found out of its parent; where that has the very segments of the run, all stay as they are."""
+    return read_migration(segment) if segmentation.parent_release == parent.number else unchanged(parent)
+
+
+def file_records(directory: Path) -> dict[str, FileRecord]:
+    """The manifest's records of all files of a release, before the manifest is written."""
+    return {path.name: record_of(path) for path in sorted(directory.iterdir())}
+
+
+def write_segments(directory: Path, profiles: Sequence[SegmentProfile]) -> None:
+    """Write `segments.json` of a release."""
+    text = json.dumps([profile.model_dump(mode="json") for profile in profiles], ensure_ascii=False, indent=1)
+    (directory / "segments.json").write_text(text, encoding="utf-8")
+
+
+def with_history(profile: SegmentProfile, number: int, parent: Release | None) -> SegmentProfile:
+    """The profile with its record in this release before those of the releases before."""
+    now = SegmentRecord(release=number, user_count=profile.user_count, share=profile.share)
+    earlier = next((p.history for p in parent.segments if p.segment_id == profile.segment_id), ()) if parent else ()
+    return profile.model_copy(update={"history": (now, *earlier)})
+
+
+def _evaluated(run: Run) -> dict[str, float]:
+    """Figures of the evaluate stage, where it ran: those at ten items."""
+    stages: dict[str, Any] = run.record()["stages"]
+    figures = stages.get("evaluate", {}).get("figures", {})
+    return {name: float(value) for name, value in figures.items() if name.endswith(_KEPT_FIGURES)}
+
+
+def _make_durable(directory: Path) -> None:
+    for path in directory.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_directory(directory)
+
+
+def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger, entry: AuditEntry) -> None:
+    """Use up the numbers, note it, then rename: a crash in between wastes a number, and never gives one twice."""
+    model = ensure_repository(repository).parent
+    sync_directory(repository)
+    next_segment_id = max(ledger.next_segment_id, 1 + max(segment.segment_id for segment in release.segments))
+    write_ledger(repository, Ledger(next_release=release.number + 1, next_segment_id=next_segment_id))
+    append_audit(repository, entry)
+    directory.rename(model / directory.name)
+    sync_directory(model)

@@ -1,0 +1,247 @@
+"""What would change for users if one release answered in the place of another: `segrec-train diff`.
+
+Both are asked about the same users of a log. No user is named, and no segment or flow of fewer users than the smaller
+groups of either release may have is told.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.core.profiles import Migration
+from server.core.release import Release
+from training.config import Config
+from training.data.split import read_split
+from training.errors import ConfigError, PublishError, RunError
+from training.reports.diff.answers import NO_ITEM, Answers, Pair, Sample, answers, common_items, draw
+from training.reports.diff.figures import (
+    Catalogue,
+    Diff,
+    Items,
+    QualityFigure,
+    SameTest,
+    SegmentShare,
+    Sureness,
+    Vectors,
+)
+from training.reports.members import published_as, run_of
+from training.repository import find_release, release_numbers
+from training.runs import Progress, Run, no_progress
+from training.segments.migration import Overlap, flows_of, merges_of, splits_of
+from training.segments.placement import read_events
+from training.segments.quality import NEIGHBOURS, neighbour_overlap
+
+_NEIGHBOUR_SAMPLE = 1_000
+
+
+def diff(
+    repository: Path,
+    numbers: tuple[int, int],
+    runs: Path,
+    events: Path | None,
+    config: Config,
+    users: int = 2_000,
+    seed: int = 0,
+    progress: Progress = no_progress,
+) -> Diff:
+    """Compare release `numbers[0]` with the one that would take its place.
+
+    The users are those of the log in `events`, or of the run that either release came from, under `runs`. Raises
+    PublishError for a release that is not there, DamagedRelease for one that does not pass its checks, RunError where
+    no log is given and no run is there, LogError for a log that cannot be read or in which nobody is known to both.
+    """
+    check_numbers(repository, numbers)
+    before, after = (find_release(repository, number) for number in numbers)
+    progress("reading", 0, 0)
+    log = events or _log_of(repository, (after, before), runs)
+    clocked = before if before.preprocessing.has_clock else after
+    sample = draw(read_events(log, config, clocked), users, seed)
+    pair = answers(repository, before, after, sample, progress)
+    return compared(before, after, sample, pair, same_test(repository, before, after, runs))
+
+
+def check_numbers(repository: Path, numbers: tuple[int, int]) -> None:
+    """Raises PublishError where there are no two releases, ConfigError where both numbers are the same."""
+    there = release_numbers(repository)
+    if len(there) < 2:
+        only = f"only release {there[0]}" if there else "no release"
+        raise PublishError(f"diff compares two releases, and there is {only} in {repository}; publish another one.")
+    if numbers[0] == numbers[1]:
+        raise ConfigError(f"Release {numbers[0]} cannot be compared with itself; name two releases.")
+
+
+def compared(before: Release, after: Release, sample: Sample, pair: Pair, same: SameTest) -> Diff:
+    """Everything that can be said of the answers of both releases."""
+    least = max(before.manifest.min_segment_size, after.manifest.min_segment_size)
+    segment_ids = pair.before.segment_ids, pair.after.segment_ids
+    return Diff(
+        before=before.number,
+        after=after.number,
+        users=sample.users,
+        user_count=sample.user_count,
+        compared=pair.users,
+        only_before=pair.only_before,
+        only_after=pair.only_after,
+        changed=float((segment_ids[0] != segment_ids[1]).mean()),
+        segments=_segments(before, after, pair, least),
+        migration=_migration(before, after, pair, least),
+        min_segment_size=least,
+        sureness=_sureness(pair),
+        items=items_of(pair.before, pair.after),
+        vectors=_vectors(before, after, pair),
+        catalogue=_catalogue(before, after),
+        microseconds=pair.microseconds,
+        quality=_quality(before, after),
+        same_test=same,
+    )
+
+
+def same_test(repository: Path, before: Release, after: Release, runs: Path) -> SameTest:
+    """Whether the encoders of both releases were tested on the same users: unknown where a run is not under `runs`."""
+    if encoder_of(before) == encoder_of(after):
+        return "same"
+    found = [next(published_as(release.number, repository, runs), None) for release in (before, after)]
+    told = [_tested_on(run) for run in found if run is not None]
+    if len(told) < 2:
+        return "unknown"
+    return "same" if told[0] == told[1] else "different"
+
+
+def encoder_of(release: Release) -> str:
+    """SHA-256 of the encoder, equal for two releases of one training."""
+    return release.manifest.files["model.onnx"].sha256
+
+
+def items_of(before: Answers, after: Answers) -> Items:
+    """How far two lists of items go together, over P users."""
+    same = common_items(before.items, after.items)
+    common = same.sum((1, 2))
+    longest = np.maximum((before.items != NO_ITEM).sum(1), (after.items != NO_ITEM).sum(1))
+    shares = common / np.maximum(longest, 1)
+    user, here, there = np.nonzero(same)
+    shift = after.scores[user, there] - before.scores[user, here]
+    top_k = before.items.shape[1]
+    low_high = np.quantile(shift, [0.05, 0.95]).tolist() if len(shift) else None
+    return Items(
+        top_k=top_k,
+        overlap=float(shares.mean()),
+        quantiles=tuple(np.quantile(shares, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()),
+        none_in_common=float((common == 0).mean()),
+        counts=tuple((np.bincount(common, minlength=top_k + 1) / len(common)).tolist()),
+        moved_places=float(np.abs(here - there).mean()) if len(shift) else None,
+        score_shift=float(shift.mean()) if len(shift) else None,
+        score_shift_interval=low_high,
+    )
+
+
+def _log_of(repository: Path, releases: Sequence[Release], runs: Path) -> Path:
+    for release in releases:
+        if next(published_as(release.number, repository, runs), None) is not None:
+            return run_of(release, repository, runs).require("prepare") / "events.parquet"
+    numbers = " or ".join(str(release.number) for release in releases)
+    raise RunError(
+        f"No run under {runs} was published as release {numbers} in {repository}, so there are no users to ask about; "
+        "give a log by --events, or the place of runs by --runs."
+    )
+
+
+def _tested_on(run: Run) -> tuple[object, object]:
+    return run.record()["data"]["events"]["sha256"], read_split(run.require("prepare"))
+
+
+def _segments(before: Release, after: Release, pair: Pair, least: int) -> tuple[SegmentShare, ...]:
+    """All segments of both releases, the largest of the later one first."""
+    labels = [{profile.segment_id: profile.label for profile in release.segments} for release in (before, after)]
+    rows = [
+        _segment(segment_id, labels[0].get(segment_id), labels[1].get(segment_id), pair, least)
+        for segment_id in sorted(set(labels[0]) | set(labels[1]))
+    ]
+    return tuple(sorted(rows, key=lambda row: (-(row.share_after or 0), -(row.share_before or 0))))
+
+
+def _segment(segment_id: int, before: str | None, after: str | None, pair: Pair, least: int) -> SegmentShare:
+    mine = [one.segment_ids == segment_id for one in (pair.before, pair.after)]
+    counts = [int(own.sum()) for own in mine]
+    told = [count >= max(least, 1) for count in counts]
+    shares = [count / pair.users if tell else None for count, tell in zip(counts, told, strict=True)]
+    return SegmentShare(
+        segment_id=segment_id,
+        label_before=before,
+        label_after=after,
+        share_before=shares[0],
+        share_after=shares[1],
+        stay=int((mine[0] & mine[1]).sum()) / counts[0] if told[0] else None,
+    )
+
+
+def _migration(before: Release, after: Release, pair: Pair, least: int) -> Migration:
+    """Who goes where; flows of fewer than `least` users are one by segment, from 0."""
+    old, new = ([profile.segment_id for profile in release.segments] for release in (before, after))
+    places = {segment_id: place for place, segment_id in enumerate(new)}
+    clusters = np.array([places[segment_id] for segment_id in pair.after.segment_ids.tolist()], np.intp)
+    overlap = Overlap.of(pair.before.segment_ids, np.arange(pair.users), clusters, old, new)
+    return Migration(
+        previous_release=before.number,
+        user_count=pair.users,
+        flows=flows_of(overlap, least),
+        born_segment_ids=tuple(sorted(set(new) - set(old))),
+        retired_segment_ids=tuple(sorted(set(old) - set(new))),
+        splits=splits_of(overlap, least),
+        merges=merges_of(overlap, least),
+    )
+
+
+def _sureness(pair: Pair) -> Sureness | None:
+    before, after = pair.before.confident, pair.after.confident
+    if before is None or after is None:
+        return None
+    shares = {"before": before, "after": after, "lost": before & ~after, "gained": ~before & after}
+    return Sureness(**{name: float(who.mean()) for name, who in shares.items()})
+
+
+def _vectors(before: Release, after: Release, pair: Pair) -> Vectors:
+    same, enough = encoder_of(before) == encoder_of(after), pair.users > 1
+    points = pair.before.points, pair.after.points
+    cosines = _cosines(pair.before.embeddings, pair.after.embeddings) if same else None
+    count = min(NEIGHBOURS, pair.users - 1)
+    return Vectors(
+        same_encoder=same,
+        neighbours=neighbour_overlap(*points, _NEIGHBOUR_SAMPLE, seed=0) if enough else None,
+        by_chance=count / (pair.users - 1) if enough else None,
+        cosine=None if cosines is None else float(cosines.mean()),
+        cosine_low=None if cosines is None else float(np.quantile(cosines, 0.05)),
+    )
+
+
+def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = one.astype(np.float64), other.astype(np.float64)
+    lengths = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
+    found: NDArray[np.float64] = (wide[0] * wide[1]).sum(1) / np.maximum(lengths, 1e-30)
+    return found
+
+
+def _catalogue(before: Release, after: Release) -> Catalogue:
+    new = [row for row, item_id in enumerate(after.item_ids) if item_id not in before.vocabulary]
+    gone = [row for row, item_id in enumerate(before.item_ids) if item_id not in after.vocabulary]
+    return Catalogue(
+        before=len(before.item_ids),
+        after=len(after.item_ids),
+        new=len(new),
+        new_popularity=_popularity(after, new),
+        gone=len(gone),
+        gone_popularity=_popularity(before, gone),
+    )
+
+
+def _popularity(release: Release, rows: Sequence[int]) -> float:
+    shares = np.exp(release.popularity.astype(np.float64))
+    return float(shares[list(rows)].sum() / shares.sum())
+
+
+def _quality(before: Release, after: Release) -> tuple[QualityFigure, ...]:
+    """Figures of the manifests by name, in the order of the later one."""
+    then, now = before.manifest.figures, after.manifest.figures
+    names = dict.fromkeys([*now, *then])
+    return tuple(QualityFigure(name=name, before=then.get(name), after=now.get(name)) for name in names)

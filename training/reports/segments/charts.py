@@ -1,0 +1,193 @@
+"""The plots of a report, drawn by Vega-Altair, each for a wide page and for a phone."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import altair as alt
+import numpy as np
+import polars as pl
+
+from server.core.profiles import SegmentProfile
+from training.reports.segments.content import Card, Quality
+from training.reports.segments.sweep_charts import Measure, Sweep
+from training.reports.style import (
+    ACCENT,
+    GUTTER,
+    INK,
+    QUIET,
+    Chart,
+    Page,
+    beside,
+    colour_of,
+    fitted,
+    names_axis,
+    values_scale,
+    whole_axis,
+)
+from training.reports.wording import percent
+
+_SHORT = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, ',.4~r')"
+"""Labels of an axis whatever its figures are."""
+
+_CURVES = {"loss": ("Training loss", "smaller is better"), "ndcg@10": ("NDCG@10 on validation", "larger is better")}
+
+
+def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page) -> Chart:
+    """Bars of users by segment, and a mark where the release before had them."""
+    before = {profile.segment_id: profile.share for profile in previous}
+    rows = [
+        {
+            "name": card.name,
+            "share": card.profile.share,
+            "before": before.get(card.profile.segment_id),
+            "text": f"{card.profile.user_count:,} · {percent(card.profile.share)}",
+            "colour": colour_of(card.profile.segment_id),
+        }
+        for card in cards
+    ]
+    frame = pl.DataFrame(rows, schema_overrides={"before": pl.Float64})
+    frame = frame.with_columns(pl.max_horizontal("share", "before").alias("end"))
+    room = 1.2 if page.is_wide else 1.8  # right of the longest bar, for its text
+    scale = alt.Scale(domain=[0, frame["end"].to_numpy().max() * room], nice=False)
+    base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=names_axis(page, frame["name"].to_list())))
+    bars = base.mark_bar(height=18, cornerRadiusEnd=2).encode(
+        x=alt.X("share:Q", scale=scale, axis=None), color=alt.Color("colour:N", scale=None)
+    )
+    ticks = base.mark_tick(color=INK, thickness=3, height=26).encode(x=alt.X("before:Q", scale=scale, axis=None))
+    texts = base.mark_text(align="left", dx=9).encode(x=alt.X("end:Q", scale=scale, axis=None), text="text:N")
+    layers: alt.LayerChart = bars + ticks + texts
+    return fitted(layers, page, 30 * len(rows))
+
+
+def k_sweep(sweep: Sweep, page: Page) -> Chart:
+    """A panel for each figure over k, with the chosen k marked."""
+    columns = 3 if page.is_wide else 1
+    rows = [row for measure in sweep.measures() for row in _points(sweep, measure)]
+    axis = alt.Axis(title=None, tickCount=4, labelExpr=_SHORT)
+    up = alt.Y("value:Q", axis=axis, scale=values_scale(8))
+    base = alt.Chart().encode(x=alt.X("k:Q", axis=whole_axis("k"), scale=values_scale(10)))
+    chosen = base.transform_filter("datum.chosen")
+    layers = [
+        chosen.mark_rule(color=QUIET, strokeDash=[4, 3]),
+        base.mark_rule(color=ACCENT, opacity=0.55).encode(y=alt.Y("low:Q", title=None), y2="high:Q"),
+        base.mark_line(color=ACCENT, strokeWidth=2).encode(y=up),
+        base.mark_point(color=ACCENT, filled=True, size=36, opacity=1).encode(y=up),
+        chosen.mark_point(color=INK, size=150, strokeWidth=2).encode(y=up),
+    ]
+    header = alt.Header(title=None, labelExpr="split(datum.label, '|')", labelAnchor="start", labelFontSize=13)
+    panels = alt.layer(*layers).properties(width=page.panels(columns), height=130)
+    order = list(dict.fromkeys(str(row["measure"]) for row in rows))
+    facet = alt.Facet("measure:N", sort=order, header=header)
+    faceted: Chart = (
+        panels.facet(facet=facet, data=pl.DataFrame(rows), columns=columns)
+        .resolve_scale(y="independent")
+        .resolve_axis(x="independent")
+        .properties(bounds="flush", spacing={"row": 96, "column": GUTTER})
+    )
+    return faceted
+
+
+def _points(sweep: Sweep, measure: Measure) -> Iterator[dict[str, object]]:
+    for k, row in sweep.rows:
+        if measure.key in row:
+            value, error = row[measure.key], sweep.error(row, measure)
+            bounds = {"low": value - error, "high": value + error}
+            yield {
+                "measure": f"{measure.title}|{measure.better}",
+                "k": k,
+                "value": value,
+                "chosen": k == sweep.chosen,
+            } | bounds
+
+
+def quality(found: Quality, page: Page) -> Chart:
+    """HR@10 and NDCG@10 of each segment with their intervals, beside all users."""
+    names = [one.name for one in found.slices]
+    hits = [(one.hr, *one.hr_interval) for one in found.slices]
+    gains = [(one.ndcg, *one.ndcg_interval) for one in found.slices]
+    left, axis = page.room_for(names), names_axis(page, names)
+    width = (page.width - left - 60) // 2 if page.is_wide else page.width - left - 24
+    figures = found.overall.figures
+    first = _dots("HR@10", names, hits, figures["hr@10"], axis, width)
+    second = _dots("NDCG@10", names, gains, figures["ndcg@10"], None if page.is_wide else axis, width)
+    return alt.hconcat(first, second, spacing=28) if page.is_wide else alt.vconcat(first, second, spacing=18)
+
+
+def _dots(
+    title: str,
+    names: Sequence[str],
+    bounds: Sequence[tuple[float, ...]],
+    overall: float,
+    axis: alt.Axis | None,
+    width: int,
+) -> Chart:
+    """A dot and its interval for each name, and a dashed line for all users."""
+    value, low, high = zip(*bounds, strict=True)
+    frame = pl.DataFrame({"name": names, "value": value, "low": low, "high": high})
+    base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=axis))
+    across = alt.Axis(title=None, tickCount=4, format="~r")
+    layers = [
+        alt.Chart(pl.DataFrame({"x": [overall]})).mark_rule(color=INK, strokeDash=[5, 3]).encode(x="x:Q"),
+        base.mark_rule(color=ACCENT, strokeWidth=2).encode(x=alt.X("low:Q", axis=across), x2="high:Q"),
+        base.mark_point(color=ACCENT, filled=True, size=80, opacity=1).encode(x="value:Q"),
+    ]
+    heading = alt.Title(title, subtitle=f"dashed: all users, {overall:.3f}")
+    return alt.layer(*layers).properties(width=width, height=alt.Step(26), title=heading)
+
+
+def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
+    """The loss and what validation says, over epochs."""
+    shown = [key for key in _CURVES if any(key in point for point in points)]
+    columns = 2 if page.is_wide else 1
+    panels = []
+    for key in shown:
+        told = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
+        base = alt.Chart(pl.DataFrame(told, schema=["epoch", "value"], orient="row")).encode(
+            x=alt.X("epoch:Q", axis=whole_axis("epoch"), scale=values_scale(8)),
+            y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale(8)),
+        )
+        dots = base.mark_point(color=ACCENT, filled=True, size=40, opacity=1)
+        lines = base.mark_line(color=ACCENT, strokeWidth=2) + dots
+        title = alt.Title(_CURVES[key][0], subtitle=_CURVES[key][1])
+        panels.append(lines.properties(width=page.panels(columns), height=180, title=title))
+    return beside(panels, columns)
+
+
+def rhythm(profile: SegmentProfile, usual: Mapping[str, Sequence[float]]) -> Chart:
+    """A segment's events by hour and by weekday; a dark mark is all users'."""
+    hours = alt.Axis(title="hour, UTC", labelExpr="datum.value % 6 == 0 ? datum.value : ''", labelAngle=0, ticks=False)
+    days = alt.Axis(
+        title="weekday", labelExpr="slice('MTWTFSS', datum.value, datum.value + 1)", labelAngle=0, ticks=False
+    )
+    colour = colour_of(profile.segment_id)
+    panels = []
+    if profile.hours:
+        panels.append(_clock(profile.hours, usual.get("hours"), hours, 196, colour))
+    if profile.weekdays:
+        panels.append(_clock(profile.weekdays, usual.get("weekdays"), days, 92, colour))
+    return alt.hconcat(*panels, spacing=18)
+
+
+def _clock(shares: Sequence[float], usual: Sequence[float] | None, axis: alt.Axis, width: int, colour: str) -> Chart:
+    columns: dict[str, Sequence[float | None]] = {
+        "place": range(len(shares)),
+        "share": shares,
+        "usual": list(usual) if usual else [None] * len(shares),
+    }
+    base = alt.Chart(pl.DataFrame(columns, schema_overrides={"usual": pl.Float64})).encode(
+        x=alt.X("place:O", axis=axis)
+    )
+    bars = base.mark_bar(color=colour).encode(y=alt.Y("share:Q", axis=None))
+    ticks = base.mark_tick(color=INK, thickness=2, width=width // len(shares)).encode(y=alt.Y("usual:Q", axis=None))
+    both: alt.LayerChart = bars + ticks
+    return both.properties(width=width, height=64)
+
+
+def usual_rhythm(profiles: Sequence[SegmentProfile]) -> dict[str, list[float]]:
+    """Hours and weekdays of all these segments together, each weighed by its events; without those not known."""
+    events = np.array([p.user_count * p.activity.mean_events if p.activity else 0.0 for p in profiles])
+    found = {}
+    for name in ("hours", "weekdays"):
+        shares = [getattr(profile, name) for profile in profiles]
+        if all(shares) and events.all() and len(events):
+            found[name] = np.average(np.array(shares), axis=0, weights=events).tolist()
+    return found

@@ -1,0 +1,296 @@
+"""What a report tells, gathered from what the stages of a run left; `training.reports.segments.charts` draws it.
+
+Nothing here names a user, and nothing is told of segments, flows and slices of fewer users than the run's
+`min_segment_size`. A part that cannot be told is None, and `Content.absent` says why, in a sentence.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from server.core.errors import DamagedRelease
+from server.core.profiles import Migration, SegmentProfile
+from server.core.release import MIGRATION
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
+from server.core.segments import normalised, segment_part
+from training.data.cleaning import Account
+from training.errors import RunError
+from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result
+from training.metrics import LIST_LENGTH, bootstrap_interval, ndcg_each
+from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep
+from training.runs import CURVES, Run
+from training.segments.result import Segmentation
+
+MAP_USERS = 5_000
+"""Users on the map: a sample."""
+
+MOST_SEGMENTS = 56
+"""The largest so many are shown: beyond it no two would differ in colour and shape any more."""
+
+_TOP_ITEMS = 6
+_CONFIDENT = "confident"
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An item of a segment, and how many times as likely it is there as among all users."""
+
+    title: str
+    lift: float
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A segment: its profile, its best items, and the share of its users who are clearly of it, where it is known."""
+
+    profile: SegmentProfile
+    items: tuple[Item, ...]
+    confident: float | None
+
+    @property
+    def name(self) -> str:
+        """Number and label."""
+        return named(self.profile)
+
+
+@dataclass(frozen=True, slots=True)
+class UserMap:
+    """A sample of N users on the two main axes of user embeddings: `points` (N, 2) and `segment_ids` (N,).
+
+    `explained` is the share of the sample's variance on each axis; `user_count` is all users.
+    """
+
+    points: NDArray[np.float64]
+    segment_ids: NDArray[np.int64]
+    explained: tuple[float, float]
+    user_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Next items of a segment's test users: how many, and HR@10 and NDCG@10 with bounds at 95 %."""
+
+    name: str
+    segment_id: int
+    users: int
+    hr: float
+    hr_interval: tuple[float, float]
+    ndcg: float
+    ndcg_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Quality:
+    """Under one protocol: every method over all users, and the encoder by segment, in the order of the cards."""
+
+    protocol: str
+    results: tuple[Result, ...]
+    slices: tuple[Slice, ...]
+
+    @property
+    def overall(self) -> Result:
+        """The encoder over all users."""
+        return next(result for result in self.results if result.method == ENCODER)
+
+
+@dataclass(frozen=True, slots=True)
+class Moves:
+    """What became of the release before; `previous` are its profiles, without the small ones, where it is there."""
+
+    migration: Migration
+    previous: tuple[SegmentProfile, ...]
+
+
+@dataclass(frozen=True)
+class Content:
+    """All that a report tells. `cards` are by size, the largest first; `user_count` is all users of the run."""
+
+    run_id: str
+    segmented: datetime
+    figures: Mapping[str, Any]
+    segmentation: Segmentation
+    min_segment_size: int
+    user_count: int
+    cards: tuple[Card, ...]
+    user_map: UserMap
+    account: Account
+    sweep: Sweep | None = None
+    moves: Moves | None = None
+    quality: Quality | None = None
+    curves: tuple[Mapping[str, float], ...] = ()
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+
+def named(profile: SegmentProfile) -> str:
+    """A segment's number and label."""
+    return f"{profile.segment_id} {profile.label}"
+
+
+def gather(run: Run, repository: Path) -> Content:
+    """Read what the run's stages wrote, and the release before from `repository`.
+
+    Raises RunError where the segment stage is not done.
+    """
+    prepared, segmented = run.require("prepare"), run.require("segment")
+    segmentation = Segmentation.read(segmented)
+    least = run.config().segment.min_segment_size
+    shown = _shown(segmentation.profiles, least)
+    absent: dict[str, str] = {}
+    parts: dict[str, Any] = {}
+    readers: Mapping[str, Callable[[], Any]] = {
+        "sweep": lambda: _sweep(run, segmented),
+        "moves": lambda: _moves(segmented, segmentation, repository, least),
+        "quality": lambda: _quality(run, segmented, shown, least),
+        "curves": lambda: _curves(run.require("train")),
+    }
+    for name, read in readers.items():
+        try:
+            parts[name] = read()
+        except _AbsentError as missing:
+            absent[name] = str(missing)
+    return Content(
+        run_id=run.path.name,
+        segmented=datetime.fromisoformat(run.record()["stages"]["segment"]["ended"]),
+        figures=run.figures("prepare"),
+        segmentation=segmentation,
+        min_segment_size=least,
+        user_count=sum(profile.user_count for profile in segmentation.profiles),
+        cards=_cards(segmented, shown),
+        user_map=_user_map(run, segmented, shown),
+        account=Account.model_validate_json((prepared / "account.json").read_bytes()),
+        absent=absent,
+        **parts,
+    )
+
+
+class _AbsentError(Exception):
+    """A part cannot be told; the text says why."""
+
+
+def _shown(profiles: Sequence[SegmentProfile], least: int) -> tuple[SegmentProfile, ...]:
+    """Profiles that may be told, the largest first."""
+    told = [profile for profile in profiles if profile.user_count >= least]
+    return tuple(sorted(told, key=lambda profile: (-profile.user_count, profile.segment_id))[:MOST_SEGMENTS])
+
+
+def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]:
+    catalogue = pl.scan_parquet(segmented / "items.parquet").with_row_index("item_index", offset=1)
+    title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id")
+    listed = (
+        pl.scan_parquet(segmented / "segment_items.parquet")
+        .group_by("segment_id", maintain_order=True)
+        .head(_TOP_ITEMS)
+        .join(
+            catalogue.select(pl.col("item_index").cast(pl.Int32), title.alias("title")),
+            on="item_index",
+            how="left",
+            maintain_order="left",
+        )
+        .group_by("segment_id", maintain_order=True)
+        .agg("title", "lift")
+    ).collect()
+    items = {row[0]: tuple(map(Item, row[1], row[2])) for row in listed.iter_rows()}
+    clear = _confident(segmented)
+    ids = [(profile, profile.segment_id) for profile in shown]
+    return tuple(Card(profile, items.get(number, ()), clear.get(number)) for profile, number in ids)
+
+
+def _confident(segmented: Path) -> dict[int, float]:
+    """Share of each segment's users who are clearly of it; nothing for runs that did not ask."""
+    placed = pl.scan_parquet(segmented / "assignments.parquet")
+    if _CONFIDENT not in placed.collect_schema():
+        return {}
+    return dict(placed.group_by("segment_id").agg(pl.col(_CONFIDENT).mean()).collect().iter_rows())
+
+
+def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> UserMap:
+    """Users of the shown segments, by principal components of what was clustered."""
+    from sklearn.decomposition import PCA
+
+    segment_ids = pl.read_parquet(segmented / "assignments.parquet", columns=["segment_id"])["segment_id"].to_numpy()
+    told = np.flatnonzero(np.isin(segment_ids, [profile.segment_id for profile in shown]))
+    rows = np.sort(np.random.default_rng(0).permutation(told)[:MAP_USERS])
+    embeddings = np.load(segmented / "user_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    items = np.load(run.path / "export" / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
+    points = normalised(segment_part(np.array(embeddings[rows]), items.shape[1]))
+    axes = PCA(2, svd_solver="full").fit(points) if min(points.shape) >= 2 else None
+    if axes is None or not axes.explained_variance_.any():
+        return UserMap(np.zeros((len(rows), 2)), segment_ids[rows], (0.0, 0.0), len(segment_ids))
+    first, second = axes.explained_variance_ratio_.tolist()
+    return UserMap(axes.transform(points), segment_ids[rows], (first, second), len(segment_ids))
+
+
+def _sweep(run: Run, segmented: Path) -> Sweep:
+    path = segmented / K_SWEEP
+    if not path.is_file():
+        raise _AbsentError("The number of segments was given, not chosen; `--k auto` compares several.")
+    sweep = read_sweep(path)
+    if sweep.of != run.record()["stages"]["export"]["ended"]:
+        raise _AbsentError("Numbers of segments were compared for an earlier encoder; `--k auto` compares them anew.")
+    return sweep
+
+
+def _curves(trained: Path) -> tuple[Mapping[str, float], ...]:
+    """Figures of each epoch."""
+    path = trained / CURVES
+    if not path.is_file():
+        raise _AbsentError("This run was made of others and keeps no training curves of its own.")
+    return tuple(json.loads(path.read_text(encoding="utf-8")))
+
+
+def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least: int) -> Moves:
+    if not segmentation.parent_release:
+        raise _AbsentError("There was no release before this one, so nobody has moved.")
+    path = segmented / MIGRATION
+    if not path.is_file():
+        raise _AbsentError(
+            f"Segment ids go on from release {segmentation.parent_release}, but this run keeps no account of who "
+            "moved; repeat `segrec-train segment` to have it."
+        )
+    migration = Migration.model_validate_json(path.read_bytes())
+    flows = tuple(flow for flow in migration.flows if flow.user_count >= least)
+    try:
+        release = read_release(repository / MODEL_NAME / str(migration.previous_release))
+        previous = _shown(release.segments, least)
+    except (DamagedRelease, OSError):
+        previous = ()
+    return Moves(migration.model_copy(update={"flows": flows}), previous)
+
+
+def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: int) -> Quality:
+    """By segment from the ranks that evaluation keeps; as served where it was measured so."""
+    try:
+        evaluated = run.require("evaluate")
+    except RunError as error:
+        raise _AbsentError(f"Quality is not known. {error}") from error
+    results = EvaluateResult.read(evaluated).results
+    protocol = results[-1].protocol
+    ranks = pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol)
+    placed = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
+    by_segment = dict(ranks.join(placed, on="user_id").group_by("segment_id").agg("rank").iter_rows())
+    slices = [_slice(profile, np.array(by_segment.get(profile.segment_id, []), np.int64)) for profile in shown]
+    told = tuple(one for one in slices if one.users >= max(1, least))
+    return Quality(protocol, tuple(result for result in results if result.protocol == protocol), told)
+
+
+def _slice(profile: SegmentProfile, ranks: NDArray[np.int64]) -> Slice:
+    if not len(ranks):
+        return Slice(named(profile), profile.segment_id, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
+    hits, gains = (ranks < LIST_LENGTH).astype(np.float64), ndcg_each(ranks, LIST_LENGTH)
+    return Slice(
+        name=named(profile),
+        segment_id=profile.segment_id,
+        users=len(ranks),
+        hr=float(hits.mean()),
+        hr_interval=bootstrap_interval(hits, seed=0),
+        ndcg=float(gains.mean()),
+        ndcg_interval=bootstrap_interval(gains, seed=0),
+    )

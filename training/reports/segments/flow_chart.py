@@ -1,0 +1,122 @@
+"""The alluvial chart of a report: who went from which segment to which."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import altair as alt
+import polars as pl
+
+from training.reports.segments.content import Card, Moves
+from training.reports.segments.flows import ELSEWHERE, Alluvial, Node, alluvial
+from training.reports.style import GREY, Chart, Page, colour_of
+from training.reports.wording import count
+
+_LEAST_BODY, _BODY_EACH, _GAP = 280.0, 26.0, 20.0
+"""Pixels of all bars together, at least and for each segment, and between two bars."""
+
+_THICK = 12.0
+"""Pixels across a bar."""
+
+
+_NARROWER = 0.86
+"""Names are cut at this part of their room, since a browser's font can be wider than the one they are measured in."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Frame:
+    """Pixels of a picture: beside the bands, where names stand, and between them."""
+
+    margin: int
+    inside: int
+
+    @property
+    def across(self) -> alt.Scale:
+        """From the left edge to the right; the bands run from 0 to 1."""
+        return alt.Scale(domain=[-self.margin / self.inside, 1 + self.margin / self.inside], nice=False)
+
+
+def moves(found: Moves, cards: Sequence[Card], page: Page, elsewhere: str = "new, or in small flows") -> Chart:
+    """Bands of users from the segments of the release before to those of this one.
+
+    `elsewhere` names the bar of users who come from none of them.
+    """
+    order = [card.profile.segment_id for card in cards]
+    body = max(_LEAST_BODY, _BODY_EACH * len(order))
+    layout = alluvial(found.migration.flows, order, body, _GAP)
+    margin = 240 if page.is_wide else 92
+    frame = _Frame(margin, page.width - 2 * margin)
+    up = alt.Scale(domain=[layout.height, 0], nice=False)
+    before = {profile.segment_id: profile.label for profile in found.previous} | {ELSEWHERE: elsewhere}
+    now = {card.profile.segment_id: card.profile.label for card in cards}
+    left = [_bar(node, before, page) | _across(-_THICK, 0, frame) for node in layout.left]
+    right = [_bar(node, now, page) | _across(frame.inside, frame.inside + _THICK, frame) for node in layout.right]
+    layers = [_bands(layout, frame, up), _bars([*left, *right], frame, up)]
+    layers += [_names(left, "x", "right", frame, up), _names(right, "x2", "left", frame, up)]
+    return alt.layer(*layers).properties(width=page.width - 8, height=layout.height)
+
+
+def _across(start: float, end: float, frame: _Frame) -> dict[str, float]:
+    return {"x": start / frame.inside, "x2": end / frame.inside}
+
+
+def _bar(node: Node, labels: Mapping[int, str], page: Page) -> dict[str, object]:
+    """A bar and what stands beside it; on a phone numbers only."""
+    name = f"{node.segment_id} {labels.get(node.segment_id, '')}".strip() if page.is_wide else str(node.segment_id)
+    if node.segment_id == ELSEWHERE:
+        name = labels[ELSEWHERE] if page.is_wide else "other"
+    colour = GREY if node.segment_id == ELSEWHERE else colour_of(node.segment_id)
+    return {"y": node.top, "y2": node.bottom, "name": name, "users": count(node.users), "colour": colour}
+
+
+def _bands(layout: Alluvial, frame: _Frame, up: alt.Scale) -> alt.Chart:
+    rows = [
+        {"band": index, "x": x, "y": upper, "y2": lower, "colour": colour_of(band.flow.to_segment_id)}
+        for index, band in enumerate(layout.bands)
+        for x, upper, lower in zip(band.x.tolist(), band.upper.tolist(), band.lower.tolist(), strict=True)
+    ]
+    areas: alt.Chart = (
+        alt.Chart(pl.DataFrame(rows))
+        .mark_area(opacity=0.38)
+        .encode(
+            x=alt.X("x:Q", scale=frame.across, axis=None),
+            y=alt.Y("y:Q", scale=up, axis=None),
+            y2="y2:Q",
+            detail="band:N",
+            color=alt.Color("colour:N", scale=None),
+        )
+    )
+    return areas
+
+
+def _bars(rows: Sequence[Mapping[str, object]], frame: _Frame, up: alt.Scale) -> alt.Chart:
+    rects: alt.Chart = (
+        alt.Chart(pl.DataFrame(rows))
+        .mark_rect(opacity=1)
+        .encode(
+            x=alt.X("x:Q", scale=frame.across, axis=None),
+            x2="x2:Q",
+            y=alt.Y("y:Q", scale=up, axis=None),
+            y2="y2:Q",
+            color=alt.Color("colour:N", scale=None),
+        )
+    )
+    return rects
+
+
+def _names(
+    rows: Sequence[Mapping[str, object]], edge: str, align: Literal["left", "right"], frame: _Frame, up: alt.Scale
+) -> alt.Chart:
+    """Name and number of users beside each bar."""
+    frame_of = pl.DataFrame(rows).with_columns(
+        ((pl.col("y") + pl.col("y2")) / 2).alias("middle"), pl.format("{} · {}", "name", "users").alias("text")
+    )
+    away = -7 if align == "right" else 7
+    texts: alt.Chart = (
+        alt.Chart(frame_of)
+        .mark_text(align=align, dx=away, baseline="middle", limit=_NARROWER * frame.margin - 8)
+        .encode(
+            x=alt.X(f"{edge}:Q", scale=frame.across, axis=None), y=alt.Y("middle:Q", scale=up, axis=None), text="text:N"
+        )
+    )
+    return texts

@@ -1,0 +1,91 @@
+"""The report: one HTML file that opens without a network, and its pictures as PNG files.
+
+Pictures are SVG inside the page, each twice: for a wide page and for a phone. There is no script in it.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import vl_convert
+from markupsafe import Markup
+
+from training.reports.page import Picture, all_inlined, rendered
+from training.reports.segments import charts
+from training.reports.segments import wording as words
+from training.reports.segments.content import Content, gather
+from training.reports.segments.flow_chart import moves
+from training.reports.segments.user_map import users_map
+from training.reports.style import NARROW, Chart, Page, colour_of
+from training.runs import Progress, Run, no_progress, write_atomically
+
+REPORT = "report.html"
+
+_TEMPLATE = "segments/report.html.j2"
+_PIXELS_PER_UNIT = 2
+"""PNG files are this much finer than the page."""
+
+
+def report(run: Run, repository: Path, out: Path | None = None, progress: Progress = no_progress) -> Path:
+    """Write `report.html` and the PNG files into `out`, or into `report/` of the run; returns the page's path.
+
+    The release before is read from `repository`. Raises RunError where the segment stage is not done.
+    """
+    run.require("segment")
+    with run.stage("report") as stage:
+        progress("reading", 0, 0)
+        content = gather(run, repository)
+        directory = out or stage.directory
+        directory.mkdir(parents=True, exist_ok=True)
+        for old in stage.directory.glob("*.png"):  # of segments that are gone
+            old.unlink()
+        pictures = list(pictures_of(content))
+        drawn: dict[str, Markup] = {}
+        for done, picture in enumerate(pictures):
+            progress(picture.name, done, len(pictures))
+            svgs = picture.svgs()
+            png = vl_convert.svg_to_png(svgs[picture.pages[0]], scale=_PIXELS_PER_UNIT)
+            (directory / f"{picture.name}.png").write_bytes(png)
+            drawn[picture.name] = all_inlined(picture, svgs)
+        write_atomically(directory / REPORT, page_of(content, drawn))
+        stage.figures |= {"segments": len(content.cards), "pictures": len(pictures)}
+    return directory / REPORT
+
+
+def pictures_of(content: Content) -> Iterator[Picture]:
+    """The pictures for which there is something to draw."""
+    cards = content.cards
+    if cards:
+        before = content.moves.previous if content.moves else ()
+        yield Picture("sizes", words.sizes_in_words(content), lambda page: charts.sizes(cards, before, page))
+        yield Picture("map", words.map_in_words(content), lambda page: users_map(content.user_map, cards, page))
+    if (sweep := content.sweep) and sweep.rows:
+        yield Picture("k_sweep", words.sweep_in_words(sweep), lambda page: charts.k_sweep(sweep, page))
+    if (moved := content.moves) and moved.migration.flows and cards:
+        alt = " ".join(words.flows_in_words(moved))
+        yield Picture("moves", alt, lambda page: moves(moved, cards, page))
+    if (quality := content.quality) and quality.slices:
+        yield Picture("quality", words.quality_in_words(quality), lambda page: charts.quality(quality, page))
+    if content.curves:
+        yield Picture("curves", words.curves_in_words(content), lambda page: charts.curves(content.curves, page))
+    yield from _rhythms(content)
+
+
+def _rhythms(content: Content) -> Iterator[Picture]:
+    profiles = [card.profile for card in content.cards]
+    usual = charts.usual_rhythm(profiles)
+    for profile in profiles:
+        if text := words.rhythm_in_words(profile):
+            alt = f"Bars of events by hour and weekday. {text}"
+            chart = charts.rhythm(profile, usual)
+            yield Picture(f"rhythm-{profile.segment_id}", alt, partial(_whatever_page, chart), (NARROW,))
+
+
+def _whatever_page(chart: Chart, page: Page) -> Chart:  # noqa: ARG001
+    """A picture for a card, which is as wide on a phone."""
+    return chart
+
+
+def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
+    """The HTML of a report with its pictures by name."""
+    return rendered(_TEMPLATE, content=content, pictures=drawn, words=words, colour_of=colour_of)

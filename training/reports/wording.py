@@ -1,0 +1,34 @@
+"""."""
+
+from collections.abc import Sequence
+
+
+def percent(share: float, digits: int = 0) -> str:
+    """0.123 is 12 %; a share that rounds to nothing says so."""
+    least = 10.0 ** -(digits + 2)
+    return f"<\xa0{100 * least:g}\xa0%" if 0 < share < least / 2 else f"{100 * share:.{digits}f}\xa0%"
+
+
+def signed_percent(change: float) -> str:
+    """0.2 is +20 %."""
+    return f"{'+' if change >= 0 else '−'}{100 * abs(change):.0f}\xa0%"
+
+
+def count(number: float) -> str:
+    """1234 is 1,234."""
+    return f"{number:,.0f}"
+
+
+def figure(number: float) -> str:
+    """Three digits that count, and no fraction beyond a hundred."""
+    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def segments_in_words(ids: Sequence[int]) -> str:
+    """`segment 3` or `segments 3 and 9`."""
+    return ("segment " if len(ids) == 1 else "segments ") + listed([str(number) for number in ids])

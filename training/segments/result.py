@@ -1,0 +1,61 @@
+"""What the segment stage found out, as `segmentation.json` of a run: publishing reads it back."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from server.core.profiles import SegmentProfile
+from server.core.release import Release
+from training.runs import Run, write_atomically
+
+_FILE = "segmentation.json"
+
+
+class Segmentation(BaseModel):
+    """Segments of one run. `profiles` are in the order of the centroids, without their history."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    profiles: tuple[SegmentProfile, ...]
+    parent_release: int = Field(ge=0, description="The release that segment ids were matched to; 0 for none.")
+    born: tuple[int, ...] = Field(description="Ids of segments that the release before did not have.")
+    retired: tuple[int, ...] = Field(description="Ids of segments of the release before that have no heir.")
+    engine: str = Field(description="The K-means engine that ran.")
+    inertia: float = Field(ge=0, description="Sum of squared distances to the centroids; smaller is better.")
+    iterations: int = Field(ge=0)
+    half_life: float = Field(gt=0, description="Fading of per-segment items: days, or events without a clock.")
+    prior: float = Field(gt=0, description="Weight of global popularity in per-segment items, in events.")
+    hybrid_weight: float = Field(ge=0, le=1)
+    data_cutoff_time: datetime | None = Field(description="Newest event; none for a log without clock.")
+    figures: dict[str, float] = Field(description="Quality by name; larger is better.")
+    min_segment_size: int = Field(default=0, ge=0, description="No segment has fewer users, unless the log has.")
+    confidence_error: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How far confidence is off, on users it was not fitted on; smaller is better.",
+    )
+    doubtful_share: float | None = Field(
+        default=None, ge=0, le=1, description="Users without a confident segment; none where confidence is not known."
+    )
+    short_share: float = Field(default=0.0, ge=0, le=1, description="Users of fewer than `min_history` events.")
+    notes: tuple[str, ...] = Field(default=(), description="What people should know, in sentences.")
+
+    def write(self, directory: Path) -> None:
+        """Write it into the stage's directory."""
+        write_atomically(directory / _FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read it back."""
+        return cls.model_validate_json((directory / _FILE).read_bytes())
+
+
+def same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
+    """Whether a release has the very segments of the run, as when a run is published again."""
+    centroids = np.load(run.path / "segment" / "centroids.npy", allow_pickle=False)
+    ids = [[profile.segment_id for profile in profiles] for profiles in (segmentation.profiles, release.segments)]
+    return ids[0] == ids[1] and np.array_equal(centroids, release.centroids)

@@ -1,0 +1,75 @@
+"""What numbers of segments are judged on: users as they are, before their validation targets, and cut in halves."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from server.core.features import Features
+from server.core.preprocessing import Preprocessing
+from server.core.segments import normalised, segment_part
+from training.data.event_subsets import part_of, random_half
+from training.data.sequences import Log, held_out, history_features, positive_actions, read_sequences, sampled
+from training.segments.measures import Fitter, Past
+from training.segments.quality import asked_of
+
+HALVED_USERS = 10_000
+"""Users whose histories are cut in two, and embedded twice."""
+
+ASKED_USERS = 10_000
+"""Users whose next item is asked for."""
+
+Encode = Callable[[Features], NDArray[np.float32]]
+"""Whole user embeddings of B histories, (B, D) or longer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """All vectors are float32 of length 1: `points` (U, E) of whole histories, the `past` before validation targets,
+    None without any, and `halves` (H, E) of the same users' events, None where fewer than two users have two.
+    """
+
+    points: NDArray[np.float32]
+    past: Past | None
+    halves: tuple[NDArray[np.float32], NDArray[np.float32]] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Views:
+    """How the views of `Scene` are made: `encode` embeds histories, whose first `item_dim` numbers rank items."""
+
+    prepared: Path
+    preprocessing: Preprocessing
+    encode: Encode
+    item_dim: int
+    seed: int
+
+    def points(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What segments are made of, of length 1."""
+        return normalised(segment_part(embeddings, self.item_dim)).astype(np.float32)
+
+    def past(self, item_count: int) -> Past | None:
+        """Users before their validation targets: at most `ASKED_USERS`, drawn."""
+        log = read_sequences(self.prepared, self.preprocessing)
+        positive = positive_actions(self.preprocessing)
+        held = sampled(held_out(log, 2, positive), ASKED_USERS, self.seed)
+        if not len(held.rows):
+            return None
+        points = self.points(self.encode(history_features(log, held, self.preprocessing.max_length)))
+        return Past(points, asked_of(log, held, positive, item_count), self.preprocessing.exclude_seen)
+
+    def scene(self, log: Log, embeddings: NDArray[np.float32], item_count: int) -> Scene:
+        """All views; `embeddings` (U, D) are those of the log's users."""
+        return Scene(self.points(embeddings), self.past(item_count), self.halves(log))
+
+    def halves(self, log: Log) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Two random halves of the events of users who have two: at most `HALVED_USERS`, drawn."""
+        everyone = np.flatnonzero(log.features.lengths > 1)
+        if len(everyone) < 2:
+            return None
+        rows = everyone[Fitter(seed=self.seed).drawn(len(everyone), HALVED_USERS)]
+        one = random_half(log, self.seed)
+        parts = [part_of(log, kept, rows, self.preprocessing).features for kept in (one, ~one)]
+        return self.points(self.encode(parts[0])), self.points(self.encode(parts[1]))
