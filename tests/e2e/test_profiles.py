@@ -10,7 +10,7 @@ import pytest
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from tests.e2e.test_segment import GROUPS, USERS, assignments, exported_run, repository
-from tests.unit.test_naming import chat, serving
+from tests.unit.training.profiles.test_llm_names import chat, serving
 from training.publish.publish import publish
 from training.runs import Run
 from training.segments.segment import segment

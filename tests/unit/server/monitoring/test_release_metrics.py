@@ -5,7 +5,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from server.monitoring.release_metrics import LiveCollector
 from server.monitoring.release_stats import Comparison, Live
 from tests.support.ticking import Clock
-from tests.unit.test_live import STALE, SURE, UNSURE, call
+from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call
 
 
 def lines_of(live: Live) -> set[str]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
-from tests.unit.test_probe import PREPROCESSING, log_of, planted_vectors
+from tests.unit.training.evaluation.test_probe import PREPROCESSING, log_of, planted_vectors
 from training.data.sequences import Log
 from training.model.forecast import Bags, Forecast, agreement_of_halves, halves_of, learn_forecast
 

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from server.core.features import GAP_START, batches
 from server.core.segments import normalised
-from tests.unit.test_probe import PREPROCESSING, log_of, whole
+from tests.unit.training.evaluation.test_probe import PREPROCESSING, log_of, whole
 from training.data.sequences import Log
 from training.model import user_encoder
 from training.model.encoder import Encoder, EncoderShape

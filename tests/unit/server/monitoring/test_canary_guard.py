@@ -10,7 +10,7 @@ from server.core.repository.traffic import Guard, Traffic, change_traffic, read_
 from server.monitoring.canary_guard import Keeper, verdict
 from server.monitoring.release_stats import Live
 from tests.support.ticking import Clock
-from tests.unit.test_live import STALE, SURE, UNSURE, call, figures_of
+from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call, figures_of
 
 GUARD = Guard(max_unconfident_share=0.5, window_seconds=10, min_answer_count=4)
 
