@@ -1,1 +1,4 @@
-"""I/O behind Protocols: Triton, history stores, the release directory."""
+"""Input and output behind the Protocols of `ports`: Triton, history stores, the bulk load.
+
+May import `core`.
+"""

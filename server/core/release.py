@@ -15,7 +15,6 @@ drift_reference.json  what the users were like, in groups, for `segrec-train dri
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 from typing import Self
 
@@ -23,7 +22,7 @@ import faiss
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from server.core.features import Inputs
 from server.core.hash_index import HashIndex, hashes_of
@@ -122,8 +121,10 @@ class Manifest(_Model):
 
     schema_version: int = SCHEMA_VERSION
     release: int = Field(ge=1, lt=10**18)
-    created_time: datetime
-    data_cutoff_time: datetime | None = Field(default=None, description="Newest event; none for a log without clock.")
+    created_time: AwareDatetime
+    data_cutoff_time: AwareDatetime | None = Field(
+        default=None, description="Newest event; none for a log without clock."
+    )
     parent_release: int = Field(default=0, ge=0)
     embedding_dim: int = Field(ge=1, description="Length of item embeddings; user embeddings can be longer.")
     max_length: int = Field(ge=1)

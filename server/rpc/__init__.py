@@ -1,1 +1,4 @@
-"""The gRPC edge: services, validation, conversion, interceptors, health and TLS."""
+"""The gRPC edge: services, validation, conversion, errors, authorisation, TLS.
+
+May import `monitoring`, `releases`, `serving` and what stands below them.
+"""

@@ -1,1 +1,4 @@
-"""."""
+"""From user embeddings to segments: clustering, stable ids, confidence, the choice of k, and the release before.
+
+May import `fit`, `ranking` and what stands below them.
+"""
