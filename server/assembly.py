@@ -24,21 +24,21 @@ from segrec.v1 import (
 
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
-from server.adapters.ports import Encoder, HistoryStore, Progress
+from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
 from server.adapters.triton import TritonEncoder
 from server.adapters.valkey_store import ValkeyStore
 from server.core.errors import SetupError
 from server.core.repository.layout import MODEL_NAME, ensure_repository
 from server.core.repository.signature import read_release_key
-from server.monitoring.canary_guard import Keeper
+from server.monitoring.canary_guard import CanaryGuard
 from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
-from server.releases.directory import Shelf
+from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
 from server.releases.promotion import Promotion
-from server.releases.registry import Releases
+from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
-from server.releases.traffic_watcher import TrafficFile
+from server.releases.traffic_watcher import TrafficWatcher
 from server.rpc.authorisation import authorisation_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
@@ -63,7 +63,7 @@ class Running:
     port: int
     model_port: int
     metrics_port: int
-    releases: Releases
+    releases: ReleaseRegistry
     triton: EmbeddedTriton | None
     serving: asyncio.Event
     """Set once a release is active."""
@@ -73,17 +73,17 @@ class Running:
 class _Following:
     """What follows the repository, and what looks after the releases that answer."""
 
-    releases: Releases
+    releases: ReleaseRegistry
     loader: Loader
-    traffic: TrafficFile
-    keeper: Keeper
+    traffic: TrafficWatcher
+    keeper: CanaryGuard
     shadow: Shadow
     poll_seconds: float
 
 
 @asynccontextmanager
 async def running(
-    settings: Settings, clock: Clock = time.time, on_progress: Progress | None = None
+    settings: Settings, clock: Clock = time.time, on_progress: LoadProgress | None = None
 ) -> AsyncIterator[Running]:
     """Run a server until the block ends, then drain it.
 
@@ -104,9 +104,9 @@ async def running(
             await triton.start()
         encoder = TritonEncoder(triton.address if triton else settings.triton, config)
         stack.push_async_callback(encoder.close)
-        releases = Releases(Shelf(settings.repository / MODEL_NAME))
+        releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME))
         loader = Loader(releases, encoder, settings.keep_releases, release_key)
-        traffic = TrafficFile(settings.repository)
+        traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
         if triton is not None:
             triton.set_callbacks(on_restart=loader.reload, probe=loader.prove_active)
@@ -117,7 +117,7 @@ async def running(
         pipeline.on_encoder_failure = loader.probe_soon
         loader.warm = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
-        keeper = Keeper(settings.repository, releases, metrics.live)
+        keeper = CanaryGuard(settings.repository, releases, metrics.live)
         releases.on_unload += [cache.forget_release, metrics.live.forget]
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
@@ -164,7 +164,7 @@ async def open_store(settings: Settings) -> HistoryStore:
     )
 
 
-def _warn_of_short_histories(releases: Releases, history_limit: int, warned: set[int]) -> None:
+def _warn_of_short_histories(releases: ReleaseRegistry, history_limit: int, warned: set[int]) -> None:
     release = releases.active
     if release is not None and release.preprocessing.max_length > history_limit and release.number not in warned:
         warned.add(release.number)
@@ -186,8 +186,8 @@ def _embedded(settings: Settings) -> EmbeddedTriton | None:
 def _shadow(
     settings: Settings,
     store: HistoryStore,
-    encoder: Encoder,
-    releases: Releases,
+    encoder: EncoderClient,
+    releases: ReleaseRegistry,
     metrics: Metrics,
     stack: AsyncExitStack,
 ) -> Shadow:
@@ -203,7 +203,7 @@ def _shadow(
 
 
 def _services(
-    pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock, settings: Settings, shadow: Shadow
+    pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock, settings: Settings, shadow: Shadow
 ) -> list[Service]:
     segrec = SegrecServicer(pipeline, Routing(releases), metrics, clock, settings.encode_timeout_seconds, shadow)
     events = EventServicer(pipeline, releases, metrics, clock)
@@ -230,7 +230,11 @@ def _model_service(promotion: Promotion, metrics: Metrics, settings: Settings) -
 
 
 def _export(
-    metrics: Metrics, releases: Releases, traffic: TrafficFile, cache: EmbeddingCache, triton: EmbeddedTriton | None
+    metrics: Metrics,
+    releases: ReleaseRegistry,
+    traffic: TrafficWatcher,
+    cache: EmbeddingCache,
+    triton: EmbeddedTriton | None,
 ) -> None:
     """Have the gauges read what they show when Prometheus asks."""
     releases.on_change.append(lambda: metrics.show_traffic(releases.shares()))
@@ -242,7 +246,7 @@ def _export(
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
 
 
-def _export_guard(metrics: Metrics, keeper: Keeper) -> None:
+def _export_guard(metrics: Metrics, keeper: CanaryGuard) -> None:
     metrics.guard_trips.set_function(lambda: keeper.trip_count)
     metrics.guard_holding_out.set_function(lambda: keeper.is_holding_out)
 
@@ -260,7 +264,7 @@ def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) 
     return int(server.server_port)
 
 
-async def _bootstrap(store: HistoryStore, events: Path, on_progress: Progress) -> None:
+async def _bootstrap(store: HistoryStore, events: Path, on_progress: LoadProgress) -> None:
     count = await store.bulk_load(events, on_progress)
     if count:
         log.info("histories of %d users were loaded from %s", count, events)
@@ -287,7 +291,7 @@ async def _follow(
 
 
 async def _announce(
-    releases: Releases, endpoints: list[Endpoint], serving: asyncio.Event, changed: asyncio.Event
+    releases: ReleaseRegistry, endpoints: list[Endpoint], serving: asyncio.Event, changed: asyncio.Event
 ) -> None:
     while True:
         await changed.wait()

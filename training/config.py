@@ -181,7 +181,7 @@ class Objectives(_Section):
         return self
 
 
-class Train(_Section):
+class TrainSettings(_Section):
     """The encoder and how it is trained."""
 
     objectives: Objectives = Objectives()
@@ -243,7 +243,7 @@ class Naming(_Section):
         return self
 
 
-class Segment(_Section):
+class SegmentSettings(_Section):
     """K-means over user embeddings, and what is told of its segments."""
 
     k: int | Literal["auto"] = Field(default=8, description="Number of segments; auto: chosen by `k_range`.")
@@ -285,7 +285,7 @@ class Segment(_Section):
         return k_range
 
 
-class Split(_Section):
+class SplitSettings(_Section):
     """Which events are held back from training, to measure with.
 
     Only `[clean]`'s limits of events per user and item count the events held back as well.
@@ -298,7 +298,7 @@ class Split(_Section):
     test_from: datetime | None = Field(default=None, description="Where the test begins, instead of by share; UTC.")
 
 
-class Publish(_Section):
+class PublishSettings(_Section):
     """What a release must hold to be published. The active release is the one that answers when it is."""
 
     max_loss: float = Field(
@@ -322,11 +322,11 @@ class Config(_Section):
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()
-    split: Split = Split()
+    split: SplitSettings = SplitSettings()
     text: Text = Text()
-    train: Train = Train()
-    segment: Segment = Segment()
-    publish: Publish = Publish()
+    train: TrainSettings = TrainSettings()
+    segment: SegmentSettings = SegmentSettings()
+    publish: PublishSettings = PublishSettings()
 
     @model_validator(mode="after")
     def _times_are_known(self) -> Self:

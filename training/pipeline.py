@@ -26,7 +26,7 @@ _READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment", "publis
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class RunInputs:
     """What is to be trained on, how, and where the release goes."""
 
     events: Path
@@ -42,7 +42,7 @@ class Order:
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
-def run_all(run: Run, order: Order, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
+def run_all(run: Run, order: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
     """Do every stage that is not done yet for this order; returns those that were done now."""
     left = stages_left(run, order)
     resumed = "prepare" not in left and _is_cut_off(run, order)
@@ -69,7 +69,7 @@ def _evaluate_where_possible(run: Run, progress: Progress) -> None:
         evaluate(run, progress=progress)
 
 
-def stages_left(run: Run, order: Order) -> list[str]:
+def stages_left(run: Run, order: RunInputs) -> list[str]:
     """Stages that have not been done, or that read a file, a setting or a stage which is not what it was."""
     left = _changed(run, order)
     for stage in STAGES:
@@ -80,7 +80,7 @@ def stages_left(run: Run, order: Order) -> list[str]:
     return [stage for stage in STAGES if stage in left]
 
 
-def _is_published(run: Run, order: Order) -> bool:
+def _is_published(run: Run, order: RunInputs) -> bool:
     """Whether the run's release is in the repository that was asked for."""
     figures = run.figures("publish")
     here = str(order.repository.resolve()) == figures["repository"]
@@ -95,13 +95,13 @@ def _is_done(run: Run, stage: str) -> bool:
     return True
 
 
-def _is_cut_off(run: Run, order: Order) -> bool:
+def _is_cut_off(run: Run, order: RunInputs) -> bool:
     """Whether training began with the same settings and did not come to its end."""
     entry = run.record()["stages"].get("train", {})
     return entry.get("state") in ("running", "failed") and run.config().train == order.config.train
 
 
-def _changed(run: Run, order: Order) -> set[str]:
+def _changed(run: Run, order: RunInputs) -> set[str]:
     """Stages that read a setting or a file that is not what it was."""
     record = run.record()
     if "config" not in record:

@@ -15,7 +15,7 @@ from segrec.errors import SegrecError, StreamStalled, error_of_call
 from segrec.requests import (
     CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
-    Choice,
+    RecommendArguments,
     add_response,
     build,
     pinned,
@@ -268,7 +268,7 @@ class AsyncSegrecClient(_AsyncClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **choice: Unpack[Choice],
+        **choice: Unpack[RecommendArguments],
     ) -> RecommendResponse:
         """See SegrecClient.recommend."""
         return await self._call(self._segrec.Recommend, recommend_request(user_id, events, release, choice))
@@ -296,7 +296,7 @@ class AsyncSegrecClient(_AsyncClient):
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
-        **choice: Unpack[Choice],
+        **choice: Unpack[RecommendArguments],
     ) -> AsyncRowStream[RecommendRow]:
         """See SegrecClient.stream_recommend; takes async iterables too."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)

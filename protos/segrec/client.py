@@ -13,7 +13,7 @@ from segrec.errors import error_of_call
 from segrec.requests import (
     CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
-    Choice,
+    RecommendArguments,
     add_response,
     build,
     pinned,
@@ -122,7 +122,7 @@ class SegrecClient(_Client):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **choice: Unpack[Choice],
+        **choice: Unpack[RecommendArguments],
     ) -> RecommendResponse:
         """Items for a known user, or for a history given here, best first.
 
@@ -155,7 +155,7 @@ class SegrecClient(_Client):
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
-        **choice: Unpack[Choice],
+        **choice: Unpack[RecommendArguments],
     ) -> RowStream[RecommendRow]:
         """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)

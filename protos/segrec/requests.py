@@ -31,7 +31,7 @@ MAX_EVENTS_PER_CALL = 1024
 _ALIASES = {"stable": ReleaseAlias.RELEASE_ALIAS_STABLE, "canary": ReleaseAlias.RELEASE_ALIAS_CANARY}
 
 
-class Choice(TypedDict, total=False):
+class RecommendArguments(TypedDict, total=False):
     """What to recommend and what not: the fields of `segrec.v1.RecommendOptions`, all optional."""
 
     top_k: int
@@ -63,7 +63,7 @@ def build(kind: Callable[..., MessageT], **fields: Any) -> MessageT:
         raise InvalidArgument(f"A value cannot be sent: {error}") from error
 
 
-def recommend_options(choice: Choice) -> RecommendOptions:
+def recommend_options(choice: RecommendArguments) -> RecommendOptions:
     """The message of the options given."""
     fields: dict[str, Any] = dict(choice)
     if "strategy" in fields:
@@ -90,7 +90,7 @@ def segment_request(user_id: str | None, events: Iterable[Event] | None, release
 
 
 def recommend_request(
-    user_id: str | None, events: Iterable[Event] | None, release: int | str, choice: Choice
+    user_id: str | None, events: Iterable[Event] | None, release: int | str, choice: RecommendArguments
 ) -> RecommendRequest:
     """Asks for recommendations to a known user or for a history given here."""
     options = recommend_options(choice)

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.adapters.ports import Progress
+from server.adapters.ports import LoadProgress
 from server.core.errors import SetupError
 from server.core.history import ID_MAX_BYTES, History, event_keys, text_hash
 
@@ -39,7 +39,7 @@ Users = Sequence[tuple[str, History]]
 
 
 @dataclass(frozen=True)
-class EventLog:
+class BootstrapLog:
     """A Parquet log of events."""
 
     path: Path
@@ -49,7 +49,7 @@ class EventLog:
     history_limit: int
 
     @classmethod
-    def open(cls, path: Path, history_limit: int) -> "EventLog":
+    def open(cls, path: Path, history_limit: int) -> "BootstrapLog":
         """Check the log's columns and count its users. Raises `SetupError` when it cannot be read."""
         try:
             schema = pl.read_parquet_schema(path)
@@ -91,7 +91,7 @@ class EventLog:
             yield _histories(events, self.history_limit, hash_of)
 
 
-async def load(log_: EventLog, write: Callable[[Users], Awaitable[None]], on_progress: Progress) -> int:
+async def load(log_: BootstrapLog, write: Callable[[Users], Awaitable[None]], on_progress: LoadProgress) -> int:
     """Hand every chunk of the log to `write`, which merges it durably; returns the users loaded.
 
     Progress counts users. The reading is done in a thread.

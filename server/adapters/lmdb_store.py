@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
-from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import Progress
+from server.adapters.ports import LoadProgress
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
 
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class _WriteJob:
     operation: _Operation[object]
     answer: asyncio.Future[object]
 
@@ -63,7 +63,7 @@ class LmdbStore:
         self._histories = environment.open_db(b"histories")
         self._erased = environment.open_db(b"erased")
         self._meta = environment.open_db(b"meta")
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_WriteJob | None] = SimpleQueue()
         self._closed = False
         self._readers = ThreadPoolExecutor(1, "history-reader")
         self._writer = threading.Thread(target=self._write_forever, name="history-writer", daemon=True)
@@ -129,9 +129,9 @@ class LmdbStore:
 
         return await self._write(remove)
 
-    async def bulk_load(self, source: Path, on_progress: Progress) -> int:
+    async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
-        event_log = await asyncio.to_thread(EventLog.open, source, self._limit)
+        event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)
         mark = f"loaded:{event_log.mark}".encode()
         with self._reporting(), self._environment.begin(self._meta) as transaction:
             if transaction.get(mark) is not None:
@@ -173,7 +173,7 @@ class LmdbStore:
     async def _write(self, operation: _Operation[T]) -> T:
         self._check_open()
         answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_Job(operation, answer))  # type: ignore[arg-type]  # a future of T takes the operation's T
+        self._jobs.put(_WriteJob(operation, answer))  # type: ignore[arg-type]  # a future of T takes the operation's T
         return await answer
 
     def _write_forever(self) -> None:
@@ -185,7 +185,7 @@ class LmdbStore:
             if jobs:
                 self._commit(jobs)
 
-    def _waiting(self) -> Iterator[_Job]:
+    def _waiting(self) -> Iterator[_WriteJob]:
         """Jobs that wait, without waiting for more; the end of all jobs is put back."""
         for _ in range(GROUP_MAX - 1):
             try:
@@ -197,7 +197,7 @@ class LmdbStore:
                 return
             yield job
 
-    def _commit(self, jobs: Sequence[_Job]) -> None:
+    def _commit(self, jobs: Sequence[_WriteJob]) -> None:
         try:
             with self._reporting(), self._environment.begin(write=True) as transaction:
                 revision = self._next_revision(transaction)
@@ -260,7 +260,7 @@ def _attempt(operation: _Operation[T], transaction: "_Transaction", revision: in
         return error
 
 
-def _answer(jobs: Sequence[_Job], results: Sequence[object]) -> None:
+def _answer(jobs: Sequence[_WriteJob], results: Sequence[object]) -> None:
     for job, result in zip(jobs, results, strict=True):
         if job.answer.done():  # the caller has gone
             continue

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from server.core.history import Event, History
 
 
-class Encoder(Protocol):
+class EncoderClient(Protocol):
     """Turns padded histories into user embeddings, for one release at a time (Triton)."""
 
     async def encode(
@@ -61,7 +61,7 @@ class HistoryStore(Protocol):
         """Delete all that is stored of a user, durably; returns the events erased. Raises `StoreUnavailable`."""
         ...
 
-    async def bulk_load(self, source: Path, on_progress: "Progress") -> int:
+    async def bulk_load(self, source: Path, on_progress: "LoadProgress") -> int:
         """Fill the store from a prepared log once; returns the users loaded, 0 when this log is already in.
 
         `source` is Parquet with `user_id, item_id, action` (strings), `value` (float) and `timestamp`
@@ -74,7 +74,7 @@ class HistoryStore(Protocol):
         ...
 
 
-class Progress(Protocol):
+class LoadProgress(Protocol):
     """Told how far a long step is."""
 
     def __call__(self, done: int, total: int) -> None:

@@ -22,9 +22,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
-from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import Progress
+from server.adapters.ports import LoadProgress
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import Event, History, event_count_of, merge
 
@@ -138,9 +138,9 @@ class ValkeyStore:
                 row, _ = await pipe.execute()
         return 0 if row is None else event_count_of(row)
 
-    async def bulk_load(self, source: Path, on_progress: Progress) -> int:
+    async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
-        event_log = await asyncio.to_thread(EventLog.open, source, self._limit)
+        event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)
         mark = f"segrec:loaded:{event_log.mark}"
         with self._reporting():
             if await self._client.exists(mark):

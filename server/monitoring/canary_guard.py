@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Protocol
 
 from server.core.repository.traffic import Guard, Traffic, change_traffic
-from server.monitoring.release_stats import Figures, Live
+from server.monitoring.release_stats import Figures, ReleaseStats
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +17,7 @@ CHECK_SECONDS = 1.0
 """How often the figures are held against the bounds."""
 
 
-class Routed(Protocol):
+class GuardRouting(Protocol):
     """Says which release answers whom, on this server."""
 
     @property
@@ -49,11 +49,16 @@ def verdict(guard: Guard, figures: Figures) -> str:
     return ""
 
 
-class Keeper:
+class CanaryGuard:
     """Holds a guarded canary against its bounds once it has been watched for the guard's whole window."""
 
     def __init__(
-        self, repository: Path, routed: Routed, live: Live, who: str = "", clock: Callable[[], float] = monotonic
+        self,
+        repository: Path,
+        routed: GuardRouting,
+        live: ReleaseStats,
+        who: str = "",
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._repository = repository
         self._routed = routed

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from segrec.v1.segrec_service_pb2 import SegmentState
 
-from server.monitoring.release_metrics import LiveCollector
-from server.monitoring.release_stats import Live
+from server.monitoring.release_metrics import ReleaseCollector
+from server.monitoring.release_stats import ReleaseStats
 
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 
@@ -16,8 +16,8 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.live = Live()
-        self.registry.register(LiveCollector(self.live))
+        self.live = ReleaseStats()
+        self.registry.register(ReleaseCollector(self.live))
         self.calls = Counter(
             "segrec_calls", "RPCs ended, by method and status code.", ["method", "code"], registry=self.registry
         )

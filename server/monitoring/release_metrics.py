@@ -7,16 +7,16 @@ from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily, Metric, SummaryMetricFamily
 from prometheus_client.registry import Collector
 
-from server.monitoring.release_stats import TIME_BOUNDS, Count, Live
+from server.monitoring.release_stats import TIME_BOUNDS, Count, ReleaseStats
 
 BUCKETS = 4
 """Every fourth bound of the times is shown, so that they double."""
 
 
-class LiveCollector(Collector):
+class ReleaseCollector(Collector):
     """Shows the totals of all releases, by release number."""
 
-    def __init__(self, live: Live) -> None:
+    def __init__(self, live: ReleaseStats) -> None:
         self._live = live
 
     def collect(self) -> Iterator[Metric]:

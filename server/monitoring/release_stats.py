@@ -43,7 +43,7 @@ class Count(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class ShadowComparison:
     """Sums over users whom two releases were asked about.
 
     `changed` of the `compared` users are in another segment; `overlap` sums the share of top items in common, and
@@ -148,7 +148,7 @@ class _Past:
             self.compared_release = release
 
 
-class Live:
+class ReleaseStats:
     """Counts what releases do. Used from the event loop; `totals` may be read from other threads.
 
     `clock` gives seconds that never go back. A release takes some megabytes at most, however much it answers, until
@@ -206,7 +206,7 @@ class Live:
         past.add(second, Count.ASKED, amount)
         past.add(second, Count.ERRORS, amount)
 
-    def compared(self, release: int, other: int, found: Comparison) -> None:
+    def compared(self, release: int, other: int, found: ShadowComparison) -> None:
         """Count what came of comparing a release with another; comparisons with a third one are forgotten."""
         past, second = self._of(release), int(self._clock())
         past.compare_with(other)

@@ -14,7 +14,7 @@ from server.core.errors import EncoderUnavailable, SegrecError
 from server.core.ranking import Query, Ranked
 from server.core.release import Release
 from server.core.repository.traffic import Traffic
-from server.monitoring.release_stats import Comparison, Live
+from server.monitoring.release_stats import ReleaseStats, ShadowComparison
 from server.serving.answer import Answer, Degraded
 from server.serving.pipeline import Pipeline
 
@@ -27,7 +27,7 @@ BATCH = 16
 """So many are computed at once: few, so that an answer never waits long behind them."""
 
 
-class Pair(NamedTuple):
+class ShadowPair(NamedTuple):
     """Answers of `answering` are computed again with `beside`; the figures are those of `told`, one of the two."""
 
     answering: int
@@ -40,16 +40,16 @@ class Pair(NamedTuple):
         return self.answering if self.told == self.beside else self.beside
 
 
-def pair_of(traffic: Traffic) -> Pair | None:
+def pair_of(traffic: Traffic) -> ShadowPair | None:
     """Whom to compare: the active release with its shadow; without a shadow the canary with the active release."""
     if traffic.shadow:
-        return Pair(traffic.stable, traffic.shadow, traffic.shadow)
+        return ShadowPair(traffic.stable, traffic.shadow, traffic.shadow)
     if traffic.canary:
-        return Pair(traffic.canary, traffic.stable, traffic.canary)
+        return ShadowPair(traffic.canary, traffic.stable, traffic.canary)
     return None
 
 
-class Routed(Protocol):
+class ShadowRouting(Protocol):
     """Says which releases answer and are loaded, on this server."""
 
     @property
@@ -72,9 +72,9 @@ class Shadow:
 
     def __init__(
         self,
-        routed: Routed,
+        routed: ShadowRouting,
         pipeline: Pipeline,
-        live: Live,
+        live: ReleaseStats,
         budget: float,
         timeout_seconds: float,
         clock: Callable[[], float] = monotonic,
@@ -151,14 +151,14 @@ class Shadow:
 
     async def _compare(
         self, first: Release, second: Release, answers: Sequence[Answer], others: Sequence[Answer]
-    ) -> Comparison:
+    ) -> ShadowComparison:
         query = Query(top_k=TOP_ITEMS)
         ranked = await self._pipeline.recommend(first, query, answers)
         ranked_others = await self._pipeline.recommend(second, query, others)
         segments = [segment_id(first, answer) for answer in answers]
         other_segments = [segment_id(second, answer) for answer in others]
         items = [_scores(first, one) for one in ranked]
-        return compare(segments, other_segments, items, [_scores(second, one) for one in ranked_others])
+        return compare_answers(segments, other_segments, items, [_scores(second, one) for one in ranked_others])
 
     def _name(self, problem: str) -> None:
         """Say in the log what is wrong, once."""
@@ -178,12 +178,12 @@ def _scores(release: Release, ranked: Sequence[Ranked]) -> dict[str, float]:
     return {release.item_ids[one.row]: one.score for one in ranked}
 
 
-def compare(
+def compare_answers(
     segments: Sequence[int],
     other_segments: Sequence[int],
     items: Sequence[dict[str, float]],
     other_items: Sequence[dict[str, float]],
-) -> Comparison:
+) -> ShadowComparison:
     """Sums over users: their segments by stable id, and their top items by id with their scores, of two releases."""
     overlap = shift = 0.0
     sharing = 0
@@ -194,4 +194,4 @@ def compare(
             sharing += 1
             shift += float(np.mean([abs(one[item_id] - other[item_id]) for item_id in common]))
     changed = sum(one != other for one, other in zip(segments, other_segments, strict=True))
-    return Comparison(len(segments), changed, overlap, sharing, shift)
+    return ShadowComparison(len(segments), changed, overlap, sharing, shift)

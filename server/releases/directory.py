@@ -28,7 +28,7 @@ class _Failure:
     retry_at: float
 
 
-class Shelf:
+class ReleaseDirectory:
     """The release directories of a repository, and a back-off for those that failed."""
 
     def __init__(self, directory: Path) -> None:

@@ -11,11 +11,11 @@ from time import monotonic, sleep
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from server.adapters.ports import Encoder
+from server.adapters.ports import EncoderClient
 from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError
 from server.core.release import Release
 from server.core.repository.read import read_release
-from server.releases.registry import Releases
+from server.releases.registry import ReleaseRegistry
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class Loader:
     """
 
     def __init__(
-        self, releases: Releases, encoder: Encoder, keep: int, release_key: Ed25519PublicKey | None = None
+        self, releases: ReleaseRegistry, encoder: EncoderClient, keep: int, release_key: Ed25519PublicKey | None = None
     ) -> None:
         self._releases = releases
         self._shelf = releases.shelf

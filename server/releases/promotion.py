@@ -9,15 +9,15 @@ from server.core.errors import NotFound, ReadOnlyRepository
 from server.core.repository.audit import What
 from server.core.repository.traffic import Guard, Traffic, change_traffic, rolled_back
 from server.releases.loader import Loader
-from server.releases.registry import Releases
-from server.releases.traffic_watcher import TrafficFile
+from server.releases.registry import ReleaseRegistry
+from server.releases.traffic_watcher import TrafficWatcher
 
 LOAD_SECONDS = 60.0
 """Longest wait for releases that are not loaded yet."""
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TrafficGoal:
     """Which release shall answer whom; see `server.core.repository.traffic.Traffic`."""
 
     stable: int = 0
@@ -37,11 +37,11 @@ class Promotion:
     """Writes `traffic.json` and the audit log of a repository, after what they name has been loaded."""
 
     repository: Path
-    releases: Releases
+    releases: ReleaseRegistry
     loader: Loader
-    file: TrafficFile
+    file: TrafficWatcher
 
-    async def set(self, wanted: Wanted, who: str, reason: str) -> Traffic:
+    async def set(self, wanted: TrafficGoal, who: str, reason: str) -> Traffic:
         """Have this in force in the place of all that was; returns it.
 
         Raises `InvalidArgument`, `NotFound`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; then

@@ -11,7 +11,7 @@ from server.core.errors import DamagedRelease, NoRelease, NotFound
 from server.core.release import Manifest, Release
 from server.core.repository.read import read_manifest
 from server.core.repository.traffic import Traffic
-from server.releases.directory import Shelf
+from server.releases.directory import ReleaseDirectory
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class Status:
     """Share of the users whom it answers here, 0 to 100."""
 
 
-class Releases:
+class ReleaseRegistry:
     """The loaded releases, and which of them answers. Requests take a snapshot with `lease` and use nothing else."""
 
-    def __init__(self, shelf: Shelf) -> None:
+    def __init__(self, shelf: ReleaseDirectory) -> None:
         self.shelf = shelf
         self._loaded: dict[int, Release] = {}
         self._traffic = Traffic()

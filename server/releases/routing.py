@@ -8,7 +8,7 @@ from enum import Enum, auto
 from server.core.errors import NotFound
 from server.core.release import Release
 from server.core.repository.traffic import Traffic
-from server.releases.registry import Releases
+from server.releases.registry import ReleaseRegistry
 
 
 class Alias(Enum):
@@ -36,7 +36,7 @@ NO_PIN = Pin()
 class Routing:
     """Chooses among the loaded releases. A request keeps the one it began with."""
 
-    def __init__(self, releases: Releases) -> None:
+    def __init__(self, releases: ReleaseRegistry) -> None:
         self._releases = releases
 
     def get(self, pin: Pin) -> Release:

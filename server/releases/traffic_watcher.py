@@ -14,7 +14,7 @@ POLL_SECONDS = 0.2
 """How often the file is looked at: a change is in force everywhere well within a second."""
 
 
-class TrafficFile:
+class TrafficWatcher:
     """The traffic of a repository, read anew when the file has changed."""
 
     def __init__(self, repository: Path) -> None:

@@ -8,7 +8,7 @@ from segrec.v1 import event_service_pb2_grpc
 from server.core.errors import InvalidArgument, SegrecError
 from server.core.history import Event
 from server.monitoring.metrics import Metrics
-from server.releases.registry import Releases
+from server.releases.registry import ReleaseRegistry
 from server.rpc.conversion import event_message
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
@@ -21,7 +21,7 @@ DEFAULT_HISTORY_LIMIT = 100
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     """Writes, reads and erases histories."""
 
-    def __init__(self, pipeline: Pipeline, releases: Releases, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock) -> None:
         self._pipeline = pipeline
         self._releases = releases
         self._metrics = metrics

@@ -6,7 +6,7 @@ from segrec.v1 import model_service_pb2 as pb
 from segrec.v1 import model_service_pb2_grpc
 
 from server.core.errors import InvalidArgument
-from server.monitoring.release_stats import Live
+from server.monitoring.release_stats import ReleaseStats
 from server.releases.promotion import Promotion
 from server.rpc.authorisation import Authorisation
 from server.rpc.conversion import release_message
@@ -23,7 +23,7 @@ from server.rpc.traffic_messages import (
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     """Tells which releases there are, and has another one answer."""
 
-    def __init__(self, promotion: Promotion, authorisation: Authorisation, live: Live) -> None:
+    def __init__(self, promotion: Promotion, authorisation: Authorisation, live: ReleaseStats) -> None:
         self._live = live
         self._promotion = promotion
         self._releases = promotion.releases

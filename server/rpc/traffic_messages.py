@@ -8,7 +8,7 @@ from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
 from server.core.repository.traffic import Guard, Traffic
-from server.releases.promotion import Wanted
+from server.releases.promotion import TrafficGoal
 from server.rpc.validation import in_range
 
 LARGEST_RELEASE = 10**18 - 1
@@ -19,13 +19,13 @@ MAX_REASON_BYTES = 1024
 _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
 
 
-def wanted_of(message: pb.Traffic) -> Wanted:
+def wanted_of(message: pb.Traffic) -> TrafficGoal:
     """What a request asks for. Raises `InvalidArgument` with the field's path."""
     for name in ("stable_release", "canary_release", "shadow_release"):
         in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}")
     percent = _within(message.canary_percent, 0.0, LARGEST_PERCENT, "traffic.canary_percent")
     guard = _guard_of(message.guard, "traffic.guard") if message.HasField("guard") else None
-    return Wanted(message.stable_release, message.canary_release, percent, message.shadow_release, guard)
+    return TrafficGoal(message.stable_release, message.canary_release, percent, message.shadow_release, guard)
 
 
 def checked_text(value: str, most_bytes: int, field: str) -> str:

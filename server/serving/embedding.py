@@ -11,7 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from server.adapters.ports import Encoder
+from server.adapters.ports import EncoderClient
 from server.core.errors import EncoderUnavailable
 from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
 from server.core.history import History
@@ -33,7 +33,7 @@ and the embedded Triton takes the padding out again, piece by piece."""
 class Embedder:
     """Embeds many histories with one release."""
 
-    def __init__(self, encoder: Encoder, executor: Executor) -> None:
+    def __init__(self, encoder: EncoderClient, executor: Executor) -> None:
         self._encoder = encoder
         self._executor = executor
         self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)

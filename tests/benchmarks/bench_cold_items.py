@@ -30,7 +30,7 @@ from training.data.demo import CONFIG as DEMO
 from training.data.demo import write_demo
 from training.data.item_text import VECTORS
 from training.data.prepare import prepare
-from training.data.sequences import HeldOut, Log, chosen, history_features, read_log, seen_pairs
+from training.data.sequences import EventLog, HeldOut, chosen, history_features, read_log, seen_pairs
 from training.fit.train import train
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.model.weights import load_encoder
@@ -126,7 +126,7 @@ def measure(run: Run, parted: Split) -> tuple[dict[str, dict[str, float]], dict[
     return figures, {"targets": len(rows), "items": len(catalogue), "held_out": int(cold.sum())}
 
 
-def by_encoder(run: Run, log: Log) -> Scorer:
+def by_encoder(run: Run, log: EventLog) -> Scorer:
     """The encoder's logits."""
     encoder = load_encoder(run.require("train"))
     length = encoder.shape.max_length
@@ -143,7 +143,7 @@ def by_encoder(run: Run, log: Log) -> Scorer:
     return scores
 
 
-def by_text(vectors: NDArray[np.float32], log: Log) -> Scorer:
+def by_text(vectors: NDArray[np.float32], log: EventLog) -> Scorer:
     """Inner product with the mean of the newest fifty text vectors, less what all texts have in common."""
     centred = vectors - vectors.mean(0)
 

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import silhouette_score
 
 from tests.benchmarks.common import show
-from training.segments.measures import Fitter, place
-from training.segments.sweep import Limits, sweep
-from training.segments.views import Scene
+from training.segments.measures import Fitter, assign_clusters
+from training.segments.sweep import KLimits, sweep
+from training.segments.views import UserViews
 
 GROUPS = 8
 SPREAD = 0.2
@@ -39,7 +39,7 @@ def main() -> None:
     fitter = Fitter()
     start = time.perf_counter()
     cpu = time.process_time()
-    found = sweep(Scene(points, None, None), Limits((2, 32), 50), fitter)
+    found = sweep(UserViews(points, None, None), KLimits((2, 32), 50), fitter)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows = [
@@ -66,7 +66,7 @@ def exact(points: NDArray[np.float32], k: int, fitter: Fitter) -> str:
     """The silhouette of all points, where that can be had."""
     if len(points) > EXACT_USERS:
         return "–"
-    return f"{silhouette_score(points, place(points, fitter.fit(points, k).centroids).clusters):.4f}"
+    return f"{silhouette_score(points, assign_clusters(points, fitter.fit(points, k).centroids).clusters):.4f}"
 
 
 if __name__ == "__main__":

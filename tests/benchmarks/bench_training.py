@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from tests.benchmarks.common import show
-from training.config import Config, Train
+from training.config import Config, TrainSettings
 from training.data.prepare import prepare
 from training.fit.batching import Windows
 from training.fit.lightning_module import NextItemModule
@@ -91,7 +91,7 @@ def main() -> None:
         run = Run.create(Path(name))
         prepare(run, events, None, None, Config())
         with contextlib.suppress(Enough):
-            train(run, settings=Train(device="cpu"), progress=progress)
+            train(run, settings=TrainSettings(device="cpu"), progress=progress)
     median = {
         part: 1000 * float(np.median([step[part] for step in clock.steps[WARM_UP:-1]])) for part in clock.steps[-2]
     }

@@ -265,7 +265,7 @@ async def test_equal_events_of_a_log_are_all_kept(store: HistoryStore, tmp_path:
 
 async def test_a_larger_limit_loads_the_log_again(open_store: Open, tmp_path: Path) -> None:
     log = write_log(tmp_path / "events.parquet", [("u", view(n)) for n in range(8)])
-    assert bulk_load.EventLog.open(log, 5).mark != bulk_load.EventLog.open(log, 6).mark
+    assert bulk_load.BootstrapLog.open(log, 5).mark != bulk_load.BootstrapLog.open(log, 6).mark
 
 
 async def test_what_the_api_would_refuse_is_left_out_of_a_bulk_load(

@@ -17,10 +17,10 @@ from server.core.repository.read import read_release
 from server.core.segments import next_item_part
 from tests.support.logs import write_planted
 from training.cli.main import app
-from training.config import Clean, Config, Train
+from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
 from training.data.sequences import held_out, history_features, read_sequences
-from training.derive.compress import WAYS, CompressResult, Row, compress
+from training.derive.compress import WAYS, CompressResult, EncoderFigures, compress
 from training.derive.fuse import FuseResult, fuse
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
@@ -35,7 +35,9 @@ from training.segments.segment import segment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = Train(embedding_dim=32, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32)
+SETTINGS = TrainSettings(
+    embedding_dim=32, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
+)
 
 
 def trained(directory: Path, name: str, seed: int, **shape: int) -> Run:
@@ -72,11 +74,11 @@ def fused(members: list[Run]) -> FuseResult:
     return made
 
 
-def rows(result: CompressResult) -> dict[str, Row]:
+def rows(result: CompressResult) -> dict[str, EncoderFigures]:
     return {row.way: row for row in result.rows}
 
 
-def run_of(members: list[Run], row: Row) -> Run:
+def run_of(members: list[Run], row: EncoderFigures) -> Run:
     return Run.open(members[0].path.parent, row.run)
 
 

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 
 from server.core.preprocessing import Preprocessing
 from tests.support.logs import fashionable, planted_items, planted_log
-from training.config import Clean, Config, Missing, MissingColumns, Segment, Split, Train
+from training.config import Clean, Config, Missing, MissingColumns, SegmentSettings, SplitSettings, TrainSettings
 from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
 from training.evaluation.baselines import by_similar_items
-from training.evaluation.compare import compare, table
+from training.evaluation.compare import compare_runs, table
 from training.evaluation.evaluate import LATELY, NEW_ITEMS, evaluate, protocols
 from training.evaluation.results import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
 from training.fit.train import train
@@ -25,18 +25,22 @@ from training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, dropout=0.1, learning_rate=0.01, batch_size=32)
-BY_TIME = Split(method="time", test_share=0.2)
+TRAIN = TrainSettings(
+    embedding_dim=16, layers=1, max_length=16, epochs=4, dropout=0.1, learning_rate=0.01, batch_size=32
+)
+BY_TIME = SplitSettings(method="time", test_share=0.2)
 
 
-def prepared(directory: Path, events: pl.DataFrame, split: Split | None = None, seed: int = 0) -> Run:
+def prepared(directory: Path, events: pl.DataFrame, split: SplitSettings | None = None, seed: int = 0) -> Run:
     directory.mkdir(exist_ok=True)
     files = directory / "events.parquet", directory / "items.parquet"
     events.write_parquet(files[0])
     planted_items().write_parquet(files[1])
     run = Run.create(directory / "runs")
     settings = TRAIN.model_copy(update={"seed": seed})
-    config = Config(train=settings, clean=Clean(exclude_seen=False), split=split or Split(), segment=Segment(k=4))
+    config = Config(
+        train=settings, clean=Clean(exclude_seen=False), split=split or SplitSettings(), segment=SegmentSettings(k=4)
+    )
     prepare(run, *files, None, config)
     return run
 
@@ -93,7 +97,7 @@ def test_a_split_by_time_learns_nothing_from_what_came_after(tmp_path: Path) -> 
     train(honest)
     result = evaluate(honest)
     moment = cut(honest)
-    fixed = Split(method="time", test_from=datetime.fromtimestamp(moment / 1000, UTC), test_share=0.2)
+    fixed = SplitSettings(method="time", test_from=datetime.fromtimestamp(moment / 1000, UTC), test_share=0.2)
     later = pl.col("timestamp") >= moment
     rush = {"item_id": "i00039", "value": 1e6, "action": "cart"}
     changed = events.with_columns(
@@ -124,7 +128,9 @@ def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
         for place, t in enumerate(list_)
     ]
     events = pl.DataFrame(rows, schema=["user_id", "item_id", "action", "value", "timestamp"], orient="row")
-    split = Split(method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 60 * 3600, UTC), test_share=0.1)
+    split = SplitSettings(
+        method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 60 * 3600, UTC), test_share=0.1
+    )
     run = prepared(tmp_path, events, split)
     train(run)
     result = evaluate(run)
@@ -139,7 +145,7 @@ def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
 )
 def test_a_moment_outside_the_log_is_refused(tmp_path: Path, moment: datetime, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        prepared(tmp_path, planted_log(users=20)[0], Split(method="time", test_from=moment))
+        prepared(tmp_path, planted_log(users=20)[0], SplitSettings(method="time", test_from=moment))
 
 
 def test_a_log_without_clock_has_no_split_by_time(tmp_path: Path) -> None:
@@ -162,7 +168,7 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     for one, settings in ((same, TRAIN), (poor, TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-9}))):
         train(one, settings=settings)
         evaluate(one)
-    found = compare([run, same, poor])
+    found = compare_runs([run, same, poor])
     by_run = {one.run: one for one in found if one.protocol == LEAVE_ONE_OUT}
     alike, worse = by_run[same.path.name].ndcg, by_run[poor.path.name].ndcg
     assert (alike.difference, alike.interval, alike.p) == (0.0, (0.0, 0.0), 1.0)
@@ -173,18 +179,18 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     assert table(found).row_count == 6
     elsewhere = prepared(tmp_path, planted_log(users=30)[0])
     with pytest.raises(RunError, match="evaluate"):
-        compare([run, elsewhere])
+        compare_runs([run, elsewhere])
     train(elsewhere)
     evaluate(elsewhere)
     with pytest.raises(RunError, match="differ in their log"):
-        compare([run, elsewhere])
+        compare_runs([run, elsewhere])
     with pytest.raises(RunError, match="two or more"):
-        compare([run, run])
+        compare_runs([run, run])
 
 
 def test_values_are_interpolated_within_their_period(tmp_path: Path) -> None:
     """Everyone's last price before the test period is missing; what people pay in it must not fill the gap."""
-    split = Split(method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 12 * 3600, UTC))
+    split = SplitSettings(method="time", test_from=datetime.fromtimestamp(1_700_000_000 + 12 * 3600, UTC))
     config = Config(clean=Clean(missing=MissingColumns(value=Missing(method="interpolate"))), split=split)
     filled = []
     for price in (5.0, 500.0):

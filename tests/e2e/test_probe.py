@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from tests.support.logs import write_planted
 from training.cli.main import app
-from training.config import Config, Train
+from training.config import Config, TrainSettings
 from training.data.prepare import prepare
 from training.errors import LogError, RunError
 from training.evaluation.probe import METRICS, probe_run
@@ -18,10 +18,10 @@ from training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=4, learning_rate=0.01, batch_size=32)
+SETTINGS = TrainSettings(embedding_dim=16, layers=1, max_length=16, epochs=4, learning_rate=0.01, batch_size=32)
 
 
-def trained(directory: Path, name: str, settings: Train, with_users: bool = True, **shape: int) -> Run:
+def trained(directory: Path, name: str, settings: TrainSettings, with_users: bool = True, **shape: int) -> Run:
     log = directory / name
     log.mkdir()
     events, items, users = write_planted(log, **shape)

@@ -18,7 +18,7 @@ from server.core.repository.layout import OUTPUT
 from server.core.repository.traffic import change_traffic
 from tests.e2e.test_publish import finished_run
 from training.cli.main import app
-from training.config import Publish
+from training.config import PublishSettings
 from training.errors import PublishError
 from training.publish.publish import Push, publish
 from training.repository import release_numbers
@@ -92,7 +92,7 @@ def test_an_unsound_model_stays_out(tmp_path: Path, repository: Path, change: st
 
 def test_too_large_a_file_stays_out(tmp_path: Path, repository: Path) -> None:
     with pytest.raises(PublishError, match="max_model_bytes allows 1,000;"):
-        publish(finished_run(tmp_path), repository, Push(settings=Publish(max_model_bytes=1000)))
+        publish(finished_run(tmp_path), repository, Push(settings=PublishSettings(max_model_bytes=1000)))
 
 
 def test_a_worse_release_stays_out_unless_it_is_forced_with_a_reason(tmp_path: Path, repository: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_worse_release_stays_out_unless_it_is_forced_with_a_reason(tmp_path: P
 
 def test_the_loss_that_is_allowed_is_a_setting(tmp_path: Path, repository: Path) -> None:
     publish(finished_run(tmp_path), repository)
-    assert publish(worse(tmp_path), repository, Push(settings=Publish(max_loss=1.0))) == 2
+    assert publish(worse(tmp_path), repository, Push(settings=PublishSettings(max_loss=1.0))) == 2
 
 
 def test_it_is_compared_with_the_release_that_answers(tmp_path: Path, repository: Path) -> None:
@@ -130,7 +130,7 @@ def test_it_is_compared_with_the_release_that_answers(tmp_path: Path, repository
 
 def test_another_catalogue_and_other_segments_stay_out(tmp_path: Path, repository: Path) -> None:
     publish(finished_run(tmp_path), repository)
-    strict = Publish(max_moved_share=0.0)
+    strict = PublishSettings(max_moved_share=0.0)
     moved = finished_run(tmp_path, parent=1, run_id="moved")
     path = moved.path / "segment" / "centroids.npy"
     np.save(path, np.roll(np.load(path), 1, axis=0))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
-from training.config import Clean, Config, Train
+from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
@@ -23,7 +23,9 @@ from training.runs import CURVES, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SETTINGS = Train(embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32)
+SETTINGS = TrainSettings(
+    embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32
+)
 
 
 def prepared(directory: Path, **shape: int) -> Run:
@@ -112,7 +114,7 @@ def test_negatives_of_a_large_catalogue(
 ) -> None:
     monkeypatch.setattr(loss, "FULL_SOFTMAX_ITEMS", 10)
     run = prepared(tmp_path, users=30)
-    train(run, settings=Train.model_validate(SETTINGS.model_dump() | {"epochs": 1, "negatives": asked}))
+    train(run, settings=TrainSettings.model_validate(SETTINGS.model_dump() | {"epochs": 1, "negatives": asked}))
     assert run.figures("train")["negatives"] == taken
 
 

@@ -11,14 +11,14 @@ from typer.testing import CliRunner
 
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
 from training.cli.main import app
-from training.config import Train
+from training.config import TrainSettings
 from training.errors import ConfigError
 from training.fit.distributed import World
 from training.fit.train import train
 from training.runs import Run
 
 # Sampled negatives, and steps whose windows cannot be shared out evenly; the last step has one window only.
-SETTINGS = Train(
+SETTINGS = TrainSettings(
     embedding_dim=16,
     layers=1,
     max_length=16,
@@ -33,7 +33,7 @@ SETTINGS = Train(
 SHAPE = {"users": 20, "items": 40, "events_per_user": 21}
 
 
-def trained(directory: Path, settings: Train) -> Run:
+def trained(directory: Path, settings: TrainSettings) -> Run:
     run = prepared_run(directory, settings, **SHAPE)
     train(run)
     return run

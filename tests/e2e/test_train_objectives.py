@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
-from training.config import Clean, Config, Objectives, Train
+from training.config import Clean, Config, Objectives, TrainSettings
 from training.data.prepare import prepare
 from training.errors import RunError
 from training.fit.train import CHECKPOINT, train
@@ -18,7 +18,7 @@ from training.runs import CURVES, Run
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ALL = Objectives(next_item=1.0, feature_mse=0.5, contrastive=0.5)
-SETTINGS = Train(
+SETTINGS = TrainSettings(
     objectives=ALL, embedding_dim=16, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
 )
 

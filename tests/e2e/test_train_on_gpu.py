@@ -8,7 +8,7 @@ import torch
 
 import training.fit.train
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
-from training.config import Objectives, Train
+from training.config import Objectives, TrainSettings
 from training.fit.train import TrainResult, precision_on, train
 from training.model.encoder import Encoder, EncoderShape
 from training.runs import CURVES
@@ -18,8 +18,8 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds
 SHAPE = EncoderShape(item_count=30, action_count=2, max_length=16, embedding_dim=16, layers=2, heads=2)
 
 
-def settings_on(device: str, objectives: Objectives) -> Train:
-    return Train(
+def settings_on(device: str, objectives: Objectives) -> TrainSettings:
+    return TrainSettings(
         embedding_dim=16,
         layers=1,
         max_length=16,

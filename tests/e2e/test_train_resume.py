@@ -10,7 +10,7 @@ import torch
 
 import training.fit.train
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
-from training.config import Train
+from training.config import TrainSettings
 from training.fit.checkpoints import AtomicCheckpoints
 from training.fit.train import CHECKPOINT, train
 from training.runs import Progress, Run
@@ -18,7 +18,7 @@ from training.runs import Progress, Run
 STEPS = 6
 """Steps an epoch, each in two pieces."""
 
-SETTINGS = Train(
+SETTINGS = TrainSettings(
     embedding_dim=16,
     layers=1,
     max_length=16,
@@ -55,7 +55,7 @@ def cut_after(step: int) -> Progress:
     return progress
 
 
-def resumed_steps(run: Run, settings: Train = SETTINGS) -> list[int]:
+def resumed_steps(run: Run, settings: TrainSettings = SETTINGS) -> list[int]:
     """Go on with a training; the numbers of its steps."""
     steps: list[int] = []
     train(

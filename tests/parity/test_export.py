@@ -16,7 +16,7 @@ from server.core.repository.layout import OUTPUT
 from training.errors import RunError
 from training.model import weights
 from training.model.encoder import Encoder, EncoderShape
-from training.model.export import TOLERANCE, ExportResult, compare, export, random_inputs, torch_embeddings
+from training.model.export import TOLERANCE, ExportResult, compare_with_torch, export, random_inputs, torch_embeddings
 from training.model.onnx_inference import embed, open_session
 from training.model.user_encoder import SegmentEmbedding, UserEncoder
 from training.runs import Run
@@ -85,7 +85,7 @@ def test_the_model_has_the_inputs_and_the_output_of_a_release(model: Path) -> No
 
 
 def test_every_batch_size_and_length_agrees_with_torch(encoder: UserEncoder, model: Path) -> None:
-    assert compare(encoder, model) <= TOLERANCE
+    assert compare_with_torch(encoder, model) <= TOLERANCE
 
 
 def test_padding_does_not_matter(encoder: UserEncoder, model: Path) -> None:
@@ -100,7 +100,7 @@ def test_padding_does_not_matter(encoder: UserEncoder, model: Path) -> None:
 def test_another_model_is_refused(encoder: UserEncoder, model: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(RunError, match="differs from torch"):
-        compare(UserEncoder(Encoder(SHAPE), encoder.segments).eval(), model)
+        compare_with_torch(UserEncoder(Encoder(SHAPE), encoder.segments).eval(), model)
 
 
 def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model: Path) -> None:

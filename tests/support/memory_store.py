@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 
-from server.adapters.bulk_load import EventLog, Users, load
+from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import Progress
+from server.adapters.ports import LoadProgress
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History, event_count_of, merge
 
@@ -43,8 +43,8 @@ class MemoryStore:
         row = self.rows.pop(user_id, None)
         return 0 if row is None else event_count_of(row)
 
-    async def bulk_load(self, source: Path, on_progress: Progress) -> int:
-        event_log = EventLog.open(source, self._limit)
+    async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
+        event_log = BootstrapLog.open(source, self._limit)
         self._check()
         if event_log.mark in self._loaded:
             return 0

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
-from training.config import Clean, Config, Train
+from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
 from training.fit.train import CHECKPOINT
 from training.model.encoder import Encoder
@@ -23,7 +23,7 @@ from training.runs import Run
 ROOT = Path(__file__).parents[2]
 
 
-def prepared_run(directory: Path, settings: Train, **shape: int) -> Run:
+def prepared_run(directory: Path, settings: TrainSettings, **shape: int) -> Run:
     """A new run with a prepared log of the given shape, the same for equal shapes."""
     directory.mkdir(exist_ok=True)
     events, items, _ = write_planted(directory, **shape)

@@ -20,7 +20,7 @@ _PLAIN_WIDTH = 140
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
-class Told:
+class TrainConsole:
     """What the person at the terminal is told: bars while a stage works, a line when it is done."""
 
     def __init__(self, world: World) -> None:
@@ -35,7 +35,7 @@ class Told:
         self._bars: Progress | None = None
         self._task: TaskID | None = None
 
-    def progress_of(self, stage: str) -> "Told":
+    def progress_of(self, stage: str) -> "TrainConsole":
         """Begin a stage; the result is its `Progress`."""
         self.finish()
         self._stage = stage
@@ -83,13 +83,13 @@ class Told:
 
 
 @contextmanager
-def telling(world: World | None = None) -> Iterator[Told]:
+def telling(world: World | None = None) -> Iterator[TrainConsole]:
     """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback.
 
     `world` names the processes of a command that can be run by several.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    told = Told(world or World())
+    told = TrainConsole(world or World())
     try:
         if world is None and World.from_environment().size > 1:
             raise ConfigError("Of segrec-train only `train` runs on several processes; run this without torchrun.")

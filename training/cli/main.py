@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import diff, segments, traffic
-from training.cli.console import Told, telling
+from training.cli.console import TrainConsole, telling
 from training.cli.options import (
     REPOSITORY,
     RUNS,
@@ -30,8 +30,7 @@ from training.cli.options import (
     release_number,
     signing_key,
 )
-from training.config import Publish as PublishSettings
-from training.config import load_config
+from training.config import PublishSettings, load_config
 from training.errors import ConfigError
 from training.fit.distributed import World
 from training.runs import Run
@@ -75,7 +74,7 @@ def run(
             raise ConfigError("Give either a log by --events FILE, or --demo.")
         from training.cli.summary import summary
         from training.data import demo as demo_log
-        from training.pipeline import Order, run_all, with_overrides
+        from training.pipeline import RunInputs, run_all, with_overrides
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
         settings = with_overrides(settings, k=k_of(k), max_minutes=max_minutes, seed=seed)
@@ -85,7 +84,7 @@ def run(
         check_files(events, items, users, settings.text.vectors)
         push = _push(told, settings.publish, force, by, sign)
         told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
-        order = Order(events, items, users, settings, repository)
+        order = RunInputs(events, items, users, settings, repository)
         told.resume = f"segrec-train run … --run {opened.path.name}"
         done = run_all(opened, order, push, told.progress_of)
         if not done:
@@ -151,7 +150,7 @@ def compare(
 ) -> None:
     """Show runs side by side, and whether their differences are chance."""
     with telling() as told:
-        from training.evaluation.compare import compare as work
+        from training.evaluation.compare import compare_runs as work
         from training.evaluation.compare import table
 
         told.console.print(table(work([Run.open(runs, name) for name in run_ids])))
@@ -318,7 +317,9 @@ def items_add(
         )
 
 
-def _push(told: Told, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None) -> "Push":
+def _push(
+    told: TrainConsole, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None
+) -> "Push":
     """How a release is put in; the table of its gates is shown. Raises ConfigError."""
     from training.publish.gates import gates_table
     from training.publish.publish import Push

@@ -8,7 +8,7 @@ import typer
 from server.core.errors import DamagedTraffic
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import last_traffic, read_traffic
-from training.cli.console import Told, telling
+from training.cli.console import TrainConsole, telling
 from training.cli.options import REPOSITORY, By, Repository
 from training.errors import ConfigError, PublishError
 
@@ -39,7 +39,14 @@ def traffic(
     """Say which release answers which share of the users; alone: show it."""
     with telling() as told:
         from training.cli.traffic_tables import in_force
-        from training.publish.traffic import Wanted, parse_guard, parse_shadow, parse_shares, set_traffic, this_person
+        from training.publish.traffic import (
+            TrafficChange,
+            parse_guard,
+            parse_shadow,
+            parse_shares,
+            set_traffic,
+            this_person,
+        )
 
         check_repository(repository)
         if not shares and shadow is None and guard is None:
@@ -47,7 +54,7 @@ def traffic(
                 raise ConfigError("--reason and --by go with a change; say which release shall answer.")
             _show(told, repository)
             return
-        wanted = Wanted(
+        wanted = TrafficChange(
             parse_shares(shares) if shares else None,
             None if shadow is None else parse_shadow(shadow),
             None if guard is None else parse_guard(guard),
@@ -112,7 +119,7 @@ def check_repository(repository: Path) -> None:
         raise PublishError(f"There is no model repository {repository}; `segrec-train run` makes one.")
 
 
-def _show(told: Told, repository: Path) -> None:
+def _show(told: TrainConsole, repository: Path) -> None:
     from training.cli.traffic_tables import in_force
 
     try:

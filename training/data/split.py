@@ -7,7 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
-from training.config import Split as SplitSettings
+from training.config import SplitSettings
 from training.errors import ConfigError
 from training.runs import write_atomically
 

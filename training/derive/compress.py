@@ -21,7 +21,7 @@ from rich.table import Table
 from server.core.features import Inputs
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import OUTPUT
-from training.config import Objectives, Train
+from training.config import Objectives, TrainSettings
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import by_encoder, evaluate, protocols, ranks_by
 from training.fit.distillation import Lesson
@@ -32,7 +32,7 @@ from training.model.ensemble import FusedEncoder
 from training.model.export import ITEM_EMBEDDINGS, MODEL, export, random_inputs
 from training.model.onnx_inference import open_session
 from training.model.pruning import pruned
-from training.model.quantized import LoweredEncoder, write_lowered
+from training.model.quantized import QuantizedEncoder, write_lowered
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
 from training.runs import Progress, Run, no_progress, training_seconds, write_atomically
@@ -51,7 +51,7 @@ _BATCH, _LENGTH, _REPEATS = 32, 20, 60
 
 
 @dataclass(frozen=True)
-class Difference:
+class QualityDifference:
     """What a figure is, its difference to the original's, and where that lies at 95 % (users resampled in pairs)."""
 
     value: float
@@ -61,7 +61,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Row:
+class EncoderFigures:
     """One encoder: sizes in bytes, processor time in microseconds a user (in batches, and alone), and quality."""
 
     way: str
@@ -70,8 +70,8 @@ class Row:
     item_bytes: int
     microseconds: float
     microseconds_alone: float
-    ndcg: Difference
-    hr: Difference
+    ndcg: QualityDifference
+    hr: QualityDifference
     verdict: str
 
 
@@ -80,7 +80,7 @@ class CompressResult:
     """The original first, then what was made of it; also in `metrics.json` in `directory`."""
 
     directory: Path
-    rows: tuple[Row, ...]
+    rows: tuple[EncoderFigures, ...]
 
     def table(self) -> RenderableType:
         """The rows for rich to print, and below them what each gains in words."""
@@ -96,7 +96,7 @@ class CompressResult:
         return Group(table, *(f"{row.way} ({row.run}): {row.verdict}." for row in self.rows[1:]))
 
 
-def _cells(figure: Difference, is_original: bool) -> tuple[str, str]:
+def _cells(figure: QualityDifference, is_original: bool) -> tuple[str, str]:
     if is_original:
         return f"{figure.value:.4f}", ""
     return f"{figure.value:.4f}", f"{figure.difference:+.4f} ({figure.low:+.4f}…{figure.high:+.4f})"
@@ -130,7 +130,7 @@ def _ways(run: Run, encoder: Encoder, only: Sequence[str]) -> tuple[Way, ...]:
     unknown = set(only) - set(WAYS)
     if unknown or not only:
         raise ConfigError(f"--only takes {', '.join(WAYS)}, parted by commas, not `{','.join(sorted(unknown))}`.")
-    if isinstance(encoder, LoweredEncoder):
+    if isinstance(encoder, QuantizedEncoder):
         raise RunError(f"{run.path} is {encoder.precision} already; compress the run that it was made of.")
     ways = tuple(way for way in WAYS if way in only)
     if isinstance(encoder, FusedEncoder) and "pruned" in ways:
@@ -162,7 +162,7 @@ def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progr
     return variant
 
 
-def _lesson(run: Run, encoder: Encoder, way: Way, minutes: float) -> tuple[Train, Lesson]:
+def _lesson(run: Run, encoder: Encoder, way: Way, minutes: float) -> tuple[TrainSettings, Lesson]:
     settings = run.config().train.model_copy(update={"max_minutes": minutes})
     if way == "pruned":
         rate, epochs = settings.learning_rate * FINE_TUNING_RATE, min(settings.epochs, FINE_TUNING_EPOCHS)
@@ -180,7 +180,7 @@ def student_shape(encoder: Encoder, heads: int) -> dict[str, int]:
     return {"embedding_dim": dim, "layers": max(1, one.layers // 2)}
 
 
-def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tuple[Row, ...]:
+def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tuple[EncoderFigures, ...]:
     runs = {"original": run, **variants}
     progress("speed", 0, 0)
     encoder = load_encoder(run.require("train"))
@@ -192,13 +192,13 @@ def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tupl
     for way, made in runs.items():
         progress(f"quality: {way}", len(ranks), len(runs))
         ranks[way] = ranks_on_test(made)
-    rows: list[Row] = []
+    rows: list[EncoderFigures] = []
     for way, made in runs.items():
         ndcg = difference(ndcg_each(ranks[way], 10), ndcg_each(ranks["original"], 10))
         hr = difference((ranks[way] < 10).astype(np.float64), (ranks["original"] < 10).astype(np.float64))
         sizes = models[way].stat().st_size, (made.path / "export" / ITEM_EMBEDDINGS).stat().st_size
-        row = Row(way, made.path.name, *sizes, times[0][way], times[1][way], ndcg, hr, "")
-        rows.append(row if not rows else in_words(row, rows[0]))
+        row = EncoderFigures(way, made.path.name, *sizes, times[0][way], times[1][way], ndcg, hr, "")
+        rows.append(row if not rows else way_in_words(row, rows[0]))
     return tuple(rows)
 
 
@@ -211,10 +211,10 @@ def ranks_on_test(run: Run) -> NDArray[np.int64]:
     return ranks
 
 
-def difference(each: NDArray[np.float64], original: NDArray[np.float64]) -> Difference:
+def difference(each: NDArray[np.float64], original: NDArray[np.float64]) -> QualityDifference:
     """The mean of `each` (T,) beside that of `original` (T,), user by user."""
     low, high = bootstrap_interval(each - original, seed=0)
-    return Difference(float(each.mean()), float((each - original).mean()), low, high)
+    return QualityDifference(float(each.mean()), float((each - original).mean()), low, high)
 
 
 def processor_microseconds(models: Mapping[str, Path], inputs: Inputs) -> dict[str, float]:
@@ -233,7 +233,7 @@ def processor_microseconds(models: Mapping[str, Path], inputs: Inputs) -> dict[s
     return {name: float(np.median(taken)) / rows * 1e6 for name, taken in seconds.items()}
 
 
-def in_words(row: Row, original: Row) -> Row:
+def way_in_words(row: EncoderFigures, original: EncoderFigures) -> EncoderFigures:
     """The row with its verdict: what is gained in size, in speed and in quality, and what is not."""
     size = (row.model_bytes + row.item_bytes) / (original.model_bytes + original.item_bytes)
     time_share = row.microseconds / original.microseconds

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
 from training.data.sequences import (
+    EventLog,
     HeldOut,
-    Log,
     chosen,
     held_out,
     positive_actions,
@@ -34,7 +34,7 @@ from training.fit.train import CHECKPOINT
 from training.metrics import bootstrap_interval, ndcg_each, target_ranks
 from training.model.encoder import Encoder
 from training.model.ensemble import Member, write_members
-from training.model.quantized import LoweredEncoder
+from training.model.quantized import QuantizedEncoder
 from training.model.text_projection import ITEM_TEXT
 from training.model.torch_inference import users_of
 from training.model.user_encoder import SEGMENT_EMBEDDING, SegmentEmbedding
@@ -92,7 +92,7 @@ def fuse(runs: Sequence[Run], progress: Progress = no_progress) -> FuseResult:
     _check(runs)
     encoders = [load_encoder(run.require("train")) for run in runs]
     for run, encoder in zip(runs, encoders, strict=True):
-        if isinstance(encoder, LoweredEncoder):
+        if isinstance(encoder, QuantizedEncoder):
             raise RunError(f"{run.path} is {encoder.precision}; fuse the run it was made of, then compress the result.")
     fused = runs[0].derive("fused", [run.path.name for run in runs])
     try:
@@ -145,7 +145,7 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
         candidates = weights_to_choose_from(len(runs))
         alone = [tuple(float(other == place) for other in range(len(runs))) for place in range(len(runs))]
         each = _ndcg(scores, held, seen, [*alone, *candidates], progress)
-        place = choose([each[weights] for weights in candidates])
+        place = choose_weights([each[weights] for weights in candidates])
         members = members_of([run.path.name for run in runs], candidates[place], scores)
         for number, run in enumerate(runs):
             ignored = shutil.ignore_patterns(CHECKPOINT, ITEM_TEXT, SEGMENT_EMBEDDING)
@@ -173,7 +173,7 @@ def weights_to_choose_from(count: int) -> list[tuple[float, ...]]:
     return [equal, *(weights for weights in grid if weights != equal)]
 
 
-def choose(each: Sequence[NDArray[np.float64]]) -> int:
+def choose_weights(each: Sequence[NDArray[np.float64]]) -> int:
     """The place of the best users' NDCG (T,); the first place, unless the best one is better at 95 %."""
     best = max(range(len(each)), key=lambda place: float(each[place].mean()))
     low, _ = bootstrap_interval(each[best] - each[0], seed=0)
@@ -191,7 +191,7 @@ def members_of(names: Sequence[str], weights: Sequence[float], scores: Sequence[
     return tuple(members)
 
 
-def _scores(encoder: Encoder, log: Log, held: HeldOut) -> _Scores:
+def _scores(encoder: Encoder, log: EventLog, held: HeldOut) -> _Scores:
     users = users_of(encoder, log, held)
     with torch.inference_mode():
         items = encoder.item_embeddings()
@@ -203,7 +203,7 @@ def _scores(encoder: Encoder, log: Log, held: HeldOut) -> _Scores:
 def _ndcg(
     scores: Sequence[_Scores],
     held: HeldOut,
-    seen: Log | None,
+    seen: EventLog | None,
     candidates: Sequence[tuple[float, ...]],
     progress: Progress,
 ) -> dict[tuple[float, ...], NDArray[np.float64]]:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import HeldOut, Log, chosen, in_training, known_ends, positive_actions, seen_pairs
+from training.data.sequences import EventLog, HeldOut, chosen, in_training, known_ends, positive_actions, seen_pairs
 from training.model.torch_inference import Scorer
-from training.ranking.hybrid import Mixer, segment_scores
+from training.ranking.hybrid import HybridTuner, segment_scores
 
 RECENT_DAYS = 7
 """Recent popularity counts the last days of what is known, so many."""
@@ -26,7 +26,7 @@ _PAIRS_MAX = 20_000_000
 _DAY_MS = 86_400_000
 
 
-def known_events(log: Log, preprocessing: Preprocessing) -> NDArray[np.bool_]:
+def known_events(log: EventLog, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """The events that baselines learn from, (N,): what training sees, without returns and dislikes."""
     known = in_training(log)
     if log.split.by_time:
@@ -36,7 +36,7 @@ def known_events(log: Log, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     return positive
 
 
-def popularities(log: Log, preprocessing: Preprocessing, item_count: int) -> dict[str, NDArray[np.int64]]:
+def popularities(log: EventLog, preprocessing: Preprocessing, item_count: int) -> dict[str, NDArray[np.int64]]:
     """How often each item is known (V,), by name: of all times and, for logs with a clock, of the last days."""
     counted = known_events(log, preprocessing)
     masks = {"popularity": counted}
@@ -53,7 +53,7 @@ def by_counts(counts: NDArray[np.int64]) -> Scorer:
     return lambda places: scores.repeat(len(places), 1)
 
 
-def by_segment(mixer: Mixer, held: HeldOut) -> Scorer:
+def by_segment(mixer: HybridTuner, held: HeldOut) -> Scorer:
     """What the users of a target's K-means cluster did lately, smoothed against everyone as a release has it."""
     smoothing = mixer.smoothing(mixer.scene(2))
     scene = mixer.scene(1, held)
@@ -63,7 +63,7 @@ def by_segment(mixer: Mixer, held: HeldOut) -> Scorer:
     return lambda places: table[clusters[torch.from_numpy(places)]]
 
 
-def by_similar_items(log: Log, held: HeldOut, preprocessing: Preprocessing, item_count: int) -> Scorer:
+def by_similar_items(log: EventLog, held: HeldOut, preprocessing: Preprocessing, item_count: int) -> Scorer:
     """Item-kNN: sum over the items of a history of each item's cosine to them (Sarwar et al. 2001; by `implicit`).
 
     Items that are like none of them follow by popularity, with scores from -1 to 0.

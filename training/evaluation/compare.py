@@ -23,7 +23,7 @@ SIGNIFICANT = 0.05
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A figure of a run beside that of the first one: the mean difference over users, its 95 % interval, and how often
     signs drawn at random would give one as large (`p`).
     """
@@ -35,18 +35,18 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class RunComparison:
     """One run under one protocol; the first run's differences are None."""
 
     protocol: str
     run: str
     users: int
     training_seconds: float
-    ndcg: Difference
-    hr: Difference
+    ndcg: PairedDifference
+    hr: PairedDifference
 
 
-def compare(runs: Sequence[Run]) -> list[Comparison]:
+def compare_runs(runs: Sequence[Run]) -> list[RunComparison]:
     """Compare each run with the first one, protocol by protocol.
 
     Raises RunError where runs are not evaluated, or not on the same events, split and users.
@@ -72,11 +72,11 @@ def compare(runs: Sequence[Run]) -> list[Comparison]:
             own = by_run[run.path.name]
             ndcg = difference_of(ndcg_each(own, 10), ndcg_each(base, 10))
             hr = difference_of((own < 10).astype(np.float64), (base < 10).astype(np.float64))
-            found.append(Comparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
+            found.append(RunComparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
     return found
 
 
-def table(comparisons: Sequence[Comparison]) -> Table:
+def table(comparisons: Sequence[RunComparison]) -> Table:
     """For rich to print; a difference that is no chance (p < .05) in bold."""
     made = Table("protocol", "run", title="Differences to the first run, over the same users")
     for heading in ("train s", "NDCG@10", "difference (95 %)", "p", "HR@10", "difference (95 %)", "p"):
@@ -91,7 +91,7 @@ def table(comparisons: Sequence[Comparison]) -> Table:
     return made
 
 
-def _cells(figure: Difference) -> list[str]:
+def _cells(figure: PairedDifference) -> list[str]:
     low, high = figure.interval
     text = f"{figure.difference:+.4f} ({low:+.4f} – {high:+.4f})"
     return [f"[bold]{text}[/bold]" if figure.p < SIGNIFICANT else text, f"{figure.p:.4f}"]
@@ -109,10 +109,10 @@ def _of_data(run: Run) -> dict[str, Any]:
     return {"their log": log["sha256"], "their split": read_split(run.require("prepare"))}
 
 
-def difference_of(mine: NDArray[np.float64], base: NDArray[np.float64]) -> Difference:
+def difference_of(mine: NDArray[np.float64], base: NDArray[np.float64]) -> PairedDifference:
     """A figure of the same users (T,) beside that of another model."""
     each = mine - base
-    return Difference(float(mine.mean()), float(each.mean()), bootstrap_interval(each, seed=0), _chance(each))
+    return PairedDifference(float(mine.mean()), float(each.mean()), bootstrap_interval(each, seed=0), _chance(each))
 
 
 def _chance(each: NDArray[np.float64]) -> float:

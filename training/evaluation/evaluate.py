@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from training.data.sequences import (
+    EventLog,
     HeldOut,
-    Log,
     chosen,
     held_out,
     in_training,
@@ -46,7 +46,7 @@ from training.evaluation.results import (
     TREND,
     EvaluateResult,
     Result,
-    Slice,
+    UserSlice,
 )
 from training.kmeans.fit import choose_engine
 from training.kmeans.settings import KMeansSettings, fixed_k
@@ -63,7 +63,7 @@ from training.model.encoder import Encoder
 from training.model.torch_inference import Scorer, embedded, users_of
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
-from training.ranking.hybrid import ASKED_USERS, Mixer
+from training.ranking.hybrid import ASKED_USERS, HybridTuner
 from training.ranking.trend import Demand, choose_trend, moments_of
 from training.runs import Progress, Run, no_progress, write_atomically
 
@@ -81,7 +81,7 @@ class Protocol:
     """Whose targets are asked for, of which reading of the log, and whether items of the history are left out."""
 
     name: str
-    log: Log
+    log: EventLog
     held: HeldOut
     exclude_seen: bool
     training_counts: NDArray[np.int64]
@@ -146,7 +146,7 @@ def protocols(prepared: Path, preprocessing: Preprocessing, item_count: int) -> 
         yield from _asked(AS_SERVED, log, held_out(log, 1, positive), False, item_count)
 
 
-def _asked(name: str, log: Log, held: HeldOut, exclude_seen: bool, item_count: int) -> tuple[Protocol, ...]:
+def _asked(name: str, log: EventLog, held: HeldOut, exclude_seen: bool, item_count: int) -> tuple[Protocol, ...]:
     if not len(held.rows):
         return ()
     counts = np.bincount(log.features.item_index[in_training(log)] - 1, minlength=item_count)
@@ -193,7 +193,9 @@ def _scorers(
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
     k = max(1, min(fixed_k(settings), len(held.rows) // 10))
-    mixer = Mixer(log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings))
+    mixer = HybridTuner(
+        log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings)
+    )
     yield f"popularity, {k} segments", by_segment(mixer, held)
     if known_events(log, preprocessing).any():
         yield "item-kNN", by_similar_items(log, held, preprocessing, item_count)
@@ -203,7 +205,7 @@ def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:
     return embedded(encoder, features, encoder.shape).numpy()
 
 
-def by_encoder(encoder: Encoder, log: Log, held: HeldOut) -> Scorer:
+def by_encoder(encoder: Encoder, log: EventLog, held: HeldOut) -> Scorer:
     """Inner products of user and item embeddings."""
     users = users_of(encoder, log, held)
     with torch.inference_mode():
@@ -236,7 +238,7 @@ def measured(method: str, protocol: Protocol, ranks: NDArray[np.int64], listed: 
     figures |= {f"novelty@{LIST_LENGTH}": novelty(listed, counts)}
     gains, hits = ndcg_each(ranks, 10), (ranks < 10).astype(np.float64)
     slices = tuple(
-        Slice(name, int(mask.sum()), *(float(each[mask].mean()) if mask.any() else 0.0 for each in (gains, hits)))
+        UserSlice(name, int(mask.sum()), *(float(each[mask].mean()) if mask.any() else 0.0 for each in (gains, hits)))
         for name, mask in protocol.slices().items()
     )
     intervals = bootstrap_interval(gains, seed=0), bootstrap_interval(hits, seed=0)

@@ -53,7 +53,7 @@ class Probe:
     accuracy: float
 
 
-def labels_of(table: pl.DataFrame, user_ids: pl.Series) -> tuple[list[Label], list[str]]:
+def user_labels(table: pl.DataFrame, user_ids: pl.Series) -> tuple[list[Label], list[str]]:
     """Every column of `table` (user_id and labels) that can be probed for the users `user_ids` (U,), and remarks.
 
     Classes of fewer than `USERS_A_CLASS` users are left out, and those beyond the `CLASSES_MAX` largest.

@@ -18,10 +18,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from server.core.preprocessing import Preprocessing
-from training.data.event_subsets import Part, part_of, random_half
-from training.data.sequences import Log, chosen, held_out, positive_actions, read_first_events, read_log
+from training.data.event_subsets import EventSubset, part_of, random_half
+from training.data.sequences import EventLog, chosen, held_out, positive_actions, read_first_events, read_log
 from training.errors import LogError, RunError
-from training.evaluation.linear_probe import Label, Probe, labels_of, probe
+from training.evaluation.linear_probe import Label, Probe, probe, user_labels
 from training.evaluation.user_vectors import (
     BOTH,
     BY_HAND,
@@ -40,14 +40,14 @@ from training.runs import Progress, Run, no_progress, write_atomically
 from training.segments.quality import (
     NEIGHBOURS,
     SEEDS,
-    Asked,
     SegmentQuality,
-    Views,
-    asked_of,
+    TestTargets,
+    VectorViews,
     hr_of,
     neighbour_overlap,
     segment_quality,
     segments_agree,
+    test_targets,
 )
 
 KS = (8, 32)
@@ -200,7 +200,7 @@ def segment_figures(run: Run, *, progress: Progress = no_progress) -> tuple[int,
     encoder = UserEncoder.load(load_encoder(trained), trained)
     whole, halves, past = scene.whole(), scene.halves(), scene.past()
     one = [by_encoder(encoder, part, progress)[SEGMENT] for part in (whole, *halves, past)]
-    views = Views(one[0], (one[1], one[2]), _in_both(halves), one[3])
+    views = VectorViews(one[0], (one[1], one[2]), _in_both(halves), one[3])
     return len(scene.rows), scene.global_hr, tuple(segment_quality(views, scene.asked, k) for k in KS)
 
 
@@ -208,9 +208,9 @@ def segment_figures(run: Run, *, progress: Progress = no_progress) -> tuple[int,
 class _Scene:
     """The log of a run, in its two readings, and the users that are judged: `rows` (U,), ascending."""
 
-    log: Log
-    first: Log
-    asked: Asked
+    log: EventLog
+    first: EventLog
+    asked: TestTargets
     rows: NDArray[np.intp]
     preprocessing: Preprocessing
     categories: pl.Series
@@ -242,54 +242,56 @@ class _Scene:
         path = prepared / "users.parquet"
         if not path.is_file():
             return [], ["no labels: the run was prepared without a user table"]
-        return labels_of(pl.read_parquet(path), self.log.users.gather(self.rows))
+        return user_labels(pl.read_parquet(path), self.log.users.gather(self.rows))
 
-    def whole(self) -> Part:
+    def whole(self) -> EventSubset:
         """All events."""
         return self._part(self.log, np.ones(len(self.log.timestamp), np.bool_), self.rows)
 
-    def halves(self) -> tuple[Part, Part]:
+    def halves(self) -> tuple[EventSubset, EventSubset]:
         """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
         one = random_half(self.log, _SEED)
         return self._part(self.log, one, self.rows), self._part(self.log, ~one, self.rows)
 
-    def past(self) -> Part:
+    def past(self) -> EventSubset:
         """The events before each test target, of the users who have one."""
         ends = np.zeros(len(self.first.users), np.int64)
         ends[self.asked.held.rows] = self.asked.held.ends
         user = np.repeat(np.arange(len(ends)), self.first.features.lengths)
         return self._part(self.first, np.arange(len(user)) < ends[user], self.asked.held.rows)
 
-    def _part(self, log: Log, kept: NDArray[np.bool_], rows: NDArray[np.intp]) -> Part:
+    def _part(self, log: EventLog, kept: NDArray[np.bool_], rows: NDArray[np.intp]) -> EventSubset:
         return part_of(log, kept, rows, self.preprocessing)
 
 
-def _asked(first: Log, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Asked:
+def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> TestTargets:
     held = held_out(first, 1, positive)
-    return asked_of(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
+    return test_targets(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
 
 
-def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, Views]:
+def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, VectorViews]:
     """Each kind of vector of the whole histories, of their halves and of the pasts."""
     whole, halves, past = scene.whole(), scene.halves(), scene.past()
     parts = (whole, *halves, past)
     embedded = [by_encoder(encoder, part, progress) for part in parts]
     progress("items and figures by hand", 0, 0)
     by_kind: dict[str, list[NDArray[np.float64]]] = {kind: [one[kind] for one in embedded] for kind in _TRAINED}
-    untrained: dict[str, Callable[[Part], NDArray[np.float64]]] = {
+    untrained: dict[str, Callable[[EventSubset], NDArray[np.float64]]] = {
         SVD: ItemSvd(whole, len(scene.categories), _SEED),
         BY_HAND: ByHand(whole, scene.categories, scene.preprocessing),
     }
     by_kind |= {kind: [vectors(part) for part in parts] for kind, vectors in untrained.items()}
     both = _in_both(halves)
-    return {kind: Views(made[0], (made[1], made[2]), both, made[3]) for kind, made in by_kind.items()}
+    return {kind: VectorViews(made[0], (made[1], made[2]), both, made[3]) for kind, made in by_kind.items()}
 
 
-def _in_both(halves: tuple[Part, Part]) -> NDArray[np.bool_]:
+def _in_both(halves: tuple[EventSubset, EventSubset]) -> NDArray[np.bool_]:
     return (halves[0].features.lengths > 0) & (halves[1].features.lengths > 0)
 
 
-def _stability(scene: _Scene, views: Mapping[str, Views], other: Run, progress: Progress) -> tuple[Stability, ...]:
+def _stability(
+    scene: _Scene, views: Mapping[str, VectorViews], other: Run, progress: Progress
+) -> tuple[Stability, ...]:
     """How the other run's embeddings of the same users agree with `views`."""
     theirs = _Scene.read(other.require("prepare"))
     if not theirs.log.users.equals(scene.log.users):

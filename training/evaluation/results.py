@@ -23,7 +23,7 @@ METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
-class Slice:
+class UserSlice:
     """Some of a protocol's users: those of few, some or many events before the target, or with a new item as target."""
 
     name: str
@@ -46,12 +46,12 @@ class Result:
     figures: Mapping[str, float]
     interval: tuple[float, float]
     hr_interval: tuple[float, float]
-    slices: tuple[Slice, ...]
+    slices: tuple[UserSlice, ...]
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
         """From JSON."""
-        slices = tuple(Slice(**part) for part in raw["slices"])
+        slices = tuple(UserSlice(**part) for part in raw["slices"])
         intervals = {name: tuple(raw[name]) for name in ("interval", "hr_interval")}
         return cls(**{**raw, **intervals, "slices": slices})
 

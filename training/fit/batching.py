@@ -12,7 +12,15 @@ from torch.utils.data import Dataset, Sampler
 
 from server.core.features import batches, pad, padded_length
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import HeldOut, Log, chosen, history_features, in_training, positive_actions, seen_pairs
+from training.data.sequences import (
+    EventLog,
+    HeldOut,
+    chosen,
+    history_features,
+    in_training,
+    positive_actions,
+    seen_pairs,
+)
 
 TARGETS_A_STEP = 1280
 """How many next items a step of the default size predicts: small steps learn more from an event than large ones."""
@@ -24,7 +32,7 @@ Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Parts:
+class StepShards:
     """Into how many parts each step is cut, and which of them this process computes, one after the other.
 
     A step of N windows on `ranks` processes, in `accumulate` pieces on each, has `ranks * accumulate` parts. The step
@@ -46,7 +54,7 @@ class Parts:
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class StepWindows:
     """Windows of one step: they end before `ends` (B,) and hold `lengths` (B,) events, the last only as target.
 
     Part number `part` of `parts` of the step is asked for.
@@ -61,13 +69,13 @@ class Window:
 class Windows(Dataset[Batch]):
     """Training batches, cut out of the log by the same `pad` that serving uses."""
 
-    def __init__(self, log: Log, preprocessing: Preprocessing) -> None:
+    def __init__(self, log: EventLog, preprocessing: Preprocessing) -> None:
         self._features = log.features
         self._max_length = preprocessing.max_length
         self._positive = positive_actions(preprocessing)
         self._positive_before = np.concatenate([[0], np.cumsum(self._positive[log.features.action_index])])
 
-    def __getitem__(self, window: Window) -> Batch:
+    def __getitem__(self, window: StepWindows) -> Batch:
         """Inputs are all events but the last; the target of each is the item of the event after it.
 
         A part without any window, as in a step of fewer windows than parts, gets one without targets.
@@ -89,7 +97,7 @@ class Windows(Dataset[Batch]):
         }
 
 
-class EpochPlan(Sampler[Window]):
+class EpochPlan(Sampler[StepWindows]):
     """Which windows make up an epoch, batch by batch: every event once as target, long histories in tiles.
 
     The places of the tiles change from epoch to epoch. Windows of like length share a batch of `batch_size`, and
@@ -98,7 +106,7 @@ class EpochPlan(Sampler[Window]):
     """
 
     def __init__(
-        self, log: Log, max_length: int, batch_size: int | None, seed: int, parts: Parts | None = None
+        self, log: EventLog, max_length: int, batch_size: int | None, seed: int, parts: StepShards | None = None
     ) -> None:
         starts = log.features.offsets[:-1]
         target_counts = log.train_ends - starts - 1
@@ -113,7 +121,7 @@ class EpochPlan(Sampler[Window]):
         self._max_length = max_length
         self.batch_size = batch_size or max(1, TARGETS_A_STEP * len(self._tile) // max(int(target_counts.sum()), 1))
         self.steps = math.ceil(len(self._tile) / self.batch_size)
-        self.parts = parts or Parts()
+        self.parts = parts or StepShards()
         self._seed = seed
         self._epoch = 0
         self._first_batch = 0
@@ -130,7 +138,7 @@ class EpochPlan(Sampler[Window]):
         """Batches of a whole epoch for this process: a step has `parts.accumulate` of them."""
         return self.steps * self.parts.accumulate
 
-    def __iter__(self) -> Iterator[Window]:
+    def __iter__(self) -> Iterator[StepWindows]:
         rng = np.random.default_rng((self._seed, self._epoch))
         shift = (rng.random(self._user_count)[self._user] * (self._slack + 1)).astype(np.int64)
         shift = np.where(self._targets > self._max_length, shift, 0)
@@ -143,7 +151,7 @@ class EpochPlan(Sampler[Window]):
         first_batch, self._first_batch = self._first_batch, 0
         for turn in range(first_batch, len(self)):
             chosen_part = parts[steps[turn // self.parts.accumulate]]
-            yield Window(ends[chosen_part], lengths[chosen_part], self.parts.part(turn), self.parts.count)
+            yield StepWindows(ends[chosen_part], lengths[chosen_part], self.parts.part(turn), self.parts.count)
 
 
 class Validation(Dataset[Batch]):
@@ -153,7 +161,7 @@ class Validation(Dataset[Batch]):
     row of an item that is not to be ranked, empty unless the log excludes seen items.
     """
 
-    def __init__(self, log: Log, held: HeldOut, preprocessing: Preprocessing) -> None:
+    def __init__(self, log: EventLog, held: HeldOut, preprocessing: Preprocessing) -> None:
         self._log = log
         self._held = held
         self._exclude_seen = preprocessing.exclude_seen
@@ -170,7 +178,7 @@ class Validation(Dataset[Batch]):
         return {name: torch.from_numpy(column) for name, column in {**inputs, **more}.items()}
 
 
-def target_counts(log: Log, item_count: int) -> Tensor:
+def target_counts(log: EventLog, item_count: int) -> Tensor:
     """How often training sees each item, (V,) int64."""
     rows = log.features.item_index[in_training(log)] - 1
     return torch.from_numpy(np.bincount(rows, minlength=item_count))

@@ -11,12 +11,12 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from safetensors.torch import save_file
 
-from training.config import Train
+from training.config import TrainSettings
 from training.errors import RunError
 from training.fit.batching import EpochPlan
 from training.model.encoder import Encoder
 from training.model.text_projection import ITEM_TEXT
-from training.model.text_tower import ItemTower
+from training.model.text_tower import TextTower
 from training.model.weights import WEIGHTS
 from training.runs import CURVES, Progress, write_atomically
 
@@ -61,7 +61,7 @@ class Clock:
             self.seconds, self.validation_seconds = trainer.strategy.reduce(times, reduce_op="max").tolist()
 
 
-class Keeper(Callback):
+class BestWeights(Callback):
     """Keeps the best weights and the curves on disk, tells progress, and ends training when its time is up.
 
     Time is up where another validation, as long as the last one, would end too late. The first one's time is told from
@@ -74,7 +74,7 @@ class Keeper(Callback):
         progress: Progress,
         clock: Clock,
         plan: EpochPlan,
-        settings: Train,
+        settings: TrainSettings,
         validation_batches: int,
     ) -> None:
         self.best = math.nan
@@ -159,5 +159,5 @@ class Keeper(Callback):
         temporary = self._directory / f".{WEIGHTS}"
         save_file({name: tensor.contiguous() for name, tensor in encoder.plain_state().items()}, temporary)
         temporary.replace(self._directory / WEIGHTS)
-        if isinstance(encoder.item, ItemTower):
+        if isinstance(encoder.item, TextTower):
             encoder.item.projection().write(self._directory / ITEM_TEXT)

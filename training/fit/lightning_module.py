@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from server.core.features import CHUNK_SIZE
-from training.config import Train
+from training.config import TrainSettings
 from training.errors import RunError
 from training.fit.batching import Batch, EpochPlan
 from training.fit.callbacks import METRIC, Clock
@@ -30,7 +30,9 @@ _CLIP = 1.0
 class NextItemModule(lightning.LightningModule):
     """The encoder with its loss, optimiser and validation."""
 
-    def __init__(self, encoder: Encoder, loss: NextItemLoss, settings: Train, plan: EpochPlan, clock: Clock) -> None:
+    def __init__(
+        self, encoder: Encoder, loss: NextItemLoss, settings: TrainSettings, plan: EpochPlan, clock: Clock
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.loss = loss

@@ -23,9 +23,9 @@ from torch.nn import functional
 from server.core.features import GAP_START, pad, padded_length
 from server.core.preprocessing import Preprocessing
 from training.config import Objectives
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.errors import LogError
-from training.fit.batching import TARGETS_A_STEP, Batch, Window, Windows
+from training.fit.batching import TARGETS_A_STEP, Batch, StepWindows, Windows
 from training.model.encoder import Encoder
 
 SLICES_A_USER = 2
@@ -159,7 +159,7 @@ class SlicedWindows(Windows):
     windows of the step, which depend on seed and epoch.
     """
 
-    def __init__(self, log: Log, preprocessing: Preprocessing, seed: int) -> None:
+    def __init__(self, log: EventLog, preprocessing: Preprocessing, seed: int) -> None:
         """Raises LogError where there are no two users to tell apart."""
         super().__init__(log, preprocessing)
         self._log = log
@@ -175,7 +175,7 @@ class SlicedWindows(Windows):
         self._starts, self._counts = log.features.offsets[users], counts[users]
         self._longest = max(_SHORTEST, min(self._longest_read, int(self._counts.max())) * 3 // 4)
 
-    def __getitem__(self, window: Window) -> Batch:
+    def __getitem__(self, window: StepWindows) -> Batch:
         """The batch, and `slice_…`: encoder inputs (S, L) of the slices, and whose they are, (S,)."""
         rng = np.random.default_rng((self._seed, crc32(window.ends.tobytes()), window.part))
         longest = round(math.exp(rng.uniform(math.log(_SHORTEST), math.log(self._longest))))

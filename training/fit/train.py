@@ -20,12 +20,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from server.core.preprocessing import Preprocessing
-from training.config import Train
+from training.config import TrainSettings
 from training.data.item_text import ItemText, read_item_text
-from training.data.sequences import Log, chosen, held_out, positive_actions, read_sequences, sampled
+from training.data.sequences import EventLog, chosen, held_out, positive_actions, read_sequences, sampled
 from training.errors import ConfigError, LogError, RunError
-from training.fit.batching import EpochPlan, Parts, Validation, Windows, target_counts
-from training.fit.callbacks import METRIC, Clock, Keeper
+from training.fit.batching import EpochPlan, StepShards, Validation, Windows, target_counts
+from training.fit.callbacks import METRIC, BestWeights, Clock
 from training.fit.checkpoints import AtomicCheckpoints, Checkpoints, ResumableLoader
 from training.fit.distillation import Lesson, Teacher
 from training.fit.distributed import World
@@ -69,14 +69,14 @@ class TrainResult:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _TrainingJob:
     """What a training needs to know."""
 
     directory: Path
-    log: Log
+    log: EventLog
     preprocessing: Preprocessing
     shape: EncoderShape
-    settings: Train
+    settings: TrainSettings
     device: str
     text: ItemText | None
     categories: ItemCategories | None
@@ -87,7 +87,7 @@ class _Job:
 def train(
     run: Run,
     *,
-    settings: Train | None = None,
+    settings: TrainSettings | None = None,
     resume: bool = False,
     lesson: Lesson | None = None,
     progress: Progress = no_progress,
@@ -116,7 +116,9 @@ def train(
         text = None if lesson.start else read_item_text(prepared)
         wanted = choose_categories(log, items) if settings.categories is None else settings.categories
         categories = None if lesson.start or text or not wanted else read_item_categories(prepared)
-        job = _Job(stage.directory, log, preprocessing, shape, settings, device, text, categories, world, lesson)
+        job = _TrainingJob(
+            stage.directory, log, preprocessing, shape, settings, device, text, categories, world, lesson
+        )
         result = _fit(job, resume, clock, progress if world.is_first else no_progress)
         if world.is_first:
             progress("what segments are made of", 0, 0)
@@ -128,7 +130,7 @@ def train(
     return result
 
 
-def _shape(items: int, preprocessing: Preprocessing, settings: Train) -> EncoderShape:
+def _shape(items: int, preprocessing: Preprocessing, settings: TrainSettings) -> EncoderShape:
     return EncoderShape(
         item_count=items,
         action_count=len(preprocessing.actions),
@@ -140,34 +142,34 @@ def _shape(items: int, preprocessing: Preprocessing, settings: Train) -> Encoder
     )
 
 
-def _negatives(job: _Job) -> int:
+def _negatives(job: _TrainingJob) -> int:
     """Negatives a batch, 0 for the full softmax."""
     return choose_negatives(job.shape.item_count) if job.settings.negatives is None else job.settings.negatives
 
 
-def _dropout(job: _Job) -> float:
+def _dropout(job: _TrainingJob) -> float:
     return choose_dropout(job.log) if job.settings.dropout is None else job.settings.dropout
 
 
-def choose_dropout(log: Log) -> float:
+def choose_dropout(log: EventLog) -> float:
     """How much dropout suits a log: more where users have few events to learn from."""
     events = int((log.train_ends - log.features.offsets[:-1]).sum())
     return FEW_EVENTS_DROPOUT if events < FEW_EVENTS * len(log.users) else USUAL_DROPOUT
 
 
-def choose_categories(log: Log, item_count: int) -> bool:
+def choose_categories(log: EventLog, item_count: int) -> bool:
     """Whether items share vectors of their categories: where they have few events to be told by themselves."""
     events = int((log.train_ends - log.features.offsets[:-1]).sum())
     return events < FEW_EVENTS_AN_ITEM * item_count
 
 
-def _validation_users(job: _Job) -> int:
+def _validation_users(job: _TrainingJob) -> int:
     return max(1, min(_VALIDATION_USERS, _VALIDATION_SCORES // job.shape.item_count))
 
 
-def _fit(job: _Job, resume: bool, clock: Clock, progress: Progress) -> TrainResult:
+def _fit(job: _TrainingJob, resume: bool, clock: Clock, progress: Progress) -> TrainResult:
     settings, log, world = job.settings, job.log, job.world
-    parts = Parts(world.rank, world.size, settings.accumulate)
+    parts = StepShards(world.rank, world.size, settings.accumulate)
     plan = EpochPlan(log, job.shape.max_length, settings.batch_size, settings.seed, parts)
     if not plan.steps:
         raise LogError("No user has two events to learn from; the log needs longer histories.")
@@ -198,7 +200,7 @@ def _fit(job: _Job, resume: bool, clock: Clock, progress: Progress) -> TrainResu
     windows = SlicedWindows(log, job.preprocessing, settings.seed) if sliced else Windows(log, job.preprocessing)
     batches = ResumableLoader(windows, plan)
     validation = DataLoader(Validation(log, held, job.preprocessing), batch_size=None) if validates else None
-    keeper = Keeper(job.directory, progress, clock, plan, settings, len(validation) if validation else 0)
+    keeper = BestWeights(job.directory, progress, clock, plan, settings, len(validation) if validation else 0)
     checkpoint = job.directory / CHECKPOINT
     with _quiet(), _together(world):
         going_on = resume and checkpoint.is_file()
@@ -235,7 +237,7 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def _clear(job: _Job, resume: bool) -> None:
+def _clear(job: _TrainingJob, resume: bool) -> None:
     """Note the shape and drop what an earlier training left, unless this one goes on from there."""
     path = job.directory / SHAPE
     text = json.dumps(asdict(job.shape), indent=2) + "\n"
@@ -247,7 +249,7 @@ def _clear(job: _Job, resume: bool) -> None:
     write_atomically(path, text)
 
 
-def _trainer(job: _Job, keeper: Keeper, validates: bool, going_on: bool) -> lightning.Trainer:
+def _trainer(job: _TrainingJob, keeper: BestWeights, validates: bool, going_on: bool) -> lightning.Trainer:
     callbacks: list[Callback] = [keeper]
     if validates:
         callbacks.append(EarlyStopping(METRIC, mode="max", patience=job.settings.patience, check_finite=False))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from training.errors import ConfigError
 from training.kmeans import dask_engine
-from training.kmeans.partitions import Part
+from training.kmeans.partitions import Partition
 from training.kmeans.seeding import resized
 from training.kmeans.settings import Found, KMeansSettings
 
@@ -120,7 +120,11 @@ def fit(
 
 
 def fit_parts(
-    client: Any, parts: Sequence[Part], k: int, settings: KMeansSettings, previous: NDArray[np.float32] | None = None
+    client: Any,
+    parts: Sequence[Partition],
+    k: int,
+    settings: KMeansSettings,
+    previous: NDArray[np.float32] | None = None,
 ) -> Found:
     """The same on the GPUs of a client's workers, each of which reads its own parts.
 
@@ -146,7 +150,7 @@ def fit_parts(
     return Found(centroids, float(model.inertia_), int(model.n_iter_))
 
 
-def blocks(parts: Sequence[Part], on_gpu: bool) -> Any:
+def blocks(parts: Sequence[Partition], on_gpu: bool) -> Any:
     """A Dask array (N, D) of float32 whose chunks are the parts, as NumPy or CuPy arrays."""
     dask, arrays = importlib.import_module("dask"), importlib.import_module("dask.array")
     library = importlib.import_module("cupy") if on_gpu else np
@@ -157,7 +161,7 @@ def blocks(parts: Sequence[Part], on_gpu: bool) -> Any:
     return arrays.concatenate(chunks)
 
 
-def _read(part: Part, on_gpu: bool) -> Any:
+def _read(part: Partition, on_gpu: bool) -> Any:
     points = part.read()
     return importlib.import_module("cupy").asarray(points) if on_gpu else points
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.kmeans.partitions import Part, parts_of, shape_of
+from training.kmeans.partitions import Partition, partition_shape, parts_of
 from training.kmeans.partwise import Moments, Near, Sums, draw, farthest, moments, nearer, rows_at, sums, weights
 from training.kmeans.seeding import fullest, plus_plus
 from training.kmeans.settings import Found, KMeansSettings
@@ -50,9 +50,9 @@ def client_on(cluster: Callable[[], Any] = local_cluster) -> Iterator[Any]:
     yield current
 
 
-def parts_for(client: Any, paths: Sequence[Path], settings: KMeansSettings) -> tuple[Part, ...]:
+def parts_for(client: Any, paths: Sequence[Path], settings: KMeansSettings) -> tuple[Partition, ...]:
     """The rows of all files in parts of `rows_at_once`; left out, each of the client's workers has one."""
-    share = -(-shape_of(paths)[0] // max(1, sum(client.nthreads().values())))
+    share = -(-partition_shape(paths)[0] // max(1, sum(client.nthreads().values())))
     return parts_of(paths, settings.rows_at_once or share)
 
 
@@ -61,11 +61,11 @@ class Partwise:
     """Parts, and the client whose workers read them. All centroids in here are relative to `moments.mean`."""
 
     client: Any
-    parts: Sequence[Part]
+    parts: Sequence[Partition]
     moments: Moments
 
     @classmethod
-    def over(cls, client: Any, parts: Sequence[Part]) -> "Partwise":
+    def over(cls, client: Any, parts: Sequence[Partition]) -> "Partwise":
         """Read all parts once, for their mean and variance."""
         return cls(client, parts, Moments.joined(client.gather(client.map(moments, parts, pure=False))))
 
@@ -92,7 +92,11 @@ class Partwise:
 
 
 def fit(
-    client: Any, parts: Sequence[Part], k: int, settings: KMeansSettings, previous: NDArray[np.float32] | None = None
+    client: Any,
+    parts: Sequence[Partition],
+    k: int,
+    settings: KMeansSettings,
+    previous: NDArray[np.float32] | None = None,
 ) -> Found:
     """The best of all restarts; from `previous` centroids there is one."""
     data = Partwise.over(client, parts)

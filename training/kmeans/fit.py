@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from server.core.segments import Nearest, nearest
 from training.errors import ConfigError
 from training.kmeans import cuml_engine, dask_engine
-from training.kmeans.partitions import Part, shape_of
+from training.kmeans.partitions import Partition, partition_shape
 from training.kmeans.settings import Found, KMeansSettings
 
 Engine = Literal["sklearn", "dask", "cuml", "cuml_dask"]
@@ -25,7 +25,7 @@ _CHUNK_BYTES = 8 << 20
 _DEFAULTS = KMeansSettings()
 
 _Fit = Callable[[NDArray[np.float32], int, KMeansSettings, NDArray[np.float32] | None], Found]
-_FitParts = Callable[[Any, Sequence[Part], int, KMeansSettings, NDArray[np.float32] | None], Found]
+_FitParts = Callable[[Any, Sequence[Partition], int, KMeansSettings, NDArray[np.float32] | None], Found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def fit_files(
     """
     if engine not in ("dask", "cuml_dask"):
         raise ConfigError(f"K-means engine {engine} needs all points in memory; files are read by dask and cuml_dask.")
-    start = _checked(shape_of(paths), k, engine, settings, previous)
+    start = _checked(partition_shape(paths), k, engine, settings, previous)
     with dask_engine.client_on(_cluster(engine)) as client:
         parts = dask_engine.parts_for(client, paths, settings)
         found = _over_parts(engine)(client, parts, k, settings, start)
@@ -180,7 +180,7 @@ def _fit_filed(
             return _over_parts(engine)(client, dask_engine.parts_for(client, [path], settings), k, settings, start)
 
 
-def _assigned(part: Part, centroids: NDArray[np.float32]) -> tuple[NDArray[np.intp], float]:
+def _assigned(part: Partition, centroids: NDArray[np.float32]) -> tuple[NDArray[np.intp], float]:
     """Labels and inertia of a part."""
     placed = assign(part.read(), centroids)
     return placed.first, float((placed.first_distance**2).sum())

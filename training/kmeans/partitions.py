@@ -13,7 +13,7 @@ from training.errors import LogError
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Partition:
     """The rows from `start` to `stop` - 1 of the points (N, D) in a file.
 
     The file is a `.npy`, or a Parquet file: either a number a column, or one column of arrays of D numbers. `array`
@@ -28,7 +28,7 @@ class Part:
     def __len__(self) -> int:
         return self.stop - self.start
 
-    def first(self, rows: int) -> "Part":
+    def first(self, rows: int) -> "Partition":
         """Its first `rows`, or all where there are fewer: enough to see what the points are like."""
         return replace(self, stop=min(self.stop, self.start + rows))
 
@@ -67,7 +67,7 @@ class Array:
         return np.memmap(path, self.dtype, "r", self.offset, self.shape, self.order)
 
 
-def shape_of(paths: Sequence[Path]) -> tuple[int, int]:
+def partition_shape(paths: Sequence[Path]) -> tuple[int, int]:
     """N and D of the points in all files.
 
     Raises LogError for files that hold no points, or whose points have several dimensions.
@@ -82,10 +82,10 @@ def shape_of(paths: Sequence[Path]) -> tuple[int, int]:
     return sum(rows for _, rows, _ in shapes), dimensions.pop()
 
 
-def parts_of(paths: Sequence[Path], rows_at_once: int) -> tuple[Part, ...]:
+def parts_of(paths: Sequence[Path], rows_at_once: int) -> tuple[Partition, ...]:
     """All rows of the files in order, in parts of `rows_at_once` at most."""
     return tuple(
-        Part(path, start, min(start + rows_at_once, rows), array)
+        Partition(path, start, min(start + rows_at_once, rows), array)
         for path in paths
         for rows, _, array in [_opened(path)]
         for start in range(0, rows, rows_at_once)
@@ -100,7 +100,7 @@ def _opened(path: Path) -> tuple[int, int, Array | None]:
             shape = (array := Array.of(path)).shape
         else:
             rows = pl.scan_parquet(path).select(pl.len()).collect().item()
-            shape = (rows, Part(path, 0, 1).read().shape[1]) if rows else (0, 0)
+            shape = (rows, Partition(path, 0, 1).read().shape[1]) if rows else (0, 0)
     except (OSError, ValueError, pl.exceptions.PolarsError) as error:
         raise LogError(f"{path} cannot be read as points, in a .npy or Parquet file of numbers: {error}") from error
     if len(shape) != 2:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from training.kmeans.partitions import Part
+from training.kmeans.partitions import Partition
 
 _BLOCK_NUMBERS = 1 << 19
 _ROWS = 8192
@@ -97,7 +97,7 @@ class Near:
     squared: NDArray[np.float32]
 
 
-def moments(part: Part) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
+def moments(part: Partition) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """Count, sum (D,) and sum of squares (D,)."""
     points = part.read()
     total, squares = np.zeros((2, points.shape[1]))
@@ -108,7 +108,7 @@ def moments(part: Part) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     return len(points), total, squares
 
 
-def sums(part: Part, mean: NDArray[np.float64], centroids: NDArray[np.float32]) -> Sums:
+def sums(part: Partition, mean: NDArray[np.float64], centroids: NDArray[np.float32]) -> Sums:
     """One step of Lloyd's algorithm for centroids (K, D)."""
     totals, counts, inertia = np.zeros(centroids.shape), np.zeros(len(centroids), np.int64), 0.0
     for block in _blocks(part, mean, len(centroids)):
@@ -120,14 +120,16 @@ def sums(part: Part, mean: NDArray[np.float64], centroids: NDArray[np.float32]) 
     return Sums(totals, counts, inertia)
 
 
-def farthest(part: Part, mean: NDArray[np.float64], centroids: NDArray[np.float32], count: int) -> Far:
+def farthest(part: Partition, mean: NDArray[np.float64], centroids: NDArray[np.float32], count: int) -> Far:
     """At most `count` points of the part that are farthest from their centroid, farthest first."""
     near = nearer(part, mean, None, centroids, 0)
     order = np.argsort(-near.squared, kind="stable")[:count]
     return Far(rows_at(part, mean, order), near.owners[order].astype(np.intp), near.squared[order].astype(np.float64))
 
 
-def nearer(part: Part, mean: NDArray[np.float64], known: Near | None, added: NDArray[np.float32], offset: int) -> Near:
+def nearer(
+    part: Partition, mean: NDArray[np.float64], known: Near | None, added: NDArray[np.float32], offset: int
+) -> Near:
     """What is nearest to each point once candidates (C, D), numbered from `offset`, have joined those known."""
     found = [_nearest(block, added) for block in _blocks(part, mean, len(added))]
     owners = np.concatenate([owners for owners, _ in found]).astype(np.int32) + np.int32(offset)
@@ -138,7 +140,9 @@ def nearer(part: Part, mean: NDArray[np.float64], known: Near | None, added: NDA
     return Near(np.where(closer, owners, known.owners), np.where(closer, squared, known.squared))
 
 
-def draw(part: Part, mean: NDArray[np.float64], near: Near, seed: Sequence[int], share: float) -> NDArray[np.float64]:
+def draw(
+    part: Partition, mean: NDArray[np.float64], near: Near, seed: Sequence[int], share: float
+) -> NDArray[np.float64]:
     """The points drawn (n, D), each with probability `share` × its squared distance, independently."""
     chances = np.random.default_rng(seed).random(len(near.squared))
     return rows_at(part, mean, np.flatnonzero(chances < share * near.squared))
@@ -149,13 +153,13 @@ def weights(near: Near, count: int) -> NDArray[np.float64]:
     return np.bincount(near.owners, minlength=count).astype(np.float64)
 
 
-def rows_at(part: Part, mean: NDArray[np.float64], rows: NDArray[np.integer]) -> NDArray[np.float64]:
+def rows_at(part: Partition, mean: NDArray[np.float64], rows: NDArray[np.integer]) -> NDArray[np.float64]:
     """Points (n, D) of a part."""
     points: NDArray[np.float64] = part.read()[rows].astype(np.float64) - mean
     return points
 
 
-def _blocks(part: Part, mean: NDArray[np.float64], centroids: int) -> Iterator[NDArray[np.float32]]:
+def _blocks(part: Partition, mean: NDArray[np.float64], centroids: int) -> Iterator[NDArray[np.float32]]:
     points, narrow = part.read(), mean.astype(np.float32)
     step = max(1, min(_ROWS, _BLOCK_NUMBERS // centroids))
     for start in range(0, len(points), step):

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from training.config import Segment
+from training.config import SegmentSettings
 
 DEFAULT_K = 8
 Start = Literal["k-means++", "random", "previous"]
@@ -29,7 +29,7 @@ class KMeansSettings:
     seed: int = 0
 
     @classmethod
-    def of(cls, segment: Segment) -> "KMeansSettings":
+    def of(cls, segment: SegmentSettings) -> "KMeansSettings":
         """Those of a configuration."""
         return cls(**{field.name: getattr(segment, field.name) for field in fields(cls)})
 
@@ -38,7 +38,7 @@ class KMeansSettings:
         return replace(self, start="k-means++") if self.start == "previous" else self
 
 
-def fixed_k(segment: Segment) -> int:
+def fixed_k(segment: SegmentSettings) -> int:
     """The number of segments of a configuration, and the default one where it is left to be chosen."""
     return segment.k if isinstance(segment.k, int) else DEFAULT_K
 

@@ -17,14 +17,14 @@ from training.errors import ConfigError
 from training.model.category_tower import CategoryTower, ItemCategories
 from training.model.dropout import Dropout
 from training.model.loss import Items
-from training.model.text_tower import ItemTower
+from training.model.text_tower import TextTower
 
 VALUE_LIMIT = 10.0
 """Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
 
 _INIT_STD = 0.02
 
-TOWERS = (ItemTower, CategoryTower)
+TOWERS = (TextTower, CategoryTower)
 """What can stand in the place of the table of ids while an encoder is trained."""
 
 
@@ -94,7 +94,7 @@ class Encoder(nn.Module):
         super().__init__()
         dim = shape.embedding_dim
         self.shape = shape
-        self.item: nn.Embedding | ItemTower | CategoryTower = nn.Embedding(shape.item_count + 1, dim)
+        self.item: nn.Embedding | TextTower | CategoryTower = nn.Embedding(shape.item_count + 1, dim)
         self.output = None if shape.tied else nn.Embedding(shape.item_count, dim)
         self.action = nn.Embedding(shape.action_count + 1, dim)
         self.gap = nn.Embedding(GAP_COUNT, dim)
@@ -172,10 +172,10 @@ class Encoder(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def use_text(self, text: ItemText, event_counts: Tensor) -> None:
-        """Fuse ids with text from here on; arguments as of `ItemTower`. Raises ConfigError for an untied output."""
+        """Fuse ids with text from here on; arguments as of `TextTower`. Raises ConfigError for an untied output."""
         if self.output is not None:
             raise ConfigError("[text] needs the objective next_item: without it texts do not tell items apart.")
-        self.item = ItemTower(self._ids, text, event_counts)
+        self.item = TextTower(self._ids, text, event_counts)
 
     def use_categories(self, categories: ItemCategories) -> None:
         """Add to each item from here on what its categories have in common."""

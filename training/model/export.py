@@ -19,7 +19,7 @@ from server.core.repository.layout import OUTPUT
 from training.errors import RunError
 from training.model.encoder import Encoder
 from training.model.onnx_inference import open_session
-from training.model.quantized import GOLDEN_TOLERANCES, LoweredEncoder
+from training.model.quantized import GOLDEN_TOLERANCES, QuantizedEncoder
 from training.model.text_projection import ITEM_TEXT
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
@@ -58,7 +58,7 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
         model = stage.directory / MODEL
         write_onnx(encoder, model)
         progress("comparing with torch", 1, steps)
-        difference = compare(encoder, model)
+        difference = compare_with_torch(encoder, model)
         progress("measuring", 2, steps)
         speed = microseconds_per_user(encoder, model)
         np.save(stage.directory / ITEM_EMBEDDINGS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
@@ -70,7 +70,7 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
             shutil.copyfile(trained / ITEM_TEXT, stage.directory / ITEM_TEXT)
         stage.figures |= {"largest_difference": difference, "microseconds_per_user": round(speed, 1)}
         stage.figures |= {"model_bytes": model.stat().st_size}
-        if isinstance(encoder.encoder, LoweredEncoder):
+        if isinstance(encoder.encoder, QuantizedEncoder):
             stage.figures |= {"golden_tolerance": GOLDEN_TOLERANCES[encoder.encoder.precision]}
         progress("measuring", 3, steps)
     return ExportResult(stage.directory, difference, speed)
@@ -78,7 +78,7 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
 
 def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
     """Write the encoder with batch and length dynamic, weights inside the file, and check it."""
-    if isinstance(encoder, UserEncoder) and isinstance(encoder.encoder, LoweredEncoder):
+    if isinstance(encoder, UserEncoder) and isinstance(encoder.encoder, QuantizedEncoder):
         encoder.encoder.write_onnx(path)
         return
     example = tuple(torch.from_numpy(array) for array in random_inputs(encoder, 3, 5, 0).values())
@@ -101,7 +101,7 @@ def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
     onnx.checker.check_model(str(path), full_check=True)
 
 
-def compare(encoder: Encoder | UserEncoder, path: Path) -> float:
+def compare_with_torch(encoder: Encoder | UserEncoder, path: Path) -> float:
     """Largest difference between torch and ONNX Runtime over batch sizes and lengths; RunError beyond tolerance."""
     session = open_session(path)
     worst = 0.0

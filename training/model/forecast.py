@@ -15,7 +15,7 @@ from sklearn.preprocessing import normalize
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from training.data.event_subsets import part_of, random_half
-from training.data.sequences import HeldOut, Log, chosen, history_features, in_training, positive_actions
+from training.data.sequences import EventLog, HeldOut, chosen, history_features, in_training, positive_actions
 from training.kmeans.fit import fit_kmeans
 
 _PAIRS = 10_000
@@ -61,7 +61,7 @@ class Forecast:
 
 
 def learn_forecast(
-    log: Log, preprocessing: Preprocessing, embed: Embed, bags: Bags, max_length: int, seed: int
+    log: EventLog, preprocessing: Preprocessing, embed: Embed, bags: Bags, max_length: int, seed: int
 ) -> Forecast | None:
     """Foretell the bag of what follows a moment of training from the history before it; None with too few users.
 
@@ -83,7 +83,7 @@ def learn_forecast(
     return Forecast(weights.astype(np.float32), (known.mean(axis=0) @ weights).astype(np.float32))
 
 
-def _moments(log: Log, seed: int) -> HeldOut:
+def _moments(log: EventLog, seed: int) -> HeldOut:
     """Moments of training with events of the user before and after each."""
     starts, rng = log.features.offsets[:-1], np.random.default_rng(seed)
     lengths = log.train_ends - starts
@@ -95,7 +95,7 @@ def _moments(log: Log, seed: int) -> HeldOut:
     return HeldOut(rows, ends, log.features.item_index[ends])
 
 
-def _following(log: Log, preprocessing: Preprocessing, moments: HeldOut, bags: Bags) -> NDArray[np.float64]:
+def _following(log: EventLog, preprocessing: Preprocessing, moments: HeldOut, bags: Bags) -> NDArray[np.float64]:
     """Bags of the events after each moment, without returns and dislikes, (T, S)."""
     counts = np.minimum(log.train_ends[moments.rows] - moments.ends, _FOLLOWING)
     bounds = np.concatenate([[0], np.cumsum(counts)])
@@ -107,7 +107,7 @@ def _following(log: Log, preprocessing: Preprocessing, moments: HeldOut, bags: B
 
 
 def halves_of(
-    log: Log, preprocessing: Preprocessing, embed: Embed, seed: int
+    log: EventLog, preprocessing: Preprocessing, embed: Embed, seed: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
     """What is known from two random halves of users' training events, (H, P) each; None of too few users."""
     learned, one = in_training(log), random_half(log, seed)

@@ -33,7 +33,7 @@ from training.model.onnx_inference import open_session
 
 Precision = Literal["int8", "fp16"]
 
-LOWERED = "precision.json"
+QUANTIZED = "precision.json"
 """Says that a run's weights are a graph of smaller numbers, and of which."""
 
 GOLDEN_TOLERANCES: dict[Precision, float] = {"int8": GOLDEN_TOLERANCE, "fp16": 2e-2}
@@ -45,7 +45,7 @@ _WEIGHTS_MIN = 1024
 """Smaller matrices stay float32: they weigh nothing."""
 
 
-class LoweredEncoder(Encoder):
+class QuantizedEncoder(Encoder):
     """An encoder that is a graph run by ONNX Runtime; user embeddings of whole histories only.
 
     `shape.max_length` is what the graph reads, for segments too.
@@ -55,7 +55,7 @@ class LoweredEncoder(Encoder):
         """Read what `write_lowered` wrote."""
         nn.Module.__init__(self)
         self.directory = directory
-        self.precision: Precision = json.loads((directory / LOWERED).read_bytes())["precision"]
+        self.precision: Precision = json.loads((directory / QUANTIZED).read_bytes())["precision"]
         self.shape = EncoderShape(**json.loads((directory / _SHAPE).read_bytes()))
         self._items = torch.from_numpy(np.load(directory / _ITEMS, allow_pickle=False))
         self._session = open_session(directory / _MODEL)
@@ -84,7 +84,7 @@ class LoweredEncoder(Encoder):
 
 
 def write_lowered(encoder: Encoder, max_length: int, model: Path, precision: Precision, directory: Path) -> None:
-    """Write `encoder` in less precision, for `LoweredEncoder`; `model`, its graph, reads `max_length` events."""
+    """Write `encoder` in less precision, for `QuantizedEncoder`; `model`, its graph, reads `max_length` events."""
     graph = onnx.load(str(model))
     lowered = to_int8(graph, encoder.shape.item_count) if precision == "int8" else to_fp16(graph)
     onnx.checker.check_model(lowered)
@@ -92,7 +92,7 @@ def write_lowered(encoder: Encoder, max_length: int, model: Path, precision: Pre
     np.save(directory / _ITEMS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
     shape = replace(encoder.shape, max_length=max_length)
     (directory / _SHAPE).write_text(json.dumps(asdict(shape), indent=2) + "\n", encoding="utf-8")
-    (directory / LOWERED).write_text(json.dumps({"precision": precision}) + "\n", encoding="utf-8")
+    (directory / QUANTIZED).write_text(json.dumps({"precision": precision}) + "\n", encoding="utf-8")
 
 
 def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:

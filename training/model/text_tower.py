@@ -29,7 +29,7 @@ _LEAST_VARIANCE = 1e-3
 """Directions of text vectors that vary less than this share of the widest one are noise."""
 
 
-class ItemTower(nn.Module):
+class TextTower(nn.Module):
     """Vectors of items by item index, in place of an `nn.Embedding`; only the rows asked for are computed."""
 
     _texts: Tensor

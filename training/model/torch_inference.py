@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.core.features import Features, batches
-from training.data.sequences import HeldOut, Log, history_features
+from training.data.sequences import EventLog, HeldOut, history_features
 from training.model.encoder import Encoder, EncoderShape
 
 Scorer = Callable[[NDArray[np.intp]], Tensor]
@@ -30,6 +30,6 @@ def embedded(encoder: nn.Module, features: Features, shape: EncoderShape) -> Ten
     return users
 
 
-def users_of(encoder: Encoder, log: Log, held: HeldOut) -> Tensor:
+def users_of(encoder: Encoder, log: EventLog, held: HeldOut) -> Tensor:
     """User embeddings before the targets, (T, D)."""
     return embedded(encoder, history_features(log, held, encoder.shape.max_length), encoder.shape)

@@ -27,10 +27,10 @@ from torch.nn import functional
 
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import HeldOut, Log, history_features, in_training
+from training.data.sequences import EventLog, HeldOut, history_features, in_training
 from training.model.encoder import Encoder
 from training.model.forecast import Bags, agreement_of_halves, halves_of, learn_forecast
-from training.model.quantized import LoweredEncoder
+from training.model.quantized import QuantizedEncoder
 from training.model.torch_inference import embedded
 
 SEGMENT_EMBEDDING = "segment_embedding.safetensors"
@@ -99,7 +99,7 @@ class SegmentEmbedding(nn.Module):
         self.register_buffer("history", reads if history is None else history)
 
     @classmethod
-    def fit(cls, encoder: Encoder, log: Log, preprocessing: Preprocessing, seed: int) -> Self:
+    def fit(cls, encoder: Encoder, log: EventLog, preprocessing: Preprocessing, seed: int) -> Self:
         """Learn from the events that training sees.
 
         The last position stands for a forecast where too few users tell one, or where it holds together better.
@@ -209,7 +209,7 @@ class _Both(nn.Module):
 
 
 def item_directions(
-    log: Log, item_count: int, users: NDArray[np.intp], seed: int
+    log: EventLog, item_count: int, users: NDArray[np.intp], seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """The rows of the items that were learned, (M,), and what an event of each adds to a bag, float32 (M, S)."""
     kept = in_training(log)
@@ -252,7 +252,7 @@ class UserEncoder(nn.Module):
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """Whole user embeddings; inputs as of the encoder, each (B, L), L ≤ `shape.max_length`."""
-        if isinstance(self.encoder, LoweredEncoder):
+        if isinstance(self.encoder, QuantizedEncoder):
             return self.encoder.whole(item_index, action_index, value, gap_index)
         last, mean = self.encoder.last_and_mean(*self.newest(item_index, action_index, value, gap_index))
         return last if self.segments is None else torch.cat([last, self.segments(last, mean, item_index)], dim=-1)

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from training.errors import RunError
 from training.model.encoder import Encoder, EncoderShape
 from training.model.ensemble import FUSION, read_fused
-from training.model.quantized import LOWERED, LoweredEncoder
+from training.model.quantized import QUANTIZED, QuantizedEncoder
 
 WEIGHTS = "encoder.safetensors"
 
@@ -20,8 +20,8 @@ def load_encoder(trained: Path) -> Encoder:
     """The encoder with its best weights, for inference on the CPU; of a derived run, what it was made into."""
     if (trained / FUSION).is_file():
         return read_fused(trained, load_encoder)
-    if (trained / LOWERED).is_file():
-        return LoweredEncoder(trained)
+    if (trained / QUANTIZED).is_file():
+        return QuantizedEncoder(trained)
     if not (trained / WEIGHTS).is_file():
         raise RunError(f"{trained} has no {WEIGHTS}; run `segrec-train train` first.")
     encoder = Encoder(EncoderShape(**json.loads((trained / SHAPE).read_bytes())))

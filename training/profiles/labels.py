@@ -56,7 +56,7 @@ def in_words(name: str) -> str:
     return text.capitalize() if text.isupper() else text
 
 
-def percent(share: float) -> str:
+def label_percent(share: float) -> str:
     """A share in whole per cent, never 0 for something nor 100 for less than everything."""
     if 0 < share < 0.01:
         return "under 1 %"
@@ -76,7 +76,7 @@ def _sentence(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> st
     told = [part for part in (_what(profile), _when(profile, profiles), _how_much(profile, profiles)) if part]
     told += [part for part in [_growth(profile)] if part]
     parts = told or ["nothing sets them apart from all users"]
-    return "; ".join([f"{percent(profile.share).capitalize()} of users", *parts]) + "."
+    return "; ".join([f"{label_percent(profile.share).capitalize()} of users", *parts]) + "."
 
 
 def _what(profile: SegmentProfile) -> str:
@@ -87,8 +87,8 @@ def _what(profile: SegmentProfile) -> str:
     if not own:
         return ""
     (name, first), *others = own
-    text = f"{percent(first.share)} of their events are {name}, {times(first.lift)} the share among all users"
-    return text + "".join(f", and {percent(trait.share)} {name}, {times(trait.lift)}" for name, trait in others)
+    text = f"{label_percent(first.share)} of their events are {name}, {times(first.lift)} the share among all users"
+    return text + "".join(f", and {label_percent(trait.share)} {name}, {times(trait.lift)}" for name, trait in others)
 
 
 def _when(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
@@ -118,7 +118,7 @@ def _growth(profile: SegmentProfile) -> str:
     if profile.growth is None or abs(profile.growth) < _SMALLEST_GROWTH:
         return ""
     how = "larger" if profile.growth > 0 else "smaller"
-    return f"their share of the active users lately {percent(abs(profile.growth))} {how} than before"
+    return f"their share of the active users lately {label_percent(abs(profile.growth))} {how} than before"
 
 
 def _named(traits: Sequence[Trait], kind: str) -> list[tuple[str, Trait]]:

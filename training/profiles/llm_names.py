@@ -34,7 +34,7 @@ class _NoNames(Exception):
     """Why the model's answer cannot be used, in words that hold nothing of the answer or of the request."""
 
 
-def named(profiles: Sequence[SegmentProfile], settings: Naming) -> tuple[list[SegmentProfile], list[str]]:
+def with_llm_names(profiles: Sequence[SegmentProfile], settings: Naming) -> tuple[list[SegmentProfile], list[str]]:
     """The profiles under the names that the model gave, and notes on those that keep the label they had.
 
     Nothing here ends a training: a model that is out of reach, slow or talks nonsense costs the names alone.

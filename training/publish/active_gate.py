@@ -20,10 +20,10 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.repository.traffic import last_traffic, read_traffic
 from server.core.segments import next_item_part, segment_part
-from training.config import Publish
+from training.config import PublishSettings
 from training.data.sequences import HeldOut, sampled
 from training.errors import PublishError
-from training.evaluation.compare import SIGNIFICANT, Difference, difference_of
+from training.evaluation.compare import SIGNIFICANT, PairedDifference, difference_of
 from training.evaluation.evaluate import protocols
 from training.kmeans.fit import assign
 from training.metrics import ndcg_each
@@ -43,7 +43,7 @@ _NOBODY = "nobody: no user of the log has enough events to test on"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GateTargets:
     """Events before the targets, in the order of users and time, and the item that each user (T) took next."""
 
     events: pl.DataFrame
@@ -72,15 +72,15 @@ def active_release(repository: Path) -> Release | None:
     return newest_release(repository)
 
 
-def compared(
+def compared_with_active(
     run: Run,
     new: tuple[Release, Path],
     active: tuple[Release, Path],
-    settings: Publish,
+    settings: PublishSettings,
     progress: Progress = no_progress,
 ) -> list[Gate]:
     """Quality and segments of the new release beside those of the active one; each with its directory."""
-    asked = asked_of(run.require("prepare"), new[0], settings.compared_users)
+    asked = gate_targets(run.require("prepare"), new[0], settings.compared_users)
     bounds = {"max_moved_share": settings.max_moved_share, "max_retired_share": settings.max_retired_share}
     if asked is None:
         loss = Gate("quality", _NOBODY, f"≥ {1 - settings.max_loss:.0%} of release {active[0].number}'s")
@@ -97,7 +97,7 @@ def compared(
     ]
 
 
-def quality_gate(found: Difference, users: int, active: int, max_loss: float) -> Gate:
+def quality_gate(found: PairedDifference, users: int, active: int, max_loss: float) -> Gate:
     """NDCG@10 must not be lower by more than `max_loss` of the active release's, unless that is chance."""
     before = found.value - found.difference
     loss = -found.difference / before if before > 0 else 0.0
@@ -113,7 +113,7 @@ def quality_gate(found: Difference, users: int, active: int, max_loss: float) ->
 
 
 def segment_gates(
-    before: NDArray[np.int64], after: NDArray[np.int64], new: Release, active: int, settings: Publish
+    before: NDArray[np.int64], after: NDArray[np.int64], new: Release, active: int, settings: PublishSettings
 ) -> list[Gate]:
     """Shares of users (T,) who are in another segment than now, and whose segment is no more."""
     both = (before > 0) & (after > 0)
@@ -137,7 +137,7 @@ def _share_gate(name: str, share: float, most: float, what: str) -> Gate:
     return Gate(f"segments {name}", measured, f"≤ {most:.0%}", problem if share > most else "", True, figures)
 
 
-def asked_of(prepared: Path, release: Release, most: int) -> Asked | None:
+def gate_targets(prepared: Path, release: Release, most: int) -> GateTargets | None:
     """Test targets of a run's log as the release serves it, at most so many; None where nobody can be tested on."""
     exclude_seen = release.preprocessing.exclude_seen
     known = protocols(prepared, release.preprocessing, release.manifest.item_count)
@@ -158,16 +158,16 @@ def _places(events: pl.DataFrame, first_only: bool) -> NDArray[np.intp]:
     return np.flatnonzero(first.to_numpy())
 
 
-def _asked(events: pl.DataFrame, held: HeldOut, ends: NDArray[np.intp]) -> Asked:
+def _asked(events: pl.DataFrame, held: HeldOut, ends: NDArray[np.intp]) -> GateTargets:
     rows = (events["user_id"].rle_id()).to_numpy()
     end_of = np.zeros(int(rows[-1]) + 1, np.int64)
     end_of[held.rows] = ends
     before = pl.Series(np.arange(len(events)) < end_of[rows])
     text = events.with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
-    return Asked(text.filter(before), text["item_id"].gather(ends).to_list())
+    return GateTargets(text.filter(before), text["item_id"].gather(ends).to_list())
 
 
-def _said(release: Release, asked: Asked, embedding: Callable[[Features, int], NDArray[np.float32]]) -> _Said:
+def _said(release: Release, asked: GateTargets, embedding: Callable[[Features, int], NDArray[np.float32]]) -> _Said:
     histories = histories_of(asked.events.lazy(), release)
     embeddings = embedding(histories.features, release.preprocessing.max_length)
     dim, known = release.manifest.embedding_dim, histories.features.lengths > 0
@@ -179,7 +179,7 @@ def _said(release: Release, asked: Asked, embedding: Callable[[Features, int], N
     return _Said(ranks, np.where(known, ids[nearest], 0))
 
 
-def _embed_apart(model: Path, settings: Publish, features: Features, max_length: int) -> NDArray[np.float32]:
+def _embed_apart(model: Path, settings: PublishSettings, features: Features, max_length: int) -> NDArray[np.float32]:
     """User embeddings (B, D) of an encoder that is not trusted yet. Raises PublishError."""
     try:
         found = confined(limits_of(model, settings), embedded, model, features, max_length)

@@ -17,7 +17,7 @@ from onnx import numpy_helper
 
 from server.core.release import MIGRATION, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
-from training.config import ItemColumns, Publish
+from training.config import ItemColumns, PublishSettings
 from training.data.item_text import VectorFile, item_vectors
 from training.data.log_reader import read_items
 from training.errors import ConfigError, LogError, PublishError
@@ -66,7 +66,7 @@ def add_items(
     used, ConfigError for a language model that is not there, PublishError for a release that cannot take items in or
     fails a gate: old items keep their embeddings and users their segments, so quality is not measured again.
     """
-    settings = (push and push.settings) or Publish()
+    settings = (push and push.settings) or PublishSettings()
     with locked(repository):
         old = _release(repository, release)
         directory = repository / MODEL_NAME / str(old.number)

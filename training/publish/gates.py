@@ -15,10 +15,10 @@ from rich.table import Table
 from server.core.errors import DamagedRelease
 from server.core.release import Release
 from server.core.repository.read import read_release
-from training.config import Publish
+from training.config import PublishSettings
 from training.errors import PublishError
 from training.publish.model_checks import prove
-from training.publish.sandbox import Limits, confined
+from training.publish.sandbox import SandboxLimits, confined
 
 _BASE_MEMORY = 8 << 30
 _MEMORY_OF_MODEL = 6
@@ -40,7 +40,7 @@ class Gate:
     figures: dict[str, float] | None = None
 
 
-def check_release(directory: Path, settings: Publish) -> tuple[Release, list[Gate]]:
+def check_release(directory: Path, settings: PublishSettings) -> tuple[Release, list[Gate]]:
     """Read a release back through the server's code and let its model prove itself. Raises PublishError."""
     try:
         release = read_release(directory)
@@ -63,12 +63,12 @@ def check_release(directory: Path, settings: Publish) -> tuple[Release, list[Gat
     return release, _model_gates(release, size, settings, numbers)
 
 
-def limits_of(model: Path, settings: Publish) -> Limits:
+def limits_of(model: Path, settings: PublishSettings) -> SandboxLimits:
     """What a process may take that runs this model."""
-    return Limits(_BASE_MEMORY + _MEMORY_OF_MODEL * model.stat().st_size, settings.check_seconds)
+    return SandboxLimits(_BASE_MEMORY + _MEMORY_OF_MODEL * model.stat().st_size, settings.check_seconds)
 
 
-def _model_gates(release: Release, size: int, settings: Publish, found: dict[str, float]) -> list[Gate]:
+def _model_gates(release: Release, size: int, settings: PublishSettings, found: dict[str, float]) -> list[Gate]:
     """Raises PublishError where embeddings are not what they must be."""
     tolerance = release.manifest.golden.tolerance
     if not found["golden"] <= tolerance:

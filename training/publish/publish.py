@@ -25,10 +25,10 @@ from server.core.repository.audit import AuditEntry, append_audit
 from server.core.repository.layout import MODEL_NAME, ensure_repository
 from server.core.repository.read import record_of
 from server.core.repository.signature import sign_manifest
-from training.config import Publish
+from training.config import PublishSettings
 from training.errors import PublishError
 from training.model.text_projection import ITEM_TEXT
-from training.publish.active_gate import active_release, compared
+from training.publish.active_gate import active_release, compared_with_active
 from training.publish.gates import Gate, check_release, decide, vocabulary_gate
 from training.publish.traffic import this_person
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
@@ -61,7 +61,7 @@ class Push:
     """
 
     who: str = field(default_factory=this_person)
-    settings: Publish | None = None
+    settings: PublishSettings | None = None
     forced: str | None = None
     key: Ed25519PrivateKey | None = None
     tell: Callable[[Sequence[Gate]], None] = _tell_nobody
@@ -92,7 +92,7 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
                 return []
             known = vocabulary_gate(release, active, settings.min_known_popularity)
             places = (release, directory), (active, repository / MODEL_NAME / str(active.number))
-            return [known, *compared(run, *places, settings, progress)]
+            return [known, *compared_with_active(run, *places, settings, progress)]
 
         number = add_release(
             repository,
@@ -128,7 +128,7 @@ def add_release(
         directory.mkdir(parents=True)
         assemble(directory)
         progress("publishing", 1, 4)
-        release, gates = check_release(directory, push.settings or Publish())
+        release, gates = check_release(directory, push.settings or PublishSettings())
         gates += judge(release, directory)
         push.tell(gates)
         forced = decide(gates, push.forced)

@@ -24,14 +24,14 @@ _GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class SandboxLimits:
     """What the process may take: address space in bytes, and seconds, of the clock and of each processor's time."""
 
     memory_bytes: int
     seconds: float
 
 
-def confined(limits: Limits, work: Callable[..., Arrays], *arguments: Any) -> dict[str, NDArray[np.generic]]:
+def confined(limits: SandboxLimits, work: Callable[..., Arrays], *arguments: Any) -> dict[str, NDArray[np.generic]]:
     """What `work` returns for the arguments, in a process of its own. `work` and arguments must be picklable.
 
     Raises PublishError with what `work` raised, or that it went past a limit.
@@ -63,7 +63,7 @@ def _received(receiver: Connection, seconds: float) -> bytes | None:
         return None
 
 
-def _work(sender: Connection, limits: Limits, work: Callable[..., Arrays], arguments: tuple[Any, ...]) -> None:
+def _work(sender: Connection, limits: SandboxLimits, work: Callable[..., Arrays], arguments: tuple[Any, ...]) -> None:
     confine(limits)
     try:
         made = io.BytesIO()
@@ -78,7 +78,7 @@ def _work(sender: Connection, limits: Limits, work: Callable[..., Arrays], argum
     sender.close()
 
 
-def confine(limits: Limits) -> None:
+def confine(limits: SandboxLimits) -> None:
     """Limit this process: memory, processor time, and no byte written to any file."""
     seconds = int(limits.seconds * len(os.sched_getaffinity(0))) + 1
     for kind, most in (

@@ -21,7 +21,7 @@ NEWEST = 0
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class TrafficChange:
     """What shall change. `shares` in percent by release; None leaves a thing as it is, `shadow` 0 takes it away.
 
     A guard stays with its canary unless another one is given or `guard` is False, which takes it away.
@@ -37,7 +37,7 @@ def this_person() -> str:
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
-def set_traffic(repository: Path, wanted: Wanted, who: str, reason: str = "") -> Traffic:
+def set_traffic(repository: Path, wanted: TrafficChange, who: str, reason: str = "") -> Traffic:
     """Have this in force; returns it.
 
     Raises ConfigError for shares that do not fit together, PublishError for a release that is not there or a
@@ -118,7 +118,7 @@ def _with_answering_named(repository: Path, before: Traffic) -> Traffic:
     return before.model_copy(update={"stable": newest.number}) if newest else before
 
 
-def _changed(before: Traffic, wanted: Wanted) -> Traffic:
+def _changed(before: Traffic, wanted: TrafficChange) -> Traffic:
     stable, canary, percent = before.stable, before.canary, before.canary_percent
     if wanted.shares is not None:
         stable, canary, percent = _sides(wanted.shares, before)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
-from training.data.sequences import HeldOut, Log, held_out, history_features, known_ends, positive_actions, sampled
+from training.data.sequences import EventLog, HeldOut, held_out, history_features, known_ends, positive_actions, sampled
 from training.kmeans.fit import Engine, fit_kmeans, on_one_machine
 from training.kmeans.settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
@@ -45,7 +45,7 @@ Embed = Callable[[Features], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Snapshot:
     """The state of the world before some users' targets.
 
     `held` (T) are the users asked about, `moments` (T,) when, `embeddings` (T, D) theirs; `clusters` (U,) is each
@@ -63,7 +63,7 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class HybridChoice:
     """What validation chose, and test figures by name, such as `hybrid_ndcg@10`; none where no user can be asked."""
 
     smoothing: Smoothing
@@ -73,10 +73,10 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Mixer:
+class HybridTuner:
     """What ranks items for the users of a log, how K-means is asked, and of how many users an item is told."""
 
-    log: Log
+    log: EventLog
     preprocessing: Preprocessing
     item_embeddings: NDArray[np.float32]
     embed: Embed
@@ -85,19 +85,19 @@ class Mixer:
     kmeans: KMeansSettings
     min_item_users: int = 1
 
-    def choose(self) -> Choice:
+    def choose(self) -> HybridChoice:
         """Choose on validation targets, and measure on test targets."""
         scene = self.scene(2)
         smoothing = self.smoothing(scene)
         if scene is None:
-            return Choice(smoothing, DEFAULT_WEIGHT, None, {})
+            return HybridChoice(smoothing, DEFAULT_WEIGHT, None, {})
         trend = self._trend(scene)
         by_weight = self._ranks(scene, smoothing, WEIGHTS, self._lately(trend, 2))
         weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
         final = self.scene(1)
-        return Choice(smoothing, weight, trend, self._figures(final, smoothing, weight, trend) if final else {})
+        return HybridChoice(smoothing, weight, trend, self._figures(final, smoothing, weight, trend) if final else {})
 
-    def smoothing(self, scene: Scene | None) -> Smoothing:
+    def smoothing(self, scene: Snapshot | None) -> Smoothing:
         """Fading and prior that foretell the targets of a scene best; a middle choice without one."""
         candidates = half_lives(self.preprocessing)
         if scene is None:
@@ -107,7 +107,7 @@ class Mixer:
             scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates, self.min_item_users
         )
 
-    def scene(self, from_end: int, targets: HeldOut | None = None) -> Scene | None:
+    def scene(self, from_end: int, targets: HeldOut | None = None) -> Snapshot | None:
         """The world before `targets`, by default a sample of those of `held_out`; None without any."""
         positive = positive_actions(self.preprocessing)
         held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
@@ -127,9 +127,11 @@ class Mixer:
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
         asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
         own = told(behaviour, clusters, self.min_item_users)
-        return Scene(held, moments_of(self.log, held, from_end), asked, clusters, len(fitted.centroids), behaviour, own)
+        return Snapshot(
+            held, moments_of(self.log, held, from_end), asked, clusters, len(fitted.centroids), behaviour, own
+        )
 
-    def _trend(self, scene: Scene) -> Trend | None:
+    def _trend(self, scene: Snapshot) -> Trend | None:
         items, users = torch.from_numpy(self.item_embeddings.T), torch.from_numpy(scene.embeddings)
         return choose_trend(
             self.log,
@@ -145,7 +147,7 @@ class Mixer:
             return None
         return Demand(self.log, from_end, self.preprocessing, len(self.item_embeddings)).by_time(trend)
 
-    def _figures(self, scene: Scene, smoothing: Smoothing, weight: float, trend: Trend | None) -> dict[str, float]:
+    def _figures(self, scene: Snapshot, smoothing: Smoothing, weight: float, trend: Trend | None) -> dict[str, float]:
         by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}), self._lately(trend, 1))
         popular = np.log(popularity(scene.behaviour, smoothing.half_life)).astype(np.float32)
         by_popularity = self._ranked(scene, [np.arange(len(scene.held.rows))], [popular], [0.0])[0.0]
@@ -155,7 +157,7 @@ class Mixer:
         return figures | {f"{way}_hr@10": hit_rate(ranks, 10) for way, ranks in ways.items()}
 
     def _ranks(
-        self, scene: Scene, smoothing: Smoothing, weights: Sequence[float], lately: Lately | None
+        self, scene: Snapshot, smoothing: Smoothing, weights: Sequence[float], lately: Lately | None
     ) -> dict[float, NDArray[np.int64]]:
         asked = scene.clusters[scene.held.rows]
         places = [np.flatnonzero(asked == cluster) for cluster in range(scene.cluster_count)]
@@ -163,7 +165,7 @@ class Mixer:
 
     def _ranked(
         self,
-        scene: Scene,
+        scene: Snapshot,
         groups: Iterable[NDArray[np.intp]],
         log_probabilities: Iterable[NDArray[np.float32]],
         weights: Sequence[float],
@@ -197,7 +199,7 @@ class Mixer:
             scores[row, torch.from_numpy(seen.astype(np.int64) - 1)] = -torch.inf
 
 
-def segment_scores(scene: Scene, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
+def segment_scores(scene: Snapshot, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
     """For each cluster the log-probability of each item (V,) as the server reads it from a release.
 
     Items that are not listed have their global popularity, but no more than the last one listed.

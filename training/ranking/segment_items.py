@@ -9,7 +9,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 
 TOP_ITEMS = 500
 """Items listed for each segment."""
@@ -52,7 +52,7 @@ class Behaviour:
         return self.action_weight * np.exp2(-self.age / half_life)
 
 
-def behaviour_of(log: Log, ends: NDArray[np.int64], preprocessing: Preprocessing, item_count: int) -> Behaviour:
+def behaviour_of(log: EventLog, ends: NDArray[np.int64], preprocessing: Preprocessing, item_count: int) -> Behaviour:
     """Each user's events up to `ends` (U,), absolute places in the log's columns."""
     lengths = ends - log.features.offsets[:-1]
     firsts = np.cumsum(lengths) - lengths

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import HeldOut, Log, chosen, known_ends, positive_actions, seen_pairs
+from training.data.sequences import EventLog, HeldOut, chosen, known_ends, positive_actions, seen_pairs
 from training.metrics import ndcg_each, target_ranks
 from training.model.torch_inference import Scorer
 
@@ -62,7 +62,7 @@ Lately = Callable[[NDArray[np.int64]], Tensor]
 class Demand:
     """The events of a log that may be known before the targets of `held_out(log, from_end)`, or all for 0."""
 
-    def __init__(self, log: Log, from_end: int, preprocessing: Preprocessing, item_count: int) -> None:
+    def __init__(self, log: EventLog, from_end: int, preprocessing: Preprocessing, item_count: int) -> None:
         ends = known_ends(log, from_end) if from_end else log.features.offsets[1:]
         user = np.repeat(np.arange(len(log.users)), log.features.lengths)
         known = np.arange(len(user)) < ends[user]
@@ -115,7 +115,7 @@ class Demand:
         return trend
 
 
-def moments_of(log: Log, held: HeldOut, from_end: int) -> NDArray[np.int64]:
+def moments_of(log: EventLog, held: HeldOut, from_end: int) -> NDArray[np.int64]:
     """When each target is asked for, (T,) ms: at its own time; in a split by time when its period begins."""
     if log.split.by_time:
         return np.full(len(held.rows), log.split.test_from if from_end == 1 else log.split.validation_from)
@@ -123,7 +123,7 @@ def moments_of(log: Log, held: HeldOut, from_end: int) -> NDArray[np.int64]:
 
 
 def choose_trend(
-    log: Log, held: HeldOut, scorer: Scorer, preprocessing: Preprocessing, item_count: int, *, exclude_seen: bool
+    log: EventLog, held: HeldOut, scorer: Scorer, preprocessing: Preprocessing, item_count: int, *, exclude_seen: bool
 ) -> Trend | None:
     """The half-life and weight with the best NDCG@10 on validation targets; None where none clearly helps.
 

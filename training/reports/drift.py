@@ -31,7 +31,7 @@ from training.errors import LogError
 from training.repository import find_release
 from training.runs import Progress, no_progress
 from training.segments.drift_reference import DriftReference, read_reference
-from training.segments.placement import Placed, histories_of, place, read_events
+from training.segments.placement import PlacedUsers, histories_of, place_users, read_events
 
 Verdict = Literal["stable", "moved", "drifted"]
 VERDICTS: tuple[Verdict, ...] = ("stable", "moved", "drifted")
@@ -50,7 +50,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Measure(_Model):
+class DriftMeasure(_Model):
     """One thing that was compared; larger is further. It counts from a limit on, if it exceeds `chance` as well."""
 
     name: str
@@ -70,7 +70,7 @@ class Measure(_Model):
         return cls(name=name, kind=kind, value=value, chance=chance, verdict=verdict, **limits)
 
 
-class SegmentShare(_Model):
+class SegmentDrift(_Model):
     """Share of users who are in a segment, when the release was made and now."""
 
     segment_id: int
@@ -94,12 +94,12 @@ class Drift(_Model):
     verdict: Verdict
     users_then: int
     users_now: int
-    measures: tuple[Measure, ...]
+    measures: tuple[DriftMeasure, ...]
     figures: tuple[Figure, ...]
-    segments: tuple[SegmentShare, ...]
+    segments: tuple[SegmentDrift, ...]
     notes: tuple[str, ...] = ()
 
-    def measure(self, name: str) -> Measure:
+    def measure(self, name: str) -> DriftMeasure:
         """The measure of this name. Raises KeyError."""
         return {measure.name: measure for measure in self.measures}[name]
 
@@ -132,14 +132,14 @@ def drift(
     release = find_release(repository, number)
     reference = read_reference(repository / MODEL_NAME / str(number), release)
     histories = histories_of(read_events(events, config, release, users).lazy(), release)
-    placed = place(histories, release, repository, progress)
+    placed = place_users(histories, release, repository, progress)
     if not len(placed.users):
         raise LogError(
             f"Release {number} knows no item and action of the {len(histories.users):,} users in {events}; "
             "is it a log of the same catalogue?"
         )
     measures = (
-        *compare(release, reference, placed),
+        *measure_drift(release, reference, placed),
         unknown_share("users of whom nothing is known", 1 - len(placed.users) / len(histories.users), histories.users),
         unknown_share("events of unknown items", histories.unknown_events / histories.event_count, histories.users),
     )
@@ -155,7 +155,7 @@ def drift(
     )
 
 
-def compare(release: Release, reference: DriftReference, placed: Placed) -> tuple[Measure, ...]:
+def measure_drift(release: Release, reference: DriftReference, placed: PlacedUsers) -> tuple[DriftMeasure, ...]:
     """Segments, distances, embeddings, and doubt where the release tells of it."""
     segments_then = np.array([profile.user_count for profile in release.segments])
     segments_now = np.bincount(placed.place.first, minlength=len(segments_then))
@@ -175,7 +175,7 @@ def compare(release: Release, reference: DriftReference, placed: Placed) -> tupl
     return tuple(measures)
 
 
-def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]) -> Measure:
+def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]) -> DriftMeasure:
     """Population stability index of two counts (K,) of users.
 
     Half a user is added to each count, since the index is infinite for an empty one. With it chance gives what
@@ -187,7 +187,7 @@ def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]
     return _psi_measure(name, float(((p - q) * np.log(p / q)).sum()), degrees * scale, chance)
 
 
-def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> Measure:
+def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> DriftMeasure:
     """Squared distance between the mean embedding then and that of `points` (U, E), in standard deviations then.
 
     It is measured along the directions of the reference, of which there are P.
@@ -201,19 +201,19 @@ def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> M
     return _psi_measure("embeddings", value, float(hotelling.mean()), float(hotelling.isf(FALSE_ALARMS)))
 
 
-def unknown_share(name: str, value: float, users: Sequence[Any] | pl.Series) -> Measure:
+def unknown_share(name: str, value: float, users: Sequence[Any] | pl.Series) -> DriftMeasure:
     """A share that was 0 when the release was made. Events of one user hang together, so users are what is counted."""
     count = len(users)
     chance = float(stats.binom.isf(FALSE_ALARMS, count, SHARE_LIMITS[0])) / count
-    return Measure.of(name, "share", value, chance)
+    return DriftMeasure.of(name, "share", value, chance)
 
 
-def _psi_measure(name: str, value: float, mean: float, chance: float) -> Measure:
+def _psi_measure(name: str, value: float, mean: float, chance: float) -> DriftMeasure:
     """An index less the mean that chance gives it, and what chance seldom exceeds, less the same."""
-    return Measure.of(name, "psi", max(value - mean, 0.0), max(chance - mean, 0.0))
+    return DriftMeasure.of(name, "psi", max(value - mean, 0.0), max(chance - mean, 0.0))
 
 
-def _doubtful(release: Release, placed: Placed) -> NDArray[np.bool_] | None:
+def _doubtful(release: Release, placed: PlacedUsers) -> NDArray[np.bool_] | None:
     calibration = release.manifest.confidence
     if calibration is None or placed.confidence is None:
         return None
@@ -221,7 +221,7 @@ def _doubtful(release: Release, placed: Placed) -> NDArray[np.bool_] | None:
     return doubtful
 
 
-def _figures(release: Release, reference: DriftReference, placed: Placed) -> tuple[Figure, ...]:
+def _figures(release: Release, reference: DriftReference, placed: PlacedUsers) -> tuple[Figure, ...]:
     doubtful = _doubtful(release, placed)
     then = None if reference.doubtful_users is None else reference.doubtful_users / reference.user_count
     return (
@@ -235,15 +235,15 @@ def _figures(release: Release, reference: DriftReference, placed: Placed) -> tup
     )
 
 
-def _segments(release: Release, placed: Placed) -> tuple[SegmentShare, ...]:
+def _segments(release: Release, placed: PlacedUsers) -> tuple[SegmentDrift, ...]:
     now = np.bincount(placed.place.first, minlength=len(release.segments)) / len(placed.users)
     return tuple(
-        SegmentShare(segment_id=profile.segment_id, label=profile.label, then=profile.share, now=share)
+        SegmentDrift(segment_id=profile.segment_id, label=profile.label, then=profile.share, now=share)
         for profile, share in zip(release.segments, now.tolist(), strict=True)
     )
 
 
-def _notes(measures: Sequence[Measure], placed: Placed) -> tuple[str, ...]:
+def _notes(measures: Sequence[DriftMeasure], placed: PlacedUsers) -> tuple[str, ...]:
     hidden = [measure.name for measure in measures if measure.chance > measure.drifted_from]
     if not hidden:
         return ()

@@ -13,7 +13,7 @@ from training.config import Config
 from training.errors import ConfigError, RunError
 from training.repository import find_release, read_ledger, release_numbers
 from training.runs import Progress, Run, no_progress
-from training.segments.placement import Placed, assignment_table, histories_of, place, read_events
+from training.segments.placement import PlacedUsers, assignment_table, histories_of, place_users, read_events
 from training.segments.result import Segmentation, same_segments
 
 
@@ -52,7 +52,7 @@ def members_of_log(
     release = find_release(repository, number)
     check_segment(repository, release, segment_id)
     histories = histories_of(read_events(events, config, release).lazy(), release)
-    placed = place(histories, release, repository, progress)
+    placed = place_users(histories, release, repository, progress)
     return _of_segment(_table(placed, release), segment_id), len(histories.users) - len(placed.users)
 
 
@@ -109,6 +109,6 @@ def _of_segment(table: pl.DataFrame, segment_id: int | None) -> pl.DataFrame:
     return table if segment_id is None else table.filter(pl.col("segment_id") == segment_id)
 
 
-def _table(placed: Placed, release: Release) -> pl.DataFrame:
+def _table(placed: PlacedUsers, release: Release) -> pl.DataFrame:
     ids = [profile.segment_id for profile in release.segments]
     return assignment_table(placed.users, ids, placed.place, placed.event_counts, release.manifest.confidence)

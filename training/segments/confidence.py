@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.release import Confidence
 from server.core.segments import Nearest, margin, segment_part
-from training.config import Segment
-from training.data.sequences import HeldOut, Log, history_features
+from training.config import SegmentSettings
+from training.data.sequences import EventLog, HeldOut, history_features
 from training.kmeans.fit import assign
 from training.ranking.hybrid import Embed
 from training.runs import write_atomically
@@ -53,7 +53,9 @@ Place = Callable[[Features], Nearest]
 """The nearest centroids of histories, as the release will find them."""
 
 
-def calibrate(log: Log, placed: Nearest, place: Place, max_length: int, settings: Segment) -> Calibration | None:
+def calibrate(
+    log: EventLog, placed: Nearest, place: Place, max_length: int, settings: SegmentSettings
+) -> Calibration | None:
     """Fit confidence on a log whose users (U) are `placed`; None where too few have enough history to tell.
 
     Enough is `min_history` events, and two at least, so that something is left of it.
@@ -101,7 +103,7 @@ def calibration_error(predicted: NDArray[np.float64], observed: NDArray[np.bool_
 
 
 @dataclass(frozen=True, slots=True)
-class Doubts:
+class UserConfidence:
     """How sure the segment of each user is, (U,) each, as the server will say it; and the calibration behind it.
 
     Without a calibration there is no `confidence`, nobody is in doubt, and no history is told as short.
@@ -140,7 +142,9 @@ class Doubts:
         return notes
 
 
-def doubts_of(log: Log, segments: Segments, encode: Embed, item_dim: int, max_length: int, settings: Segment) -> Doubts:
+def doubts_of(
+    log: EventLog, segments: Segments, encode: Embed, item_dim: int, max_length: int, settings: SegmentSettings
+) -> UserConfidence:
     """Calibrate confidence on a log and its segments, and apply it to all its users."""
 
     def place(features: Features) -> Nearest:
@@ -150,11 +154,11 @@ def doubts_of(log: Log, segments: Segments, encode: Embed, item_dim: int, max_le
     everyone = len(log.users)
     if calibration is None:
         confident, short = np.ones(everyone, np.bool_), np.zeros(everyone, np.bool_)
-        return Doubts(None, None, confident, short, settings.min_history)
+        return UserConfidence(None, None, confident, short, settings.min_history)
     curve = calibration.confidence
     confidence = curve.at(margin(segments.placed))
     short = np.minimum(log.features.lengths, max_length) < curve.min_history
-    return Doubts(calibration, confidence, confidence >= curve.min_confidence, short, curve.min_history)
+    return UserConfidence(calibration, confidence, confidence >= curve.min_confidence, short, curve.min_history)
 
 
 def write_confidence(directory: Path, calibration: Calibration | None) -> None:
@@ -171,7 +175,7 @@ def read_confidence(directory: Path) -> Confidence | None:
     return Confidence.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
-def _shortened(log: Log, rows: NDArray[np.intp], known: NDArray[np.int64], max_length: int) -> Features:
+def _shortened(log: EventLog, rows: NDArray[np.intp], known: NDArray[np.int64], max_length: int) -> Features:
     """The histories of these users without their latest events; `known` (N,) counts those that the encoder reads."""
     dropped = np.maximum(1, np.floor(known * DROPPED_SHARE)).astype(np.int64)
     ends = log.features.offsets[1:][rows] - dropped

@@ -14,7 +14,7 @@ from sklearn.metrics import (
 )
 
 from training.kmeans.fit import Engine, KMeansResult, assign, fit_kmeans
-from training.segments.quality import NEIGHBOURS, Asked, ranks_of
+from training.segments.quality import NEIGHBOURS, TestTargets, ranks_of
 
 FITTED_USERS = 100_000
 """Centroids are fitted on so many users at most; all users are placed by them and measured."""
@@ -54,18 +54,18 @@ class Fitter:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class ClusterAssignment:
     """The cluster of each point, intp (N,), and its distance to the centroid, (N,)."""
 
     clusters: NDArray[np.intp]
     distances: NDArray[np.float64]
 
 
-def place(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> Placed:
+def assign_clusters(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> ClusterAssignment:
     """Put points (N, E) into the clusters of `centroids` (K, E), some rows at a time."""
     starts = range(0, len(points), _ROWS_AT_ONCE)
     parts = [assign(points[start : start + _ROWS_AT_ONCE], centroids) for start in starts]
-    return Placed(
+    return ClusterAssignment(
         np.concatenate([part.first for part in parts]), np.concatenate([part.first_distance for part in parts])
     )
 
@@ -98,7 +98,7 @@ class Shapes:
         order = np.random.default_rng(fitter.seed).permutation(len(self._rows))
         self._without = [np.setdiff1d(order, part) for part in np.array_split(order, _GROUPS)]
 
-    def of(self, placed: Placed) -> Shape:
+    def of(self, placed: ClusterAssignment) -> Shape:
         """The shape of one clustering."""
         silhouette, error = self._silhouette(placed.clusters)
         can_tell = 2 <= len(np.unique(placed.clusters)) < len(self._points)
@@ -150,7 +150,7 @@ class Past:
     """Users before their validation targets: `points` (T, E) of length 1, and who is `asked` for what."""
 
     points: NDArray[np.float32]
-    asked: Asked
+    asked: TestTargets
     leave_out_seen: bool
 
     def hits(self, clusters: NDArray[np.integer]) -> NDArray[np.float64]:
@@ -184,7 +184,7 @@ def lift(past: Past, k: int, fitter: Fitter) -> Lift:
 
 def halves_agree(halves: tuple[NDArray[np.float32], NDArray[np.float32]], centroids: NDArray[np.float32]) -> float:
     """Adjusted Rand index between the segments of two halves of the same users' events, (H, E) each."""
-    one, other = (place(half, centroids).clusters for half in halves)
+    one, other = (assign_clusters(half, centroids).clusters for half in halves)
     return float(adjusted_rand_score(one, other))
 
 
@@ -230,6 +230,6 @@ def steadiness(
     centroids: NDArray[np.float32],
     fitter: Fitter,
 ) -> Steadiness:
-    """Of the segments around `centroids` (K, E); `points` (U, E) and `halves` as in `training.segments.views.Scene`."""
+    """How steady the segments around `centroids` (K, E) are; `points` (U, E) and `halves` as in `UserViews`."""
     agreement = halves_agree(halves, centroids) if halves else np.nan
     return Steadiness(stability(points, len(centroids), fitter), agreement)

@@ -16,7 +16,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.segments import Nearest, margin, normalised, segment_part
 from training.config import Config
 from training.data.cleaning import clean
-from training.data.log_reader import read_log, read_users
+from training.data.log_reader import read_raw_log, read_users
 from training.data.prepare import named_actions
 from training.errors import LogError
 from training.kmeans.fit import assign
@@ -38,7 +38,7 @@ class Histories:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PlacedUsers:
     """Users with a place, (P,): their `rows` among those of the histories, and how many events (P,) it rests on.
 
     `points` (P, E) are the parts of their embeddings that place them, of length 1. `confidence` (P,) is 0 to 1, None
@@ -60,7 +60,7 @@ def read_events(path: Path, config: Config, release: Release, users: Path | None
     Raises LogError and ConfigError, and LogError for a log without times where the release reads times.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        log = read_log(path, config.columns, Path(scratch))
+        log = read_raw_log(path, config.columns, Path(scratch))
         wanted = read_users(users, config.users, Path(scratch))["user_id"] if users else None
     if release.preprocessing.has_clock and not log.has_clock:
         raise LogError(f"{path} has no times, and the encoder of release {release.number} reads them; add a column.")
@@ -106,21 +106,23 @@ def histories_of(events: pl.LazyFrame, release: Release) -> Histories:
     return Histories(users, features, len(marked), len(marked) - len(known))
 
 
-def place(histories: Histories, release: Release, repository: Path, progress: Progress = no_progress) -> Placed:
+def place_users(
+    histories: Histories, release: Release, repository: Path, progress: Progress = no_progress
+) -> PlacedUsers:
     """Embed histories with the release's encoder and find the nearest centroids; users without events have no place."""
     model = repository / MODEL_NAME / str(release.number) / "model.onnx"
     embeddings = embed(model, histories.features, release.preprocessing.max_length, progress)
     return placed_at(histories, release, embeddings)
 
 
-def placed_at(histories: Histories, release: Release, embeddings: NDArray[np.float32]) -> Placed:
+def placed_at(histories: Histories, release: Release, embeddings: NDArray[np.float32]) -> PlacedUsers:
     """The places of histories whose user embeddings (U, D) are known; users without events have none."""
     lengths = histories.features.lengths
     rows = np.flatnonzero(lengths)
     parts = segment_part(embeddings, release.manifest.embedding_dim)[rows]
     found = assign(parts, release.centroids)
     calibration = release.manifest.confidence
-    return Placed(
+    return PlacedUsers(
         histories.users.gather(rows),
         rows,
         lengths[rows],

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from server.core.release import Release
 from training.runs import Progress, no_progress
-from training.segments.placement import histories_of, place
+from training.segments.placement import histories_of, place_users
 
 
 @dataclass(frozen=True, slots=True)
-class Previous:
+class PreviousSegments:
     """Users known to the release before: `rows` (N,) of the log, ascending, and `segment_ids` (N,), theirs then.
 
     `overlaps` says whether the log holds what they did when that release was made. Where it does not, they are placed
@@ -44,7 +44,7 @@ class Previous:
 
 def place_before(
     release: Release, repository: Path, prepared: Path, users: pl.Series, progress: Progress = no_progress
-) -> Previous:
+) -> PreviousSegments:
     """Place those of the `users` (U,) of a prepared log who were known to an earlier release.
 
     Known is who has an event, of an item and an action that the release knows, from the time of its data. A log
@@ -56,19 +56,19 @@ def place_before(
     overlaps = until is None or histories.event_count > histories.unknown_events
     if not overlaps:
         histories = histories_of(events, release)
-    placed = place(histories, release, repository, progress)
+    placed = place_users(histories, release, repository, progress)
     rows = (
         pl.DataFrame({"user_id": users}).with_row_index("row").filter(pl.col("user_id").is_in(placed.users.implode()))
     )
     ids = np.array([profile.segment_id for profile in release.segments], np.int64)
-    return Previous(release, rows["row"].to_numpy().astype(np.intp), ids[placed.place.first], overlaps)
+    return PreviousSegments(release, rows["row"].to_numpy().astype(np.intp), ids[placed.place.first], overlaps)
 
 
 def _before(until: datetime) -> pl.Expr:
     return pl.col("timestamp") <= int(until.astimezone(UTC).timestamp() * 1000)
 
 
-def means_of(points: NDArray[np.float64], previous: Previous) -> NDArray[np.float32]:
+def means_of(points: NDArray[np.float64], previous: PreviousSegments) -> NDArray[np.float32]:
     """Means (P, D) of the previous segments' users among points (U, D) of today.
 
     They are right for any encoder to start from; the previous centroids are in another one's space.

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import adjusted_rand_score
 
-from training.data.sequences import HeldOut, Log, seen_pairs
+from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.kmeans.fit import KMeansResult, assign, fit_kmeans
 from training.metrics import hit_rate
 
@@ -40,7 +40,7 @@ class SegmentQuality:
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
+class VectorViews:
     """The same U users by one kind of vector, all of length 1 or zero: `whole` and two `halves`, (U, D).
 
     `past` (T, D) is of the users with a test target, before it. `both` (U,) says who has events in both halves.
@@ -53,17 +53,17 @@ class Views:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class TestTargets:
     """Targets: `held` of `log`, whose items before the target are `counts` (T, V)."""
 
-    log: Log
+    log: EventLog
     held: HeldOut
     past_item: NDArray[np.intp]
     past_user: NDArray[np.intp]
     item_count: int
 
 
-def segment_quality(views: Views, asked: Asked, k: int) -> SegmentQuality:
+def segment_quality(views: VectorViews, asked: TestTargets, k: int) -> SegmentQuality:
     """Make `k` segments, fewer where users are few, and judge them."""
     halves = [half[views.both] for half in views.halves]
     k = min(k, len(halves[0]))
@@ -86,7 +86,7 @@ def segment_quality(views: Views, asked: Asked, k: int) -> SegmentQuality:
     )
 
 
-def hr_of(asked: Asked, clusters: NDArray[np.integer]) -> float:
+def hr_of(asked: TestTargets, clusters: NDArray[np.integer]) -> float:
     """HR@10 of ranking for each user what its cluster's users had most often, without what it had itself.
 
     `clusters` (T,) are those of the asked users; all zeros give global popularity. Ties go to the more frequent item.
@@ -94,7 +94,7 @@ def hr_of(asked: Asked, clusters: NDArray[np.integer]) -> float:
     return hit_rate(ranks_of(asked, clusters), NEIGHBOURS)
 
 
-def ranks_of(asked: Asked, clusters: NDArray[np.integer], leave_out_seen: bool = True) -> NDArray[np.int64]:
+def ranks_of(asked: TestTargets, clusters: NDArray[np.integer], leave_out_seen: bool = True) -> NDArray[np.int64]:
     """Rank of each target, from 0, among the items by how often its cluster's users had them, (T,).
 
     As `target_ranks` would say, without a score for each user and item: an item's place is the same for all users of
@@ -115,13 +115,15 @@ def ranks_of(asked: Asked, clusters: NDArray[np.integer], leave_out_seen: bool =
     return ranks
 
 
-def asked_of(log: Log, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> Asked:
+def test_targets(log: EventLog, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> TestTargets:
     """What is asked of the users of `held`, and what counts of their pasts: `positive` actions, by action index."""
     lengths = held.ends - log.features.offsets[held.rows]
     places = np.repeat(np.arange(len(lengths)), lengths)
     taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
     counted = positive[log.features.action_index[taken]]
-    return Asked(log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count)
+    return TestTargets(
+        log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count
+    )
 
 
 def mean_agreement(labellings: Sequence[NDArray[np.integer]]) -> float:

@@ -24,29 +24,29 @@ from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration
 from server.core.release import GOLDEN_TOLERANCE, TREND, Golden, with_item_hashes
 from server.core.segments import normalised, segment_part
-from training.config import Segment as Settings
-from training.data.sequences import Log, read_log, read_sequences
+from training.config import SegmentSettings as Settings
+from training.data.sequences import EventLog, read_log, read_sequences
 from training.kmeans.fit import choose_engine, on_one_machine
 from training.kmeans.settings import KMeansSettings
 from training.model.onnx_inference import embed
-from training.profiles.llm_names import named
+from training.profiles.llm_names import with_llm_names
 from training.profiles.profiles import Privacy, exemplars_of, profiles_of
-from training.ranking.hybrid import Choice, Mixer
+from training.ranking.hybrid import HybridChoice, HybridTuner
 from training.ranking.segment_items import behaviour_of, popularity, segment_items
 from training.ranking.trend import Demand
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.clusters import Segments, bounded, cluster
-from training.segments.confidence import Doubts, doubts_of, write_confidence
+from training.segments.confidence import UserConfidence, doubts_of, write_confidence
 from training.segments.drift_reference import write_reference
 from training.segments.matching import Matching, fresh_ids, match_segments
 from training.segments.measures import Fitter, steadiness
 from training.segments.migration import Overlap, migration_of, write_migration
 from training.segments.placement import assignment_table
-from training.segments.previous_release import Previous, means_of, place_before
+from training.segments.previous_release import PreviousSegments, means_of, place_before
 from training.segments.result import Segmentation
 from training.segments.sweep import asked_k
-from training.segments.views import Scene, Views
+from training.segments.views import UserViews, ViewBuilder
 
 GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
 """Golden histories: those at these places among all, from the shortest to the longest."""
@@ -87,11 +87,11 @@ def segment(
         step("placing users among the segments before")
         parent = newest_release(repository)
         previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
-        views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        views = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
         step("choosing k")
         asked = k or settings.k
         past = views.past(len(item_embeddings)) if asked == "auto" else None  # only a sweep asks what is foretold
-        scene = Scene(views.points(embeddings), past, views.halves(log))
+        scene = UserViews(views.points(embeddings), past, views.halves(log))
         fitter = Fitter(on_one_machine(engine), settings.seed)
         asked, notes = asked_k(run, asked, scene, fitter, progress)
         wanted, more = bounded(asked, len(log.users), settings.min_segment_size)
@@ -107,7 +107,7 @@ def segment(
         step("weighing items")
         sequences = read_sequences(prepared, preprocessing)
         users = settings.min_item_users
-        choice = Mixer(sequences, preprocessing, item_embeddings, encode, count, engine, kmeans, users).choose()
+        choice = HybridTuner(sequences, preprocessing, item_embeddings, encode, count, engine, kmeans, users).choose()
         if not choice.figures:
             notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
         if choice.trend:
@@ -151,7 +151,7 @@ def segment(
 
 
 def _start(
-    parts: NDArray[np.float32], previous: Previous | None, settings: Settings, notes: list[str]
+    parts: NDArray[np.float32], previous: PreviousSegments | None, settings: Settings, notes: list[str]
 ) -> tuple[KMeansSettings, NDArray[np.float32] | None]:
     """How K-means is run, and the centroids it begins with where they are to come from the segments before."""
     kmeans = KMeansSettings.of(settings)
@@ -202,7 +202,7 @@ def _taken(features: Features, rows: Sequence[int], max_length: int) -> Features
     )
 
 
-def _matched(previous: Previous | None, segments: Segments, next_id: int) -> Matching:
+def _matched(previous: PreviousSegments | None, segments: Segments, next_id: int) -> Matching:
     """Ids that go on from the segments before; fresh ones where there are none."""
     count = len(segments.fit.centroids)
     if previous is None:
@@ -212,7 +212,7 @@ def _matched(previous: Previous | None, segments: Segments, next_id: int) -> Mat
 
 
 def _migration(
-    previous: Previous | None, segments: Segments, matching: Matching, min_segment_size: int
+    previous: PreviousSegments | None, segments: Segments, matching: Matching, min_segment_size: int
 ) -> Migration | None:
     if previous is None:
         return None
@@ -225,17 +225,17 @@ def _migration(
 def _described(
     run: Run,
     preprocessing: Preprocessing,
-    log: Log,
+    log: EventLog,
     segments: Segments,
     matching: Matching,
-    choice: Choice,
+    choice: HybridChoice,
 ) -> Segmentation:
     prepared, settings = run.path / "prepare", run.config().segment
     events = pl.scan_parquet(prepared / "events.parquet").with_columns(pl.col("user_id").rle_id().alias("row"))
     items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title", "category"])
     privacy = Privacy(settings.min_segment_size, settings.min_item_users)
     made = profiles_of(events, items, segments.members, matching.segment_ids, preprocessing.has_clock, privacy)
-    profiles, notes = named(made, settings.naming)
+    profiles, notes = with_llm_names(made, settings.naming)
     newest = datetime.fromtimestamp(int(log.timestamp.max()) / 1000, UTC) if preprocessing.has_clock else None
     return Segmentation(
         profiles=tuple(profiles),
@@ -256,11 +256,11 @@ def _described(
 
 def _write_users(
     directory: Path,
-    log: Log,
+    log: EventLog,
     embeddings: NDArray[np.float32],
     segments: Segments,
     matching: Matching,
-    doubts: Doubts,
+    doubts: UserConfidence,
     read: NDArray[np.int64],
 ) -> None:
     np.save(directory / "user_embeddings.npy", embeddings)
@@ -277,10 +277,10 @@ def _write_items(
     directory: Path,
     run: Run,
     preprocessing: Preprocessing,
-    log: Log,
+    log: EventLog,
     segments: Segments,
     matching: Matching,
-    choice: Choice,
+    choice: HybridChoice,
 ) -> None:
     """The catalogue with the popularity of each item, and the items of each segment."""
     settings = run.config().segment

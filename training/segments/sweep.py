@@ -17,7 +17,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from rich.table import Table
 
 from server.core.preprocessing import Preprocessing
-from training.config import Segment
+from training.config import SegmentSettings
 from training.data.sequences import read_log
 from training.errors import ConfigError
 from training.kmeans.fit import choose_engine
@@ -29,12 +29,12 @@ from training.segments.measures import (
     Lift,
     Shapes,
     Steadiness,
+    assign_clusters,
     halves_agree,
     lift,
-    place,
     stability,
 )
-from training.segments.views import Scene, Views
+from training.segments.views import UserViews, ViewBuilder
 
 K_SWEEP = "k_sweep.json"
 
@@ -143,7 +143,7 @@ def candidates(k_range: tuple[int, int], user_count: int, min_segment_size: int)
     return found
 
 
-def choose(rows: Sequence[KRow]) -> tuple[int, str]:
+def choose_k(rows: Sequence[KRow]) -> tuple[int, str]:
     """The k of the largest lasting gain, the smaller of equals, and why, in a sentence. `rows` are by rising k."""
     gains = [row.stability * (row.lift - 1.0) for row in rows]
     if any(gain > 0 for gain in gains):
@@ -172,19 +172,21 @@ def _among(rows: Sequence[KRow]) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class KLimits:
     """Between which ks to choose."""
 
     k_range: tuple[int, int]
     min_segment_size: int
 
     @classmethod
-    def of(cls, settings: Segment) -> Self:
+    def of(cls, settings: SegmentSettings) -> Self:
         """Those of a configuration."""
         return cls(settings.k_range, settings.min_segment_size)
 
 
-def sweep(scene: Scene, limits: Limits, fitter: Fitter, *, of: str = "", progress: Progress = no_progress) -> KSweep:
+def sweep(
+    scene: UserViews, limits: KLimits, fitter: Fitter, *, of: str = "", progress: Progress = no_progress
+) -> KSweep:
     """Measure each k and choose one.
 
     Centroids are fitted on at most `FITTED_USERS`; everybody is placed. Memory beyond `points` is bounded.
@@ -197,16 +199,16 @@ def sweep(scene: Scene, limits: Limits, fitter: Fitter, *, of: str = "", progres
         progress(f"trying {k} segments", done, len(ks))
         rows.append(_row(scene, k, fitter, shapes))
     if rows:
-        chosen, reason = choose(rows)
+        chosen, reason = choose_k(rows)
     else:
         chosen, reason = _too_few(users, limits)
     asked = len(scene.past.points) if scene.past else 0
     return KSweep(of=of, users=users, asked=asked, rows=tuple(rows), chosen=chosen, reason=reason)
 
 
-def _row(scene: Scene, k: int, fitter: Fitter, shapes: Shapes) -> KRow:
+def _row(scene: UserViews, k: int, fitter: Fitter, shapes: Shapes) -> KRow:
     centroids = fitter.fit(scene.points[fitter.drawn(len(scene.points), FITTED_USERS)], k).centroids
-    placed = place(scene.points, centroids)
+    placed = assign_clusters(scene.points, centroids)
     found = lift(scene.past, k, fitter) if scene.past else Lift(math.nan, math.nan, math.nan)
     return KRow(
         k=k,
@@ -220,7 +222,7 @@ def _row(scene: Scene, k: int, fitter: Fitter, shapes: Shapes) -> KRow:
     )
 
 
-def _too_few(users: int, limits: Limits) -> tuple[int, str]:
+def _too_few(users: int, limits: KLimits) -> tuple[int, str]:
     size = max(limits.min_segment_size, USERS_PER_SEGMENT)
     most = max(1, users // size)
     return most, (
@@ -234,7 +236,7 @@ def checked_range(k_range: tuple[int, int] | None) -> tuple[int, int] | None:
     if k_range is None:
         return None
     try:
-        return Segment(k_range=k_range).k_range
+        return SegmentSettings(k_range=k_range).k_range
     except ValidationError as error:
         least, most = k_range
         raise ConfigError(f"--k-range is two numbers from 2 on, the smaller first, not {least} {most}.") from error
@@ -254,9 +256,9 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
     encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
     with run.stage("sweep", within="segment") as stage:
         progress("embedding users", 0, 0)
-        views = Views(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        views = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
         scene = views.scene(log, encode(log.features, progress=progress), len(item_embeddings))
-        limits = Limits(k_range or settings.k_range, settings.min_segment_size)
+        limits = KLimits(k_range or settings.k_range, settings.min_segment_size)
         found = sweep(scene, limits, fitter, of=exported_at(run), progress=progress)
         found.write(stage.directory)
         stage.figures |= {"k": found.chosen, "users": found.users, "asked": found.asked}
@@ -264,12 +266,12 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
 
 
 def asked_k(
-    run: Run, asked: int | Literal["auto"], scene: Scene, fitter: Fitter, progress: Progress = no_progress
+    run: Run, asked: int | Literal["auto"], scene: UserViews, fitter: Fitter, progress: Progress = no_progress
 ) -> tuple[int, list[str]]:
     """The k that is asked for; for auto that of a sweep, which is written into the run's `segment/`, and why."""
     if asked != "auto":
         return asked, []
-    found = sweep(scene, Limits.of(run.config().segment), fitter, of=exported_at(run), progress=progress)
+    found = sweep(scene, KLimits.of(run.config().segment), fitter, of=exported_at(run), progress=progress)
     found.write(run.path / "segment")
     return found.chosen, [found.reason]
 

@@ -11,9 +11,9 @@ from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
 from training.data.event_subsets import part_of, random_half
-from training.data.sequences import Log, held_out, history_features, positive_actions, read_sequences, sampled
+from training.data.sequences import EventLog, held_out, history_features, positive_actions, read_sequences, sampled
 from training.segments.measures import Fitter, Past
-from training.segments.quality import asked_of
+from training.segments.quality import test_targets
 
 HALVED_USERS = 10_000
 """Users whose histories are cut in two, and embedded twice."""
@@ -26,7 +26,7 @@ Encode = Callable[[Features], NDArray[np.float32]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class UserViews:
     """All vectors are float32 of length 1: `points` (U, E) of whole histories, the `past` before validation targets,
     None without any, and `halves` (H, E) of the same users' events, None where fewer than two users have two.
     """
@@ -37,8 +37,8 @@ class Scene:
 
 
 @dataclass(frozen=True, slots=True)
-class Views:
-    """How the views of `Scene` are made: `encode` embeds histories, whose first `item_dim` numbers rank items."""
+class ViewBuilder:
+    """How the views of `UserViews` are made: `encode` embeds histories, whose first `item_dim` numbers rank items."""
 
     prepared: Path
     preprocessing: Preprocessing
@@ -58,13 +58,13 @@ class Views:
         if not len(held.rows):
             return None
         points = self.points(self.encode(history_features(log, held, self.preprocessing.max_length)))
-        return Past(points, asked_of(log, held, positive, item_count), self.preprocessing.exclude_seen)
+        return Past(points, test_targets(log, held, positive, item_count), self.preprocessing.exclude_seen)
 
-    def scene(self, log: Log, embeddings: NDArray[np.float32], item_count: int) -> Scene:
+    def scene(self, log: EventLog, embeddings: NDArray[np.float32], item_count: int) -> UserViews:
         """All views; `embeddings` (U, D) are those of the log's users."""
-        return Scene(self.points(embeddings), self.past(item_count), self.halves(log))
+        return UserViews(self.points(embeddings), self.past(item_count), self.halves(log))
 
-    def halves(self, log: Log) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+    def halves(self, log: EventLog) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Two random halves of the events of users who have two: at most `HALVED_USERS`, drawn."""
         everyone = np.flatnonzero(log.features.lengths > 1)
         if len(everyone) < 2:

@@ -12,7 +12,7 @@ from segrec.cli.records import iso_time, json_line, plain_float, recommend_recor
 from segrec.cli.release_stats import live_record, live_sentences
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
-from segrec.requests import Choice
+from segrec.requests import RecommendArguments
 from segrec.v1.common_pb2 import Event
 from segrec.v1.model_service_pb2 import Release, ReleaseState
 from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentProfile, SegmentRow
@@ -38,7 +38,7 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
     return code
 
 
-def recommend(client: SegrecClient, options: argparse.Namespace, choice: Choice) -> int:
+def recommend(client: SegrecClient, options: argparse.Namespace, choice: RecommendArguments) -> int:
     """Prints the items for each user; the exit code is that of the first failure."""
     rows, code = _each(options.users, lambda user: client.recommend(user, release=options.release, **choice))
     records = [recommend_record(RecommendRow(user_id=user, result=answer)) for user, answer in rows]

@@ -11,7 +11,7 @@ from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls
 from segrec.cli import commands, exit_codes, record, stream, traffic
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
-from segrec.requests import Choice, strategy_of
+from segrec.requests import RecommendArguments, strategy_of
 
 _TIMEOUT_SECONDS = 5.0
 _DEFAULT_WAIT = {"stream": "30", "traffic": "90", "rollback": "90"}
@@ -97,11 +97,11 @@ def _wants_tls(options: argparse.Namespace) -> bool:
     return bool(options.tls_ca or options.tls_cert or options.tls_key)
 
 
-def _choice(options: argparse.Namespace) -> Choice:
+def _choice(options: argparse.Namespace) -> RecommendArguments:
     given = {field: getattr(options, name) for name, field in _CHOICE.items() if getattr(options, name) is not None}
     if "strategy" in given:
         strategy_of(given["strategy"])
-    return cast(Choice, given)
+    return cast(RecommendArguments, given)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -34,7 +34,7 @@ _BOOLEANS = ("short_history", "degraded")
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class OutputProgress:
     """How far an output is good; the content of `FILE.progress`."""
 
     request: dict[str, Any] = field(default_factory=dict)
@@ -70,19 +70,19 @@ class Output:
         self._file = self._open()
         self.checkpoint()
 
-    def _start(self, request: dict[str, Any], *, resume: bool) -> Progress:
+    def _start(self, request: dict[str, Any], *, resume: bool) -> OutputProgress:
         if not self._progress_path.exists():
             if resume and self.path.exists():
                 raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to begin again")
-            return Progress(request)
+            return OutputProgress(request)
         if not resume:
             message = f"{self._part} is the output of an interrupted run: add --resume to go on, or delete "
             raise InvalidArgument(f"{message}{self._progress_path} to begin again")
         return self._read_progress(request)
 
-    def _read_progress(self, request: dict[str, Any]) -> Progress:
+    def _read_progress(self, request: dict[str, Any]) -> OutputProgress:
         try:
-            progress = Progress(**json.loads(self._progress_path.read_text(encoding="utf-8")))
+            progress = OutputProgress(**json.loads(self._progress_path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise InvalidArgument(f"Cannot resume: {self._progress_path} is not readable ({error})") from error
         if progress.request != request:
@@ -124,7 +124,7 @@ class Output:
         failed = sum(row.HasField("status") for row in rows)
         degraded = sum(row.result.info.degraded for row in rows if row.HasField("result"))
         # One assignment: an interrupt before it leaves bytes that resuming cuts off, never a count that is wrong.
-        self.progress = Progress(
+        self.progress = OutputProgress(
             request=self.progress.request,
             output_bytes=self.progress.output_bytes + len(data),
             read_count=self.progress.read_count + len(rows),

@@ -13,7 +13,7 @@ from segrec.cli.output_file import Output
 from segrec.cli.records import json_line
 from segrec.client import SegrecClient
 from segrec.errors import DataLoss, SegrecError
-from segrec.requests import Choice
+from segrec.requests import RecommendArguments
 from segrec.streaming import RowStream
 from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, StreamSummary
 
@@ -22,7 +22,7 @@ _TERMINAL_SECONDS = 0.2
 _LOG_SECONDS = 10.0
 
 
-def stream_users(client: SegrecClient, options: argparse.Namespace, choice: Choice) -> int:
+def stream_users(client: SegrecClient, options: argparse.Namespace, choice: RecommendArguments) -> int:
     """Runs the command; returns its exit code. Raises SegrecError; what is done then can be resumed."""
     request = {"recommend": options.recommend, "release": options.release, "choice": choice}
     with InputFile(options.users) as source:
@@ -47,7 +47,7 @@ def stream_users(client: SegrecClient, options: argparse.Namespace, choice: Choi
 
 
 def _stream(
-    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, choice: Choice
+    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, choice: RecommendArguments
 ) -> RowStream[SegmentRow] | RowStream[RecommendRow]:
     stall_seconds = options.timeout or _STALL_SECONDS
     if options.recommend:

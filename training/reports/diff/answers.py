@@ -18,7 +18,7 @@ from server.core.segments import next_item_part
 from training.errors import LogError
 from training.model.onnx_inference import embed, open_session
 from training.runs import Progress, no_progress
-from training.segments.placement import Histories, Placed, histories_of, placed_at, seen_rows
+from training.segments.placement import Histories, PlacedUsers, histories_of, placed_at, seen_rows
 
 NO_ITEM = -1
 _RANKED_AT_ONCE = 512
@@ -57,7 +57,7 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class AnswerPair:
     """Answers of both releases for the same users, with the users whom only one of them knows.
 
     `microseconds` is what each encoder takes for a user on one thread.
@@ -80,11 +80,11 @@ class _Side:
     release: Release
     histories: Histories
     embeddings: NDArray[np.float32]
-    placed: Placed
+    placed: PlacedUsers
     codes: NDArray[np.int64]
 
 
-def draw(events: pl.DataFrame, count: int, seed: int) -> Sample:
+def draw_sample(events: pl.DataFrame, count: int, seed: int) -> Sample:
     """A random sample of at most `count` users of a log that is in the order of users and time."""
     users = events["user_id"].unique(maintain_order=True)
     if len(users) <= count:
@@ -96,7 +96,7 @@ def draw(events: pl.DataFrame, count: int, seed: int) -> Sample:
 
 def answers(
     repository: Path, before: Release, after: Release, sample: Sample, progress: Progress = no_progress
-) -> Pair:
+) -> AnswerPair:
     """Ask both releases about the users of a sample. Raises LogError where no user is known to both."""
     codes = _codes(before, after)
     sides = [_side(repository, r, sample, c, progress) for r, c in zip((before, after), codes, strict=True)]
@@ -111,7 +111,7 @@ def answers(
     known = [len(side.placed.rows) for side in sides]
     progress("ranking items", 0, 0)
     found = [_answers(side, rows, sample) for side in sides]
-    return Pair(found[0], found[1], known[0] - len(rows), known[1] - len(rows), microseconds)
+    return AnswerPair(found[0], found[1], known[0] - len(rows), known[1] - len(rows), microseconds)
 
 
 def common_items(one: NDArray[np.int64], other: NDArray[np.int64]) -> NDArray[np.bool_]:

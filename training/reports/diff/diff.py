@@ -15,14 +15,14 @@ from server.core.release import Release
 from training.config import Config
 from training.data.split import read_split
 from training.errors import ConfigError, PublishError, RunError
-from training.reports.diff.answers import NO_ITEM, Answers, Pair, Sample, answers, common_items, draw
+from training.reports.diff.answers import NO_ITEM, AnswerPair, Answers, Sample, answers, common_items, draw_sample
 from training.reports.diff.figures import (
     Catalogue,
     Diff,
     Items,
     QualityFigure,
     SameTest,
-    SegmentShare,
+    SegmentComparison,
     Sureness,
     Vectors,
 )
@@ -57,7 +57,7 @@ def diff(
     progress("reading", 0, 0)
     log = events or _log_of(repository, (after, before), runs)
     clocked = before if before.preprocessing.has_clock else after
-    sample = draw(read_events(log, config, clocked), users, seed)
+    sample = draw_sample(read_events(log, config, clocked), users, seed)
     pair = answers(repository, before, after, sample, progress)
     return compared(before, after, sample, pair, same_test(repository, before, after, runs))
 
@@ -72,7 +72,7 @@ def check_numbers(repository: Path, numbers: tuple[int, int]) -> None:
         raise ConfigError(f"Release {numbers[0]} cannot be compared with itself; name two releases.")
 
 
-def compared(before: Release, after: Release, sample: Sample, pair: Pair, same: SameTest) -> Diff:
+def compared(before: Release, after: Release, sample: Sample, pair: AnswerPair, same: SameTest) -> Diff:
     """Everything that can be said of the answers of both releases."""
     least = max(before.manifest.min_segment_size, after.manifest.min_segment_size)
     segment_ids = pair.before.segment_ids, pair.after.segment_ids
@@ -151,7 +151,7 @@ def _tested_on(run: Run) -> tuple[object, object]:
     return run.record()["data"]["events"]["sha256"], read_split(run.require("prepare"))
 
 
-def _segments(before: Release, after: Release, pair: Pair, least: int) -> tuple[SegmentShare, ...]:
+def _segments(before: Release, after: Release, pair: AnswerPair, least: int) -> tuple[SegmentComparison, ...]:
     """All segments of both releases, the largest of the later one first."""
     labels = [{profile.segment_id: profile.label for profile in release.segments} for release in (before, after)]
     rows = [
@@ -161,12 +161,12 @@ def _segments(before: Release, after: Release, pair: Pair, least: int) -> tuple[
     return tuple(sorted(rows, key=lambda row: (-(row.share_after or 0), -(row.share_before or 0))))
 
 
-def _segment(segment_id: int, before: str | None, after: str | None, pair: Pair, least: int) -> SegmentShare:
+def _segment(segment_id: int, before: str | None, after: str | None, pair: AnswerPair, least: int) -> SegmentComparison:
     mine = [one.segment_ids == segment_id for one in (pair.before, pair.after)]
     counts = [int(own.sum()) for own in mine]
     told = [count >= max(least, 1) for count in counts]
     shares = [count / pair.users if tell else None for count, tell in zip(counts, told, strict=True)]
-    return SegmentShare(
+    return SegmentComparison(
         segment_id=segment_id,
         label_before=before,
         label_after=after,
@@ -176,7 +176,7 @@ def _segment(segment_id: int, before: str | None, after: str | None, pair: Pair,
     )
 
 
-def _migration(before: Release, after: Release, pair: Pair, least: int) -> Migration:
+def _migration(before: Release, after: Release, pair: AnswerPair, least: int) -> Migration:
     """Who goes where; flows of fewer than `least` users are one by segment, from 0."""
     old, new = ([profile.segment_id for profile in release.segments] for release in (before, after))
     places = {segment_id: place for place, segment_id in enumerate(new)}
@@ -193,7 +193,7 @@ def _migration(before: Release, after: Release, pair: Pair, least: int) -> Migra
     )
 
 
-def _sureness(pair: Pair) -> Sureness | None:
+def _sureness(pair: AnswerPair) -> Sureness | None:
     before, after = pair.before.confident, pair.after.confident
     if before is None or after is None:
         return None
@@ -201,7 +201,7 @@ def _sureness(pair: Pair) -> Sureness | None:
     return Sureness(**{name: float(who.mean()) for name, who in shares.items()})
 
 
-def _vectors(before: Release, after: Release, pair: Pair) -> Vectors:
+def _vectors(before: Release, after: Release, pair: AnswerPair) -> Vectors:
     same, enough = encoder_of(before) == encoder_of(after), pair.users > 1
     points = pair.before.points, pair.after.points
     cosines = _cosines(pair.before.embeddings, pair.after.embeddings) if same else None

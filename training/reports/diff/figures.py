@@ -13,7 +13,7 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SegmentShare(_Model):
+class SegmentComparison(_Model):
     """Shares of the users who are in a segment by each release, and of those of before who stay; None: not told.
 
     A segment that a release does not have has no label there.
@@ -108,7 +108,7 @@ class Diff(_Model):
     only_before: int
     only_after: int
     changed: float = Field(ge=0, le=1, description="Share of users who are in another segment.")
-    segments: tuple[SegmentShare, ...]
+    segments: tuple[SegmentComparison, ...]
     migration: Migration
     min_segment_size: int
     sureness: Sureness | None

@@ -18,7 +18,7 @@ _MAIN = ("hybrid_ndcg@10", "as served/encoder/ndcg@10", "leave-one-out/encoder/n
 _MOST_FLOWS = 15
 
 
-class Row(NamedTuple):
+class DiffRow(NamedTuple):
     """A thing that was compared: its name, each release's figure where it has one, and what is said of both."""
 
     name: str
@@ -206,28 +206,28 @@ def quality_name(figure: QualityFigure) -> str:
     return f"{_MEASURES[measure]} ({', '.join([method, *protocol])})"
 
 
-def rows(found: Diff) -> list[Row]:
+def rows(found: Diff) -> list[DiffRow]:
     """All figures in a table."""
     items, vectors, catalogue, sure = found.items, found.vectors, found.catalogue, found.sureness
     told = [
-        Row("users in another segment", "", "", percent(found.changed, 1)),
-        Row(f"first {items.top_k} items that stay", "", "", percent(items.overlap, 1)),
-        Row("users of whom no item stays", "", "", percent(items.none_in_common, 1)),
+        DiffRow("users in another segment", "", "", percent(found.changed, 1)),
+        DiffRow(f"first {items.top_k} items that stay", "", "", percent(items.overlap, 1)),
+        DiffRow("users of whom no item stays", "", "", percent(items.none_in_common, 1)),
     ]
     if items.score_shift is not None:
-        told.append(Row("score of an item that stays", "", "", signed(items.score_shift, 3)))
+        told.append(DiffRow("score of an item that stays", "", "", signed(items.score_shift, 3)))
     if sure is not None:
         moved = f"{percent(sure.lost, 1)} lose it, {percent(sure.gained, 1)} gain it"
-        told.append(Row("users with a confident segment", percent(sure.before, 1), percent(sure.after, 1), moved))
+        told.append(DiffRow("users with a confident segment", percent(sure.before, 1), percent(sure.after, 1), moved))
     if vectors.neighbours is not None:
-        told.append(Row("nearest users that stay", "", "", percent(vectors.neighbours, 1)))
+        told.append(DiffRow("nearest users that stay", "", "", percent(vectors.neighbours, 1)))
     if vectors.cosine is not None:
-        told.append(Row("cosine of both embeddings", "", "", f"{vectors.cosine:.4f}"))
+        told.append(DiffRow("cosine of both embeddings", "", "", f"{vectors.cosine:.4f}"))
     moved = f"{count(catalogue.new)} new, {count(catalogue.gone)} gone"
-    told.append(Row("items", count(catalogue.before), count(catalogue.after), moved))
+    told.append(DiffRow("items", count(catalogue.before), count(catalogue.after), moved))
     slow, fast = found.microseconds
-    told.append(Row("encoder, µs a user", f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f} ×"))
-    told += [Row(quality_name(one), *_values(one)) for one in quality_rows(found)]
+    told.append(DiffRow("encoder, µs a user", f"{slow:.0f}", f"{fast:.0f}", f"{fast / slow:.2f} ×"))
+    told += [DiffRow(quality_name(one), *_values(one)) for one in quality_rows(found)]
     return told
 
 

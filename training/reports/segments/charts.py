@@ -8,7 +8,7 @@ import polars as pl
 
 from server.core.profiles import SegmentProfile
 from training.reports.segments.content import Card, Quality
-from training.reports.segments.sweep_charts import Measure, Sweep
+from training.reports.segments.sweep_charts import Sweep, SweepMeasure
 from training.reports.style import (
     ACCENT,
     GUTTER,
@@ -86,7 +86,7 @@ def k_sweep(sweep: Sweep, page: Page) -> Chart:
     return faceted
 
 
-def _points(sweep: Sweep, measure: Measure) -> Iterator[dict[str, object]]:
+def _points(sweep: Sweep, measure: SweepMeasure) -> Iterator[dict[str, object]]:
     for k, row in sweep.rows:
         if measure.key in row:
             value, error = row[measure.key], sweep.error(row, measure)

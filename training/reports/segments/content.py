@@ -25,7 +25,7 @@ from training.data.cleaning import Account
 from training.errors import RunError
 from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result
 from training.metrics import LIST_LENGTH, bootstrap_interval, ndcg_each
-from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep
+from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
 from training.runs import CURVES, Run
 from training.segments.result import Segmentation
 
@@ -58,7 +58,7 @@ class Card:
     @property
     def name(self) -> str:
         """Number and label."""
-        return named(self.profile)
+        return display_name(self.profile)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ class UserMap:
 
 
 @dataclass(frozen=True, slots=True)
-class Slice:
+class SegmentSlice:
     """Next items of a segment's test users: how many, and HR@10 and NDCG@10 with bounds at 95 %."""
 
     name: str
@@ -93,7 +93,7 @@ class Quality:
 
     protocol: str
     results: tuple[Result, ...]
-    slices: tuple[Slice, ...]
+    slices: tuple[SegmentSlice, ...]
 
     @property
     def overall(self) -> Result:
@@ -129,7 +129,7 @@ class Content:
     absent: Mapping[str, str] = field(default_factory=dict)
 
 
-def named(profile: SegmentProfile) -> str:
+def display_name(profile: SegmentProfile) -> str:
     """A segment's number and label."""
     return f"{profile.segment_id} {profile.label}"
 
@@ -232,7 +232,7 @@ def _sweep(run: Run, segmented: Path) -> Sweep:
     path = segmented / K_SWEEP
     if not path.is_file():
         raise _AbsentError("The number of segments was given, not chosen; `--k auto` compares several.")
-    sweep = read_sweep(path)
+    sweep = read_sweep_chart(path)
     if sweep.of != run.record()["stages"]["export"]["ended"]:
         raise _AbsentError("Numbers of segments were compared for an earlier encoder; `--k auto` compares them anew.")
     return sweep
@@ -281,12 +281,12 @@ def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: 
     return Quality(protocol, tuple(result for result in results if result.protocol == protocol), told)
 
 
-def _slice(profile: SegmentProfile, ranks: NDArray[np.int64]) -> Slice:
+def _slice(profile: SegmentProfile, ranks: NDArray[np.int64]) -> SegmentSlice:
     if not len(ranks):
-        return Slice(named(profile), profile.segment_id, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
+        return SegmentSlice(display_name(profile), profile.segment_id, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
     hits, gains = (ranks < LIST_LENGTH).astype(np.float64), ndcg_each(ranks, LIST_LENGTH)
-    return Slice(
-        name=named(profile),
+    return SegmentSlice(
+        name=display_name(profile),
         segment_id=profile.segment_id,
         users=len(ranks),
         hr=float(hits.mean()),

@@ -13,7 +13,7 @@ _ERROR = "_error"
 
 
 @dataclass(frozen=True, slots=True)
-class Measure:
+class SweepMeasure:
     """A figure of a fit by its key, what people call it, which way is better, and its decimals in a table."""
 
     key: str
@@ -23,14 +23,14 @@ class Measure:
 
 
 MEASURES = (
-    Measure("lift", "Lift over popularity", "larger is better", 2),
-    Measure("stability", "Stability over users", "adjusted Rand, larger is better", 2),
-    Measure("halves", "Halves of histories agree", "adjusted Rand, larger is better", 2),
-    Measure("silhouette", "Silhouette", "larger is better", 3),
-    Measure("davies_bouldin", "Davies–Bouldin", "smaller is better", 2),
-    Measure("calinski_harabasz", "Calinski–Harabasz", "larger is better", 0),
-    Measure("mean_distance", "Mean distance inside", "look for a bend", 3),
-    Measure("inertia", "Inertia", "look for a bend", 0),
+    SweepMeasure("lift", "Lift over popularity", "larger is better", 2),
+    SweepMeasure("stability", "Stability over users", "adjusted Rand, larger is better", 2),
+    SweepMeasure("halves", "Halves of histories agree", "adjusted Rand, larger is better", 2),
+    SweepMeasure("silhouette", "Silhouette", "larger is better", 3),
+    SweepMeasure("davies_bouldin", "Davies–Bouldin", "smaller is better", 2),
+    SweepMeasure("calinski_harabasz", "Calinski–Harabasz", "larger is better", 0),
+    SweepMeasure("mean_distance", "Mean distance inside", "look for a bend", 3),
+    SweepMeasure("inertia", "Inertia", "look for a bend", 0),
 )
 
 
@@ -47,15 +47,15 @@ class Sweep:
     chosen: int
     reason: str
 
-    def measures(self) -> tuple[Measure, ...]:
+    def measures(self) -> tuple[SweepMeasure, ...]:
         """Those that at least one k has."""
         return tuple(measure for measure in MEASURES if any(measure.key in figures for _, figures in self.rows))
 
-    def error(self, row: Mapping[str, float], measure: Measure) -> float:
+    def error(self, row: Mapping[str, float], measure: SweepMeasure) -> float:
         """Half the width of a sampled figure's interval; 0 where it is exact."""
         return row.get(measure.key + _ERROR, 0.0)
 
-    def cell(self, row: Mapping[str, float], measure: Measure) -> str:
+    def cell(self, row: Mapping[str, float], measure: SweepMeasure) -> str:
         """The figure as a table has it."""
         if measure.key not in row:
             return "–"
@@ -63,7 +63,7 @@ class Sweep:
         return f"{row[measure.key]:,.{measure.decimals}f}" + (f" ± {error:.{measure.decimals}f}" if error else "")
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep_chart(path: Path) -> Sweep:
     """Read the file of the segment stage."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     rows = sorted(((int(row["k"]), _figures(row)) for row in raw["rows"]), key=lambda row: row[0])

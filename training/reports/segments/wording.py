@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from server.core.profiles import Change, Flow, Migration, SegmentProfile
-from training.reports.segments.content import MAP_USERS, Content, Moves, Quality, named
+from training.reports.segments.content import MAP_USERS, Content, Moves, Quality, display_name
 from training.reports.segments.sweep_charts import Sweep
 from training.reports.wording import listed, percent, segments_in_words
 
@@ -22,7 +22,7 @@ def lead(content: Content) -> str:
     if not content.cards:
         return f"{first} All have fewer than {content.min_segment_size} users, so nothing is told of any."
     largest = content.cards[0].profile
-    second = f"The largest, “{named(largest)}”, has {percent(largest.share)} of all users."
+    second = f"The largest, “{display_name(largest)}”, has {percent(largest.share)} of all users."
     return f"{first} {second}"
 
 
@@ -87,7 +87,7 @@ def curves_in_words(content: Content) -> str:
 def moves_in_words(content: Content, moves: Moves) -> Iterator[str]:
     """What became of the segments of the release before, a sentence each."""
     migration = moves.migration
-    before = {profile.segment_id: named(profile) for profile in moves.previous}
+    before = {profile.segment_id: display_name(profile) for profile in moves.previous}
     now = {card.profile.segment_id: card.name for card in content.cards}
     if not before:
         yield f"Release {migration.previous_release} is not in the repository, so its segments have numbers only."

@@ -7,8 +7,8 @@ import pytest
 
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
-from server.monitoring.canary_guard import Keeper, verdict
-from server.monitoring.release_stats import Live
+from server.monitoring.canary_guard import CanaryGuard, verdict
+from server.monitoring.release_stats import ReleaseStats
 from tests.support.ticking import Clock
 from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call, figures_of
 
@@ -43,8 +43,8 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def live(clock: Clock) -> Live:
-    return Live(clock)
+def live(clock: Clock) -> ReleaseStats:
+    return ReleaseStats(clock)
 
 
 @pytest.fixture
@@ -53,12 +53,12 @@ def routed(tmp_path: Path) -> Routed:
 
 
 @pytest.fixture
-def keeper(tmp_path: Path, routed: Routed, live: Live, clock: Clock) -> Keeper:
+def keeper(tmp_path: Path, routed: Routed, live: ReleaseStats, clock: Clock) -> CanaryGuard:
     set_canary(tmp_path)
-    return Keeper(tmp_path, routed, live, "guard of a test", clock)
+    return CanaryGuard(tmp_path, routed, live, "guard of a test", clock)
 
 
-async def watch(keeper: Keeper, clock: Clock, seconds: int) -> None:
+async def watch(keeper: CanaryGuard, clock: Clock, seconds: int) -> None:
     for _ in range(seconds):
         await keeper.check()
         clock.now += 1
@@ -77,7 +77,9 @@ async def watch(keeper: Keeper, clock: Clock, seconds: int) -> None:
         (Guard(max_p99_seconds=0.1, min_answer_count=3), ""),
     ],
 )
-def test_a_bound_is_passed_by_enough_answers_or_not_at_all(guard: Guard, said: str, live: Live, clock: Clock) -> None:
+def test_a_bound_is_passed_by_enough_answers_or_not_at_all(
+    guard: Guard, said: str, live: ReleaseStats, clock: Clock
+) -> None:
     live.answered(8, [SURE] * 5 + [UNSURE] * 2 + [STALE])
     live.failed(8, 2)
     for _ in range(2):
@@ -88,7 +90,7 @@ def test_a_bound_is_passed_by_enough_answers_or_not_at_all(guard: Guard, said: s
 
 
 async def test_a_canary_past_its_bound_is_taken_out_and_the_audit_says_why(
-    tmp_path: Path, keeper: Keeper, live: Live, clock: Clock
+    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
 ) -> None:
     live.answered(8, [UNSURE] * 9 + [SURE])
     await watch(keeper, clock, 10)
@@ -104,7 +106,9 @@ async def test_a_canary_past_its_bound_is_taken_out_and_the_audit_says_why(
     assert not keeper.is_holding_out
 
 
-async def test_what_was_before_the_window_is_forgiven(tmp_path: Path, keeper: Keeper, live: Live, clock: Clock) -> None:
+async def test_what_was_before_the_window_is_forgiven(
+    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+) -> None:
     live.answered(8, [UNSURE] * 90)
     await watch(keeper, clock, 10)
     live.answered(8, [SURE] * 10)
@@ -114,7 +118,7 @@ async def test_what_was_before_the_window_is_forgiven(tmp_path: Path, keeper: Ke
 
 
 async def test_another_canary_is_watched_from_its_own_beginning(
-    tmp_path: Path, keeper: Keeper, live: Live, clock: Clock
+    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
 ) -> None:
     await watch(keeper, clock, 8)
     set_canary(tmp_path, 9)
@@ -126,7 +130,9 @@ async def test_another_canary_is_watched_from_its_own_beginning(
     assert read_traffic(tmp_path).canary == 0
 
 
-async def test_without_a_guard_nothing_is_done(tmp_path: Path, keeper: Keeper, live: Live, clock: Clock) -> None:
+async def test_without_a_guard_nothing_is_done(
+    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+) -> None:
     set_canary(tmp_path, guard=None)
     live.answered(8, [UNSURE] * 10)
     await watch(keeper, clock, 20)
@@ -134,7 +140,12 @@ async def test_without_a_guard_nothing_is_done(tmp_path: Path, keeper: Keeper, l
 
 
 async def test_who_was_quicker_is_not_overruled(
-    tmp_path: Path, keeper: Keeper, routed: Routed, live: Live, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    keeper: CanaryGuard,
+    routed: Routed,
+    live: ReleaseStats,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen_long_ago = routed.traffic
     monkeypatch.setattr(Routed, "traffic", seen_long_ago)
@@ -148,9 +159,9 @@ async def test_who_was_quicker_is_not_overruled(
 
 async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_here(
     tmp_path: Path,
-    keeper: Keeper,
+    keeper: CanaryGuard,
     routed: Routed,
-    live: Live,
+    live: ReleaseStats,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -173,7 +184,7 @@ async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_her
 
 
 async def test_a_check_that_fails_does_not_end_the_watch(
-    keeper: Keeper, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    keeper: CanaryGuard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = asyncio.Event()
     checks = 0

@@ -2,25 +2,25 @@
 
 from prometheus_client import CollectorRegistry, generate_latest
 
-from server.monitoring.release_metrics import LiveCollector
-from server.monitoring.release_stats import Comparison, Live
+from server.monitoring.release_metrics import ReleaseCollector
+from server.monitoring.release_stats import ReleaseStats, ShadowComparison
 from tests.support.ticking import Clock
 from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call
 
 
-def lines_of(live: Live) -> set[str]:
+def lines_of(live: ReleaseStats) -> set[str]:
     registry = CollectorRegistry()
-    registry.register(LiveCollector(live))
+    registry.register(ReleaseCollector(live))
     return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}
 
 
 def test_each_release_has_its_series_until_it_is_forgotten() -> None:
     clock = Clock()
-    live = Live(clock)
+    live = ReleaseStats(clock)
     assert lines_of(live) == set()
     live.answered(8, [SURE, SURE, UNSURE, STALE])
     live.failed(8, 2)
-    live.compared(8, 7, Comparison(4, 1, 3.0, 2, 0.5))
+    live.compared(8, 7, ShadowComparison(4, 1, 3.0, 2, 0.5))
     for seconds in (0.004, 0.3):
         call(live, clock, 8, seconds)
     lines = lines_of(live)

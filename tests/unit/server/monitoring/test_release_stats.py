@@ -7,7 +7,15 @@ from hypothesis import strategies as st
 
 from server.core.errors import EncoderUnavailable, InvalidArgument, NotFound
 from server.core.history import EMPTY
-from server.monitoring.release_stats import LONGEST_SECONDS, TIME_BOUNDS, Comparison, Count, Figures, Live, quantile
+from server.monitoring.release_stats import (
+    LONGEST_SECONDS,
+    TIME_BOUNDS,
+    Count,
+    Figures,
+    ReleaseStats,
+    ShadowComparison,
+    quantile,
+)
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.pipeline import NO_ANSWER
 from tests.support.ticking import Clock
@@ -17,7 +25,7 @@ UNSURE = Answer(SURE.embedded._replace(is_confident=False), EMPTY)
 STALE = SURE._replace(degraded=Degraded.STALE_EMBEDDING)
 
 
-def call(live: Live, clock: Clock, release: int, seconds: float, error: Exception | None = None) -> None:
+def call(live: ReleaseStats, clock: Clock, release: int, seconds: float, error: Exception | None = None) -> None:
     """One unary call that takes so long and ends so."""
     with live.call(release):
         clock.now += seconds
@@ -25,18 +33,18 @@ def call(live: Live, clock: Clock, release: int, seconds: float, error: Exceptio
             raise error
 
 
-def figures_of(live: Live, release: int, window: float = 300.0) -> Figures:
+def figures_of(live: ReleaseStats, release: int, window: float = 300.0) -> Figures:
     found = live.figures(release, window)
     assert found is not None
     return found
 
 
 def test_of_a_release_that_was_asked_nothing_there_is_nothing() -> None:
-    assert Live(Clock()).figures(7) is None
+    assert ReleaseStats(Clock()).figures(7) is None
 
 
 def test_shares_are_of_what_they_say() -> None:
-    live = Live(Clock())
+    live = ReleaseStats(Clock())
     live.answered(7, [SURE, SURE, UNSURE, STALE, NO_ANSWER])
     live.failed(7, 5)
     found = figures_of(live, 7)
@@ -46,7 +54,7 @@ def test_shares_are_of_what_they_say() -> None:
 
 
 def test_what_is_computed_for_nobody_is_no_answer() -> None:
-    live = Live(Clock())
+    live = ReleaseStats(Clock())
     live.computed(9, [SURE, UNSURE])
     found = figures_of(live, 9)
     assert (found.asked_count, found.answer_count, found.unconfident_share) == (2, 0, 0.5)
@@ -54,7 +62,7 @@ def test_what_is_computed_for_nobody_is_no_answer() -> None:
 
 def test_the_caller_is_to_blame_for_some_errors() -> None:
     clock = Clock()
-    live = Live(clock)
+    live = ReleaseStats(clock)
     for error in (InvalidArgument("no"), NotFound("no")):
         with pytest.raises(type(error)):
             call(live, clock, 7, 0.1, error)
@@ -68,7 +76,7 @@ def test_the_caller_is_to_blame_for_some_errors() -> None:
 
 def test_what_is_older_than_the_window_is_left_out_and_what_is_very_old_forgotten() -> None:
     clock = Clock()
-    live = Live(clock)
+    live = ReleaseStats(clock)
     live.answered(7, [SURE])
     clock.now += 9
     live.answered(7, [UNSURE, UNSURE])
@@ -86,7 +94,7 @@ def test_what_is_older_than_the_window_is_left_out_and_what_is_very_old_forgotte
 
 
 def test_of_a_forgotten_release_nothing_is_left() -> None:
-    live = Live(Clock())
+    live = ReleaseStats(Clock())
     live.answered(7, [SURE])
     live.forget(7)
     live.forget(8)
@@ -95,14 +103,14 @@ def test_of_a_forgotten_release_nothing_is_left() -> None:
 
 
 def test_comparisons_are_with_one_release() -> None:
-    live = Live(Clock())
+    live = ReleaseStats(Clock())
     live.answered(8, [SURE])
-    live.compared(8, 7, Comparison(4, 1, 2.0, 3, 1.5))
-    live.compared(8, 7, Comparison(4, 1, 4.0, 1, 0.5))
+    live.compared(8, 7, ShadowComparison(4, 1, 2.0, 3, 1.5))
+    live.compared(8, 7, ShadowComparison(4, 1, 4.0, 1, 0.5))
     found = figures_of(live, 8)
     assert (found.compared_release, found.compared_count) == (7, 8)
     assert (found.changed_share, found.top_items_overlap, found.score_shift) == (0.25, 0.75, 0.5)
-    live.compared(8, 6, Comparison(1, 1, 0.0, 0, 0.0))
+    live.compared(8, 6, ShadowComparison(1, 1, 0.0, 0, 0.0))
     found = figures_of(live, 8)
     assert (found.compared_release, found.compared_count, found.changed_share, found.answer_count) == (6, 1, 1.0, 1)
     assert (found.top_items_overlap, found.score_shift) == (0.0, 0.0)
@@ -110,7 +118,7 @@ def test_comparisons_are_with_one_release() -> None:
 
 def test_times_of_calls() -> None:
     clock = Clock()
-    live = Live(clock)
+    live = ReleaseStats(clock)
     for milliseconds in range(1, 101):
         call(live, clock, 7, milliseconds / 1000)
     found = figures_of(live, 7)

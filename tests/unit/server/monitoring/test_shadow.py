@@ -12,10 +12,10 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.repository.traffic import Traffic
 from server.monitoring import shadow as module
-from server.monitoring.release_stats import Comparison, Live
-from server.monitoring.shadow import BATCH, MOST_WAITING, Pair, Shadow, compare, pair_of
-from server.releases.directory import Shelf
-from server.releases.registry import Releases
+from server.monitoring.release_stats import ReleaseStats, ShadowComparison
+from server.monitoring.shadow import BATCH, MOST_WAITING, Shadow, ShadowPair, compare_answers, pair_of
+from server.releases.directory import ReleaseDirectory
+from server.releases.registry import ReleaseRegistry
 from server.serving.answer import Answer, Degraded
 from server.serving.batching import MicroBatcher
 from server.serving.cache import EmbeddingCache
@@ -37,9 +37,9 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 
 @pytest.fixture
-def releases(tmp_path: Path) -> Releases:
+def releases(tmp_path: Path) -> ReleaseRegistry:
     """Releases 1 and 2, of which 2 is in doubt about nobody; its items are those of 1, with other scores."""
-    found = Releases(Shelf(tmp_path / MODEL_NAME))
+    found = ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
     for number in (1, 2):
         found.add(read_release(tiny_release(tmp_path, number, confidence=CONFIDENCE)))
     found.set_traffic(BESIDE)
@@ -59,16 +59,16 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def live(clock: Clock) -> Live:
-    return Live(clock)
+def live(clock: Clock) -> ReleaseStats:
+    return ReleaseStats(clock)
 
 
 @pytest.fixture
-def shadow(releases: Releases, pipeline: Pipeline, live: Live, clock: Clock) -> Shadow:
+def shadow(releases: ReleaseRegistry, pipeline: Pipeline, live: ReleaseStats, clock: Clock) -> Shadow:
     return Shadow(releases, pipeline, live, 0.1, 5.0, clock, clock.rest)
 
 
-async def answers_of(pipeline: Pipeline, releases: Releases, number: int, amount: int = 4) -> list[Answer]:
+async def answers_of(pipeline: Pipeline, releases: ReleaseRegistry, number: int, amount: int = 4) -> list[Answer]:
     histories = [group_history(place % 4) for place in range(amount)]
     return await pipeline.answer_histories(releases.get(number), histories, 5.0)
 
@@ -78,12 +78,12 @@ async def answers_of(pipeline: Pipeline, releases: Releases, number: int, amount
     [
         (Traffic(), None),
         (Traffic(stable=7), None),
-        (Traffic(stable=7, shadow=9), Pair(7, 9, 9)),
-        (Traffic(stable=7, canary=8, canary_percent=5, shadow=9), Pair(7, 9, 9)),
-        (Traffic(stable=7, canary=8, canary_percent=5), Pair(8, 7, 8)),
+        (Traffic(stable=7, shadow=9), ShadowPair(7, 9, 9)),
+        (Traffic(stable=7, canary=8, canary_percent=5, shadow=9), ShadowPair(7, 9, 9)),
+        (Traffic(stable=7, canary=8, canary_percent=5), ShadowPair(8, 7, 8)),
     ],
 )
-def test_the_shadow_goes_before_the_canary(traffic: Traffic, pair: Pair | None) -> None:
+def test_the_shadow_goes_before_the_canary(traffic: Traffic, pair: ShadowPair | None) -> None:
     assert pair_of(traffic) == pair
     assert pair is None or {pair.told, pair.other} == {pair.answering, pair.beside}
 
@@ -91,11 +91,13 @@ def test_the_shadow_goes_before_the_canary(traffic: Traffic, pair: Pair | None) 
 def test_comparing_is_by_stable_segment_and_item_ids() -> None:
     items = [{"a": 1.0, "b": 2.0}, {"a": 1.0}, {}, {"a": 1.0, "b": 1.0}]
     others = [{"b": 2.5, "c": 9.0}, {"z": 1.0}, {}, {"a": 2.0}]
-    assert compare([1, 2, 0, 3], [1, 3, 0, 0], items, others) == Comparison(4, 2, 0.5 + 0 + 1 + 0.5, 2, 0.5 + 1.0)
+    assert compare_answers([1, 2, 0, 3], [1, 3, 0, 0], items, others) == ShadowComparison(
+        4, 2, 0.5 + 0 + 1 + 0.5, 2, 0.5 + 1.0
+    )
 
 
 async def test_a_shadow_is_computed_for_the_same_histories_and_told_of(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
 ) -> None:
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     await shadow.compare_some()
@@ -110,9 +112,9 @@ async def test_a_shadow_is_computed_for_the_same_histories_and_told_of(
 
 
 async def test_a_release_beside_itself_differs_in_nothing(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, monkeypatch: pytest.MonkeyPatch
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "pair_of", lambda _: Pair(1, 1, 1))
+    monkeypatch.setattr(module, "pair_of", lambda _: ShadowPair(1, 1, 1))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     await shadow.compare_some()
     found = live.figures(1)
@@ -121,7 +123,7 @@ async def test_a_release_beside_itself_differs_in_nothing(
 
 
 async def test_without_a_shadow_the_canary_is_compared_with_the_active_release(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
 ) -> None:
     releases.set_traffic(Traffic(stable=1, canary=2, canary_percent=5, key="0" * 32))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
@@ -134,7 +136,7 @@ async def test_without_a_shadow_the_canary_is_compared_with_the_active_release(
 
 
 async def test_what_says_nothing_is_not_compared(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
 ) -> None:
     [whole] = await answers_of(pipeline, releases, 1, 1)
     shadow.offer(releases.get(1), [NO_ANSWER, whole._replace(degraded=Degraded.STALE_EMBEDDING)])
@@ -143,7 +145,7 @@ async def test_what_says_nothing_is_not_compared(
 
 
 async def test_what_there_is_no_room_for_is_dropped_and_counted(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, encoder: OnnxEncoder
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, encoder: OnnxEncoder
 ) -> None:
     [answer] = await answers_of(pipeline, releases, 1, 1)
     dropped: list[int] = []
@@ -159,7 +161,7 @@ async def test_what_there_is_no_room_for_is_dropped_and_counted(
 
 
 async def test_what_waited_for_another_traffic_is_left(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
 ) -> None:
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     releases.set_traffic(Traffic(stable=2, shadow=1))
@@ -168,7 +170,7 @@ async def test_what_waited_for_another_traffic_is_left(
 
 
 async def test_a_shadow_that_triton_does_not_answer_for_has_errors(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases, live: Live, encoder: OnnxEncoder
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, encoder: OnnxEncoder
 ) -> None:
     answers = await answers_of(pipeline, releases, 1)
     encoder.loaded = (1,)
@@ -180,7 +182,7 @@ async def test_a_shadow_that_triton_does_not_answer_for_has_errors(
 
 
 async def test_while_the_shadow_is_not_loaded_there_is_nothing_to_compare_with(
-    shadow: Shadow, pipeline: Pipeline, releases: Releases
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry
 ) -> None:
     releases.set_traffic(Traffic(stable=1, shadow=9))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
@@ -191,7 +193,7 @@ async def test_while_the_shadow_is_not_loaded_there_is_nothing_to_compare_with(
 async def test_it_works_for_its_share_of_the_time_and_goes_on_after_faults(
     shadow: Shadow,
     pipeline: Pipeline,
-    releases: Releases,
+    releases: ReleaseRegistry,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,

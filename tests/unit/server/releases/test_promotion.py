@@ -16,11 +16,11 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import Guard, read_traffic
 from server.releases import directory, promotion
 from server.releases import loader as loading
-from server.releases.directory import Shelf
+from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
-from server.releases.promotion import Promotion, Wanted
-from server.releases.registry import Releases
-from server.releases.traffic_watcher import TrafficFile
+from server.releases.promotion import Promotion, TrafficGoal
+from server.releases.registry import ReleaseRegistry
+from server.releases.traffic_watcher import TrafficWatcher
 from server.rpc.authorisation import Authorisation, authorisation_of, is_local
 from server.rpc.traffic_messages import checked_text, record_message, wanted_of
 from server.settings import Settings
@@ -41,7 +41,11 @@ async def changes(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.Monk
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     for number in (1, 2, 3, 4):
         tiny_release(tmp_path, number)
-    releases, file, stop = Releases(Shelf(tmp_path / MODEL_NAME)), TrafficFile(tmp_path), asyncio.Event()
+    releases, file, stop = (
+        ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME)),
+        TrafficWatcher(tmp_path),
+        asyncio.Event(),
+    )
     loader = Loader(releases, encoder, keep=2)
     file.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
     await file.refresh()
@@ -57,7 +61,7 @@ async def _true(value: bool) -> bool:
 
 
 async def test_what_is_named_is_loaded_and_in_force_when_it_returns(changes: Promotion) -> None:
-    traffic = await changes.set(Wanted(1, 2, 5.0, 3, Guard(max_error_share=0.1)), "me", "to see")
+    traffic = await changes.set(TrafficGoal(1, 2, 5.0, 3, Guard(max_error_share=0.1)), "me", "to see")
     assert changes.releases.shares() == {1: 95.0, 2: 5.0}
     assert changes.releases.shadow is not None
     assert (traffic.previous, traffic.changed_by, traffic.reason) == ((4,), "me", "to see")
@@ -65,7 +69,7 @@ async def test_what_is_named_is_loaded_and_in_force_when_it_returns(changes: Pro
 
 
 async def test_a_rollback_undoes_a_change_from_the_newest_release(changes: Promotion) -> None:
-    await changes.set(Wanted(2), "me", "")
+    await changes.set(TrafficGoal(2), "me", "")
     traffic, summary = await changes.roll_back("me", "")
     assert (traffic.stable, summary) == (4, "Release 4 answers in the place of release 2.")
     active = changes.releases.active
@@ -80,9 +84,9 @@ async def test_a_rollback_from_the_newest_release_goes_to_the_next_older_good_on
 
 
 async def test_a_rollback_passes_over_releases_that_failed(changes: Promotion) -> None:
-    await changes.set(Wanted(2), "me", "")
+    await changes.set(TrafficGoal(2), "me", "")
     (changes.repository / MODEL_NAME / "1" / "centroids.npy").write_bytes(b"damaged")
-    await changes.set(Wanted(2, 3, 5.0), "me", "")
+    await changes.set(TrafficGoal(2, 3, 5.0), "me", "")
     taken_out, _ = await changes.roll_back("me", "")
     assert (taken_out.stable, taken_out.canary) == (2, 0)
     traffic, _ = await changes.roll_back("me", "")
@@ -101,9 +105,9 @@ async def test_what_does_not_fit_or_is_not_there_is_refused_before_anything_is_l
     changes: Promotion, encoder: OnnxEncoder
 ) -> None:
     with pytest.raises(InvalidArgument, match="cannot be the canary of itself"):
-        await changes.set(Wanted(1, 1, 5.0), "me", "")
+        await changes.set(TrafficGoal(1, 1, 5.0), "me", "")
     with pytest.raises(NotFound) as caught:
-        await changes.set(Wanted(1, 9, 5.0), "me", "")
+        await changes.set(TrafficGoal(1, 9, 5.0), "me", "")
     assert caught.value.field == "traffic.canary_release"
     assert encoder.loaded == (3, 4)
     assert read_audit(changes.repository) == []
@@ -118,7 +122,7 @@ async def test_a_repository_that_cannot_be_written_is_named(
 
     monkeypatch.setattr(promotion, "change_traffic", fail)
     with pytest.raises(ReadOnlyRepository, match="cannot be written"):
-        await changes.set(Wanted(3), "me", "")
+        await changes.set(TrafficGoal(3), "me", "")
     active = changes.releases.active
     assert active is not None
     assert active.number == 4

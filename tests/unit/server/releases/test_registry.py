@@ -8,9 +8,9 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import Traffic
 from server.releases import directory
 from server.releases import loader as loading
-from server.releases.directory import Shelf
+from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
-from server.releases.registry import Releases, State
+from server.releases.registry import ReleaseRegistry, State
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 
@@ -21,26 +21,26 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Releases:
+def found(tmp_path: Path) -> ReleaseRegistry:
     """Releases of an empty repository."""
-    return Releases(Shelf(tmp_path / MODEL_NAME))
+    return ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
 
 
 @pytest.fixture
-def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
+def loader(found: ReleaseRegistry, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
     """Loads them; tries again and probes in every round."""
     monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     return Loader(found, encoder, keep=2)
 
 
-async def test_without_a_release_there_is_none(found: Releases, loader: Loader) -> None:
+async def test_without_a_release_there_is_none(found: ReleaseRegistry, loader: Loader) -> None:
     await loader.refresh()
     with pytest.raises(NoRelease, match="segrec-train publish"):
         found.get()
 
 
-async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Releases, loader: Loader) -> None:
+async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: ReleaseRegistry, loader: Loader) -> None:
     tiny_release(tmp_path, 1)
     tiny_release(tmp_path, 2)
     changes: list[int] = []
@@ -58,7 +58,7 @@ async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: Rel
 
 
 async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
-    tmp_path: Path, found: Releases, loader: Loader, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -81,7 +81,7 @@ async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
 
 
 async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(
-    tmp_path: Path, found: Releases, loader: Loader
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader
 ) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / "2").mkdir()
@@ -91,7 +91,7 @@ async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(
 
 
 async def test_wrong_golden_embeddings_are_refused(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     encoder.wrong = True
@@ -103,7 +103,7 @@ async def test_wrong_golden_embeddings_are_refused(
 
 
 async def test_a_release_that_triton_cannot_load_is_tried_again(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     encoder.unloadable = {1}
@@ -116,7 +116,7 @@ async def test_a_release_that_triton_cannot_load_is_tried_again(
 
 @pytest.mark.parametrize("name", ["2.tmp", "02", "0", "-1", "1" * 18 + "x"])
 async def test_directories_that_are_no_release_numbers_are_ignored_and_named_once(
-    tmp_path: Path, found: Releases, loader: Loader, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / name).mkdir()
@@ -128,7 +128,7 @@ async def test_directories_that_are_no_release_numbers_are_ignored_and_named_onc
 
 
 async def test_nothing_is_loaded_while_a_name_lies_there_that_triton_ends_on(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -144,7 +144,7 @@ async def test_nothing_is_loaded_while_a_name_lies_there_that_triton_ends_on(
 
 
 async def test_a_leased_release_stays_loaded_until_the_lease_ends(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     unloaded: list[int] = []
     found.on_unload.append(unloaded.append)
@@ -163,7 +163,7 @@ async def test_a_leased_release_stays_loaded_until_the_lease_ends(
 
 
 async def test_a_triton_that_forgot_everything_is_loaded_again(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -179,7 +179,7 @@ async def test_a_triton_that_forgot_everything_is_loaded_again(
 
 
 async def test_an_encoder_that_answers_wrongly_is_not_healthy(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -189,7 +189,7 @@ async def test_an_encoder_that_answers_wrongly_is_not_healthy(
 
 
 async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes(
-    tmp_path: Path, found: Releases, loader: Loader
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader
 ) -> None:
     def canary(percent: float) -> Traffic:
         return Traffic(stable=1, canary=2, canary_percent=percent, key="0" * 32)
@@ -214,7 +214,7 @@ async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes
 
 
 async def test_a_loaded_release_whose_files_were_pruned_does_not_hinder_the_next(
-    tmp_path: Path, found: Releases, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, encoder: OnnxEncoder
 ) -> None:
     loader = Loader(found, encoder, keep=3)
     for number in (1, 2, 3):

@@ -11,11 +11,11 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import TRAFFIC, Traffic, change_traffic
 from server.releases import directory, traffic_watcher
 from server.releases import loader as loading
-from server.releases.directory import Shelf
+from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
-from server.releases.registry import Releases, State
+from server.releases.registry import ReleaseRegistry, State
 from server.releases.routing import Alias, Pin, Routing
-from server.releases.traffic_watcher import TrafficFile
+from server.releases.traffic_watcher import TrafficWatcher
 from server.rpc.validation import pin_of
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
@@ -31,17 +31,17 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> Releases:
-    return Releases(Shelf(tmp_path / MODEL_NAME))
+def found(tmp_path: Path) -> ReleaseRegistry:
+    return ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
 
 
 @pytest.fixture
-def routing(found: Releases) -> Routing:
+def routing(found: ReleaseRegistry) -> Routing:
     return Routing(found)
 
 
 @pytest.fixture
-def loader(found: Releases, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
+def loader(found: ReleaseRegistry, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
     monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     return Loader(found, encoder, keep=2)
@@ -67,7 +67,7 @@ def answering(routing: Routing, user_id: str, pin: Pin = Pin()) -> int:  # noqa:
 
 
 async def test_a_named_stable_release_answers_and_a_newer_one_stands_by(
-    tmp_path: Path, found: Releases, loader: Loader
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader
 ) -> None:
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
@@ -84,7 +84,7 @@ async def test_a_named_stable_release_answers_and_a_newer_one_stands_by(
 
 
 async def test_the_canary_answers_its_users_and_nobody_else(
-    tmp_path: Path, found: Releases, loader: Loader, routing: Routing
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing
 ) -> None:
     for number in (1, 2):
         tiny_release(tmp_path, number)
@@ -100,7 +100,9 @@ async def test_the_canary_answers_its_users_and_nobody_else(
         assert release.number == 1  # a history given inline
 
 
-async def test_pins_go_before_the_traffic(tmp_path: Path, found: Releases, loader: Loader, routing: Routing) -> None:
+async def test_pins_go_before_the_traffic(
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing
+) -> None:
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
     found.set_traffic(canary(50))
@@ -117,7 +119,7 @@ async def test_pins_go_before_the_traffic(tmp_path: Path, found: Releases, loade
 
 
 async def test_a_canary_that_is_damaged_gets_no_traffic_and_says_why_once(
-    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     broken = tiny_release(tmp_path, 2)
@@ -137,7 +139,7 @@ async def test_a_canary_that_is_damaged_gets_no_traffic_and_says_why_once(
 
 
 async def test_a_canary_whose_proof_fails_later_gets_no_traffic_until_it_is_right_again(
-    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing, encoder: OnnxEncoder
 ) -> None:
     for number in (1, 2):
         tiny_release(tmp_path, number)
@@ -158,7 +160,7 @@ async def test_a_canary_whose_proof_fails_later_gets_no_traffic_until_it_is_righ
 
 
 async def test_a_stable_release_that_cannot_be_loaded_leaves_the_one_before_answering(
-    tmp_path: Path, found: Releases, loader: Loader, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, caplog: pytest.LogCaptureFixture
 ) -> None:
     for number in (1, 2):
         tiny_release(tmp_path, number)
@@ -179,7 +181,7 @@ async def test_a_stable_release_that_cannot_be_loaded_leaves_the_one_before_answ
 
 
 async def test_at_a_start_with_a_damaged_stable_release_the_one_before_it_answers(
-    tmp_path: Path, found: Releases, loader: Loader
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader
 ) -> None:
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
@@ -190,7 +192,7 @@ async def test_at_a_start_with_a_damaged_stable_release_the_one_before_it_answer
 
 
 async def test_a_rollback_after_a_start_finds_its_release_loaded(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
@@ -201,7 +203,7 @@ async def test_a_rollback_after_a_start_finds_its_release_loaded(
 
 
 async def test_loaded_are_what_the_traffic_names_the_newest_and_the_latest_active_ones(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     for number in range(1, 8):
         tiny_release(tmp_path, number)
@@ -215,7 +217,7 @@ async def test_loaded_are_what_the_traffic_names_the_newest_and_the_latest_activ
 
 
 async def test_a_chunk_is_shared_out_and_keeps_the_stable_release_of_its_stream(
-    tmp_path: Path, found: Releases, loader: Loader, routing: Routing, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing, encoder: OnnxEncoder
 ) -> None:
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
@@ -236,7 +238,7 @@ async def test_a_chunk_is_shared_out_and_keeps_the_stable_release_of_its_stream(
 
 
 async def test_a_rollback_takes_effect_while_another_release_is_being_loaded(
-    tmp_path: Path, found: Releases, loader: Loader, routing: Routing
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, routing: Routing
 ) -> None:
     for number in (1, 2):
         tiny_release(tmp_path, number)
@@ -261,7 +263,7 @@ async def test_a_rollback_takes_effect_while_another_release_is_being_loaded(
 
 
 async def test_a_release_takes_traffic_only_after_it_was_warmed(
-    tmp_path: Path, found: Releases, loader: Loader
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader
 ) -> None:
     warmed: list[int] = []
 
@@ -277,7 +279,7 @@ async def test_a_release_takes_traffic_only_after_it_was_warmed(
 
 
 async def test_a_release_that_fails_at_real_histories_is_not_activated(
-    tmp_path: Path, found: Releases, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     async def warm(release: object) -> None:
         raise EncoderUnavailable("Triton's answer holds embeddings that are not finite")
@@ -293,7 +295,7 @@ async def test_a_release_that_fails_at_real_histories_is_not_activated(
 
 
 async def test_what_is_asked_for_is_loaded_and_held_until_it_is_let_go(
-    tmp_path: Path, found: Releases, following: Loader, encoder: OnnxEncoder
+    tmp_path: Path, found: ReleaseRegistry, following: Loader, encoder: OnnxEncoder
 ) -> None:
     for number in range(1, 6):
         tiny_release(tmp_path, number)
@@ -323,7 +325,7 @@ async def test_who_asks_waits_no_longer_than_said(tmp_path: Path, following: Loa
 async def test_a_damaged_traffic_file_leaves_what_was_in_force(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    followed = TrafficFile(tmp_path)
+    followed = TrafficWatcher(tmp_path)
     seen: list[int] = []
     followed.on_change.append(lambda traffic: seen.append(traffic.stable))
     await followed.refresh()
@@ -344,7 +346,7 @@ async def test_a_damaged_traffic_file_leaves_what_was_in_force(
 async def test_at_a_start_with_a_damaged_traffic_file_the_audit_tells_what_was_in_force(tmp_path: Path) -> None:
     change_traffic(tmp_path, lambda before: before.with_stable(3), "traffic", "me")
     (tmp_path / TRAFFIC).write_text("[]")
-    followed = TrafficFile(tmp_path)
+    followed = TrafficWatcher(tmp_path)
     await followed.refresh()
     assert followed.traffic.stable == 3
     assert followed.failure
@@ -354,7 +356,7 @@ async def test_following_the_traffic_survives_whatever_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(traffic_watcher, "POLL_SECONDS", 0.001)
-    followed, stop, seen = TrafficFile(tmp_path), asyncio.Event(), asyncio.Event()
+    followed, stop, seen = TrafficWatcher(tmp_path), asyncio.Event(), asyncio.Event()
 
     def fail_once(traffic: Traffic) -> None:
         if traffic.stable == 1:

@@ -23,7 +23,7 @@ from training.data.cleaning import (
     sort_events,
     treat_outliers,
 )
-from training.data.log_reader import Log
+from training.data.log_reader import RawLog
 from training.data.split import Split
 from training.errors import LogError
 
@@ -166,13 +166,13 @@ def test_few_events_are_dropped_until_nothing_changes() -> None:
 
 
 def test_nothing_left_is_an_error_that_names_the_step() -> None:
-    log = Log(values(1.0, 2.0), True, False, {})
+    log = RawLog(values(1.0, 2.0), True, False, {})
     with pytest.raises(LogError, match="left none of 2 events; the step `users with few events` dropped 2"):
         clean(log, Clean(min_events_per_user=9), NOW, 0)
 
 
 def test_the_account_for_people_tells_what_happened() -> None:
-    log = Log(values(1.0, 1.0, None), True, False, {})
+    log = RawLog(values(1.0, 1.0, None), True, False, {})
     cleaned = clean(log, Clean(missing=MissingColumns(value=Missing(method="drop"))), NOW, 0)
     account = Account(rows_in=3, rows_out=2, steps=cleaned.steps, notes=("a remark",))
     console = Console(file=io.StringIO(), width=100)
@@ -220,7 +220,7 @@ cleanings = st.builds(
 @settings(max_examples=200, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=40), cleanings, st.booleans(), st.booleans())
 def test_the_counts_add_up(rows: list[tuple[Any, ...]], how: Clean, has_clock: bool, own_order: bool) -> None:
-    log = Log(frame(rows), has_clock, own_order and not has_clock, {})
+    log = RawLog(frame(rows), has_clock, own_order and not has_clock, {})
     cleaned = None
     with suppress(LogError):
         cleaned = clean(log, how, NOW, 0)

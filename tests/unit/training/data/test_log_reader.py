@@ -9,14 +9,14 @@ import pytest
 
 from tests.support.logs import planted_log
 from training.config import Columns, ItemColumns, UserColumns
-from training.data.log_reader import Log, read_items, read_log, read_users
+from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.errors import LogError
 
 CHINESE = "用户ID,商品ID,行为类型,行为值\n小明,手机,浏览,\n小明,手机,购买,1999.5\n小红,书 ,搜索,1\n"
 
 
-def read(path: Path, columns: Columns | None = None) -> Log:
-    return read_log(path, columns or Columns(), path.parent / "scratch")
+def read(path: Path, columns: Columns | None = None) -> RawLog:
+    return read_raw_log(path, columns or Columns(), path.parent / "scratch")
 
 
 def written(tmp_path: Path, text: str, name: str = "log.csv") -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from server.core.preprocessing import Preprocessing
 from tests.support.logs import planted_log, write_planted
-from training.config import Clean, Config, Train
+from training.config import Clean, Config, TrainSettings
 from training.data.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
 from training.errors import ConfigError, LogError
 from training.runs import Run
@@ -188,7 +188,7 @@ def test_seen_items_are_left_out_where_nobody_repeats(tmp_path: Path, lines: str
     path = tmp_path / "log.csv"
     path.write_text("user,item\n" + lines)
     assert prepared(tmp_path, path).preprocessing.exclude_seen is expected
-    asked = Config(clean=Clean(exclude_seen=not expected), train=Train(max_length=7))
+    asked = Config(clean=Clean(exclude_seen=not expected), train=TrainSettings(max_length=7))
     preprocessing = prepared(tmp_path, path, asked).preprocessing
     assert preprocessing.exclude_seen is not expected
     assert preprocessing.max_length == 7

@@ -12,7 +12,7 @@ from server.core.hash_index import HashIndex
 from server.core.history import Event, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from training.data.sequences import (
-    Log,
+    EventLog,
     held_out,
     history_features,
     in_training,
@@ -21,7 +21,7 @@ from training.data.sequences import (
     read_log,
     seen_pairs,
 )
-from training.fit.batching import EpochPlan, Validation, Window, Windows
+from training.fit.batching import EpochPlan, StepWindows, Validation, Windows
 
 PREPROCESSING = Preprocessing(
     max_length=4,
@@ -51,7 +51,7 @@ def write(directory: Path, histories: dict[str, str], returns: frozenset[tuple[s
     return directory
 
 
-def letters(log: Log, mask: np.ndarray) -> list[str]:
+def letters(log: EventLog, mask: np.ndarray) -> list[str]:
     """The chosen items of each user, as text."""
     text = np.array([*"-abcdef"])[log.features.item_index]
     bounds = log.features.offsets
@@ -103,7 +103,7 @@ def test_negative_actions_are_no_targets(tmp_path: Path) -> None:
     positive = positive_actions(PREPROCESSING)
     assert [log.users[int(row)] for row in held_out(log, 1, positive).rows] == ["ann", "dan"]
     end = int(log.features.offsets[3])
-    batch = Windows(log, PREPROCESSING)[Window(np.array([end]), np.array([5]))]
+    batch = Windows(log, PREPROCESSING)[StepWindows(np.array([end]), np.array([5]))]
     assert batch["target"][0].tolist()[-4:] == [0, 3, 4, 0]
     assert batch["item_index"][0].tolist()[-4:] == [1, 2, 3, 4]
 

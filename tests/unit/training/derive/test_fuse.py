@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.derive.fuse import MEMBERS_MAX, choose, weights_to_choose_from
+from training.derive.fuse import MEMBERS_MAX, choose_weights, weights_to_choose_from
 
 
 @pytest.mark.parametrize("count", range(2, MEMBERS_MAX + 1))
@@ -22,5 +22,5 @@ def test_other_weights_must_be_better_beyond_chance() -> None:
     equal = rng.random(500)
     noise = rng.normal(0, 0.5, 500)
     chance, better = equal + noise - noise.mean() + 0.001, equal + rng.normal(0.1, 0.1, 500)
-    assert choose([equal, chance]) == 0
-    assert choose([equal, chance, better]) == 2
+    assert choose_weights([equal, chance]) == 0
+    assert choose_weights([equal, chance, better]) == 2

@@ -12,14 +12,22 @@ from sklearn.metrics import adjusted_rand_score
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
-from training.data.event_subsets import Part, part_of
-from training.data.sequences import Log, held_out
-from training.evaluation.linear_probe import USERS_A_CLASS, Label, labels_of, probe
+from training.data.event_subsets import EventSubset, part_of
+from training.data.sequences import EventLog, held_out
+from training.evaluation.linear_probe import USERS_A_CLASS, Label, probe, user_labels
 from training.evaluation.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
 from training.kmeans.fit import fit_kmeans
 from training.model.encoder import Encoder, EncoderShape
 from training.model.user_encoder import SegmentEmbedding, UserEncoder
-from training.segments.quality import SEEDS, Asked, Views, hr_of, neighbour_overlap, segment_quality, segments_agree
+from training.segments.quality import (
+    SEEDS,
+    TestTargets,
+    VectorViews,
+    hr_of,
+    neighbour_overlap,
+    segment_quality,
+    segments_agree,
+)
 
 PREPROCESSING = Preprocessing(
     max_length=8,
@@ -30,7 +38,7 @@ PREPROCESSING = Preprocessing(
 SECOND, HOUR, DAY = 1_000, 3_600_000, 86_400_000
 
 
-def log_of(*histories: list[int], step_ms: int = SECOND) -> Log:
+def log_of(*histories: list[int], step_ms: int = SECOND) -> EventLog:
     """One user for each list of item indexes, with a view every `step_ms`."""
     lengths = [len(items) for items in histories]
     count = sum(lengths)
@@ -44,10 +52,10 @@ def log_of(*histories: list[int], step_ms: int = SECOND) -> Log:
         np.zeros(len(lengths), np.int32),
     )
     users = pl.Series([f"u{number}" for number in range(len(lengths))])
-    return Log(users, features, places * step_ms, np.cumsum(lengths).astype(np.int64))
+    return EventLog(users, features, places * step_ms, np.cumsum(lengths).astype(np.int64))
 
 
-def whole(log: Log) -> Part:
+def whole(log: EventLog) -> EventSubset:
     everyone = np.arange(len(log.users))
     return part_of(log, np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
 
@@ -101,7 +109,7 @@ def test_bags_of_items_put_users_of_the_same_items_together() -> None:
 
 def test_figures_by_hand_tell_hours_and_categories() -> None:
     log = log_of([1, 1, 1, 1], [2, 2, 2, 2], [1, 1, 2, 2], step_ms=DAY)
-    log = Log(log.users, log.features, log.timestamp + np.repeat([0, 0, HOUR], 4), log.train_ends)
+    log = EventLog(log.users, log.features, log.timestamp + np.repeat([0, 0, HOUR], 4), log.train_ends)
     categories = pl.Series([["a"], ["b"]] + [[]] * 7, dtype=pl.List(pl.String))
     vectors = ByHand(whole(log), categories, PREPROCESSING)(whole(log))
     assert vectors[0] @ vectors[1] < 0.5
@@ -121,7 +129,7 @@ def test_labels_say_what_they_leave_out() -> None:
             "name": [f"name {number}" for number in range(100)],
         }
     )
-    labels, notes = labels_of(table, users)
+    labels, notes = user_labels(table, users)
     found = {label.name: label for label in labels}
     assert list(found) == ["half", "rare", "age"]
     assert len(found["half"].rows) == 95
@@ -137,7 +145,7 @@ def test_probes_tell_what_is_there_and_nothing_else() -> None:
     users = pl.Series("user_id", [f"u{number}" for number in range(200)])
     coin = np.random.default_rng(1).integers(0, 2, 200)
     table = pl.DataFrame({"user_id": users, "group": np.arange(200) % 4, "coin": coin})
-    (group, chance), _ = labels_of(table, users)
+    (group, chance), _ = user_labels(table, users)
     vectors = planted_vectors()
     told, guessed = probe(vectors, group, seed=0), probe(vectors, chance, seed=0)
     assert told.auroc > 0.99
@@ -158,15 +166,15 @@ def test_directions_keep_their_lengths() -> None:
 
 
 def test_segments_are_judged_by_coming_out_again() -> None:
-    nobody = Asked(log_of([1]), held_out(log_of([1]), 1), np.empty(0, np.intp), np.empty(0, np.intp), 9)
+    nobody = TestTargets(log_of([1]), held_out(log_of([1]), 1), np.empty(0, np.intp), np.empty(0, np.intp), 9)
     everyone = np.ones(200, np.bool_)
     planted = [planted_vectors(seed=seed) for seed in range(3)]
-    good = segment_quality(Views(planted[0], (planted[1], planted[2]), everyone, np.empty((0, 8))), nobody, 4)
+    good = segment_quality(VectorViews(planted[0], (planted[1], planted[2]), everyone, np.empty((0, 8))), nobody, 4)
     assert good.halves == good.halves_placed == good.seeds == 1.0
     assert good.smallest == good.largest == 0.25
     assert np.isnan(good.hr)
     noise = [normalised(np.random.default_rng(seed).normal(size=(200, 8))) for seed in range(3)]
-    bad = segment_quality(Views(noise[0], (noise[1], noise[2]), everyone, np.empty((0, 8))), nobody, 4)
+    bad = segment_quality(VectorViews(noise[0], (noise[1], noise[2]), everyone, np.empty((0, 8))), nobody, 4)
     assert abs(bad.halves) < 0.1
     assert abs(bad.halves_placed) < 0.1
     assert segments_agree(planted[0], planted[1], 4) == 1.0
@@ -175,9 +183,9 @@ def test_segments_are_judged_by_coming_out_again() -> None:
 def test_halves_are_compared_over_all_pairs_of_seeds_as_a_release_starts() -> None:
     """Of points without clusters, where each seed finds other segments, and one start others than several."""
     halves = tuple(normalised(np.random.default_rng(seed).normal(size=(120, 6))) for seed in (1, 2))
-    views = Views(halves[0], (halves[0], halves[1]), np.ones(120, np.bool_), halves[0][:0])
+    views = VectorViews(halves[0], (halves[0], halves[1]), np.ones(120, np.bool_), halves[0][:0])
     log = log_of([1, 2], [2, 3])
-    nobody = Asked(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
+    nobody = TestTargets(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
     one, other = ([fit_kmeans(half, 7, seed=seed).labels for seed in range(SEEDS)] for half in halves)
     expected = np.mean([adjusted_rand_score(*pair) for pair in product(one, other)])
     assert segment_quality(views, nobody, 7).halves == pytest.approx(expected)
@@ -192,7 +200,7 @@ def test_segment_popularity_finds_what_its_users_had() -> None:
     log = log_of(*histories)
     held = held_out(log, 1)
     past = np.array([(row, item - 1) for row, items in enumerate(histories) for item in items[:-1]], np.intp)
-    asked = Asked(log, held, past[:, 1], past[:, 0], 30)
+    asked = TestTargets(log, held, past[:, 1], past[:, 0], 30)
     assert hr_of(asked, np.arange(30) // 15) == 1.0
     everyone = hr_of(asked, np.zeros(30, np.intp))
     assert everyone < 1.0  # the other group's items come between

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from training.config import Config, Objectives, Text, Train
-from training.data.sequences import Log
+from training.config import Config, Objectives, Text, TrainSettings
+from training.data.sequences import EventLog
 from training.errors import LogError
 from training.fit.batching import Batch, EpochPlan
 from training.fit.callbacks import Clock
@@ -44,7 +44,7 @@ PREPROCESSING = Preprocessing(
 )
 
 
-def log_of(users: int = USERS, events: int = EVENTS) -> Log:
+def log_of(users: int = USERS, events: int = EVENTS) -> EventLog:
     """User u has the items u * events + 1, u * events + 2, …, so that an item tells user and place."""
     count = users * events
     offsets = np.arange(users + 1, dtype=np.int64) * events
@@ -52,7 +52,7 @@ def log_of(users: int = USERS, events: int = EVENTS) -> Log:
     items = np.arange(1, count + 1, dtype=np.int32)
     features = Features(items, ones, np.zeros(count, np.float32), ones, offsets, np.zeros(users, np.int32))
     names = pl.Series([f"u{number}" for number in range(users)])
-    return Log(names, features, np.arange(count), offsets[1:] - HELD_BACK)
+    return EventLog(names, features, np.arange(count), offsets[1:] - HELD_BACK)
 
 
 def batches(epoch: int, seed: int = 0) -> list[Batch]:
@@ -229,7 +229,7 @@ def test_without_weight_the_next_item_does_not_move_the_encoder(
     next_item: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     encoder = Encoder(replace(SHAPE, tied=next_item > 0))
-    settings = Train(objectives=Objectives(next_item=next_item, feature_mse=1))
+    settings = TrainSettings(objectives=Objectives(next_item=next_item, feature_mse=1))
     plan = EpochPlan(log_of(), MAX_LENGTH, 8, 0)
     loss = NextItemLoss(torch.ones(SHAPE.item_count), 0)
     module = NextItemModule(encoder, loss, settings, plan, Clock())
@@ -245,6 +245,6 @@ def test_weights_are_checked() -> None:
         Objectives(next_item=0)
     with pytest.raises(ValueError, match="greater than or equal to 0"):
         Objectives(contrastive=-1)
-    alone = Train(objectives=Objectives(next_item=0, contrastive=1))
+    alone = TrainSettings(objectives=Objectives(next_item=0, contrastive=1))
     with pytest.raises(ValueError, match="learns from next items"):
         Config(train=alone, text=Text(model="auto"))

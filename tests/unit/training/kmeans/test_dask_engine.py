@@ -16,7 +16,7 @@ from training.kmeans.cuml_engine import blocks, cuml_problem
 from training.kmeans.cuml_engine import fit_parts as fit_on_gpus
 from training.kmeans.dask_engine import Partwise, client_on, lloyd, parts_for, scalable_plus_plus
 from training.kmeans.fit import fit_files, fit_kmeans
-from training.kmeans.partitions import Part, parts_of, shape_of
+from training.kmeans.partitions import Partition, partition_shape, parts_of
 from training.kmeans.settings import KMeansSettings
 
 WARM = KMeansSettings(start="previous", rows_at_once=250)
@@ -120,14 +120,14 @@ def test_a_part_is_all_that_is_read_at_a_time(
     dask_client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: list[int] = []
-    read = Part.read
+    read = Partition.read
 
-    def told(part: Part) -> NDArray[np.float32]:
+    def told(part: Partition) -> NDArray[np.float32]:
         points = read(part)
         sizes.append(len(points))
         return points
 
-    monkeypatch.setattr(Part, "read", told)
+    monkeypatch.setattr(Partition, "read", told)
     fit_files([saved(tmp_path, cloud())], 5, settings=KMeansSettings(rows_at_once=150, restarts=1, max_iterations=2))
     assert max(sizes) == 150
 
@@ -211,7 +211,7 @@ def test_cuml_is_given_the_parts_as_chunks(dask_client: Any, tmp_path: Path) -> 
 def test_files_without_points_are_said(tmp_path: Path, write: Any, why: str) -> None:
     write(tmp_path / "bad.npy")
     with pytest.raises(LogError, match=why):
-        shape_of([tmp_path / "bad.npy"])
+        partition_shape([tmp_path / "bad.npy"])
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64, np.float16, np.int8])
@@ -235,7 +235,7 @@ def test_reading_a_part_parses_no_header(tmp_path: Path, monkeypatch: pytest.Mon
 def test_empty_files_among_others_do_not_matter(tmp_path: Path) -> None:
     pl.DataFrame({"x": []}).write_parquet(tmp_path / "empty.parquet")
     paths = [tmp_path / "empty.parquet", saved(tmp_path, cloud())]
-    assert shape_of(paths) == (600, 6)
+    assert partition_shape(paths) == (600, 6)
     assert [part.path.name for part in parts_of(paths, 1_000)] == ["points.npy"]
 
 
@@ -243,7 +243,7 @@ def test_files_of_different_dimensions_are_said(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.zeros((2, 3)))
     np.save(tmp_path / "b.npy", np.zeros((2, 4)))
     with pytest.raises(LogError, match=r"a\.npy has 3, b\.npy has 4"):
-        shape_of([tmp_path / "a.npy", tmp_path / "b.npy"])
+        partition_shape([tmp_path / "a.npy", tmp_path / "b.npy"])
 
 
 def test_the_first_rows_of_a_part_are_read_alone(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from server.core.segments import normalised
-from training.config import Segment
+from training.config import SegmentSettings
 from training.errors import ConfigError
 from training.kmeans import cuml_engine, dask_engine, fit
 from training.kmeans.cuml_engine import (
@@ -245,10 +245,10 @@ def test_assignment_in_chunks_equals_assignment_at_once(monkeypatch: pytest.Monk
 
 
 def test_settings_are_those_of_the_configuration() -> None:
-    segment = Segment(restarts=3, tolerance=0.01, rows_at_once=7, start="random", seed=5)
+    segment = SegmentSettings(restarts=3, tolerance=0.01, rows_at_once=7, start="random", seed=5)
     assert KMeansSettings.of(segment) == KMeansSettings("random", 3, 300, 0.01, 2.0, 7, 5)
-    assert KMeansSettings.of(Segment()) == KMeansSettings()
-    assert (fixed_k(Segment(k=3)), fixed_k(Segment(k="auto"))) == (3, Segment().k)
+    assert KMeansSettings.of(SegmentSettings()) == KMeansSettings()
+    assert (fixed_k(SegmentSettings(k=3)), fixed_k(SegmentSettings(k="auto"))) == (3, SegmentSettings().k)
 
 
 def test_our_arguments_are_parameters_of_sklearn() -> None:

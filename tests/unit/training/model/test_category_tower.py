@@ -9,7 +9,7 @@ import torch
 
 from server.core.features import Features
 from tests.support.training import assert_plain_is_the_same
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.fit.train import FEW_EVENTS_AN_ITEM, choose_categories
 from training.model.category_tower import CATEGORIES_AN_ITEM, CategoryTower, ItemCategories, read_item_categories
 from training.model.encoder import Encoder, EncoderShape
@@ -88,6 +88,6 @@ def test_the_loss_reaches_ids_and_categories(encoder: Encoder, negatives: int, s
 def test_categories_are_for_catalogues_of_few_events_an_item() -> None:
     column = np.ones(30, np.int32)
     features = Features(column, column, np.zeros(30, np.float32), column, np.array([0, 30]), np.zeros(1, np.int32))
-    log = Log(pl.Series(["u"]), features, np.zeros(30, np.int64), np.array([30]))
+    log = EventLog(pl.Series(["u"]), features, np.zeros(30, np.int64), np.array([30]))
     assert choose_categories(log, 30 // FEW_EVENTS_AN_ITEM + 1)
     assert not choose_categories(log, 30 // FEW_EVENTS_AN_ITEM)

@@ -10,7 +10,7 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
 from tests.unit.training.evaluation.test_probe import PREPROCESSING, log_of, planted_vectors
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.model.forecast import Bags, Forecast, agreement_of_halves, halves_of, learn_forecast
 
 ITEMS = 40
@@ -24,7 +24,7 @@ def counted(features: Features) -> NDArray[np.float32]:
     return normalised(bags[:, 1:]).astype(np.float32)
 
 
-def going_on(*ways: tuple[int, int], users: int = 60, held_back: int = 8) -> Log:
+def going_on(*ways: tuple[int, int], users: int = 60, held_back: int = 8) -> EventLog:
     """Each user goes on from one item to another, or stays, at some time; then an event that training may not see."""
     turns = 4 + np.arange(users) % 5
     rows = [[ways[u % len(ways)][0]] * turn + [ways[u % len(ways)][1]] * (12 - turn) for u, turn in enumerate(turns)]
@@ -35,7 +35,7 @@ def going_on(*ways: tuple[int, int], users: int = 60, held_back: int = 8) -> Log
 TURNING = (1, 2), (3, 2), (5, 4)
 
 
-def learned(log: Log, preprocessing: Preprocessing = PREPROCESSING) -> Forecast:
+def learned(log: EventLog, preprocessing: Preprocessing = PREPROCESSING) -> Forecast:
     found = learn_forecast(log, preprocessing, counted, BAGS, 20, seed=0)
     assert found
     return found
@@ -80,7 +80,7 @@ def test_users_of_one_event_tell_no_forecast() -> None:
     assert learn_forecast(log, PREPROCESSING, counted, BAGS, 20, seed=0) is None
 
 
-def random_log(users: int, held_back: int) -> Log:
+def random_log(users: int, held_back: int) -> EventLog:
     log = log_of(*[[*row, held_back] for row in np.random.default_rng(0).integers(1, 9, (users, 12)).tolist()])
     return replace(log, train_ends=log.train_ends - 1)
 

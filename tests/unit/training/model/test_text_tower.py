@@ -12,7 +12,7 @@ from training.data.item_text import ItemText, TextSource
 from training.errors import ConfigError
 from training.model.encoder import Encoder, EncoderShape
 from training.model.loss import NextItemLoss
-from training.model.text_tower import ItemTower, whitened
+from training.model.text_tower import TextTower, whitened
 
 SHAPE = EncoderShape(item_count=30, action_count=3, max_length=16, embedding_dim=16, layers=2, heads=2)
 SOURCE = TextSource(model="", model_dim=0, file_dim=12, probe=())
@@ -41,8 +41,8 @@ def encoder() -> Encoder:
     return made.eval()
 
 
-def tower_of(encoder: Encoder) -> ItemTower:
-    assert isinstance(encoder.item, ItemTower)
+def tower_of(encoder: Encoder) -> TextTower:
+    assert isinstance(encoder.item, TextTower)
     return encoder.item
 
 

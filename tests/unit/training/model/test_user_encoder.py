@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from server.core.features import GAP_START, batches
 from server.core.segments import normalised
 from tests.unit.training.evaluation.test_probe import PREPROCESSING, log_of, whole
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.model import user_encoder
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import random_inputs
@@ -27,7 +27,7 @@ SHAPE = EncoderShape(9, 2, 8, 16, layers=1, heads=2)
 DIM = SHAPE.embedding_dim
 
 
-def two_tastes() -> Log:
+def two_tastes() -> EventLog:
     """Even users have items 4, 5 and 6, odd ones 1, 2 and 3; everybody has 9, and nobody 7 and 8."""
     return log_of(*[[1, 2, 3, 9] if user % 2 else [4, 5, 6, 9] for user in range(12)])
 
@@ -44,7 +44,7 @@ def bag_size(encoder: UserEncoder) -> int:
     return encoder.segments.items.shape[1]
 
 
-def bags(encoder: UserEncoder, log: Log) -> np.ndarray:
+def bags(encoder: UserEncoder, log: EventLog) -> np.ndarray:
     """Bags of length 1, or 0."""
     return normalised(embedded(encoder, log.features, encoder.shape)[:, -bag_size(encoder) :].numpy())
 
@@ -219,7 +219,7 @@ def test_segments_look_as_far_ahead_as_they_hold_together_like_counts(
             np.testing.assert_allclose(length, weight / np.sqrt(1 + 2 * ahead**2), atol=1e-5)
 
 
-def long_tastes() -> Log:
+def long_tastes() -> EventLog:
     """Forty users of two tastes, twelve random events each."""
     rng = np.random.default_rng(0)
     return log_of(*[(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist() for user in range(40)])

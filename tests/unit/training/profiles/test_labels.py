@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.profiles import Activity, SegmentProfile, Trait
-from training.profiles.labels import LONGEST_NAME, describe, in_words, labels_of, percent, times
+from training.profiles.labels import LONGEST_NAME, describe, in_words, label_percent, labels_of, times
 
 
 def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:
@@ -94,7 +94,7 @@ def test_a_segment_of_everyone_says_so() -> None:
     ("share", "text"), [(0, "0 %"), (0.001, "under 1 %"), (0.125, "12 %"), (0.9999, "over 99 %"), (1, "100 %")]
 )
 def test_shares_in_words(share: float, text: str) -> None:
-    assert percent(share) == text
+    assert label_percent(share) == text
 
 
 @pytest.mark.parametrize(("ratio", "text"), [(0.04, "less than 0.1 times"), (3.14, "3.1 times"), (31.4, "31 times")])
@@ -152,11 +152,11 @@ def test_sentences_claim_nothing_that_figures_do_not_say(own: list[SegmentProfil
     plain = [one.model_copy(update={"traits": tuple(_lettered(one.traits))}) for one in own]
     for one, sentence in zip(plain, describe(plain), strict=True):
         assert not re.search(r"None|nan|inf\b", sentence)
-        assert percent(one.share).lower() in sentence.lower() or one.share == 1
+        assert label_percent(one.share).lower() in sentence.lower() or one.share == 1
         claims = re.findall(rf"({_SHARE}) (?:of their events are )?(N[abcd]), ({_TIMES})", sentence)
         assert len(claims) == len(re.findall(r"(?<!at )N[abcd]", sentence))
         for claim in claims:
-            assert claim in [(percent(t.share), t.name, times(t.lift)) for t in one.traits]
+            assert claim in [(label_percent(t.share), t.name, times(t.lift)) for t in one.traits]
         weekend = sum(one.weekdays[5:])
         assert "mostly on weekends" not in sentence or weekend > 0.5
         for ratio in re.findall(rf"({_TIMES}) the events of the average user", sentence):

@@ -12,7 +12,7 @@ import pytest
 
 from server.core.profiles import Activity, SegmentProfile, Trait
 from training.config import Naming
-from training.profiles.llm_names import named, request_of
+from training.profiles.llm_names import request_of, with_llm_names
 
 KEY = "sk-secret-key"
 
@@ -89,7 +89,7 @@ TWO = profiles("Beer", "Tea")
 
 
 def asked(model: Model, own: list[SegmentProfile] = TWO, **more: Any) -> tuple[list[str], list[str]]:
-    found, notes = named(own, Naming(url=model.url, model="m", **more))
+    found, notes = with_llm_names(own, Naming(url=model.url, model="m", **more))
     assert [one.description for one in found] == [one.description for one in own]
     return [one.label for one in found], notes
 
@@ -103,7 +103,7 @@ def test_names_become_labels_and_the_sentences_stay() -> None:
 
 
 def test_without_a_url_nobody_is_asked() -> None:
-    assert named(TWO, Naming()) == (TWO, [])
+    assert with_llm_names(TWO, Naming()) == (TWO, [])
 
 
 @pytest.mark.parametrize("text", ["I would rather not.", "[1]", '{"1": 7, "2": null}', "{", '{"1": ""}', "{" * 99_999])
@@ -159,7 +159,7 @@ def test_a_model_that_is_out_of_reach_is_told() -> None:
 
 @pytest.mark.parametrize("url", ["not a url", "ftp://x/v1", "http://[::1", "http://user:pass@127.0.0.1:1/v1"])
 def test_a_url_that_cannot_be_asked_is_told_without_what_it_holds(url: str) -> None:
-    found, [note] = named(TWO, Naming(url=url, model="m", timeout_seconds=5))
+    found, [note] = with_llm_names(TWO, Naming(url=url, model="m", timeout_seconds=5))
     assert found == TWO
     assert "cannot be asked" in note
     assert "pass" not in note
@@ -196,7 +196,7 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: p
     assert model.keys == [f"Bearer {KEY}"]
     assert KEY not in json.dumps([notes, model.requests])
     monkeypatch.setenv("TEST_NAMING_KEY", f"{KEY}\n")
-    _, [note] = named(TWO, Naming(url=model.url, model="m", api_key_variable="TEST_NAMING_KEY"))
+    _, [note] = with_llm_names(TWO, Naming(url=model.url, model="m", api_key_variable="TEST_NAMING_KEY"))
     assert KEY not in note
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from server.core.repository.read import read_release
 from server.core.repository.traffic import TRAFFIC, Traffic
 from tests.support.releases import tiny_release
-from training.config import Publish
+from training.config import PublishSettings
 from training.errors import PublishError
 from training.evaluation.compare import difference_of
 from training.publish.active_gate import active_release, quality_gate, segment_gates
@@ -47,11 +47,11 @@ def test_users_who_move_and_whose_segment_is_no_more_are_counted(tmp_path: Path)
     new = read_release(tiny_release(tmp_path))
     before = np.array([1, 1, 2, 2, 9, 9, 9, 9, 0, 1])
     after = np.array([1, 1, 2, 3, 1, 1, 1, 1, 1, 0])
-    moved, retired = segment_gates(before, after, new, 7, Publish())
+    moved, retired = segment_gates(before, after, new, 7, PublishSettings())
     assert (moved.figures, retired.figures) == ({"moved_share": 5 / 8}, {"retired_share": 0.5})
     assert not moved.problem
     assert not retired.problem
-    moved, retired = segment_gates(before, after, new, 7, Publish(max_moved_share=0.6, max_retired_share=0.4))
+    moved, retired = segment_gates(before, after, new, 7, PublishSettings(max_moved_share=0.6, max_retired_share=0.4))
     assert moved.problem.startswith(
         "62.5% of 8 users are in another segment than in release 7, and [publish] max_moved"
     )

@@ -14,13 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 from server.core.repository.layout import OUTPUT
 from server.core.repository.read import read_release
 from tests.support.releases import tiny_release
-from training.config import Publish
+from training.config import PublishSettings
 from training.errors import PublishError
 from training.publish.gates import check_release
 from training.publish.model_checks import prove
-from training.publish.sandbox import Limits, confined
+from training.publish.sandbox import SandboxLimits, confined
 
-ENOUGH = Limits(8 << 30, 60)
+ENOUGH = SandboxLimits(8 << 30, 60)
 
 
 def proved(directory: Path, name: str = "model.onnx") -> dict[str, float]:
@@ -141,7 +141,7 @@ def test_an_encoder_that_mixes_histories_is_found(tmp_path: Path) -> None:
 
 def test_a_model_that_is_too_large_is_told(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match=r"bytes, and \[publish\] max_model_bytes allows 1,000"):
-        check_release(tiny_release(tmp_path), Publish(max_model_bytes=1000))
+        check_release(tiny_release(tmp_path), PublishSettings(max_model_bytes=1000))
 
 
 def doubled(values: NDArray[np.float64]) -> dict[str, NDArray[np.generic]]:
@@ -178,12 +178,12 @@ def test_work_apart_returns_arrays() -> None:
     ("limits", "work", "problem"),
     [
         (ENOUGH, failing, "^first line$"),
-        (Limits(4 << 30, 60), greedy, "memory than it may|Unable to allocate"),
+        (SandboxLimits(4 << 30, 60), greedy, "memory than it may|Unable to allocate"),
         (ENOUGH, dying, "was ended"),
     ],
 )
 def test_work_that_ends_badly_is_told(
-    limits: Limits, work: Callable[[], dict[str, NDArray[np.generic]]], problem: str
+    limits: SandboxLimits, work: Callable[[], dict[str, NDArray[np.generic]]], problem: str
 ) -> None:
     with pytest.raises(PublishError, match=problem):
         confined(limits, work)
@@ -192,7 +192,7 @@ def test_work_that_ends_badly_is_told(
 def test_work_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.publish.sandbox._GRACE_SECONDS", 0.0)
     with pytest.raises(PublishError, match=r"more than 0\.1 s"):
-        confined(Limits(8 << 30, 0.1), endless)
+        confined(SandboxLimits(8 << 30, 0.1), endless)
 
 
 def test_work_apart_cannot_write_files(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import TRAFFIC, Guard, Traffic, read_traffic
 from tests.support.releases import tiny_release
 from training.errors import ConfigError, PublishError
-from training.publish.traffic import Wanted, parse_guard, parse_shadow, parse_shares, roll_back, set_traffic
+from training.publish.traffic import TrafficChange, parse_guard, parse_shadow, parse_shares, roll_back, set_traffic
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def put(repository: Path, *shares: str, shadow: str | None = None, guard: str | None = None) -> tuple[int, int, float]:
-    wanted = Wanted(
+    wanted = TrafficChange(
         parse_shares(shares) if shares else None,
         None if shadow is None else parse_shadow(shadow),
         None if guard is None else parse_guard(guard),
@@ -127,7 +127,7 @@ def test_a_shadow_can_be_given_and_taken_alone(repository: Path) -> None:
 
 def test_a_repository_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="cannot be changed: No such file"):
-        set_traffic(tmp_path / "none", Wanted({1: 100.0}), "ada")
+        set_traffic(tmp_path / "none", TrafficChange({1: 100.0}), "ada")
 
 
 @pytest.mark.parametrize(

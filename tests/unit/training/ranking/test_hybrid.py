@@ -9,15 +9,15 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.kmeans.settings import KMeansSettings
-from training.ranking.hybrid import DEFAULT_WEIGHT, WEIGHTS, Mixer
+from training.ranking.hybrid import DEFAULT_WEIGHT, WEIGHTS, HybridTuner
 
 ITEMS, GROUPS, USERS, LENGTH = 40, 2, 60, 12
 DAY_MS = 86_400_000
 
 
-def grouped_log(length: int = LENGTH, exclude_seen: bool = False) -> tuple[Log, Preprocessing]:
+def grouped_log(length: int = LENGTH, exclude_seen: bool = False) -> tuple[EventLog, Preprocessing]:
     """Users of even row act on the first 20 items, the others on the last 20; low items are the more popular."""
     rng = np.random.default_rng(0)
     rows = np.repeat(np.arange(USERS), length)
@@ -29,7 +29,7 @@ def grouped_log(length: int = LENGTH, exclude_seen: bool = False) -> tuple[Log, 
     ones = np.ones(len(items), np.int32)
     features = Features(items, ones, np.zeros(len(items), np.float32), ones, offsets, np.zeros(USERS, np.int32))
     times = np.tile(np.arange(length), USERS) * np.int64(DAY_MS)
-    log = Log(
+    log = EventLog(
         pl.Series([f"u{row}" for row in range(USERS)]), features, times, np.maximum(offsets[1:] - 2, offsets[:-1])
     )
     actions = (Action(name="buy", weight=1.0),)
@@ -42,8 +42,8 @@ def group_of(features: Features) -> NDArray[np.float32]:
     return np.eye(GROUPS, dtype=np.float32)[(newest - 1) // (ITEMS // GROUPS)]
 
 
-def mixer(log: Log, preprocessing: Preprocessing, item_embeddings: NDArray[np.float32]) -> Mixer:
-    return Mixer(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", kmeans=KMeansSettings())
+def mixer(log: EventLog, preprocessing: Preprocessing, item_embeddings: NDArray[np.float32]) -> HybridTuner:
+    return HybridTuner(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", kmeans=KMeansSettings())
 
 
 def noise() -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from training.data.sequences import Log
+from training.data.sequences import EventLog
 from training.ranking import segment_items as si
 from training.ranking.segment_items import (
     Behaviour,
@@ -34,14 +34,16 @@ def behaviour(events: list[tuple[int, int, int, int]], items: int = 3, has_clock
     return behaviour_of(log, log.features.offsets[1:], preprocessing(has_clock), items)
 
 
-def indexed_log(events: list[tuple[int, int, int, int]]) -> Log:
+def indexed_log(events: list[tuple[int, int, int, int]]) -> EventLog:
     users, items, actions, days = (np.array(column, np.int32) for column in zip(*events, strict=True))
     offsets = np.searchsorted(users, np.arange(users.max() + 2))
     counts = np.zeros(len(offsets) - 1, np.int32)
     features = Features(
         items, actions, np.zeros(len(items), np.float32), np.ones(len(items), np.int32), offsets, counts
     )
-    return Log(pl.Series([f"u{row}" for row in range(len(counts))]), features, days * np.int64(DAY_MS), offsets[1:])
+    return EventLog(
+        pl.Series([f"u{row}" for row in range(len(counts))]), features, days * np.int64(DAY_MS), offsets[1:]
+    )
 
 
 def items_of(frame: pl.DataFrame, segment_id: int) -> list[int]:

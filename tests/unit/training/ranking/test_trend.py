@@ -17,7 +17,7 @@ from server.core.release import TREND
 from server.core.repository.read import read_release
 from tests.support.logs import START_MS
 from tests.support.releases import tiny_release
-from training.data.sequences import HeldOut, Log, held_out
+from training.data.sequences import EventLog, HeldOut, held_out
 from training.data.split import Split
 from training.model.torch_inference import Scorer
 from training.publish.add_items import catalogue
@@ -28,7 +28,7 @@ BUY, RETURN = Action(name="buy", weight=1.0), Action(name="return", weight=-1.0)
 ITEMS, USERS, LENGTH = 30, 200, 8
 
 
-def log_of(items: NDArray[np.int64], days: NDArray[np.float64], actions: NDArray[np.int64] | None = None) -> Log:
+def log_of(items: NDArray[np.int64], days: NDArray[np.float64], actions: NDArray[np.int64] | None = None) -> EventLog:
     """Users' events by item index and day, (U, L) each; training ends two events before the end."""
     users, length = items.shape
     offsets = np.arange(0, users * length + 1, length)
@@ -37,14 +37,14 @@ def log_of(items: NDArray[np.int64], days: NDArray[np.float64], actions: NDArray
     zeros = np.zeros(items.size, np.float32)
     features = Features(items.ravel().astype(np.int32), action, zeros, ones, offsets, np.zeros(users, np.int32))
     times = START_MS + (days.ravel() * DAY_MS).astype(np.int64)
-    return Log(pl.Series([f"u{row}" for row in range(users)]), features, times, offsets[1:] - 2)
+    return EventLog(pl.Series([f"u{row}" for row in range(users)]), features, times, offsets[1:] - 2)
 
 
 def preprocessing(has_clock: bool = True) -> Preprocessing:
     return Preprocessing(max_length=8, actions=(BUY, RETURN), has_clock=has_clock, exclude_seen=False)
 
 
-def fashions(seed: int = 0) -> Log:
+def fashions(seed: int = 0) -> EventLog:
     """Users come once a day, from days of their own on; three in four buy what is bought that day."""
     rng = np.random.default_rng(seed)
     days = rng.integers(0, 60, USERS)[:, None] + np.arange(LENGTH) + rng.random((USERS, LENGTH)) * 0.9
@@ -57,7 +57,7 @@ def alike(places: NDArray[np.intp]) -> Tensor:
     return torch.zeros(len(places), ITEMS)
 
 
-def chosen(log: Log, scorer: Scorer = alike, has_clock: bool = True) -> Trend | None:
+def chosen(log: EventLog, scorer: Scorer = alike, has_clock: bool = True) -> Trend | None:
     return choose_trend(log, held_out(log, 2), scorer, preprocessing(has_clock), ITEMS, exclude_seen=False)
 
 
@@ -89,7 +89,7 @@ def test_at_a_moment_nothing_of_it_or_later_is_known(told: bool) -> None:
     assert torch.equal(one, again) is not told
 
 
-def noise(seed: int) -> Log:
+def noise(seed: int) -> EventLog:
     rng = np.random.default_rng(seed)
     days = rng.random((USERS, LENGTH)).cumsum(1) * 20
     return log_of(rng.integers(1, ITEMS + 1, (USERS, LENGTH)), days)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from server.core.release import Confidence
 from server.core.segments import margin, nearest, normalised
 from training.kmeans.fit import fit_kmeans
-from training.reports.drift import VERDICTS, compare, embedding_shift, psi, unknown_share
+from training.reports.drift import VERDICTS, embedding_shift, measure_drift, psi, unknown_share
 from training.segments.drift_reference import DriftReference, reference_of
 
 DIM, SEGMENTS, USERS, NEW, DRAWS = 32, 6, 1000, 300, 200
@@ -52,7 +52,7 @@ class Model:
         place = nearest(embeddings, self.centroids)
         points, confidence = normalised(embeddings), CALIBRATION.at(margin(place))
         placed = SimpleNamespace(points=points, place=place, confidence=confidence, users=embeddings)
-        measures = compare(self.release, self.reference, placed)  # type: ignore[arg-type]
+        measures = measure_drift(self.release, self.reference, placed)  # type: ignore[arg-type]
         return {measure.name: measure.verdict for measure in measures}
 
     def rate(self, draw: Callable[[np.random.Generator], NDArray[np.float32]]) -> float:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.segments import Nearest, margin
-from training.config import Segment
-from training.data.sequences import Log
+from training.config import SegmentSettings
+from training.data.sequences import EventLog
 from training.kmeans.fit import assign
 from training.segments.confidence import DROPPED_SHARE, KNOTS, calibrate, calibration_error, fit_curve
 
@@ -16,7 +16,7 @@ MAX_LENGTH = 30
 CENTROIDS = np.eye(2, dtype=np.float32)
 
 
-def mixed_log(users: int, seed: int, shortest: int = 3, longest: int = 40) -> Log:
+def mixed_log(users: int, seed: int, shortest: int = 3, longest: int = 40) -> EventLog:
     """Users who take item 1 or 2, each with a taste of its own: near one half a few events more or less decide."""
     rng = np.random.default_rng(seed)
     lengths = rng.integers(shortest, longest + 1, users)
@@ -25,7 +25,7 @@ def mixed_log(users: int, seed: int, shortest: int = 3, longest: int = 40) -> Lo
     zeros = np.zeros(len(items), np.int32)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     features = Features(items, zeros + 1, zeros.astype(np.float32), zeros, offsets, np.zeros(users, np.int32))
-    return Log(pl.Series([f"u{n}" for n in range(users)]), features, np.zeros(len(items), np.int64), offsets[1:])
+    return EventLog(pl.Series([f"u{n}" for n in range(users)]), features, np.zeros(len(items), np.int64), offsets[1:])
 
 
 def embed(features: Features) -> NDArray[np.float32]:
@@ -39,7 +39,7 @@ def place(features: Features) -> Nearest:
     return assign(embed(features), CENTROIDS)
 
 
-def outcomes(log: Log) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def outcomes(log: EventLog) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Margins of all users, and whether they stay when the newest fifth of what is read is gone; user by user."""
     placed, stays = place(log.features), []
     for user, cluster in enumerate(placed.first):
@@ -52,7 +52,7 @@ def outcomes(log: Log) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
 
 def test_within_each_bin_the_share_that_stays_is_as_foretold() -> None:
     log = mixed_log(6_000, seed=0)
-    calibration = calibrate(log, place(log.features), place, MAX_LENGTH, Segment())
+    calibration = calibrate(log, place(log.features), place, MAX_LENGTH, SegmentSettings())
     assert calibration is not None
     margins, stayed = outcomes(mixed_log(6_000, seed=1))
     foretold = calibration.confidence.at(margins)
@@ -69,7 +69,9 @@ def test_within_each_bin_the_share_that_stays_is_as_foretold() -> None:
 
 def test_confidence_rises_with_the_margin_and_has_few_knots() -> None:
     log = mixed_log(3_000, seed=2)
-    calibration = calibrate(log, place(log.features), place, MAX_LENGTH, Segment(min_confidence=0.7, min_history=4))
+    calibration = calibrate(
+        log, place(log.features), place, MAX_LENGTH, SegmentSettings(min_confidence=0.7, min_history=4)
+    )
     assert calibration is not None
     curve = calibration.confidence
     assert (curve.margins[0], curve.margins[-1]) == (0.0, 1.0)
@@ -79,13 +81,13 @@ def test_confidence_rises_with_the_margin_and_has_few_knots() -> None:
 
 def test_histories_too_short_to_drop_from_give_no_confidence() -> None:
     log = mixed_log(500, seed=0, shortest=1, longest=2)
-    assert calibrate(log, place(log.features), place, MAX_LENGTH, Segment(min_history=3)) is None
-    assert calibrate(log, place(log.features), place, MAX_LENGTH, Segment(min_history=2)) is not None
+    assert calibrate(log, place(log.features), place, MAX_LENGTH, SegmentSettings(min_history=3)) is None
+    assert calibrate(log, place(log.features), place, MAX_LENGTH, SegmentSettings(min_history=2)) is not None
 
 
 def test_a_history_as_long_as_can_be_read_is_never_short() -> None:
     log = mixed_log(500, seed=0, shortest=40)
-    calibration = calibrate(log, place(log.features), place, MAX_LENGTH, Segment(min_history=100))
+    calibration = calibrate(log, place(log.features), place, MAX_LENGTH, SegmentSettings(min_history=100))
     assert calibration is not None
     assert calibration.confidence.min_history == MAX_LENGTH
 
@@ -96,7 +98,7 @@ def test_one_segment_is_certain() -> None:
     def alone(features: Features) -> Nearest:
         return assign(embed(features), CENTROIDS[:1])
 
-    calibration = calibrate(log, alone(log.features), alone, MAX_LENGTH, Segment())
+    calibration = calibrate(log, alone(log.features), alone, MAX_LENGTH, SegmentSettings())
     assert calibration is not None
     assert set(calibration.confidence.stays) == {1.0}
     assert calibration.error == 0.0

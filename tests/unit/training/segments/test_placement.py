@@ -16,7 +16,7 @@ from tests.support.releases import START_MS, tiny_release
 from training.config import Config
 from training.errors import LogError
 from training.model.onnx_inference import embed
-from training.segments.placement import assignment_table, histories_of, place, read_events
+from training.segments.placement import assignment_table, histories_of, place_users, read_events
 
 COLUMNS = ("item_id", "action", "value", "timestamp")
 
@@ -66,7 +66,7 @@ def test_features_are_those_of_the_server(events: pl.DataFrame, release: Release
 
 def test_users_of_whom_nothing_is_known_have_no_place(events: pl.DataFrame, release: Release, repository: Path) -> None:
     histories = histories_of(events.lazy(), release)
-    placed = place(histories, release, repository)
+    placed = place_users(histories, release, repository)
     assert "u07" not in placed.users
     assert (histories.features.lengths[placed.rows] == placed.event_counts).all()
     assert placed.event_counts.min() >= 1
@@ -82,7 +82,7 @@ def test_nobody_has_a_place_in_a_log_without_known_items(
     events: pl.DataFrame, release: Release, repository: Path
 ) -> None:
     strange = events.with_columns(pl.lit("other").alias("item_id"))
-    placed = place(histories_of(strange.lazy(), release), release, repository)
+    placed = place_users(histories_of(strange.lazy(), release), release, repository)
     assert len(placed.users) == len(placed.place.first) == len(placed.points) == 0
 
 

@@ -14,13 +14,23 @@ from sklearn.metrics import silhouette_score
 from server.core.features import Features
 from server.core.segments import normalised
 from training.cli.options import k_of
-from training.data.sequences import HeldOut, Log, seen_pairs
+from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.errors import ConfigError
 from training.metrics import target_ranks
-from training.segments.measures import Fitter, Past, Placed, Shapes, Steadiness, halves_agree, lift, place, stability
-from training.segments.quality import Asked, asked_of, ranks_of
-from training.segments.sweep import KRow, KSweep, Limits, candidates, checked_range, choose, sweep
-from training.segments.views import Scene
+from training.segments.measures import (
+    ClusterAssignment,
+    Fitter,
+    Past,
+    Shapes,
+    Steadiness,
+    assign_clusters,
+    halves_agree,
+    lift,
+    stability,
+)
+from training.segments.quality import TestTargets, ranks_of, test_targets
+from training.segments.sweep import KLimits, KRow, KSweep, candidates, checked_range, choose_k, sweep
+from training.segments.views import UserViews
 
 
 def blobs(groups: int, each: int = 60, spread: float = 0.2, dim: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -36,23 +46,23 @@ def row(k: int, stability: float, lift: float, silhouette: float = 0.1) -> KRow:
     return KRow(k=k, smallest=9, stability=stability, lift=lift, silhouette=silhouette, **rest, **errors)
 
 
-def log_of(histories: Sequence[NDArray[np.int32]], users: list[str]) -> Log:
+def log_of(histories: Sequence[NDArray[np.int32]], users: list[str]) -> EventLog:
     """Item indexes by user, all of one action."""
     offsets = np.cumsum([0, *map(len, histories)])
     item = np.concatenate(histories)
     ones = np.ones(len(item), np.int32)
     features = Features(item, ones, ones.astype(np.float32), ones, offsets, np.zeros(len(users), np.int32))
-    return Log(pl.Series(users), features, np.arange(len(item)), offsets[1:])
+    return EventLog(pl.Series(users), features, np.arange(len(item)), offsets[1:])
 
 
-def random_log(users: int = 50, items: int = 30, seed: int = 0) -> tuple[Log, Asked]:
+def random_log(users: int = 50, items: int = 30, seed: int = 0) -> tuple[EventLog, TestTargets]:
     """Each user has 6 to 12 distinct items, and is asked for the last one."""
     rng = np.random.default_rng(seed)
     histories = [(rng.permutation(items)[: rng.integers(6, 13)] + 1).astype(np.int32) for _ in range(users)]
     log = log_of(histories, list(map(str, range(users))))
     ends = log.features.offsets[1:] - 1
     held = HeldOut(np.arange(users), ends, log.features.item_index[ends])
-    return log, asked_of(log, held, np.array([False, True]), items)
+    return log, test_targets(log, held, np.array([False, True]), items)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +98,7 @@ def test_a_sampled_silhouette_is_within_its_error_of_the_exact_one() -> None:
     """At the planted number, and beyond it, where a sample without correction is two standard errors too low."""
     points = blobs(6, each=400, spread=0.35)
     for k in (6, 15):
-        clusters = place(points, Fitter().fit(points, k).centroids)
+        clusters = assign_clusters(points, Fitter().fit(points, k).centroids)
         exact = silhouette_score(points, clusters.clusters)
         shapes = [Shapes(points, Fitter(seed=seed), sample=400).of(clusters) for seed in range(20)]
         assert all(0 < shape.silhouette_error < 0.02 for shape in shapes)
@@ -100,7 +110,7 @@ def test_a_sampled_silhouette_is_within_its_error_of_the_exact_one() -> None:
 
 def test_one_cluster_has_no_silhouette() -> None:
     points = blobs(1)
-    shape = Shapes(points, Fitter()).of(Placed(np.zeros(60, np.intp), np.ones(60)))
+    shape = Shapes(points, Fitter()).of(ClusterAssignment(np.zeros(60, np.intp), np.ones(60)))
     assert (shape.inertia, shape.mean_distance) == (60.0, 1.0)
     assert all(math.isnan(value) for value in (shape.silhouette, shape.davies_bouldin, shape.calinski_harabasz))
 
@@ -125,7 +135,7 @@ def test_lift_is_that_of_the_groups_items() -> None:
     log = log_of(list((own + 6 * group[:, None] + 1).astype(np.int32)), list(map(str, range(users))))
     ends = log.features.offsets[1:] - 1
     held = HeldOut(np.arange(users), ends, log.features.item_index[ends])
-    past = Past(np.eye(3, dtype=np.float32)[group], asked_of(log, held, np.array([False, True]), 18), True)
+    past = Past(np.eye(3, dtype=np.float32)[group], test_targets(log, held, np.array([False, True]), 18), True)
     found = lift(past, 3, Fitter())
     assert found.hr == 1.0
     assert found.lift == pytest.approx(1.5)
@@ -151,7 +161,7 @@ def test_doubt_is_told_below_the_bounds_only() -> None:
 
 
 def test_the_largest_lasting_gain_is_chosen_and_said() -> None:
-    k, reason = choose([row(2, 1.0, 1.2), row(3, 0.9, 1.5), row(8, 0.4, 1.9)])
+    k, reason = choose_k([row(2, 1.0, 1.2), row(3, 0.9, 1.5), row(8, 0.4, 1.9)])
     assert k == 3
     assert reason.startswith("3 segments")
     for figure in ("1.50", "0.90", "0.45", "from 2 to 8"):
@@ -159,29 +169,29 @@ def test_the_largest_lasting_gain_is_chosen_and_said() -> None:
 
 
 def test_of_equal_gains_the_smaller_k_is_chosen() -> None:
-    assert choose([row(2, 0.5, 1.4), row(3, 0.5, 1.4)])[0] == 2
+    assert choose_k([row(2, 0.5, 1.4), row(3, 0.5, 1.4)])[0] == 2
 
 
 def test_without_gain_the_form_decides() -> None:
     rows = [row(2, 0.9, math.nan, 0.1), row(3, 0.9, math.nan, 0.4)]
-    k, reason = choose(rows)
+    k, reason = choose_k(rows)
     assert k == 3
     assert "nobody can be asked" in reason
-    k, reason = choose([row(2, 0.9, 0.8, 0.2), row(3, 0.9, 0.7, 0.1)])
+    k, reason = choose_k([row(2, 0.9, 0.8, 0.2), row(3, 0.9, 0.7, 0.1)])
     assert k == 2
     assert "no k foretells more" in reason
-    assert choose([row(2, 0.9, math.nan, math.nan)])[0] == 2
+    assert choose_k([row(2, 0.9, math.nan, math.nan)])[0] == 2
 
 
 @pytest.mark.parametrize("groups", [3, 5, 8])
 def test_planted_groups_are_found_by_form_alone(groups: int) -> None:
-    found = sweep(Scene(blobs(groups), None, None), Limits((2, 32), 20), Fitter())
+    found = sweep(UserViews(blobs(groups), None, None), KLimits((2, 32), 20), Fitter())
     assert found.chosen == groups
     assert found.asked == 0
 
 
 def test_too_few_users_for_the_range_are_told() -> None:
-    found = sweep(Scene(blobs(2, each=30), None, None), Limits((2, 32), 50), Fitter())
+    found = sweep(UserViews(blobs(2, each=30), None, None), KLimits((2, 32), 50), Fitter())
     assert (found.chosen, found.rows) == (1, ())
     assert "60 users" in found.reason
 

@@ -18,7 +18,7 @@ from tests.support.releases import CONFIDENCE, START_MS, item_id, tiny_release
 from training.cli.diff import numbered
 from training.errors import ConfigError, LogError
 from training.reports.diff import wording as words
-from training.reports.diff.answers import NO_ITEM, Answers, answers, draw
+from training.reports.diff.answers import NO_ITEM, Answers, answers, draw_sample
 from training.reports.diff.diff import compared, items_of, same_test
 from training.reports.diff.figures import Diff, SameTest
 from training.reports.diff.page import page_of
@@ -67,7 +67,7 @@ def one(repository: Path) -> Release:
 
 
 def diff(repository: Path, after: Release, events: pl.DataFrame | None = None, same: SameTest = "same") -> Diff:
-    sample = draw(events_of() if events is None else events, 1_000, 0)
+    sample = draw_sample(events_of() if events is None else events, 1_000, 0)
     before = one(repository)
     return compared(before, after, sample, answers(repository, before, after, sample), same)
 
@@ -168,7 +168,7 @@ def test_items_that_came_and_went_count_by_their_popularity(repository: Path) ->
 def test_items_are_the_same_by_their_ids(repository: Path) -> None:
     """Release 2 has other items in the first 24 rows: its lists have them, and none of them counts as one of before."""
     after = copied(repository, lambda directory: rename_items(directory, 24))
-    sample = draw(events_of(), 1_000, 0)
+    sample = draw_sample(events_of(), 1_000, 0)
     pair = answers(repository, one(repository), after, sample)
     assert (pair.before.items < 24).any(axis=1).all()
     assert pair.after.items.min() >= 24
@@ -224,13 +224,13 @@ def test_seen_items_are_all_that_the_release_knows_of_a_user(repository: Path) -
 
 def test_a_sample_is_of_whole_users_and_comes_out_the_same_again() -> None:
     events = events_of()
-    sample = draw(events, 10, 3)
+    sample = draw_sample(events, 10, 3)
     assert (sample.users, sample.user_count) == (10, 120)
     assert len(sample.events) == 80
     assert sample.events["user_id"].is_sorted()
-    assert sample.events.equals(draw(events, 10, 3).events)
-    assert not sample.events.equals(draw(events, 10, 4).events)
-    assert draw(events, 500, 0).events.equals(events)
+    assert sample.events.equals(draw_sample(events, 10, 3).events)
+    assert not sample.events.equals(draw_sample(events, 10, 4).events)
+    assert draw_sample(events, 500, 0).events.equals(events)
 
 
 def test_names_of_releases_follow_the_traffic(repository: Path) -> None:

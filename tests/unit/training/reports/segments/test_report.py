@@ -21,7 +21,7 @@ from training.reports.segments.charts import usual_rhythm
 from training.reports.segments.content import Content, UserMap, gather
 from training.reports.segments.flows import alluvial
 from training.reports.segments.report import report
-from training.reports.segments.sweep_charts import read_sweep
+from training.reports.segments.sweep_charts import read_sweep_chart
 from training.reports.segments.user_map import middles, pushed_apart
 from training.reports.style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
 from training.runs import Run
@@ -165,7 +165,7 @@ def test_quality_is_by_segment_of_the_users_tested(own: Run) -> None:
 
 def test_the_sweep_is_read_with_what_it_has(own: Run) -> None:
     write_sweep(own, chosen=4)
-    sweep = read_sweep(own.path / "segment" / "k_sweep.json")
+    sweep = read_sweep_chart(own.path / "segment" / "k_sweep.json")
     keys = [measure.key for measure in sweep.measures()]
     assert keys[:2] == ["lift", "stability"]
     assert "halves" not in keys
