@@ -41,13 +41,13 @@ from training.segments.quality import (
     NEIGHBOURS,
     SEEDS,
     SegmentQuality,
-    TestTargets,
+    Targets,
     VectorViews,
     hr_of,
     neighbour_overlap,
     segment_quality,
     segments_agree,
-    test_targets,
+    targets_of,
 )
 
 KS = (8, 32)
@@ -210,7 +210,7 @@ class _Scene:
 
     log: EventLog
     first: EventLog
-    asked: TestTargets
+    asked: Targets
     rows: NDArray[np.intp]
     preprocessing: Preprocessing
     categories: pl.Series
@@ -264,9 +264,9 @@ class _Scene:
         return part_of(log, kept, rows, self.preprocessing)
 
 
-def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> TestTargets:
+def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
     held = held_out(first, 1, positive)
-    return test_targets(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
+    return targets_of(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
 
 
 def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, VectorViews]:

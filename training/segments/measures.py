@@ -14,7 +14,7 @@ from sklearn.metrics import (
 )
 
 from training.kmeans.fit import Engine, KMeansResult, assign, fit_kmeans
-from training.segments.quality import NEIGHBOURS, TestTargets, ranks_of
+from training.segments.quality import NEIGHBOURS, Targets, ranks_of
 
 FITTED_USERS = 100_000
 """Centroids are fitted on so many users at most; all users are placed by them and measured."""
@@ -150,7 +150,7 @@ class Past:
     """Users before their validation targets: `points` (T, E) of length 1, and who is `asked` for what."""
 
     points: NDArray[np.float32]
-    asked: TestTargets
+    asked: Targets
     leave_out_seen: bool
 
     def hits(self, clusters: NDArray[np.integer]) -> NDArray[np.float64]:

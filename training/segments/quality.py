@@ -53,7 +53,7 @@ class VectorViews:
 
 
 @dataclass(frozen=True, slots=True)
-class TestTargets:
+class Targets:
     """Targets: `held` of `log`, whose items before the target are `counts` (T, V)."""
 
     log: EventLog
@@ -63,7 +63,7 @@ class TestTargets:
     item_count: int
 
 
-def segment_quality(views: VectorViews, asked: TestTargets, k: int) -> SegmentQuality:
+def segment_quality(views: VectorViews, asked: Targets, k: int) -> SegmentQuality:
     """Make `k` segments, fewer where users are few, and judge them."""
     halves = [half[views.both] for half in views.halves]
     k = min(k, len(halves[0]))
@@ -86,7 +86,7 @@ def segment_quality(views: VectorViews, asked: TestTargets, k: int) -> SegmentQu
     )
 
 
-def hr_of(asked: TestTargets, clusters: NDArray[np.integer]) -> float:
+def hr_of(asked: Targets, clusters: NDArray[np.integer]) -> float:
     """HR@10 of ranking for each user what its cluster's users had most often, without what it had itself.
 
     `clusters` (T,) are those of the asked users; all zeros give global popularity. Ties go to the more frequent item.
@@ -94,7 +94,7 @@ def hr_of(asked: TestTargets, clusters: NDArray[np.integer]) -> float:
     return hit_rate(ranks_of(asked, clusters), NEIGHBOURS)
 
 
-def ranks_of(asked: TestTargets, clusters: NDArray[np.integer], leave_out_seen: bool = True) -> NDArray[np.int64]:
+def ranks_of(asked: Targets, clusters: NDArray[np.integer], leave_out_seen: bool = True) -> NDArray[np.int64]:
     """Rank of each target, from 0, among the items by how often its cluster's users had them, (T,).
 
     As `target_ranks` would say, without a score for each user and item: an item's place is the same for all users of
@@ -115,15 +115,13 @@ def ranks_of(asked: TestTargets, clusters: NDArray[np.integer], leave_out_seen: 
     return ranks
 
 
-def test_targets(log: EventLog, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> TestTargets:
+def targets_of(log: EventLog, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> Targets:
     """What is asked of the users of `held`, and what counts of their pasts: `positive` actions, by action index."""
     lengths = held.ends - log.features.offsets[held.rows]
     places = np.repeat(np.arange(len(lengths)), lengths)
     taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
     counted = positive[log.features.action_index[taken]]
-    return TestTargets(
-        log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count
-    )
+    return Targets(log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count)
 
 
 def mean_agreement(labellings: Sequence[NDArray[np.integer]]) -> float:

@@ -13,7 +13,7 @@ from server.core.segments import normalised, segment_part
 from training.data.event_subsets import part_of, random_half
 from training.data.sequences import EventLog, held_out, history_features, positive_actions, read_sequences, sampled
 from training.segments.measures import Fitter, Past
-from training.segments.quality import test_targets
+from training.segments.quality import targets_of
 
 HALVED_USERS = 10_000
 """Users whose histories are cut in two, and embedded twice."""
@@ -58,7 +58,7 @@ class ViewBuilder:
         if not len(held.rows):
             return None
         points = self.points(self.encode(history_features(log, held, self.preprocessing.max_length)))
-        return Past(points, test_targets(log, held, positive, item_count), self.preprocessing.exclude_seen)
+        return Past(points, targets_of(log, held, positive, item_count), self.preprocessing.exclude_seen)
 
     def scene(self, log: EventLog, embeddings: NDArray[np.float32], item_count: int) -> UserViews:
         """All views; `embeddings` (U, D) are those of the log's users."""

@@ -21,7 +21,7 @@ from training.model.encoder import Encoder, EncoderShape
 from training.model.user_encoder import SegmentEmbedding, UserEncoder
 from training.segments.quality import (
     SEEDS,
-    TestTargets,
+    Targets,
     VectorViews,
     hr_of,
     neighbour_overlap,
@@ -166,7 +166,7 @@ def test_directions_keep_their_lengths() -> None:
 
 
 def test_segments_are_judged_by_coming_out_again() -> None:
-    nobody = TestTargets(log_of([1]), held_out(log_of([1]), 1), np.empty(0, np.intp), np.empty(0, np.intp), 9)
+    nobody = Targets(log_of([1]), held_out(log_of([1]), 1), np.empty(0, np.intp), np.empty(0, np.intp), 9)
     everyone = np.ones(200, np.bool_)
     planted = [planted_vectors(seed=seed) for seed in range(3)]
     good = segment_quality(VectorViews(planted[0], (planted[1], planted[2]), everyone, np.empty((0, 8))), nobody, 4)
@@ -185,7 +185,7 @@ def test_halves_are_compared_over_all_pairs_of_seeds_as_a_release_starts() -> No
     halves = tuple(normalised(np.random.default_rng(seed).normal(size=(120, 6))) for seed in (1, 2))
     views = VectorViews(halves[0], (halves[0], halves[1]), np.ones(120, np.bool_), halves[0][:0])
     log = log_of([1, 2], [2, 3])
-    nobody = TestTargets(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
+    nobody = Targets(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
     one, other = ([fit_kmeans(half, 7, seed=seed).labels for seed in range(SEEDS)] for half in halves)
     expected = np.mean([adjusted_rand_score(*pair) for pair in product(one, other)])
     assert segment_quality(views, nobody, 7).halves == pytest.approx(expected)
@@ -200,7 +200,7 @@ def test_segment_popularity_finds_what_its_users_had() -> None:
     log = log_of(*histories)
     held = held_out(log, 1)
     past = np.array([(row, item - 1) for row, items in enumerate(histories) for item in items[:-1]], np.intp)
-    asked = TestTargets(log, held, past[:, 1], past[:, 0], 30)
+    asked = Targets(log, held, past[:, 1], past[:, 0], 30)
     assert hr_of(asked, np.arange(30) // 15) == 1.0
     everyone = hr_of(asked, np.zeros(30, np.intp))
     assert everyone < 1.0  # the other group's items come between

@@ -28,7 +28,7 @@ from training.segments.measures import (
     lift,
     stability,
 )
-from training.segments.quality import TestTargets, ranks_of, test_targets
+from training.segments.quality import Targets, ranks_of, targets_of
 from training.segments.sweep import KLimits, KRow, KSweep, candidates, checked_range, choose_k, sweep
 from training.segments.views import UserViews
 
@@ -55,14 +55,14 @@ def log_of(histories: Sequence[NDArray[np.int32]], users: list[str]) -> EventLog
     return EventLog(pl.Series(users), features, np.arange(len(item)), offsets[1:])
 
 
-def random_log(users: int = 50, items: int = 30, seed: int = 0) -> tuple[EventLog, TestTargets]:
+def random_log(users: int = 50, items: int = 30, seed: int = 0) -> tuple[EventLog, Targets]:
     """Each user has 6 to 12 distinct items, and is asked for the last one."""
     rng = np.random.default_rng(seed)
     histories = [(rng.permutation(items)[: rng.integers(6, 13)] + 1).astype(np.int32) for _ in range(users)]
     log = log_of(histories, list(map(str, range(users))))
     ends = log.features.offsets[1:] - 1
     held = HeldOut(np.arange(users), ends, log.features.item_index[ends])
-    return log, test_targets(log, held, np.array([False, True]), items)
+    return log, targets_of(log, held, np.array([False, True]), items)
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_lift_is_that_of_the_groups_items() -> None:
     log = log_of(list((own + 6 * group[:, None] + 1).astype(np.int32)), list(map(str, range(users))))
     ends = log.features.offsets[1:] - 1
     held = HeldOut(np.arange(users), ends, log.features.item_index[ends])
-    past = Past(np.eye(3, dtype=np.float32)[group], test_targets(log, held, np.array([False, True]), 18), True)
+    past = Past(np.eye(3, dtype=np.float32)[group], targets_of(log, held, np.array([False, True]), 18), True)
     found = lift(past, 3, Fitter())
     assert found.hr == 1.0
     assert found.lift == pytest.approx(1.5)
