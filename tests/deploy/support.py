@@ -45,6 +45,6 @@ def check_triton(image: str, flags: Iterable[str]) -> None:
     ):
         assert found[flag] == expected[flag]
     assert found["--metrics-port"] == str(TRITON_PORTS["metrics"])
-    [opset] = re.findall(r"^OPSET = (\d+)$", (ROOT / "training" / "export.py").read_text(), re.MULTILINE)
+    [opset] = re.findall(r"^OPSET = (\d+)$", (ROOT / "training" / "model" / "export.py").read_text(), re.MULTILINE)
     [(year, month)] = re.findall(r"nvcr\.io/nvidia/tritonserver:(\d+)\.(\d+)-py3", image)
     assert (int(year), int(month)) >= FIRST_TRITON_THAT_KNOWS[int(opset)]
