@@ -112,7 +112,8 @@ async def running(
             triton.set_callbacks(on_restart=loader.reload, probe=loader.prove_active)
         cache = EmbeddingCache(settings.cache_entries)
         embedder = Embedder(encoder, executor)
-        batcher = MicroBatcher(embedder, settings.max_batch_users, settings.max_waiting)
+        unary = Embedder(encoder, executor)  # takes no turns with the streams
+        batcher = MicroBatcher(unary, settings.max_batch_users, settings.max_waiting)
         pipeline = Pipeline(store, cache, embedder, batcher, executor)
         pipeline.on_encoder_failure = loader.probe_soon
         loader.warm = pipeline.warm_up

@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         default=2, ge=1, description="Releases kept loaded that were active last, the active one included."
     )
     poll_seconds: float = Field(default=0.5, gt=0, description="How often the repository is looked at.")
-    encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for Triton in one call.")
+    encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for one call to Triton.")
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
     max_waiting: int = Field(default=4096, ge=1, description="Unary calls that may wait; more are refused.")
     shadow_budget: float = Field(

@@ -1,7 +1,8 @@
 """What every RPC goes through: request id, tolerant decoding, errors to status, metrics after the handler's end."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from time import monotonic
 from typing import Any
 
@@ -78,15 +79,16 @@ class CallInterceptor(ServerInterceptor):
 
         return call
 
-    def _streaming(self, handler: Callable[[Any, Any], AsyncIterator[Any]], name: str) -> Any:
+    def _streaming(self, handler: Callable[[Any, Any], AsyncGenerator[Any, None]], name: str) -> Any:
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
 
         async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
             try:
-                async for response in handler(_all_readable(requests), context):
-                    yield response
+                async with aclosing(handler(_all_readable(requests), context)) as responses:
+                    async for response in responses:
+                        yield response
             except Exception as error:
                 await self._abort(context, name, error)
             finally:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from segrec.v1 import segrec_service_pb2 as pb
@@ -85,8 +85,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 chunk = await self._segment_chunk(request, current, tally)
                 return pb.StreamSegmentResponse(chunk=chunk)
 
-            async for response in answered_in_order(request_iterator, answer):
-                yield response
+            async with aclosing(answered_in_order(request_iterator, answer)) as responses:
+                async for response in responses:
+                    yield response
         yield pb.StreamSegmentResponse(summary=tally.summary())
 
     async def StreamRecommend(
@@ -100,8 +101,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 chunk = await self._recommend_chunk(request, current, tally)
                 return pb.StreamRecommendResponse(chunk=chunk)
 
-            async for response in answered_in_order(request_iterator, answer):
-                yield response
+            async with aclosing(answered_in_order(request_iterator, answer)) as responses:
+                async for response in responses:
+                    yield response
         yield pb.StreamRecommendResponse(summary=tally.summary())
 
     async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:

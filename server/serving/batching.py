@@ -41,6 +41,7 @@ class MicroBatcher:
     PATIENCE_SECONDS = 0.05
 
     def __init__(self, embedder: Embedder, max_batch: int, max_waiting: int) -> None:
+        """`embedder` should serve nobody else, so that no call waits for its turn behind the chunks of a stream."""
         self._embedder = embedder
         self._max_batch = max_batch
         self._max_waiting = max_waiting
@@ -98,9 +99,10 @@ class MicroBatcher:
         return batch
 
     async def _run(self, batch: _Waiting) -> None:
+        remaining = max(batch.deadlines) - monotonic()
         try:
-            timeout = max(batch.deadlines) - monotonic()
-            results = await self._embedder.embed(batch.release, batch.histories, timeout)
+            async with asyncio.timeout(remaining):
+                results = await self._embedder.embed(batch.release, batch.histories, remaining)
         except Exception as error:
             for future in batch.futures:
                 if not future.done():

@@ -31,18 +31,28 @@ and the embedded Triton takes the padding out again, piece by piece."""
 
 
 class Embedder:
-    """Embeds many histories with one release."""
+    """Embeds many histories with one release.
+
+    Calls to Triton take turns. Waiting for a turn has no deadline of its own, since whoever has much to embed must
+    wait however healthy Triton is; a call has one, which begins when the call does.
+    """
 
     def __init__(self, encoder: EncoderClient, executor: Executor) -> None:
         self._encoder = encoder
         self._executor = executor
         self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
+        self._last_answer = monotonic()
 
-    async def embed(self, release: Release, histories: Sequence[History], timeout_seconds: float) -> list[Embedded]:
-        """One result per history, in order. Raises `EncoderUnavailable` when Triton gives no answer in time."""
-        deadline = monotonic() + timeout_seconds
+    async def embed(self, release: Release, histories: Sequence[History], call_seconds: float) -> list[Embedded]:
+        """One result per history, in order.
+
+        Raises `EncoderUnavailable` when Triton does not answer a call within `call_seconds`, or answered nobody while
+        a call waited for its turn for that long.
+        """
         work = await self._run(len(histories), _prepare, release, histories)
-        tasks = [asyncio.ensure_future(self._encode(release.number, inputs, deadline)) for _, inputs in work.batches]
+        tasks = [
+            asyncio.ensure_future(self._encode(release.number, inputs, call_seconds)) for _, inputs in work.batches
+        ]
         try:
             encoded = await asyncio.gather(*tasks)
         except BaseException:
@@ -57,12 +67,14 @@ class Embedder:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    async def _encode(self, release: int, inputs: Inputs, deadline: float) -> NDArray[np.float32]:
+    async def _encode(self, release: int, inputs: Inputs, call_seconds: float) -> NDArray[np.float32]:
+        since = monotonic()
         async with self._in_flight:
-            remaining = deadline - monotonic()
-            if remaining <= 0:
-                raise EncoderUnavailable("the encoder has more work than it can do in time")
-            return await self._encoder.encode(release, inputs, remaining)
+            if self._last_answer <= since <= monotonic() - call_seconds:
+                raise EncoderUnavailable(f"the encoder has answered no call for {call_seconds:.3f} s")
+            embeddings = await self._encoder.encode(release, inputs, call_seconds)
+            self._last_answer = monotonic()
+            return embeddings
 
 
 @dataclass(frozen=True, slots=True)

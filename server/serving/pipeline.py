@@ -111,14 +111,17 @@ class Pipeline:
         return Answer(embedded._replace(ignored_count=unknown), history)
 
     async def answer_histories(
-        self, release: Release, histories: Sequence[History], timeout_seconds: float
+        self, release: Release, histories: Sequence[History], call_seconds: float
     ) -> list[Answer]:
         """One answer per history, in order, without store, cache or fallback. Raises `EncoderUnavailable`."""
-        embedded = await self._embedder.embed(release, histories, timeout_seconds)
+        embedded = await self._embedder.embed(release, histories, call_seconds)
         return [Answer(*one) for one in zip(embedded, histories, strict=True)]
 
-    async def answer_users(self, release: Release, user_ids: Sequence[str], timeout_seconds: float) -> list[Answer]:
-        """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm."""
+    async def answer_users(self, release: Release, user_ids: Sequence[str], call_seconds: float) -> list[Answer]:
+        """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm.
+
+        `call_seconds` is the longest wait for one call to Triton; see `Embedder.embed`.
+        """
         for user_id in user_ids[:1]:
             self._recent.saw(user_id)
         try:
@@ -140,7 +143,7 @@ class Pipeline:
             return answers
         wanted = [answers[place].history for place in missing]
         try:
-            embedded = await self._embedder.embed(release, wanted, timeout_seconds)
+            embedded = await self._embedder.embed(release, wanted, call_seconds)
         except EncoderUnavailable as error:
             for place, history in zip(missing, wanted, strict=True):
                 answers[place] = self._fallback(release, user_ids[place], history, error)

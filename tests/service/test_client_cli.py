@@ -18,6 +18,12 @@ from segrec.cli import main
 from tests.support.fake_segrec import WAIT_SECONDS, FakeSegrec, StreamLost
 
 USERS = [f"user-{n}" for n in range(2000)]
+INTERRUPTIBLE = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a runner that ignores SIGINT hands that down to its children
+from segrec.cli.main import main
+sys.exit(main())
+"""
 
 
 @pytest.fixture
@@ -151,6 +157,22 @@ def test_a_stream_writes_every_user_once_in_order(
     assert sorted(os.listdir()) == sorted([f"out{suffix}", "users.parquet"])
 
 
+@pytest.mark.parametrize("flags", [[], ["--json"], ["--recommend"]])
+def test_degraded_users_are_counted_and_have_a_code_of_their_own(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str], flags: list[str]
+) -> None:
+    Path("users.txt").write_text("ab\nslow-1\ncold\nslow-2\n", encoding="utf-8")
+    arguments = ["stream", "--users", "users.txt", "--out", "out.ndjson", *flags]
+    assert main.main(arguments) == 7
+    error = capsys.readouterr().err
+    assert "segrec: 2 of 4 users have a degraded answer" in error
+    assert "Run the same command again without --resume" in error
+    assert [row["user_id"] for row in read("out.ndjson") if row["degraded"]] == ["slow-1", "slow-2"]
+    assert main.main(arguments) == 7  # a whole output is replaced by a second run
+    Path("users.txt").write_text("ab\nslow-1\nbad\n", encoding="utf-8")
+    assert main.main(arguments) == 5
+
+
 @pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
 def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> None:
     out = f"out{suffix}"
@@ -235,9 +257,8 @@ def kill_when_stalled(
             raise StreamLost
 
     fake.script.before_answer = hold
-    with subprocess.Popen(
-        [sys.executable, "-m", "segrec.cli.main", *arguments], stderr=subprocess.PIPE, text=True
-    ) as child:
+    command = [sys.executable, "-c", INTERRUPTIBLE, *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as child:
         assert reached.wait(WAIT_SECONDS)
         child.send_signal(number)
         _, text = child.communicate(timeout=WAIT_SECONDS)

@@ -11,6 +11,7 @@ NOT_FOUND = 3
 UNAVAILABLE = 4
 ROWS_FAILED = 5
 DOES_NOT_ADD_UP = 6
+ROWS_DEGRADED = 7
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -32,6 +33,7 @@ exit codes:
   4    no server answers, or not in time
   5    done, but some users failed or some events were refused
   6    the answers or counts do not add up
+  7    done, but some users have a degraded answer (and none failed)
   130  interrupted (Ctrl-C)"""
 
 

@@ -197,7 +197,8 @@ def _add_files(commands_: _Commands) -> None:
         "stream",
         "segment, or recommend to, all users of a file",
         "A run that was interrupted goes on with --resume.\n"
-        "Each user is written once, in the order of the input, failed ones with their status.",
+        "Each user is written once, in the order of the input, failed ones with their status.\n"
+        "Users with a degraded answer are counted at the end and give exit code 7; a second run asks for them again.",
     )
     stream.add_argument(
         "--users", required=True, metavar="FILE", help="CSV, NDJSON or Parquet with user_id, or one id a line"

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
 
-from segrec.cli.exit_codes import OK, ROWS_FAILED
+from segrec.cli.exit_codes import OK, ROWS_DEGRADED, ROWS_FAILED
 from segrec.cli.input_file import InputFile
 from segrec.cli.output_file import Output
 from segrec.cli.records import json_line
@@ -43,7 +43,9 @@ def stream_users(client: SegrecClient, options: argparse.Namespace, choice: Reco
         meter.end()
         output.finish()
     _report(output, summary, meter, as_json=options.json)
-    return ROWS_FAILED if output.progress.failed_count else OK
+    if output.progress.failed_count:
+        return ROWS_FAILED
+    return ROWS_DEGRADED if output.progress.degraded_count else OK
 
 
 def _stream(
@@ -93,6 +95,13 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
         "seconds": round(meter.seconds, 3),
         "out": str(output.path),
     }
+    if progress.degraded_count:
+        print(
+            f"segrec: {progress.degraded_count:,} of {progress.read_count:,} users have a degraded answer (column "
+            "`degraded`, the cause in `reason`): the server's encoder or history store did not answer in time. "
+            "Run the same command again without --resume, or stream these users alone",
+            file=sys.stderr,
+        )
     if as_json:
         print(json_line(record))
         return

@@ -1,19 +1,22 @@
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.history import EMPTY, history_of
 from server.core.release import Release
 from server.core.repository.read import read_release
 from server.serving.batching import MicroBatcher
-from server.serving.embedding import Embedder
+from server.serving.embedding import ENCODINGS_IN_FLIGHT, Embedder
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import CONFIDENCE, group_history, tiny_release
+from tests.support.ticking import Clock
+from tests.support.waiting import pause
 
 
 @pytest.fixture
@@ -110,6 +113,56 @@ async def test_too_many_waiting_calls_are_refused(release: Release, embedder: Em
     await asyncio.gather(at_work, *waiting)
 
 
+class TimedEncoder(OnnxEncoder):
+    """Takes `call_seconds` of a test's clock for each call, one call at a time, and notes the deadlines."""
+
+    def __init__(self, repository: Path, clock: Clock, call_seconds: float) -> None:
+        super().__init__(repository)
+        self.loaded = (1,)
+        self.clock = clock
+        self.call_seconds = call_seconds
+        self.timeouts: list[float] = []
+
+    async def encode(
+        self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        self.timeouts.append(timeout_seconds)
+        await pause(0)  # lets the calls beside this one begin
+        self.clock.now += self.call_seconds
+        return await super().encode(release, inputs, timeout_seconds)
+
+
+async def test_waiting_for_a_turn_costs_no_call_its_time(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.serving.embedding.monotonic", clock := Clock())
+    encoder = TimedEncoder(tmp_path, clock, call_seconds=1.0)
+    with ThreadPoolExecutor(1) as executor:
+        embedder = Embedder(encoder, executor)
+        streams = [embedder.embed(release, [group_history(n % 4)], 2.0) for n in range(20)]
+        answers = await asyncio.gather(*streams)
+    assert clock.now == 1000.0 + 20.0  # ten times a call's own two seconds
+    assert encoder.timeouts == [2.0] * 20
+    assert [answer.segment_index for [answer] in answers] == [n % 4 for n in range(20)]
+
+
+async def test_calls_that_wait_fail_at_once_when_the_encoder_answers_nobody(
+    release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.serving.embedding.monotonic", clock := Clock())
+    encoder = TimedEncoder(tmp_path, clock, call_seconds=2.0)
+    encoder.down = True
+    with ThreadPoolExecutor(1) as executor:
+        embedder = Embedder(encoder, executor)
+        streams = [embedder.embed(release, [group_history(0)], 2.0) for _ in range(20)]
+        failures = await asyncio.gather(*streams, return_exceptions=True)
+        assert {type(failure) for failure in failures} == {EncoderUnavailable}
+        assert len(encoder.timeouts) == ENCODINGS_IN_FLIGHT
+        encoder.down = False
+        [answer] = await embedder.embed(release, [group_history(3)], 2.0)
+    assert answer.segment_index == 3
+
+
 async def test_a_release_that_does_not_answer_holds_up_no_other(
     tmp_path: Path, release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
@@ -138,6 +191,17 @@ async def test_a_call_waits_no_longer_than_its_own_time(
         await batcher.embed(release, group_history(1), 0.05)
     encoder.gate.set()
     assert (await patient).segment_index == 0
+
+
+async def test_a_batch_that_nobody_waits_for_any_more_ends(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)
+    encoder.gate = asyncio.Event()
+    with pytest.raises(EncoderUnavailable, match="in time"):
+        await batcher.embed(release, group_history(0), 0.05)
+    encoder.gate = None
+    assert (await batcher.embed(release, group_history(1), 5.0)).segment_index == 1
 
 
 async def test_a_failure_reaches_every_call_of_the_batch_and_the_next_one_works(

@@ -1,0 +1,74 @@
+"""Streams that ask for more than the encoder can do at once, and streams whose callers leave early."""
+
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from segrec import SegrecClient
+from segrec.errors import NotFound
+from segrec.v1 import event_service_pb2
+
+from server.core.history import History
+from server.rpc.conversion import event_message
+from tests.support.releases import group_history, tiny_release
+from tests.support.server import ServerProcess, StartServer, Stubs
+from tests.support.waiting import wait_until
+
+CHUNK = 1024
+LENGTH = 1000
+"""Events a user: one chunk then costs the encoder about a second."""
+
+
+@pytest.fixture
+def server(start_server: StartServer, tmp_path: Path) -> ServerProcess:
+    """A server whose users u0 to u3 have long histories."""
+    tiny_release(tmp_path / "repository", 1, dim=64, max_length=LENGTH)
+    server = start_server("--keep-releases", "1")
+    server.wait_until_serving()
+    stubs = Stubs(server)
+    for group in range(4):
+        record(stubs, f"u{group}", group_history(group, LENGTH))
+    stubs.close()
+    return server
+
+
+def record(stubs: Stubs, user_id: str, history: History) -> None:
+    events = [event_service_pb2.UserEvent(user_id=user_id, event=event_message(event)) for event in history.events()]
+    stubs.events.RecordEvents(event_service_pb2.RecordEventsRequest(events=events))
+
+
+def users(count: int) -> Iterator[str]:
+    return (f"u{number % 4}" for number in range(count))
+
+
+def test_streams_that_wait_for_each_other_lose_no_segment(server: ServerProcess) -> None:
+    """Ten chunks at once take several times the two seconds that one call to Triton may take."""
+
+    def segments(_: int) -> Counter[tuple[bool, int]]:
+        with SegrecClient(server.address) as client, client.stream_segment(users(2 * CHUNK), chunk_size=CHUNK) as rows:
+            return Counter((row.result.info.degraded, row.result.assignment.segment_id) for row in rows)
+
+    with ThreadPoolExecutor(5) as pool:
+        found = list(pool.map(segments, range(5)))
+    assert found == [{(False, segment_id): CHUNK // 2 for segment_id in (1, 2, 3, 4)}] * 5
+
+
+def test_a_stream_left_early_lets_go_of_its_release(server: ServerProcess, tmp_path: Path) -> None:
+    """With one release kept, the old one is unloaded when the last call that holds it has ended."""
+    with SegrecClient(server.address, timeout_seconds=20) as client:
+        for _ in range(3):
+            with client.stream_segment(users(40 * CHUNK), chunk_size=CHUNK) as rows:
+                assert next(iter(rows)).result.info.release == 1
+        tiny_release(tmp_path / "repository", 2)
+        wait_until(lambda: client.segment("anyone").info.release == 2)
+
+        def is_gone() -> bool:
+            try:
+                client.segment("anyone", release=1)
+            except NotFound:
+                return True
+            return False
+
+        wait_until(is_gone)

@@ -1,0 +1,105 @@
+"""Chunks of a stream: order, how many are under way, and what is left when the caller leaves early."""
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+
+import pytest
+
+from server.rpc.streams import CHUNKS_IN_FLIGHT, answered_in_order
+from tests.support.waiting import pause
+
+
+class Answer:
+    """What can be referred to weakly."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+class Sender:
+    """Endless requests, and an answer to each; counts what was asked for."""
+
+    def __init__(self) -> None:
+        self.begun = 0
+        self.made: list[weakref.ref[Answer]] = []
+        self.gate = asyncio.Event()
+
+    async def requests(self) -> AsyncIterator[int]:
+        number = 0
+        while True:
+            yield number
+            number += 1
+
+    async def answer(self, number: int) -> Answer:
+        self.begun += 1
+        await self.gate.wait()
+        answer = Answer(number)
+        self.made.append(weakref.ref(answer))
+        return answer
+
+    def alive(self) -> int:
+        return sum(made() is not None for made in self.made)
+
+
+async def settle() -> None:
+    """Let every task go as far as it can without anything from outside."""
+    for _ in range(50):
+        await pause(0)
+
+
+async def ended(task: asyncio.Future[None]) -> None:
+    """Return once a task has ended by itself; a deadline that cancelled it could make it end."""
+    done, _ = await asyncio.wait({task}, timeout=5)
+    assert done == {task}
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5])
+async def test_a_stream_left_early_while_all_its_answers_are_ready_leaves_nothing(taken: int) -> None:
+    sender = Sender()
+    sender.gate.set()
+    before = asyncio.all_tasks()
+    answers = answered_in_order(sender.requests(), sender.answer)
+    for number in range(taken):
+        assert (await anext(answers)).number == number
+    await settle()
+    await ended(asyncio.ensure_future(answers.aclose()))
+    assert sender.begun == (taken + CHUNKS_IN_FLIGHT - 1 if taken else 0)
+    del answers
+    await settle()  # the event loop closes the requests, and lets go of what it handled last
+    gc.collect()
+    assert asyncio.all_tasks() == before
+    assert (len(sender.made), sender.alive()) == (sender.begun, 0)
+
+
+async def test_a_stream_cancelled_while_its_answers_are_made_leaves_nothing() -> None:
+    sender = Sender()
+    before = asyncio.all_tasks()
+
+    async def take() -> None:
+        async with aclosing(answered_in_order(sender.requests(), sender.answer)) as answers:
+            await anext(answers)
+
+    caller = asyncio.ensure_future(take())
+    await settle()
+    assert sender.begun == CHUNKS_IN_FLIGHT
+    caller.cancel()
+    await ended(caller)
+    assert caller.cancelled()
+    assert asyncio.all_tasks() == before
+
+
+async def test_requests_that_fail_end_the_stream_after_the_answers_before_them() -> None:
+    async def requests() -> AsyncIterator[int]:
+        for number in range(6):
+            yield number
+        raise ValueError("no message")
+
+    sender = Sender()
+    sender.gate.set()
+    answers = answered_in_order(requests(), sender.answer)
+    assert [(await anext(answers)).number for _ in range(6)] == list(range(6))
+    with pytest.raises(ValueError, match="no message"):
+        await anext(answers)
