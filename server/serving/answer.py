@@ -1,4 +1,4 @@
-"""."""
+"""What one answer knows about its user: the embedding with its segment, the history, why it is degraded."""
 
 from enum import Enum, auto
 from typing import NamedTuple

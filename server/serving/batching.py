@@ -1,4 +1,4 @@
-"""."""
+"""Micro-batches: unary calls that arrive together share one feature call and one encoder call."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""."""
+"""Options that several commands of `segrec-train` share, and what their values mean."""
 
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,4 +1,4 @@
-"""."""
+"""Training and validation batches for torch: the windows of an epoch, cut out of the log."""
 
 import math
 from collections.abc import Iterator

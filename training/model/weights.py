@@ -1,4 +1,4 @@
-"""."""
+"""The encoder's files in a run: its shape as JSON, its best weights as safetensors, and how to read them."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""."""
+"""Figures as people write them: percent, counts, lists of segments. Both reports use it."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""."""
+"""Reads a release from its directory and checks it: signature, sizes, SHA-256, shapes and values."""
 
 import hashlib
 import json
