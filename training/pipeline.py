@@ -15,6 +15,7 @@ from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
 from training.fit.train import train
 from training.model.export import export
+from training.profiles.llm_names import require_client
 from training.publish.publish import Push, publish
 from training.runs import UPSTREAM, Progress, Run, fingerprint
 from training.segments.segment import segment
@@ -45,6 +46,7 @@ class RunInputs:
 def run_all(run: Run, order: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
     """Do every stage that is not done yet for this order; returns those that were done now."""
     left = stages_left(run, order)
+    require_client(order.config.segment.naming)
     resumed = "prepare" not in left and _is_cut_off(run, order)
     if "prepare" not in left:
         run.describe(order.config, run.record()["data"])

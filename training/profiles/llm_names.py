@@ -1,23 +1,26 @@
-"""Names of segments by a language model, asked over any OpenAI-compatible endpoint.
+"""Names of segments by a language model behind any address that speaks OpenAI's chat API.
 
-It is sent the figures that a release publishes of its segments, and nothing else: no user, no event. What comes back
-is text of a stranger: it becomes a label only where it is a short, visible line that no other segment bears.
+The model gets the figures that a release publishes of its segments, and nothing else: no user, no event. Its answer is
+untrusted text: a name becomes a label only where it is a short, visible line that no other segment has.
 """
 
 import asyncio
 import json
+import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
 from server.core.profiles import SegmentProfile
 from training.config import Naming
+from training.errors import ConfigError
 from training.profiles.labels import in_words
 
 LONGEST_LABEL = 60
 SEGMENTS_AT_ONCE = 20
-"""Segments in one question."""
+"""Segments in one request."""
 
 _LONGEST_TITLE = 80
 _LARGEST_ANSWER = 1 << 20
@@ -34,20 +37,29 @@ class _NoNames(Exception):
     """Why the model's answer cannot be used, in words that hold nothing of the answer or of the request."""
 
 
+def require_client(settings: Naming) -> None:
+    """Raises ConfigError where a model shall name segments and the client that calls it is not installed."""
+    if settings.url is not None and find_spec("openai") is None:
+        raise ConfigError(
+            "[segment.naming] url is set, and the `openai` package that calls the model is not installed; "
+            "run `pip install segrec[llm]`, or remove [segment.naming]."
+        )
+
+
 def with_llm_names(profiles: Sequence[SegmentProfile], settings: Naming) -> tuple[list[SegmentProfile], list[str]]:
     """The profiles under the names that the model gave, and notes on those that keep the label they had.
 
-    Nothing here ends a training: a model that is out of reach, slow or talks nonsense costs the names alone.
+    Nothing here ends a training: a model that is out of reach, slow or answers nonsense costs the names alone.
     """
     if settings.url is None:
         return list(profiles), []
-    told = [profile for profile in profiles if profile.user_count]
+    shown = [profile for profile in profiles if profile.user_count]
     names: dict[int, str] = {}
     notes = []
-    for start in range(0, len(told), SEGMENTS_AT_ONCE):
-        group = told[start : start + SEGMENTS_AT_ONCE]
+    for start in range(0, len(shown), SEGMENTS_AT_ONCE):
+        group = shown[start : start + SEGMENTS_AT_ONCE]
         try:
-            found = _names_in(_asked(settings, request_of(group, settings.model)))
+            found = _names_in(_content(settings, request_of(group, settings.model)))
         except _NoNames as problem:
             notes.append(f"No names from the model `{settings.model}`: {problem}. Labels stay as they were made.")
             break
@@ -59,14 +71,14 @@ def with_llm_names(profiles: Sequence[SegmentProfile], settings: Naming) -> tupl
 
 
 def request_of(profiles: Sequence[SegmentProfile], model: str) -> dict[str, Any]:
-    """The body of one question."""
+    """The arguments of one chat completion."""
     segments = json.dumps([_aggregates(profile) for profile in profiles], ensure_ascii=False)
     messages = [{"role": "system", "content": _TASK}, {"role": "user", "content": segments}]
     return {"model": model, "messages": messages, "temperature": 0}
 
 
 def _aggregates(profile: SegmentProfile) -> dict[str, Any]:
-    """What the model may know of a segment: named field by field, so that a new one is not told by accident."""
+    """What the model may know of a segment: named field by field, so that a new field is not sent by accident."""
     figures = profile.model_dump(
         mode="json",
         include={
@@ -84,65 +96,65 @@ def _aggregates(profile: SegmentProfile) -> dict[str, Any]:
     )
     for trait in figures["traits"]:
         trait["name"] = in_words(trait["name"])[:_LONGEST_TITLE]
-    rounded: dict[str, Any] = _rounded(figures)
+    rounded: dict[str, Any] = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 3))
     return rounded
 
 
-def _rounded(value: Any) -> Any:
-    """Floats to three decimals, throughout."""
-    if isinstance(value, dict):
-        return {key: _rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def _asked(settings: Naming, body: Mapping[str, Any]) -> str:
-    """What the model says. Raises _NoNames; neither key nor address is ever part of it."""
-    headers = {}
-    if settings.api_key_variable:
-        key = os.environ.get(settings.api_key_variable)
-        if not key:
-            raise _NoNames(f"the environment variable {settings.api_key_variable} is not set")
-        headers["Authorization"] = f"Bearer {key}"
-    raw = asyncio.run(_posted(settings, body, headers))
+def _content(settings: Naming, request: Mapping[str, Any]) -> str:
+    """The text of the model's answer. Raises _NoNames, which never holds the key or the whole address."""
+    raw = asyncio.run(_answer(settings, request))
+    if len(raw) > _LARGEST_ANSWER:
+        raise _NoNames(f"its answer is longer than {_LARGEST_ANSWER:,} bytes")
     try:
-        content = json.loads(raw)["choices"][0]["message"]["content"]
-    except (ValueError, LookupError, TypeError, RecursionError):
+        text: str = json.loads(raw)["choices"][0]["message"]["content"].strip()
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise _NoNames("its answer is not a chat completion") from None
-    if not isinstance(content, str):
-        raise _NoNames("its answer is not text")
-    return content
+    return text
 
 
-async def _posted(settings: Naming, body: Mapping[str, Any], headers: Mapping[str, str]) -> bytes:
-    """Post, within the timeout from start to end. Redirects are not followed: the key is for this host alone."""
-    import aiohttp  # half a second, which a training without names need not wait
+async def _answer(settings: Naming, request: Mapping[str, Any]) -> bytes:
+    """The bytes of one answer within the timeout from start to end, cut off soon after `_LARGEST_ANSWER`.
 
-    where, limit = "its host", aiohttp.ClientTimeout(total=settings.timeout_seconds)
+    The key goes to the configured host alone: redirects are not followed. The client takes no key, organization or
+    project from variables of its own.
+    """
+    import openai  # takes a second, which a training without names need not wait
+
+    key = os.environ.get(settings.api_key_variable) if settings.api_key_variable else "none"
+    if not key:
+        raise _NoNames(f"the environment variable {settings.api_key_variable} is not set")
+    unset = ["OpenAI-Organization", "OpenAI-Project", *([] if settings.api_key_variable else ["Authorization"])]
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs addresses with the passwords in them
+    where, raw = "its host", bytearray()
     try:
         where = urlsplit(str(settings.url)).hostname or where
-        url = f"{str(settings.url).rstrip('/')}/chat/completions"
+        hooks = {"response": [_close_unless_ok]}
         async with (
-            aiohttp.ClientSession(timeout=limit, trust_env=True) as session,
-            session.post(url, json=body, headers=headers, allow_redirects=False) as response,
+            asyncio.timeout(settings.timeout_seconds),
+            openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=None, event_hooks=hooks) as http,
+            openai.AsyncOpenAI(
+                base_url=settings.url, api_key=key, max_retries=0, timeout=None, http_client=http
+            ).chat.completions.with_streaming_response.create(
+                **request, extra_headers=dict.fromkeys(unset, openai.Omit())
+            ) as response,
         ):
-            if response.status != 200:
-                raise _NoNames(f"{where} answers with status {response.status}")
-            return await _read(response.content.iter_chunked(1 << 16), where)
+            async for chunk in response.iter_bytes():
+                raw += chunk
+                if len(raw) > _LARGEST_ANSWER:
+                    break
+    except openai.APIStatusError as error:
+        raise _NoNames(f"{where} answers with status {error.status_code}") from None
     except TimeoutError:
         raise _NoNames(f"{where} gave no answer within {settings.timeout_seconds:g} s") from None
-    except (aiohttp.ClientError, OSError, ValueError) as error:
-        raise _NoNames(f"{where} cannot be asked ({type(error).__name__})") from None
-
-
-async def _read(chunks: AsyncIterator[bytes], where: str) -> bytes:
-    raw = bytearray()
-    async for chunk in chunks:
-        raw += chunk
-        if len(raw) > _LARGEST_ANSWER:
-            raise _NoNames(f"the answer of {where} is longer than {_LARGEST_ANSWER:,} bytes")
+    except Exception as error:  # whatever the client and the transport below it raise: none may end a training
+        raise _NoNames(f"{where} cannot be reached ({type(error.__cause__ or error).__name__})") from None
     return bytes(raw)
+
+
+async def _close_unless_ok(response: Any) -> None:
+    """Leaves the body of an error unread: nobody needs it, and it may be endless."""
+    if response.status_code != 200:
+        await response.aclose()
 
 
 def _names_in(answer: str) -> dict[str, str]:

@@ -29,7 +29,7 @@ from training.data.sequences import EventLog, read_log, read_sequences
 from training.kmeans.fit import choose_engine, on_one_machine
 from training.kmeans.settings import KMeansSettings
 from training.model.onnx_inference import embed
-from training.profiles.llm_names import with_llm_names
+from training.profiles.llm_names import require_client, with_llm_names
 from training.profiles.profiles import Privacy, exemplars_of, profiles_of
 from training.ranking.hybrid import HybridChoice, HybridTuner
 from training.ranking.segment_items import behaviour_of, popularity, segment_items
@@ -70,11 +70,13 @@ def segment(
     """Fit segments and write them under `segment/` of the run; ids go on from the repository's newest release.
 
     `k` overrides the run's configuration; auto chooses it by a sweep, which is written too. Raises ConfigError for a
-    K-means engine that cannot run here, LogError for a log of too few users, RunError when a stage is missing.
+    K-means engine that cannot run here and for a naming model without its client, LogError for a log of too few users,
+    RunError when a stage is missing.
     """
     prepared, exported = run.require("prepare"), run.require("export")
     settings = run.config().segment
     engine = choose_engine(settings.backend)
+    require_client(settings.naming)
     preprocessing = Preprocessing.model_validate_json((exported / "preprocessing.json").read_bytes())
     step = _Steps(progress)
     with run.stage("segment") as stage:

@@ -1,18 +1,27 @@
 """Names by a language model: asked over real HTTP, given aggregates only, and never trusted."""
 
 import json
+import logging
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from server.core.profiles import Activity, SegmentProfile, Trait
-from training.config import Naming
-from training.profiles.llm_names import request_of, with_llm_names
+from training.config import Config, Naming, SegmentSettings
+from training.errors import ConfigError
+from training.pipeline import RunInputs, run_all
+from training.profiles.llm_names import request_of, require_client, with_llm_names
+from training.publish.publish import Push
+from training.runs import Run, no_progress
 
 KEY = "sk-secret-key"
 
@@ -24,7 +33,7 @@ class Model:
         self.answer = answer
         self.requests: list[dict[str, Any]] = []
         self.paths: list[str] = []
-        self.keys: list[str | None] = []
+        self.headers: list[Message] = []
         self.released = threading.Event()
         self.url = ""
 
@@ -43,14 +52,15 @@ def serving(answer: Callable[[Model], tuple[int, bytes]]) -> Iterator[Model]:
             length = int(self.headers["Content-Length"])
             model.requests.append(json.loads(self.rfile.read(length)))
             model.paths.append(self.path)
-            model.keys.append(self.headers["Authorization"])
+            model.headers.append(self.headers)
             status, body = model.answer(model)
             self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             if status == 307:
                 self.send_header("Location", f"http://localhost:{server.server_port}/elsewhere")
             self.end_headers()
-            self.wfile.write(body)
+            with suppress(ConnectionError):  # of a client that has read enough
+                self.wfile.write(body)
 
         def log_message(self, *_: object) -> None:
             pass
@@ -98,7 +108,7 @@ def test_names_become_labels_and_the_sentences_stay() -> None:
     with serving(chat('```json\n{"1": " Beer lovers", "2": "爱喝茶的人"}\n```')) as model:
         assert asked(model) == (["Beer lovers", "爱喝茶的人"], [])
     assert model.paths == ["/v1/chat/completions"]
-    assert model.keys == [None]
+    assert "Authorization" not in model.headers[0]
     assert (model.requests[0]["model"], model.requests[0]["temperature"]) == ("m", 0)
 
 
@@ -149,19 +159,58 @@ def test_a_slow_model_is_given_up_in_time() -> None:
     assert "gave no answer within 0.3 s" in note
 
 
+@contextmanager
+def trickling(start: bytes) -> Iterator[str]:
+    """The address of a host that answers with `start` and then with spaces, one by one, until the caller hangs up."""
+
+    def answer(listener: socket.socket) -> None:
+        with suppress(OSError), listener.accept()[0] as connection:
+            connection.recv(1 << 16)
+            connection.sendall(start)
+            connection.settimeout(0.02)
+            while True:
+                with suppress(TimeoutError):
+                    if not connection.recv(1 << 16):
+                        return
+                connection.sendall(b" ")
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer, args=[listener])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # wakes the thread where nobody has called
+            thread.join()
+
+
+def test_the_timeout_holds_for_the_whole_answer_and_not_for_each_byte() -> None:
+    with trickling(b"HTTP/1.1 200 OK\r\n\r\n") as url:
+        found, [note] = with_llm_names(TWO, Naming(url=url, model="m", timeout_seconds=0.5))
+    assert found == TWO
+    assert "gave no answer within 0.5 s" in note
+
+
+def test_the_body_of_an_error_is_not_read() -> None:
+    with trickling(b"HTTP/1.1 500 Broken\r\n\r\n") as url:
+        found, [note] = with_llm_names(TWO, Naming(url=url, model="m", timeout_seconds=5))
+    assert found == TWO
+    assert "answers with status 500" in note
+
+
 def test_a_model_that_is_out_of_reach_is_told() -> None:
     with serving(chat("{}")) as model:
         pass
     labels, [note] = asked(model)
     assert labels == ["Made 1", "Made 2"]
-    assert "127.0.0.1 cannot be asked" in note
+    assert "127.0.0.1 cannot be reached" in note
 
 
 @pytest.mark.parametrize("url", ["not a url", "ftp://x/v1", "http://[::1", "http://user:pass@127.0.0.1:1/v1"])
 def test_a_url_that_cannot_be_asked_is_told_without_what_it_holds(url: str) -> None:
     found, [note] = with_llm_names(TWO, Naming(url=url, model="m", timeout_seconds=5))
     assert found == TWO
-    assert "cannot be asked" in note
+    assert "cannot be reached" in note
     assert "pass" not in note
 
 
@@ -193,11 +242,39 @@ def test_the_key_comes_from_the_environment_and_goes_nowhere_else(monkeypatch: p
     monkeypatch.setenv("TEST_NAMING_KEY", KEY)
     with serving(lambda _: (500, KEY.encode())) as model:
         _, notes = asked(model, api_key_variable="TEST_NAMING_KEY")
-    assert model.keys == [f"Bearer {KEY}"]
+    assert [headers["Authorization"] for headers in model.headers] == [f"Bearer {KEY}"]
     assert KEY not in json.dumps([notes, model.requests])
     monkeypatch.setenv("TEST_NAMING_KEY", f"{KEY}\n")
     _, [note] = with_llm_names(TWO, Naming(url=model.url, model="m", api_key_variable="TEST_NAMING_KEY"))
     assert KEY not in note
+
+
+def test_keys_and_accounts_in_variables_of_the_client_are_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    with serving(chat('{"1": "A", "2": "B"}')) as model:
+        assert asked(model) == (["A", "B"], [])
+    assert KEY not in str(model.headers[0])
+
+
+def test_neither_key_nor_password_is_logged(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("TEST_NAMING_KEY", KEY)
+    with caplog.at_level(logging.DEBUG), serving(chat('{"1": "A", "2": "B"}')) as model:
+        url = model.url.replace("//", "//user:hidden-pass@")
+        with_llm_names(TWO, Naming(url=url, model="m", api_key_variable="TEST_NAMING_KEY"))
+    assert len(model.requests) == 1
+    assert "POST" in caplog.text
+    assert KEY not in caplog.text
+    assert "hidden-pass" not in caplog.text
+
+
+def test_without_the_client_names_are_refused_before_any_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    require_client(Naming())
+    config = Config(segment=SegmentSettings(naming=Naming(url="http://127.0.0.1:1/v1", model="m")))
+    order = RunInputs(tmp_path / "events.csv", None, None, config, tmp_path)
+    with pytest.raises(ConfigError, match=r"openai.*pip install segrec\[llm\]"):
+        run_all(Run.create(tmp_path / "run"), order, Push(), lambda _: no_progress)
 
 
 def test_a_key_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
