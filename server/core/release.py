@@ -13,7 +13,6 @@ migration.json       `Migration`, where there was a release before
 drift_reference.json  what the users were like, in groups, for `segrec-train drift`; the server does not read it
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -233,11 +232,10 @@ class Release:
         scores: NDArray[np.float32] = embeddings @ self.item_embeddings[rows].T
         return scores if self.trend is None else scores + self.trend[rows]
 
-    def warm(self, pause: Callable[[], None]) -> None:
+    def warm(self) -> None:
         """Build the look-ups now, so that no request pays for them."""
         for name, attribute in vars(type(self)).items():
             if isinstance(attribute, cached_property):
-                pause()
                 getattr(self, name)
 
 

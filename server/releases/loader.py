@@ -6,8 +6,7 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
-from time import monotonic, sleep
+from time import monotonic
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -20,9 +19,6 @@ from server.releases.registry import ReleaseRegistry
 log = logging.getLogger(__name__)
 
 GOLDEN_TIMEOUT_SECONDS = 10.0
-PAUSE_SECONDS = 0.02
-"""Between two steps of reading a release beside one that answers, whose calls each step holds up: threads of Python
-exclude one another."""
 PROBE_SECONDS = 2.0
 """How often the golden inputs of what answers are run, so that a dead Triton is noticed without traffic."""
 
@@ -131,8 +127,7 @@ class Loader:
         return True
 
     async def _load(self, number: int) -> None:
-        pause = partial(sleep, PAUSE_SECONDS if self._releases.active else 0.0)
-        release = await asyncio.to_thread(read_release, self._shelf.path(number), self._release_key, pause)
+        release = await asyncio.to_thread(read_release, self._shelf.path(number), self._release_key)
         await self._have_loaded([*self._releases.loaded_numbers(), number])
         try:
             await self._prove(release)

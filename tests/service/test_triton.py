@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import numpy as np
@@ -234,24 +234,6 @@ async def test_a_silent_triton_costs_the_deadline_and_then_nothing(running_trito
         with pytest.raises(EncoderUnavailable, match="earlier calls"):
             await encoder.encode(1, random_inputs(1, 2), SECONDS)
         await encoder.close()
-
-
-async def test_a_stub_gives_way_until_it_has_loaded_and_for_a_few_seconds_only(
-    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder
-) -> None:
-    assert await answers(own_encoder, 1)
-    shares = [Path(f"/proc/{pid}/autogroup") for pid in embedded_triton.stub_pids()]
-    assert len(shares) == 2
-    if not all(share.exists() for share in shares):
-        pytest.skip("this kernel does not share processors out by session")
-    assert await at_full_share(shares)
-    for share in shares:
-        share.write_text("19")
-    await wait_until_async(lambda: at_full_share(shares))
-
-
-async def at_full_share(shares: Sequence[Path]) -> bool:
-    return all(share.read_text().endswith("nice 0\n") for share in shares)
 
 
 async def test_killed_triton_is_started_again_and_loaded(

@@ -1,8 +1,7 @@
 """Triton's own Python environment: what is in it, how it is made, and whether it stands.
 
 The directory is a virtual environment with two things added: `backends/` (the Python backend with the stub for this
-Python version, which a script of ours starts, and our `onnxruntime` backend that runs on it) and `segrec-stamp.json`,
-written last.
+Python version, and our `onnxruntime` backend that runs on it) and `segrec-stamp.json`, written last.
 """
 
 import ctypes
@@ -123,7 +122,7 @@ def _write_stamp(path: Path, stamp: dict[str, str]) -> None:
 def _wanted_stamp() -> dict[str, str]:
     """Hashes of what goes in: the pins with the interpreter, and our backends."""
     backends = hashlib.sha256()
-    for file in sorted(file for file in _OWN_BACKENDS.rglob("*") if file.is_file() and file.suffix != ".pyc"):
+    for file in sorted(_OWN_BACKENDS.rglob("*.py")):
         backends.update(str(file.relative_to(_OWN_BACKENDS)).encode() + b"\0" + file.read_bytes())
     packages = hashlib.sha256(_REQUIREMENTS.read_bytes() + sys.version.encode() + sys.base_prefix.encode())
     return {"packages": packages.hexdigest(), "backends": backends.hexdigest()}
@@ -170,15 +169,14 @@ def _run(*command: str) -> None:
 
 
 def _copy_backends(environment: TritonEnvironment) -> None:
-    """Put the Python backend with this Python's stub, and our own backends, into the backend directory."""
+    """Make the backend directory anew: the Python backend with this Python's stub, and our own backends."""
     triton = environment.site_packages / "pytriton" / "tritonserver"
     stub = triton / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     if not stub.is_file():
         raise SetupError(f"This Triton has no stub for Python {_PYTHON}: use Python 3.11, 3.12 or 3.13")
-    shutil.copytree(triton / "backends" / "python", environment.backends / "python", dirs_exist_ok=True)
-    shutil.copyfile(stub, environment.backends / "python" / f"{stub.name}.bin")
-    shutil.copytree(
-        _OWN_BACKENDS, environment.backends, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__")
-    )
-    for name in (stub.name, f"{stub.name}.bin"):
-        (environment.backends / "python" / name).chmod(0o755)
+    if environment.backends.exists():
+        shutil.rmtree(environment.backends)  # a running Triton keeps the files that it has open
+    shutil.copytree(_OWN_BACKENDS, environment.backends, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(triton / "backends" / "python", environment.backends / "python")
+    shutil.copyfile(stub, environment.backends / "python" / stub.name)
+    (environment.backends / "python" / stub.name).chmod(0o755)

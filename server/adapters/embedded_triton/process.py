@@ -1,7 +1,6 @@
 """One `tritonserver` process with its stubs: starting it, asking how it is, and ending all of it."""
 
 import asyncio
-import contextlib
 import os
 import signal
 import socket
@@ -38,7 +37,7 @@ def choose_port(port: int = 0) -> int:
 
 
 class TritonProcess:
-    """A running `tritonserver` with its stubs."""
+    """A running `tritonserver`, the leader of a process group that its stubs belong to."""
 
     def __init__(self, process: asyncio.subprocess.Process, shared_memory_prefix: str) -> None:
         self._process = process
@@ -85,7 +84,7 @@ class TritonProcess:
 
     def stubs(self) -> list[psutil.Process]:
         """The live stub processes: one for each model instance of each loaded version."""
-        return list(_stubs_with(self._shared_memory_prefix))
+        return [process for process in _group_members(self.pid) if process.pid != self.pid]
 
     def kill(self) -> None:
         """End `tritonserver` at once, without waiting; its stubs remain until `stop`."""
@@ -105,7 +104,7 @@ class TritonProcess:
 
     def _end_remains(self) -> None:
         """Kill stubs that outlived Triton and drop their shared memory."""
-        remaining = self.stubs()
+        remaining = list(_group_members(self.pid))
         for process in remaining:
             process.kill()
         psutil.wait_procs(remaining, timeout=_EXIT_SECONDS)
@@ -146,9 +145,11 @@ def _server_flags(environment: TritonEnvironment, repository: Path, port: int, p
     ]
 
 
-def _stubs_with(shared_memory_prefix: str) -> Iterator[psutil.Process]:
-    """Stubs know their Triton by the name of the memory that they share; their process groups are their own."""
+def _group_members(group: int) -> Iterator[psutil.Process]:
+    """The live processes of a process group."""
     for process in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            if any(argument.startswith(shared_memory_prefix) for argument in process.cmdline()):
+        try:
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
                 yield process
+        except (ProcessLookupError, psutil.NoSuchProcess):
+            continue

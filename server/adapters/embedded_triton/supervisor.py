@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import re
-import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -32,8 +31,6 @@ WATCH_SECONDS = 0.5
 """Between two looks at the stubs."""
 PROBE_SECONDS = 5.0
 """Between two probes with a real inference."""
-GIVE_WAY_SECONDS = 3.0
-"""How long a stub that loads has less of the processor than others. On a busy machine that could be for ever."""
 TRIES_BEFORE_RESTART = 2
 """Failed probes in a row, or reloads that left a version without its stubs, before Triton is restarted."""
 
@@ -195,9 +192,7 @@ class EmbeddedTriton:
         tries: Counter[int] = Counter()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            if not self._settled.is_set():
-                await self._stubs()  # those that load must not starve
-                continue
+            await self._settled.wait()
             broken = await self._versions_without_stub()
             tries = Counter({version: tries[version] + 1 for version in broken})
             if not broken:
@@ -235,12 +230,11 @@ class EmbeddedTriton:
         return {version for version in ready if stubs[version] < self._instance_count}
 
     async def _stubs(self) -> list[tuple[psutil.Process, int | None]]:
-        """The live stubs with their versions, looked up in a thread: on a full machine that takes a while.
-
-        Those that have given way for long enough get their full share of the processor.
-        """
+        """The live stubs with their versions, looked up in a thread: on a full machine that takes a while."""
         process = self._process
-        return await asyncio.to_thread(_looked_over, process) if process else []
+        if process is None:
+            return []
+        return await asyncio.to_thread(lambda: [(stub, _version_of(stub)) for stub in process.stubs()])
 
     async def _watch_probe(self) -> None:
         """Restart Triton when the probe fails several times in a row."""
@@ -289,17 +283,6 @@ def _instance_count(config_path: Path) -> int:
     except (OSError, text_format.ParseError) as error:
         raise SetupError(f"{config_path} cannot be read: {error}") from error
     return sum(group.count or 1 for group in config.instance_group) or 1
-
-
-def _looked_over(process: TritonProcess) -> list[tuple[psutil.Process, int | None]]:
-    stubs = process.stubs()
-    for stub in stubs:
-        with contextlib.suppress(psutil.Error, OSError):  # it has ended, or the kernel asks for patience: next time
-            share = Path(f"/proc/{stub.pid}/autogroup")
-            gives_way = os.getsid(stub.pid) == stub.pid and not share.read_text(encoding="ascii").endswith("nice 0\n")
-            if gives_way and time.time() - stub.create_time() > GIVE_WAY_SECONDS:
-                share.write_text("0", encoding="ascii")
-    return [(stub, _version_of(stub)) for stub in stubs]
 
 
 def _version_of(stub: psutil.Process) -> int | None:

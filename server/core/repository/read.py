@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -30,9 +29,6 @@ from server.core.release import (
 from server.core.repository.signature import check_signature
 from server.core.segments import segment_part
 
-T = TypeVar("T")
-
-
 HASHES_CHECKED = 100
 """About so many of them are worked out again when a release is read."""
 
@@ -48,34 +44,26 @@ def record_of(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of(path), size_bytes=path.stat().st_size)
 
 
-def read_release(
-    directory: Path, key: Ed25519PublicKey | None = None, pause: Callable[[], None] = lambda: None
-) -> Release:
+def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Release:
     """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where.
 
-    With a `key`, only a release that was signed for it is good, and nothing of another one is read. `pause` is called
-    between the steps, of which there are some thirty.
+    With a `key`, only a release that was signed for it is good, and nothing of another one is read.
     """
-
-    def read(name: str, how: Callable[[Path], T]) -> T:
-        pause()
-        return how(directory / name)
-
     try:
         manifest = read_manifest(directory, key)
-        _check_files(directory, manifest, pause)
+        _check_files(directory, manifest)
         release = Release(
             manifest,
-            read("preprocessing.json", lambda path: Preprocessing.model_validate_json(path.read_bytes())),
-            read("items.parquet", pl.read_parquet),
-            read("item_embeddings.npy", _read_array),
-            read("centroids.npy", _read_array),
-            read("segments.json", _read_segments),
-            read("segment_items.parquet", _read_segment_items),
-            read(MIGRATION, _read_migration) if MIGRATION in manifest.files else None,
+            Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes()),
+            pl.read_parquet(directory / "items.parquet"),
+            _read_array(directory / "item_embeddings.npy"),
+            _read_array(directory / "centroids.npy"),
+            _read_segments(directory / "segments.json"),
+            _read_segment_items(directory / "segment_items.parquet"),
+            _read_migration(directory / MIGRATION) if MIGRATION in manifest.files else None,
         )
         _check_shapes(release)
-        release.warm(pause)
+        release.warm()
     except DamagedRelease:
         raise
     except (OSError, ValueError, KeyError, TypeError, pl.exceptions.PolarsError) as error:
@@ -109,12 +97,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _check_files(directory: Path, manifest: Manifest, pause: Callable[[], None]) -> None:
+def _check_files(directory: Path, manifest: Manifest) -> None:
     missing = sorted(set(FILES) - set(manifest.files))
     if missing:
         raise DamagedRelease(f"the manifest of {directory} lacks {', '.join(missing)}")
     for name, record in manifest.files.items():
-        pause()
         path = directory / name
         if Path(name).name != name or not path.is_file():
             raise DamagedRelease(f"release {directory} lacks {name}: copy it again")

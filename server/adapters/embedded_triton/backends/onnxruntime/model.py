@@ -20,8 +20,6 @@ import triton_python_backend_utils as pb_utils
 MODEL_FILE = "model.onnx"
 PARENT_SECONDS = 0.5
 ALARM_SECONDS = 5
-SESSION_SHARE = "/proc/self/autogroup"
-SHARE_SECONDS = 0.02
 PADDING_PARAMETER = "padding_input"
 PIECE_ROWS = 32
 GRAPH_LEVELS = {
@@ -101,23 +99,6 @@ def end_with_parent(parent):
     os._exit(1)
 
 
-def take_full_share():
-    """Ask for as much processor time as other sessions get, which the script that starts stubs gave away.
-
-    The kernel takes one such wish in a tenth of a second from everybody together. A stub that shares Triton's session
-    never gave anything away.
-    """
-    while os.getsid(0) == os.getpid():
-        try:
-            with open(SESSION_SHARE, "w") as share:
-                share.write("0")
-            return
-        except BlockingIOError:
-            time.sleep(SHARE_SECONDS)
-        except OSError:
-            return
-
-
 class TritonPythonModel:
     """One instance of one version: one ONNX Runtime session in a process of its own."""
 
@@ -144,8 +125,7 @@ class TritonPythonModel:
         _check_tensors("output", config["output"], self.session.get_outputs())
         if args["model_instance_kind"] == "GPU":
             pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
-        take_full_share()
-        # Not before: the alarm could end a stub that gives way on a busy machine for so long.
+        # Not before: loading may hold Python's lock for longer than the alarm waits.
         threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
 
     def execute(self, requests):

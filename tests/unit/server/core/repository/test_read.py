@@ -32,7 +32,7 @@ def rewrite_manifest(directory: Path, change: Callable[[dict], None]) -> None:  
 
 def test_a_whole_release_is_read(whole: Path) -> None:
     release = read_release(whole)
-    release.warm(lambda: None)
+    release.warm()
     assert release.number == 7
     assert release.item_embeddings.shape == (50, 16)
     assert release.vocabulary["item-003"] == 3
