@@ -38,6 +38,8 @@ _PACKAGES = (
 )
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
+SCHEMA_VERSION = 1
+"""Of `run.json` and of all files of a run."""
 
 CURVES = "metrics.json"
 """In `train/`: the figures of each epoch."""
@@ -88,7 +90,7 @@ class Run:
                         f"The run {path} is there already; choose another id, or repeat a stage of it."
                     ) from None
         run = cls(path)
-        run._write({"id": path.name, "created": _now(), "stages": {}})
+        run._write({"schema_version": SCHEMA_VERSION, "id": path.name, "created": _now(), "stages": {}})
         return run
 
     @classmethod
@@ -110,6 +112,12 @@ class Run:
             raise RunError(f"{self.path} is not a run; `segrec-train prepare` makes one.") from None
         except ValueError as error:
             raise RunError(f"{self.path / _RECORD} is damaged ({error}); start a new run.") from error
+        found = record.get("schema_version", "none")
+        if found != SCHEMA_VERSION:
+            raise RunError(
+                f"{self.path / _RECORD} has schema version {found} and this build reads {SCHEMA_VERSION}; "
+                "start a new run with `segrec-train prepare`."
+            )
         return record
 
     def describe(self, config: Config, data: Mapping[str, Any]) -> None:

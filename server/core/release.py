@@ -131,7 +131,7 @@ class Manifest(_Model):
     segment_count: int = Field(ge=1)
     hybrid_weight: float = Field(ge=0, le=1, description="Share of the personal score in the hybrid; rest: segment.")
     figures: dict[str, float] = Field(default_factory=dict, description="Quality by name; larger is better.")
-    confidence: Confidence | None = Field(default=None, description="None for releases of before there was one.")
+    confidence: Confidence | None = Field(default=None, description="None where too few users could calibrate it.")
     min_segment_size: int = Field(default=0, ge=0, description="No segment or flow of fewer users is published.")
     files: dict[str, FileRecord]
     golden: Golden
@@ -182,8 +182,6 @@ class Release:
     @cached_property
     def item_index(self) -> HashIndex:
         """Item → item index, from 1, for the columns of histories."""
-        if ITEM_HASH not in self.items.columns:  # releases made before there was one
-            return HashIndex.of(self.item_ids)
         return HashIndex.of_hashes(self.items[ITEM_HASH].to_numpy())
 
     @cached_property

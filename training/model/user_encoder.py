@@ -154,15 +154,8 @@ class SegmentEmbedding(nn.Module):
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """What `write` wrote, also when the last position stood for the forecast, with or without weights."""
-        tensors = load_file(directory / SEGMENT_EMBEDDING)
-        if "forecast" not in tensors:
-            dims = tensors["center"].shape[1], tensors["items"].shape[1]
-            last, bag = (tensors.pop(name, torch.ones(1)) for name in ("last_weight", "bag_weight"))
-            tensors |= dict(zip(("forecast", "forecast_center"), _last_alone(*dims), strict=True))
-            tensors |= {"weights": torch.cat([last, torch.ones(1), bag])}
-            tensors.setdefault("history", torch.zeros(1, dtype=torch.int32))
-        return cls(**tensors)
+        """What `write` wrote."""
+        return cls(**load_file(directory / SEGMENT_EMBEDDING))
 
     def write(self, directory: Path) -> None:
         """Write it beside the encoder's weights."""
@@ -233,8 +226,8 @@ def item_directions(
 class UserEncoder(nn.Module):
     """Histories → whole user embeddings (B, D + F + D + S), as a release has them: the last position, then the rest.
 
-    Without a `SegmentEmbedding` the last position is all there is. `shape` is the encoder's, but for `max_length`:
-    how many events the whole reads, of which `encoder` gets the newest that it can read.
+    A `QuantizedEncoder` computes all of it in its own graph and has no `segments`. `shape` is the encoder's, but for
+    `max_length`: how many events the whole reads, of which `encoder` gets the newest that it can read.
     """
 
     def __init__(self, encoder: Encoder, segments: SegmentEmbedding | None) -> None:
@@ -247,15 +240,16 @@ class UserEncoder(nn.Module):
     @classmethod
     def load(cls, encoder: Encoder, trained: Path) -> Self:
         """`encoder` with what stands beside its weights in `trained`."""
-        found = (trained / SEGMENT_EMBEDDING).is_file()
-        return cls(encoder, SegmentEmbedding.read(trained) if found else None).eval()
+        segments = None if isinstance(encoder, QuantizedEncoder) else SegmentEmbedding.read(trained)
+        return cls(encoder, segments).eval()
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         """Whole user embeddings; inputs as of the encoder, each (B, L), L ≤ `shape.max_length`."""
         if isinstance(self.encoder, QuantizedEncoder):
             return self.encoder.whole(item_index, action_index, value, gap_index)
+        assert self.segments
         last, mean = self.encoder.last_and_mean(*self.newest(item_index, action_index, value, gap_index))
-        return last if self.segments is None else torch.cat([last, self.segments(last, mean, item_index)], dim=-1)
+        return torch.cat([last, self.segments(last, mean, item_index)], dim=-1)
 
     def newest(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> tuple[Tensor, ...]:
         """The newest events, as many as the encoder reads; the gap before the first of them is unknown to it."""

@@ -77,7 +77,7 @@ def write_reference(stage: Path, item_dim: int, event_counts: NDArray[np.int64],
         normalised(segment_part(embeddings, item_dim)),
         assigned["distance"].to_numpy(),
         event_counts,
-        assigned["confident"].to_numpy() if _is_calibrated(assigned) else None,
+        None if assigned["confidence"].has_nulls() else assigned["confident"].to_numpy(),
         least_users,
     )
     write_atomically(stage / DRIFT_REFERENCE, found.model_dump_json() + "\n")
@@ -112,18 +112,14 @@ def read_reference(directory: Path, release: Release) -> DriftReference:
     """The reference in the release's directory. Raises RunError where there is none that can be read."""
     if DRIFT_REFERENCE not in release.manifest.files:
         raise RunError(
-            f"Release {release.number} does not tell what its users were like: it was made of very few users, or by "
-            "an older version. Repeat `segrec-train segment` and `segrec-train publish`, and compare with that."
+            f"Release {release.number} has no {DRIFT_REFERENCE}: it was made of fewer users than `min_segment_size`. "
+            "Compare with a release of more users."
         )
     try:
         return DriftReference.model_validate_json((directory / DRIFT_REFERENCE).read_bytes())
     except ValidationError as error:
         first = error.errors()[0]["msg"]
         raise RunError(f"{directory / DRIFT_REFERENCE} cannot be read: {first}. Publish the release again.") from error
-
-
-def _is_calibrated(assigned: pl.DataFrame) -> bool:
-    return "confidence" in assigned.columns and assigned["confidence"].null_count() == 0
 
 
 def _edges(distances: NDArray[np.floating], least_users: int) -> NDArray[np.float64]:

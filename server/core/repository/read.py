@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from server.core.errors import DamagedRelease
 from server.core.preprocessing import Preprocessing
@@ -31,6 +31,13 @@ from server.core.segments import segment_part
 
 HASHES_CHECKED = 100
 """About so many of them are worked out again when a release is read."""
+_ITEM_COLUMNS = {"item_id", "title", "category", "popularity", ITEM_HASH}
+
+
+class _SchemaVersion(BaseModel):
+    """The key of `manifest.json` that is read before the others, since these depend on it."""
+
+    schema_version: int
 
 
 def sha256_of(path: Path) -> str:
@@ -78,13 +85,17 @@ def read_manifest(directory: Path, key: Ed25519PublicKey | None = None) -> Manif
         text = path.read_bytes()
         if key is not None:
             check_signature(directory, text, key)
+        schema_version = _SchemaVersion.model_validate_json(text).schema_version
+        if schema_version != SCHEMA_VERSION:
+            raise DamagedRelease(
+                f"{path} has schema version {schema_version} and this build reads {SCHEMA_VERSION}: "
+                "publish the run again with the `segrec-train` of this version"
+            )
         manifest = Manifest.model_validate_json(text)
     except FileNotFoundError as error:
         raise DamagedRelease(f"release {directory} has no manifest.json: the copy is not complete") from error
     except (OSError, ValidationError) as error:
         raise DamagedRelease(f"{path} cannot be read: {_first_line(error)}") from error
-    if manifest.schema_version != SCHEMA_VERSION:
-        raise DamagedRelease(f"{path} has schema version {manifest.schema_version}; this build reads {SCHEMA_VERSION}")
     if str(manifest.release) != directory.name:
         raise DamagedRelease(f"{path} is of release {manifest.release}, but its directory is named {directory.name}")
     return manifest
@@ -159,10 +170,9 @@ def _check_shapes(release: Release) -> None:
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
             raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
-    if {"item_id", "title", "category", "popularity"} - set(release.items.columns):
-        raise DamagedRelease(f"{where}: items.parquet must have item_id, title, category and popularity")
-    if ITEM_HASH in release.items.columns:
-        hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
-        some = pl.concat([release.items.gather_every(step), release.items.tail(1)])
-        if hashes.dtype != pl.UInt64 or hashes.null_count() or not some.equals(with_item_hashes(some)):
-            raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build gives")
+    if missing := _ITEM_COLUMNS - set(release.items.columns):
+        raise DamagedRelease(f"{where}: items.parquet lacks {', '.join(sorted(missing))}: publish the run again")
+    hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
+    some = pl.concat([release.items.gather_every(step), release.items.tail(1)])
+    if hashes.dtype != pl.UInt64 or hashes.null_count() or not some.equals(with_item_hashes(some)):
+        raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build gives")

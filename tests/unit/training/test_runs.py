@@ -125,6 +125,15 @@ def test_a_derived_run_is_stale_once_its_parents_data_are_repeated(tmp_path: Pat
         run.require("prepare")
 
 
+@pytest.mark.parametrize(("version", "said"), [(99, "99"), (None, "none")])
+def test_a_run_of_another_schema_is_refused(tmp_path: Path, version: int | None, said: str) -> None:
+    run = Run.create(tmp_path)
+    record = run.record() | {"schema_version": version}
+    (run.path / "run.json").write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
+    with pytest.raises(RunError, match=rf"schema version {said} and this build reads 1; start a new run with `segrec"):
+        Run.open(tmp_path, run.path.name).config()
+
+
 def test_settings_that_are_no_more_are_named(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.describe(Config(), {})

@@ -36,7 +36,6 @@ MOST_SEGMENTS = 56
 """The largest so many are shown: beyond it no two would differ in colour and shape any more."""
 
 _TOP_ITEMS = 6
-_CONFIDENT = "confident"
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,11 +203,9 @@ def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]
 
 
 def _confident(segmented: Path) -> dict[int, float]:
-    """Share of each segment's users who are clearly of it; nothing for runs that did not ask."""
+    """Share of each segment's users who are clearly of it."""
     placed = pl.scan_parquet(segmented / "assignments.parquet")
-    if _CONFIDENT not in placed.collect_schema():
-        return {}
-    return dict(placed.group_by("segment_id").agg(pl.col(_CONFIDENT).mean()).collect().iter_rows())
+    return dict(placed.group_by("segment_id").agg(pl.col("confident").mean()).collect().iter_rows())
 
 
 def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> UserMap:

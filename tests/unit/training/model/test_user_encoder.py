@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from server.core.features import GAP_START, batches
 from server.core.segments import normalised
@@ -18,7 +17,6 @@ from training.model.export import random_inputs
 from training.model.torch_inference import embedded
 from training.model.user_encoder import (
     BAG_HISTORY,
-    SEGMENT_EMBEDDING,
     SegmentEmbedding,
     UserEncoder,
 )
@@ -133,13 +131,6 @@ def test_what_is_written_is_read_back(encoder: UserEncoder, tmp_path: Path) -> N
     torch.testing.assert_close(again(**inputs), encoder(**inputs))
 
 
-def test_without_it_the_last_position_is_all(encoder: UserEncoder, tmp_path: Path) -> None:
-    plain = UserEncoder.load(encoder.encoder, tmp_path)
-    log = two_tastes()
-    assert plain.segment_dim == DIM
-    torch.testing.assert_close(embedded(plain, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE))
-
-
 def test_the_forecast_is_linear_in_all_three(encoder: UserEncoder) -> None:
     """Last position, mean and bag by a matrix, of length 1 times its weight."""
     assert encoder.segments
@@ -223,29 +214,3 @@ def long_tastes() -> EventLog:
     """Forty users of two tastes, twelve random events each."""
     rng = np.random.default_rng(0)
     return log_of(*[(rng.integers(1, 4, 12) + 3 * (user % 2)).tolist() for user in range(40)])
-
-
-@pytest.mark.parametrize(
-    ("tensors", "weights", "reads"),
-    [
-        (("center", "places", "items"), (1.0, 1.0, 1.0), SHAPE.max_length),
-        (("center", "places", "items", "last_weight"), (0.5, 1.0, 1.0), SHAPE.max_length),
-        (("center", "places", "items", "last_weight", "bag_weight", "history"), (0.5, 1.0, 1.8), 30),
-    ],
-)
-def test_what_was_written_before_there_were_forecasts_is_read_as_it_was(
-    encoder: UserEncoder, tmp_path: Path, tensors: tuple[str, ...], weights: tuple[float, ...], reads: int
-) -> None:
-    assert encoder.segments
-    known = dict(encoder.segments.state_dict())
-    known |= {"last_weight": torch.tensor([0.5]), "bag_weight": torch.tensor([1.8]), "history": torch.tensor([30])}
-    save_file({name: known[name] for name in tensors}, tmp_path / SEGMENT_EMBEDDING)
-    old = UserEncoder(encoder.encoder, SegmentEmbedding.read(tmp_path)).eval()
-    assert old.shape.max_length == reads
-    log = two_tastes()
-    found, whole = (embedded(one, log.features, one.shape).numpy() for one in (old, encoder))
-    last, size = embedded(encoder.encoder, log.features, SHAPE).numpy(), encoder.segments.items.shape[1]
-    expected = [normalised(last - last.mean(0)), whole[:, -DIM - size : -size], whole[:, -size:]]
-    np.testing.assert_allclose(
-        found[:, DIM:], np.hstack([w * e for w, e in zip(weights, expected, strict=True)]), atol=1e-5
-    )

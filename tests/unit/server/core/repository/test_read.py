@@ -77,7 +77,19 @@ def test_a_directory_of_another_number_is_refused(directory: Path) -> None:
 
 def test_another_schema_version_is_refused(directory: Path) -> None:
     rewrite_manifest(directory, lambda manifest: manifest.update(schema_version=99))
-    with pytest.raises(DamagedRelease, match="schema version 99"):
+    with pytest.raises(DamagedRelease, match=r"schema version 99 and this build reads 1: publish the run again"):
+        read_release(directory)
+
+
+def test_another_schema_is_refused_as_such_whatever_its_keys_are(directory: Path) -> None:
+    (directory / "manifest.json").write_text('{"schema_version": 2, "surprise": 1}')
+    with pytest.raises(DamagedRelease, match="schema version 2 and this build reads 1"):
+        read_release(directory)
+
+
+def test_a_manifest_without_a_schema_version_is_refused(directory: Path) -> None:
+    rewrite_manifest(directory, lambda manifest: manifest.pop("schema_version"))
+    with pytest.raises(DamagedRelease, match="schema_version: Field required"):
         read_release(directory)
 
 
@@ -145,11 +157,16 @@ def rewrite_items(directory: Path, change: Callable[[pl.DataFrame], pl.DataFrame
     rewrite_manifest(directory, lambda manifest: manifest["files"].update({path.name: record_of(path).model_dump()}))
 
 
-def test_a_release_without_hashes_of_its_item_ids_finds_items_all_the_same(whole: Path, directory: Path) -> None:
-    rewrite_items(directory, lambda items: items.drop(ITEM_HASH))
+def test_items_are_found_by_the_hashes_of_their_ids(whole: Path) -> None:
     asked = hashes_of(["item-003", "unknown", "item-050"])
-    assert read_release(directory).item_index.find(asked).tolist() == [3, 0, 50]
     assert read_release(whole).item_index.find(asked).tolist() == [3, 0, 50]
+
+
+@pytest.mark.parametrize("column", [ITEM_HASH, "title", "popularity"])
+def test_a_catalogue_without_one_of_its_columns_is_refused(directory: Path, column: str) -> None:
+    rewrite_items(directory, lambda items: items.drop(column))
+    with pytest.raises(DamagedRelease, match=f"items.parquet lacks {column}: publish the run again"):
+        read_release(directory)
 
 
 HASHES_THAT_ARE_NOT = [
@@ -167,11 +184,9 @@ def test_other_hashes_of_item_ids_are_refused(directory: Path, hashes: pl.Expr) 
         read_release(directory)
 
 
-def test_a_release_of_before_there_was_confidence_is_read(whole: Path) -> None:
-    """Its manifest has none of the later keys."""
+def test_a_first_release_of_few_users_has_no_confidence_and_no_migration(whole: Path) -> None:
     release = read_release(whole)
     assert release.manifest.confidence is None
-    assert release.manifest.min_segment_size == 0
     assert release.migration is None
 
 
