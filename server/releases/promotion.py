@@ -1,4 +1,4 @@
-"""Changes of the traffic that are asked of this server: in force here before it says so."""
+"""Changes of the traffic through this server: in force here before the call returns."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from server.core.errors import NotFound, ReadOnlyRepository
 from server.core.repository.audit import What
-from server.core.repository.traffic import Guard, Traffic, change_traffic, rolled_back
+from server.core.repository.traffic import Traffic, change_traffic, rolled_back
 from server.releases.loader import Loader
 from server.releases.registry import ReleaseRegistry
 from server.releases.traffic_watcher import TrafficWatcher
@@ -17,49 +17,29 @@ LOAD_SECONDS = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class TrafficGoal:
-    """Which release shall answer whom; see `server.core.repository.traffic.Traffic`."""
-
-    stable: int = 0
-    canary: int = 0
-    canary_percent: float = 0.0
-    shadow: int = 0
-    guard: Guard | None = None
-
-    def numbers(self) -> dict[str, int]:
-        """The releases it names, by the request's field."""
-        named = {"stable_release": self.stable, "canary_release": self.canary, "shadow_release": self.shadow}
-        return {f"traffic.{field}": number for field, number in named.items() if number}
-
-
-@dataclass(frozen=True, slots=True)
 class Promotion:
-    """Writes `traffic.json` and the audit log of a repository, after what they name has been loaded."""
+    """Writes `traffic.json` and the audit log of a repository once the named releases are loaded."""
 
     repository: Path
     releases: ReleaseRegistry
     loader: Loader
     file: TrafficWatcher
 
-    async def set(self, wanted: TrafficGoal, who: str, reason: str) -> Traffic:
-        """Have this in force in the place of all that was; returns it.
+    async def set(self, wanted: Traffic, who: str, reason: str) -> Traffic:
+        """Put `wanted` in force in place of the whole traffic; returns the traffic in force.
 
         Raises `InvalidArgument`, `NotFound`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; then
         nothing has changed.
         """
-
-        def change(before: Traffic) -> Traffic:
-            begin = self._with_active(before) if wanted.stable else before
-            after = begin.with_stable(wanted.stable)
-            return after.with_answering(wanted.canary, wanted.canary_percent, wanted.shadow, wanted.guard)
-
-        change(self.file.traffic)
-        await self._see_that_they_are_there(wanted.numbers())
-        async with self.loader.holding(list(wanted.numbers().values()), LOAD_SECONDS):
-            return await self._change(change, "traffic", who, reason)
+        numbers = _numbers(wanted)
+        await self._check_present(numbers)
+        async with self.loader.holding(list(numbers.values()), LOAD_SECONDS):
+            active = self.releases.active
+            number = active.number if active else 0
+            return await self._change(lambda before: before.replaced_by(wanted, number), "traffic", who, reason)
 
     async def roll_back(self, who: str, reason: str) -> tuple[Traffic, str]:
-        """Take the last change back; returns what is in force now, and a sentence of what was done.
+        """Take the last change back; returns the traffic in force, and a sentence for people.
 
         Raises `NothingToRollBack`, and as `set`.
         """
@@ -75,12 +55,7 @@ class Promotion:
         async with self.loader.holding([goal] if goal else [], LOAD_SECONDS):
             return await self._change(change, "rollback", who, reason), summary
 
-    def _with_active(self, before: Traffic) -> Traffic:
-        """While the newest release answers, it is the one that a roll-back shall go to."""
-        active = self.releases.active
-        return before if before.stable or active is None else before.model_copy(update={"stable": active.number})
-
-    async def _see_that_they_are_there(self, numbers: dict[str, int]) -> None:
+    async def _check_present(self, numbers: dict[str, int]) -> None:
         present = set(await asyncio.to_thread(self.releases.shelf.numbers))
         for field, number in numbers.items():
             if number not in present:
@@ -96,3 +71,9 @@ class Promotion:
             ) from error
         await self.file.refresh()
         return self.file.traffic
+
+
+def _numbers(traffic: Traffic) -> dict[str, int]:
+    """The releases that a request names, by its field."""
+    named = {"stable_release": traffic.stable, "canary_release": traffic.canary, "shadow_release": traffic.shadow}
+    return {f"traffic.{field}": number for field, number in named.items() if number}

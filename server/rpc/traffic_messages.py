@@ -4,28 +4,33 @@ import math
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from segrec.traffic import LARGEST_CANARY_PERCENT
 from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
-from server.core.repository.traffic import Guard, Traffic
-from server.releases.promotion import TrafficGoal
+from server.core.repository.traffic import Guard, Traffic, checked
 from server.rpc.validation import in_range
 
 LARGEST_RELEASE = 10**18 - 1
-LARGEST_PERCENT = 99.0
 LONGEST_WINDOW_SECONDS = 3600.0
 MAX_NAME_BYTES = 256
 MAX_REASON_BYTES = 1024
 _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
 
 
-def wanted_of(message: pb.Traffic) -> TrafficGoal:
-    """What a request asks for. Raises `InvalidArgument` with the field's path."""
+def wanted_of(message: pb.Traffic) -> Traffic:
+    """The traffic of a request. Raises `InvalidArgument` with the field's path."""
     for name in ("stable_release", "canary_release", "shadow_release"):
         in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}")
-    percent = _within(message.canary_percent, 0.0, LARGEST_PERCENT, "traffic.canary_percent")
+    percent = _within(message.canary_percent, 0.0, LARGEST_CANARY_PERCENT, "traffic.canary_percent")
     guard = _guard_of(message.guard, "traffic.guard") if message.HasField("guard") else None
-    return TrafficGoal(message.stable_release, message.canary_release, percent, message.shadow_release, guard)
+    fields = {
+        "stable": message.stable_release,
+        "canary": message.canary_release,
+        "canary_percent": percent,
+        "shadow": message.shadow_release,
+    }
+    return checked(fields | {"guard": guard})
 
 
 def checked_text(value: str, most_bytes: int, field: str) -> str:

@@ -18,9 +18,9 @@ def repository(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def call(repository: Path, *words: str, code: int = 0) -> str:
-    """What is printed, on one line."""
-    result = CliRunner().invoke(app, [*words, "--repository", str(repository)])
+def call(repository: Path, *arguments: str, code: int = 0) -> str:
+    """The output on one line."""
+    result = CliRunner().invoke(app, [*arguments, "--repository", str(repository)])
     assert result.exit_code == code, result.output
     return " ".join(result.output.split())
 
@@ -28,36 +28,36 @@ def call(repository: Path, *words: str, code: int = 0) -> str:
 def test_a_release_gets_one_per_cent_then_all_and_is_taken_back(repository: Path) -> None:
     assert "The newest good release answers everyone" in call(repository, "traffic")
     call(repository, "traffic", "2=100")
-    told = call(repository, "traffic", "3=1", "--shadow", "1", "--guard", "errors=0.01,p99=50ms", "--by", "ada")
-    assert "Release 3 answers 1 % of the users, release 2 answers the others." in told
-    assert "The guard takes release 3 out: above 1.00% errors or a p99 of 50 ms over 30 s of 100 answers" in told
-    assert "Set by ada at" in told
+    output = call(repository, "traffic", "3=1", "--shadow", "1", "--guard", "errors=0.01,p99=50ms", "--by", "ada")
+    assert "Release 3 answers 1 % of the users, release 2 answers the others." in output
+    assert "The guard takes release 3 out above 1 % errors or a p99 of 50 ms over 30 s of 100 answers" in output
+    assert "Set by ada at" in output
     call(repository, "traffic", "3=100", "--reason", "it held")
-    told = call(repository, "traffic")
-    assert "Release 3 answers everyone; one that is published stands by until it is given a share." in told
-    assert "because: it held" in told
+    output = call(repository, "traffic")
+    assert "Release 3 answers everyone; a newly published release stands by until it gets a share." in output
+    assert "because: it held" in output
     assert "Release 2 answers in the place of release 3." in call(repository, "rollback", "--reason", "odd items")
-    told = call(repository, "audit", "--last", "3")
-    assert told.index("2=99 3=1, shadow 1") < told.index("3=100") < told.index("odd items")
+    output = call(repository, "audit", "--last", "3")
+    assert output.index("2=99 3=1, shadow 1") < output.index("3=100") < output.index("odd items")
 
 
 def test_an_audit_of_nothing(repository: Path) -> None:
     assert "Nothing has been noted" in call(repository, "audit")
 
 
-def test_damaged_traffic_is_told_with_what_was_set_last_and_set_anew(repository: Path) -> None:
+def test_damaged_traffic_is_shown_with_the_last_good_traffic_and_can_be_set_anew(repository: Path) -> None:
     call(repository, "traffic", "2=100")
     (repository / TRAFFIC).write_text("{")
-    told = call(repository, "traffic", code=1)
-    assert "Release 2 answers everyone" in told
-    assert "is damaged" in told
+    output = call(repository, "traffic", code=1)
+    assert "Release 2 answers everyone" in output
+    assert "is damaged" in output
     assert "is damaged" in call(repository, "prune", code=1)
     call(repository, "traffic", "3=100")
     assert read_traffic(repository).previous == (2,)
 
 
-def test_wrong_words_change_nothing(repository: Path) -> None:
-    assert "is no share of a release" in call(repository, "traffic", "3", code=2)
+def test_wrong_arguments_change_nothing(repository: Path) -> None:
+    assert "is not a share" in call(repository, "traffic", "3", code=2)
     assert "no release 9" in call(repository, "traffic", "9=100", code=1)
     assert "go with a change" in call(repository, "traffic", "--reason", "why", code=2)
     assert not (repository / TRAFFIC).exists()

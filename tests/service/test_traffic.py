@@ -235,14 +235,13 @@ def test_the_command_shows_sets_and_takes_back(pair: Pair, capsys: pytest.Captur
     capsys.readouterr()
     assert main.main(["traffic", "2=10", *address]) == 0
     shown = capsys.readouterr().out
-    assert "stable   90 %  release 1" in shown
-    assert "canary   10 %  release 2" in shown
-    assert "shadow   0 %  release 3" in shown
-    assert "max_error_share 0.01, max_p99_seconds 0.05, window_seconds 30, min_answer_count 100" in shown
+    assert "Release 2 answers 10 % of the users, release 1 answers the others." in shown
+    assert "Release 3 is the shadow" in shown
+    assert "takes release 2 out above 1 % errors or a p99 of 50 ms over 30 s of 100 answers or more." in shown
     assert main.main(["rollback", *address]) == 0
     assert "Release 2 is no canary any more" in capsys.readouterr().out
     assert main.main(["traffic", *address]) == 0
-    assert "canary" not in capsys.readouterr().out
+    assert "Release 1 answers everyone" in capsys.readouterr().out
     assert main.main(["segment", "anyone", "--release", "canary", "--address", pair.servers[0].address]) == 3
     assert "no canary" in capsys.readouterr().err
 

@@ -321,14 +321,15 @@ def _push(
     told: TrainConsole, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None
 ) -> "Push":
     """How a release is put in; the table of its gates is shown. Raises ConfigError."""
+    from segrec.traffic import user_at_host
+
     from training.publish.gates import gates_table
     from training.publish.publish import Push
-    from training.publish.traffic import this_person
 
     if force is not None and not force.strip():
         raise ConfigError("--force needs a reason, which the audit keeps.")
     return Push(
-        who=by or this_person(),
+        who=by or user_at_host(),
         settings=settings,
         forced=force,
         key=signing_key(sign),

@@ -1,4 +1,4 @@
-"""The commands of `segrec-train` about which release answers, and what was done; `training.cli.main` takes them in."""
+"""The commands `traffic`, `rollback`, `audit` and `prune` of `segrec-train`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,7 @@ from training.errors import ConfigError, PublishError
 commands = typer.Typer()
 
 RETAIN = 5
-"""So many good releases stay where nothing else is asked for."""
+"""Number of good releases that `prune` keeps by default."""
 
 Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit.")]
 
@@ -36,81 +36,75 @@ def traffic(
     by: By = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Say which release answers which share of the users; alone: show it."""
-    with telling() as told:
+    """Set which release answers which share of the users; without arguments, show it."""
+    with telling() as terminal:
+        from segrec.traffic import user_at_host
+
         from training.cli.traffic_tables import in_force
-        from training.publish.traffic import (
-            TrafficChange,
-            parse_guard,
-            parse_shadow,
-            parse_shares,
-            set_traffic,
-            this_person,
-        )
+        from training.publish.traffic import set_traffic
 
         check_repository(repository)
         if not shares and shadow is None and guard is None:
             if reason or by:
-                raise ConfigError("--reason and --by go with a change; say which release shall answer.")
-            _show(told, repository)
+                raise ConfigError("--reason and --by go with a change; give a share, --shadow or --guard.")
+            _show(terminal, repository)
             return
-        wanted = TrafficChange(
-            parse_shares(shares) if shares else None,
-            None if shadow is None else parse_shadow(shadow),
-            None if guard is None else parse_guard(guard),
-        )
-        told.console.print(in_force(repository, set_traffic(repository, wanted, by or this_person(), reason)))
+        after = set_traffic(repository, shares or [], shadow, guard, by or user_at_host(), reason)
+        terminal.console.print(in_force(repository, after))
 
 
 @commands.command()
 def rollback(reason: Reason = "", by: By = None, repository: Repository = REPOSITORY) -> None:
     """Take the last change of the traffic back: the canary first, then the stable release."""
-    with telling() as told:
-        from training.publish.traffic import roll_back, this_person
+    with telling() as terminal:
+        from segrec.traffic import user_at_host
+
+        from training.publish.traffic import roll_back
 
         check_repository(repository)
-        _, summary = roll_back(repository, by or this_person(), reason)
-        told.console.print(summary)
+        _, summary = roll_back(repository, by or user_at_host(), reason)
+        terminal.console.print(summary)
 
 
 @commands.command()
 def audit(
-    last: Annotated[int, typer.Option("--last", min=1, help="So many of the latest entries.")] = 20,
+    last: Annotated[int, typer.Option("--last", min=1, help="Number of entries, the latest.")] = 20,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Show who published, promoted, rolled back and pruned what, when and why."""
-    with telling() as told:
+    with telling() as terminal:
         from training.cli.traffic_tables import audit_table
 
         check_repository(repository)
         entries = read_audit(repository)
         if not entries:
-            told.console.print(f"Nothing has been noted in {repository} yet.")
+            terminal.console.print(f"Nothing has been noted in {repository} yet.")
             return
-        told.console.print(audit_table(entries[-last:]))
+        terminal.console.print(audit_table(entries[-last:]))
 
 
 @commands.command()
 def prune(
-    retain: Annotated[int, typer.Option("--retain", min=1, help="So many of the newest good releases stay.")] = RETAIN,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    retain: Annotated[int, typer.Option("--retain", min=1, help="Number of newest good releases to keep.")] = RETAIN,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which releases would be deleted.")] = False,
     reason: Reason = "",
     by: By = None,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Delete old releases, but none that answers, is a shadow, or that a roll-back could go to."""
-    with telling() as told:
-        from training.publish.prune_releases import prune as work
-        from training.publish.traffic import this_person
+    with telling() as terminal:
+        from segrec.traffic import user_at_host
+
+        from training.publish.prune_releases import prune as prune_releases
 
         check_repository(repository)
-        done = work(repository, retain, by or this_person(), reason, dry_run)
+        done = prune_releases(repository, retain, by or user_at_host(), reason, dry_run)
         gone, kept = (", ".join(map(str, numbers)) for numbers in (done.gone, done.kept))
         if not done.gone:
-            told.console.print(f"Nothing to take out; there: {kept or 'none'}.")
+            terminal.console.print(f"Nothing to take out; there: {kept or 'none'}.")
             return
         verb = "Would take out" if dry_run else "Took out"
-        told.console.print(f"{verb} {gone} ({done.freed_bytes / 1e6:,.1f} MB); there: {kept}.")
+        terminal.console.print(f"{verb} {gone} ({done.freed_bytes / 1e6:,.1f} MB); there: {kept}.")
 
 
 def check_repository(repository: Path) -> None:
@@ -119,12 +113,12 @@ def check_repository(repository: Path) -> None:
         raise PublishError(f"There is no model repository {repository}; `segrec-train run` makes one.")
 
 
-def _show(told: TrainConsole, repository: Path) -> None:
+def _show(terminal: TrainConsole, repository: Path) -> None:
     from training.cli.traffic_tables import in_force
 
     try:
-        told.console.print(in_force(repository, read_traffic(repository)))
+        terminal.console.print(in_force(repository, read_traffic(repository)))
     except DamagedTraffic:
-        told.console.print("What was set last, and what servers go on with that run:")
-        told.console.print(in_force(repository, last_traffic(repository)))
+        terminal.console.print("The traffic that was set last, which running servers still follow:")
+        terminal.console.print(in_force(repository, last_traffic(repository)))
         raise

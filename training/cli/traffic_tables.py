@@ -1,74 +1,47 @@
-"""What the command line tells of traffic and of the audit: tables and sentences for people."""
+"""Traffic and audit as tables and sentences for people."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from segrec.traffic import TrafficState, notation, origin_sentences, sentences
 
 from server.core.errors import DamagedRelease, DamagedTraffic
 from server.core.repository.audit import AuditEntry
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_manifest
-from server.core.repository.traffic import Guard, Traffic, read_traffic
+from server.core.repository.traffic import Traffic, read_traffic
+from training.publish.traffic import state_of
 from training.repository import newest_release, release_numbers
 
 _ROLES = {"stable": "answers", "canary": "canary", "shadow": "shadow, compared and never returned"}
 
 
 def in_force(repository: Path, traffic: Traffic) -> RenderableType:
-    """Which release answers whom, who says so and why, and what stands by."""
-    parts: list[RenderableType] = [_table(repository, traffic), sentence(traffic)]
-    if traffic.guard:
-        parts.append(f"The guard takes release {traffic.canary} out: {guard_in_words(traffic.guard)}.")
-    if traffic.previous:
-        parts.append(f"Stable before, the latest first: {', '.join(map(str, traffic.previous))}.")
-    if traffic.changed_time:
-        why = f", because: {escape(traffic.reason)}" if traffic.reason else ""
-        parts.append(f"Set by {escape(traffic.changed_by)} at {traffic.changed_time:%Y-%m-%d %H:%M:%S} UTC{why}")
-    return Group(*parts)
-
-
-def sentence(traffic: Traffic) -> str:
-    """Who answers whom, in one sentence."""
-    if not traffic.stable:
-        return "The newest good release answers everyone, and the next one that is published takes its place at once."
-    rest = f"release {traffic.stable} answers"
-    if not traffic.canary:
-        return f"R{rest[1:]} everyone; one that is published stands by until it is given a share."
-    return f"Release {traffic.canary} answers {traffic.canary_percent:g} % of the users, {rest} the others."
+    """The releases with their shares, the traffic in sentences, and who set it when and why."""
+    origin = origin_sentences(traffic.previous, traffic.changed_time, traffic.changed_by, traffic.reason)
+    return Group(_table(repository, traffic), *map(escape, [*sentences(state_of(traffic)), *origin]))
 
 
 def after_publishing(repository: Path, number: int) -> str:
-    """What becomes of a release that has just been published, and what to do next."""
+    """What happens to a release that was just published, and what to do next."""
     try:
         stable = read_traffic(repository).stable
     except DamagedTraffic as error:
-        return f"Servers go on with the traffic that was in force: {error}."
+        return f"Servers keep the traffic that was in force: {error}."
     if not stable:
         return (
-            f"Release {number} takes all traffic as soon as servers have loaded and proved it; `segrec-train rollback` "
-            "takes it back."
+            f"Release {number} takes all traffic as soon as servers have loaded and checked it; "
+            "`segrec-train rollback` takes it back."
         )
     return (
         f"Release {number} stands by, and release {stable} answers. See what would change, and give it a share:\n"
         f"  segrec-train diff {stable} {number}\n"
         f"  segrec-train traffic {stable}=99 {number}=1"
     )
-
-
-def guard_in_words(guard: Guard) -> str:
-    """When a guard acts, for people."""
-    bounds = {
-        "errors": guard.max_error_share,
-        "degraded answers": guard.max_degraded_share,
-        "answers without a confident segment": guard.max_unconfident_share,
-    }
-    told = [f"{bound:.2%} {name}" for name, bound in bounds.items() if bound is not None]
-    if guard.max_p99_seconds is not None:
-        told.append(f"a p99 of {guard.max_p99_seconds * 1000:g} ms")
-    return f"above {' or '.join(told)} over {guard.window_seconds:g} s of {guard.min_answer_count:,} answers or more"
 
 
 def _table(repository: Path, traffic: Traffic) -> Table:
@@ -85,11 +58,11 @@ def _table(repository: Path, traffic: Traffic) -> Table:
 
 
 def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]:
-    """What each release does that has something to do, with its share of the users in percent."""
+    """The role of each release that has one, with its share of the users in percent."""
     stable = traffic.stable
     if not stable:
         newest = newest_release(repository)
-        return {newest.number: ("answers, as the newest good one", 100.0)} if newest else {}
+        return {newest.number: ("answers, as the newest good release", 100.0)} if newest else {}
     roles = {stable: (_ROLES["stable"], 100.0 - traffic.canary_percent)}
     if traffic.canary:
         roles[traffic.canary] = (_ROLES["canary"], traffic.canary_percent)
@@ -100,32 +73,30 @@ def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]
 
 def audit_table(entries: Sequence[AuditEntry]) -> Table:
     """Audit lines, the oldest first."""
-    table = Table("when (UTC)", "who", "what", "release", "what it meant", "why", title="Audit", show_lines=True)
+    table = Table("when (UTC)", "who", "what", "release", "details", "why", title="Audit", show_lines=True)
     for entry in entries:
         when = f"{entry.time:%Y-%m-%d %H:%M:%S}"
-        cells = (entry.who, entry.what, str(entry.release or "–"), meaning(entry), entry.reason)
+        cells = (entry.who, entry.what, str(entry.release or "–"), details_in_short(entry), entry.reason)
         table.add_row(when, *map(escape, cells))
     return table
 
 
-def meaning(entry: AuditEntry) -> str:
-    """What an entry's details say, in short; empty where they say nothing that is known here."""
+def details_in_short(entry: AuditEntry) -> str:
+    """An entry's details in short; empty where this version does not know them."""
     details = entry.details
     if "traffic" in details:
-        return _shares(details["traffic"])
+        return _notation(details["traffic"])
     if "gone" in details:
         gone = ", ".join(map(str, details["gone"]))
         return f"took out {gone}; {details['freed_bytes'] / 1e6:,.1f} MB"
-    told = [f"from {details['source']}"] if "source" in details else []
-    told += [f"{name} {value:.4f}" for name, value in details.get("measured", {}).items()]
-    told += [f"forced past: {problem}" for problem in details.get("forced", [])]
-    return "; ".join(told)
+    parts = [f"from {details['source']}"] if "source" in details else []
+    parts += [f"{name} {value:.4f}" for name, value in details.get("measured", {}).items()]
+    parts += [f"forced past: {problem}" for problem in details.get("forced", [])]
+    return "; ".join(parts)
 
 
-def _shares(traffic: dict[str, object]) -> str:
-    stable, canary, percent = (traffic.get(name) for name in ("stable", "canary", "canary_percent"))
-    if not stable:
-        return "newest=100"
-    rest = 100.0 - float(str(percent or 0))
-    told = f"{stable}={rest:g}" + (f" {canary}={percent:g}" if canary else "")
-    return told + (f", shadow {traffic['shadow']}" if traffic.get("shadow") else "")
+def _notation(traffic: Mapping[str, Any]) -> str:
+    """The traffic of an audit entry, in which an old version may lack fields."""
+    names = ("stable", "canary", "canary_percent", "shadow")
+    stable, canary, percent, shadow = (traffic.get(name) or 0 for name in names)
+    return notation(TrafficState(stable, canary, percent, shadow))

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from segrec.traffic import user_at_host
 
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile, SegmentRecord
@@ -30,7 +31,6 @@ from training.errors import PublishError
 from training.model.text_projection import ITEM_TEXT
 from training.publish.active_gate import active_release, compared_with_active
 from training.publish.gates import Gate, check_release, decide, vocabulary_gate
-from training.publish.traffic import this_person
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.confidence import read_confidence
@@ -60,7 +60,7 @@ class Push:
     `key` the release is signed. `tell` is called with all gates, those that failed included.
     """
 
-    who: str = field(default_factory=this_person)
+    who: str = field(default_factory=user_at_host)
     settings: PublishSettings | None = None
     forced: str | None = None
     key: Ed25519PrivateKey | None = None

@@ -1,6 +1,6 @@
 """`traffic.json` of the model repository: which release answers whom. Replaced by rename; all servers follow it.
 
-Whoever changes it holds a lock, so that two changes at once come one after the other, and adds a line to the audit.
+Each change holds a lock, so that changes come one after the other, and adds a line to the audit log.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ from server.core.repository.audit import AuditEntry, What, append_audit, read_au
 
 TRAFFIC = "traffic.json"
 MOST_PREVIOUS = 10
-"""So many earlier stable releases are remembered for rolling back."""
+"""Number of earlier stable releases that are remembered for rolling back."""
 
 _LOCK = ".traffic.lock"
 _KEY_BYTES = 16
@@ -32,7 +32,7 @@ class _Model(BaseModel):
 
 
 class Guard(_Model):
-    """Bounds past which a canary is taken out by itself; see the API's `Guard`. None: not watched."""
+    """Bounds past which the server takes a canary out; see the API's `Guard`. None: not watched."""
 
     max_error_share: float | None = Field(default=None, ge=0, le=1)
     max_degraded_share: float | None = Field(default=None, ge=0, le=1)
@@ -52,8 +52,8 @@ class Guard(_Model):
 class Traffic(_Model):
     """Which release answers whom. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
 
-    `canary_percent` of the users (above 0, to 99) are answered by the canary. `key` makes the choice of users one that
-    nobody can foretell; it stays when shares change. `previous` are earlier stable releases, the latest first.
+    `canary_percent` of the users (above 0, to 99) are answered by the canary. `key` makes the choice of users
+    unpredictable; it stays when shares change. `previous` are earlier stable releases, the latest first.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1)
@@ -83,31 +83,43 @@ class Traffic(_Model):
         return self
 
     def is_canary_user(self, user_id: str) -> bool:
-        """Whether the user is among those whom the canary answers: by a keyed hash, so the same ones everywhere.
+        """Whether the canary answers this user: by a keyed hash, so the same users on every server.
 
-        Each canary draws users of its own; a larger share keeps those of a smaller one.
+        Each canary draws users of its own; a larger share keeps the users of a smaller share.
         """
         if not self.canary:
             return False
-        told = self.canary.to_bytes(8, "little") + user_id.encode(errors="surrogatepass")
-        digest = blake2b(told, digest_size=8, key=bytes.fromhex(self.key)).digest()
+        hashed = self.canary.to_bytes(8, "little") + user_id.encode(errors="surrogatepass")
+        digest = blake2b(hashed, digest_size=8, key=bytes.fromhex(self.key)).digest()
         return int.from_bytes(digest, "little") < self.canary_percent / 100.0 * _LARGEST_HASH
 
     def named(self) -> set[int]:
-        """All releases that it needs, and the one that a roll-back goes to."""
+        """All releases that this traffic needs, and the release that a roll-back goes to."""
         return {self.stable, self.canary, self.shadow, *self.previous[:1]} - {0}
 
     def with_stable(self, number: int) -> "Traffic":
-        """Another stable release, remembering the one before."""
+        """The same with another stable release; remembers the stable release before."""
         if number == self.stable:
             return self
-        earlier = [one for one in (self.stable, *self.previous) if one not in (0, number)]
+        earlier = [release for release in (self.stable, *self.previous) if release not in (0, number)]
         return self.model_copy(update={"stable": number, "previous": tuple(dict.fromkeys(earlier))[:MOST_PREVIOUS]})
+
+    def replaced_by(self, wanted: "Traffic", active: int) -> "Traffic":
+        """The releases, shares and guard of `wanted`, with the stable releases of this traffic remembered.
+
+        While the newest release answers, `active` is its number (0 for none): a roll-back can go to it. Raises
+        `InvalidArgument`.
+        """
+        begin = self
+        if wanted.stable and not self.stable:
+            begin = self.model_copy(update={"stable": active})
+        after = begin.with_stable(wanted.stable)
+        return after.with_answering(wanted.canary, wanted.canary_percent, wanted.shadow, wanted.guard)
 
     def with_answering(
         self, canary: int = 0, percent: float = 0.0, shadow: int = 0, guard: Guard | None = None
     ) -> "Traffic":
-        """Another canary, shadow and guard. Raises `InvalidArgument`."""
+        """The same with another canary, shadow and guard. Raises `InvalidArgument`."""
         update = {"canary": canary, "canary_percent": percent, "shadow": shadow, "guard": guard}
         return checked(self.model_dump() | update)
 
@@ -121,7 +133,7 @@ def checked(fields: dict[str, Any]) -> Traffic:
 
 
 def read_traffic(repository: Path) -> Traffic:
-    """What is in force; the newest release for everyone where nobody has said anything. Raises `DamagedTraffic`."""
+    """The traffic in force; the newest release for everyone where none was ever set. Raises `DamagedTraffic`."""
     path = repository / TRAFFIC
     try:
         return Traffic.model_validate_json(path.read_bytes())
@@ -137,7 +149,7 @@ _MEND = "set it anew with `segrec-train traffic`"
 
 
 def last_traffic(repository: Path) -> Traffic:
-    """The last traffic that the audit tells of, for when `traffic.json` is damaged; see `read_traffic`."""
+    """The last traffic in the audit log, for when `traffic.json` is damaged; see `read_traffic`."""
     for entry in reversed(read_audit(repository)):
         if "traffic" in entry.details:
             try:
@@ -150,9 +162,9 @@ def last_traffic(repository: Path) -> Traffic:
 def change_traffic(
     repository: Path, change: Callable[[Traffic], Traffic], what: What, who: str, reason: str = ""
 ) -> Traffic:
-    """Put what `change` makes of the traffic in force, and tell the audit; returns it.
+    """Put `change(traffic)` in force and add it to the audit log; returns the traffic in force.
 
-    A damaged `traffic.json` is replaced: the change then begins with the last traffic that the audit tells of. Raises
+    A damaged `traffic.json` is replaced: the change then begins with the last traffic in the audit log. Raises
     whatever `change` raises, and OSError where the repository cannot be written; then nothing has changed.
     """
     with locked_traffic(repository):
@@ -172,11 +184,11 @@ def change_traffic(
 
 
 def rolled_back(before: Traffic, good: Sequence[int]) -> tuple[Traffic, str]:
-    """The traffic without its latest change, and a sentence of what that means.
+    """The traffic without its latest change, and a sentence for people.
 
-    A canary is taken out; without one the stable release gives way to the one that was stable before it, or to the next
-    older one. `good` are the releases that could answer; without a stable one the newest of them is active. Raises
-    `NothingToRollBack`.
+    A canary is taken out. Without a canary, the release that was stable before takes the place of the stable release,
+    or else the next older release. `good` are the releases that could answer; while no release is named stable, the
+    newest good release is active. Raises `NothingToRollBack`.
     """
     if before.canary:
         summary = f"Release {before.canary} is no canary any more; release {before.stable} answers all."
@@ -196,7 +208,7 @@ def rolled_back(before: Traffic, good: Sequence[int]) -> tuple[Traffic, str]:
 
 @contextmanager
 def locked_traffic(repository: Path) -> Iterator[None]:
-    """Be the only one who changes what answers, or takes away what could; waits for others. Raises OSError."""
+    """Hold the lock for changing the traffic and for deleting releases; waits for other holders. Raises OSError."""
     with (repository / _LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
