@@ -16,10 +16,6 @@ def blocks(language: str) -> list[str]:
     return [part.split("```")[0] for part in README.split(f"```{language}\n")[1:]]
 
 
-def test_it_is_as_long_as_people_read() -> None:
-    assert 150 <= len(README.splitlines()) <= 230
-
-
 def test_its_configuration_is_accepted() -> None:
     [configuration] = blocks("toml")
     Config.model_validate(tomllib.loads(configuration))
