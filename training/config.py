@@ -251,16 +251,11 @@ class SegmentSettings(_Section):
     backend: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"] = Field(
         default="auto", description="auto: cuml where the GPU driver finds a GPU, sklearn otherwise."
     )
-    start: Literal["k-means++", "random", "previous"] = Field(
+    start: Literal["k-means++", "previous"] = Field(
         default="k-means++", description="First centroids; previous: those of the repository's newest release."
     )
     restarts: int = Field(default=10, ge=1, le=1000, description="Starts, of which the best fit is kept.")
     max_iterations: int = Field(default=300, ge=1, description="At most so many iterations a start.")
-    tolerance: float = Field(default=1e-4, ge=0, description="Ends where centroids move less, relative to variance.")
-    oversampling: float = Field(default=2.0, gt=0, description="Candidates a round of k-means||, in multiples of k.")
-    rows_at_once: int | None = Field(
-        default=None, ge=1, description="Users held by a GPU, or by a Dask partition, at a time; left out: all fit."
-    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds the first centroids.")
     min_segment_size: int = Field(
         default=50, ge=1, description="Segments of fewer users are merged into their nearest; nothing is told of them."

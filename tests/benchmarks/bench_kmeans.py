@@ -1,15 +1,14 @@
-"""K-means engines side by side on the same points: scikit-learn, ours, ours over Dask, and faiss as the peer.
+"""K-means side by side on the same points: scikit-learn, `fit_kmeans` with each of its engines, and faiss as the peer.
 
-With a GPU also ours by cuML: its points begin and its centroids end in the memory of the host.
+With a GPU also by cuML: its points begin and its centroids end in the memory of the host.
 
     python -m tests.benchmarks.bench_kmeans --points 1000000
 
 The points are a mixture of Gaussians around `--groups` directions, of length 1, in one `.npy` file of float32. Each
-engine runs in a process of its own. Seconds are those of the fit alone, from the file's points to centroids: reading
-them into memory is left out, Dask's start of its workers is in, and told apart as `start`. Peak memory is the most
-that the process and its workers had in memory at a time: proportional set size, so that pages of the file that
-workers share count once. Inertia is computed here, for all in the same way, and told relative to the best.
-All stop by tolerance but faiss, which knows none and makes `--faiss-iterations`. Ends in one JSON line.
+engine runs in a process of its own. Seconds are those of the fit alone, from points in memory to centroids; Dask's
+start of its workers is in, and shown apart as `start`. Peak memory is the most that the process and its workers had
+in memory at a time (proportional set size). Inertia is computed here, for all in the same way, and shown relative to
+the best. All stop by tolerance but faiss, which has none and makes `--faiss-iterations`. Ends in one JSON line.
 """
 
 import argparse
@@ -22,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,15 @@ import psutil
 from numpy.typing import NDArray
 
 from server.core.segments import normalised
-from training.kmeans.cuml_engine import cuml_problem
-from training.kmeans.fit import assign, fit_files, fit_kmeans
+from training.kmeans.engines import Engine, cuml_problem
+from training.kmeans.fit import assign, fit_kmeans
 from training.kmeans.settings import KMeansSettings
 
 WRITTEN_AT_ONCE = 100_000
 EVERY_SECONDS = 0.2
+
+_Fitted = tuple[NDArray[np.floating], dict[str, Any]]
+"""Centroids (K, D) and figures."""
 
 
 def main() -> None:
@@ -47,7 +50,6 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=100)
     parser.add_argument("--restarts", type=int, default=1)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--rows-at-once", type=int, default=100_000)
     parser.add_argument("--faiss-iterations", type=int, default=50)
     here = [engine for engine in ENGINES if engine != "cuml" or not cuml_problem()]
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES), default=here)
@@ -76,7 +78,7 @@ def compare(options: argparse.Namespace) -> None:
         figures["relative_inertia"] = round(figures["inertia"] / best, 5)
         cells = (figures["seconds"], figures["start_seconds"], figures["iterations"], figures["peak_mib"])
         rows.append((engine, *cells, f"{figures['relative_inertia']:.4f}"))
-    asked = {name: getattr(options, name) for name in ("points", "dim", "k", "groups", "restarts", "rows_at_once")}
+    asked = {name: getattr(options, name) for name in ("points", "dim", "k", "groups", "restarts")}
     show(
         f"K-means of {options.points:,} × {options.dim}, k = {options.k}",
         ("engine", "seconds", "start", "iterations", "peak MiB", "inertia ÷ best"),
@@ -148,7 +150,7 @@ def fit_alone(options: argparse.Namespace) -> None:
     print(json.dumps(figures))
 
 
-def with_sklearn(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
+def with_sklearn(path: Path, options: argparse.Namespace) -> _Fitted:
     """As its users call it."""
     from sklearn.cluster import KMeans
 
@@ -158,29 +160,17 @@ def with_sklearn(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.fl
     return model.cluster_centers_, _figures(start, int(model.n_iter_))
 
 
-def with_ours(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
-    """Ours on scikit-learn, with its history, labels and inertia."""
+def with_engine(engine: Engine, path: Path, options: argparse.Namespace, started: float = 0.0) -> _Fitted:
+    """`fit_kmeans`, with its labels and inertia. A fit of a few points loads the libraries first, and opens a GPU."""
     points = np.load(path, allow_pickle=False)
-    from training.kmeans import sklearn_engine  # noqa: F401  # loading scikit-learn is not fitting
-
-    start = time.perf_counter()
-    result = fit_kmeans(points, options.k, restarts=options.restarts)
-    return result.centroids, _figures(start, result.iterations)
-
-
-def with_cuml(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
-    """Ours on a GPU, after a fit of a few points: opening the GPU is told as `start`."""
-    points = np.load(path, allow_pickle=False)
-    opening = time.perf_counter()
-    fit_kmeans(points[: 2 * options.k], options.k, engine="cuml", restarts=1)
-    opened = time.perf_counter() - opening
-    start = time.perf_counter()
-    result = fit_kmeans(points, options.k, engine="cuml", restarts=options.restarts)
-    return result.centroids, _figures(start, result.iterations, opened)
+    fit_kmeans(points[: 2 * options.k], options.k, engine=engine, settings=KMeansSettings(restarts=1))
+    start = time.perf_counter() - started
+    result = fit_kmeans(points, options.k, engine=engine, settings=KMeansSettings(restarts=options.restarts))
+    return result.centroids, _figures(start, result.iterations, started)
 
 
-def with_dask(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
-    """Ours over Dask: workers read the file, this process does not."""
+def with_dask(path: Path, options: argparse.Namespace) -> _Fitted:
+    """`fit_kmeans` on a cluster of `--workers` processes."""
     import distributed
 
     kinds: Any = distributed
@@ -189,13 +179,10 @@ def with_dask(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.float
         kinds.LocalCluster(n_workers=options.workers, threads_per_worker=1, dashboard_address=None) as cluster,
         kinds.Client(cluster),
     ):
-        started = time.perf_counter() - start
-        settings = KMeansSettings(restarts=options.restarts, rows_at_once=options.rows_at_once)
-        result = fit_files([path], options.k, settings=settings)
-        return result.centroids, _figures(start, result.iterations, started)
+        return with_engine("dask", path, options, started=time.perf_counter() - start)
 
 
-def with_faiss(path: Path, options: argparse.Namespace) -> tuple[NDArray[np.floating], dict[str, Any]]:
+def with_faiss(path: Path, options: argparse.Namespace) -> _Fitted:
     """On all points: by default faiss takes a sample of them."""
     import faiss
 
@@ -214,11 +201,10 @@ def _figures(start: float, iterations: int, started: float = 0.0) -> dict[str, A
     return {"seconds": round(seconds, 2), "start_seconds": round(started, 2), "iterations": iterations}
 
 
-_With = Callable[[Path, argparse.Namespace], tuple[NDArray[np.floating], dict[str, Any]]]
-ENGINES: dict[str, _With] = {
+ENGINES: dict[str, Callable[[Path, argparse.Namespace], _Fitted]] = {
     "sklearn": with_sklearn,
-    "ours": with_ours,
-    "cuml": with_cuml,
+    "fit_kmeans": partial(with_engine, "sklearn"),
+    "cuml": partial(with_engine, "cuml"),
     "dask": with_dask,
     "faiss": with_faiss,
 }

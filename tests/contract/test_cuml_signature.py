@@ -15,14 +15,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.kmeans.cuml_engine import cuml_arguments, cuml_dask_arguments
+from training.kmeans.cuml_engine import cuml_arguments
 from training.kmeans.settings import KMeansSettings
 
 VERSION = "26.10.0"
 PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11", "--only-binary", ":all:")
 SINGLE, MANY, OVER_DASK = "cuml/cluster/kmeans.pyx", "cuml/cluster/kmeans_mg.py", "cuml/dask/cluster/kmeans.py"
 
-SETTINGS = [KMeansSettings(), KMeansSettings(start="random"), KMeansSettings(rows_at_once=10)]
+ARGUMENTS = cuml_arguments(np.eye(4, dtype=np.float32), 2, KMeansSettings(), None)
+"""Those of both KMeans; the one for one GPU gets `output_type` as well."""
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,8 @@ def parameters(method: ast.FunctionDef) -> set[str]:
     return {argument.arg for argument in (*method.args.args, *method.args.kwonlyargs)}
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_every_argument_is_a_parameter(single: str, settings: KMeansSettings) -> None:
-    known = parameters(function(single, "__init__"))
-    assert set(cuml_arguments(2, 100, settings)) <= known
-    assert set(cuml_dask_arguments(2, 100, settings)) <= known
+def test_every_argument_is_a_parameter(single: str) -> None:
+    assert {*ARGUMENTS, "output_type"} <= parameters(function(single, "__init__"))
 
 
 def test_fit_takes_points_first_and_needs_no_more(single: str) -> None:
@@ -75,27 +73,18 @@ def test_fit_takes_points_first_and_needs_no_more(single: str) -> None:
     assert len(method.args.defaults) == len(method.args.args) - 2
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_every_start_is_one_that_it_knows(single: str, settings: KMeansSettings) -> None:
+def test_the_start_is_one_that_it_knows(single: str) -> None:
     """It takes an unknown name without a word, and draws the start from memory that nobody set."""
     known = set(re.findall(r"kmeans\.init == \"([\w|+-]+)\"", single))
     for names in re.findall(r"kmeans\.init in \(([^)]*)\)", single):
         known |= set(ast.literal_eval(f"({names},)"))
-    assert {"k-means++", "k-means||", "random"} <= known
-    assert cuml_arguments(2, 100, settings)["init"] in known
+    assert {"k-means++", "random"} <= known
+    assert ARGUMENTS["init"] in known
 
 
 def test_given_centroids_are_a_start(single: str) -> None:
-    start = cuml_arguments(2, 100, KMeansSettings(), np.eye(2, dtype=np.float32))["init"]
-    assert not isinstance(start, str)
     assert "params.init = lib.InitMethod.Array" in single
     assert re.search(r"centers = check_array\(\s*self\.init,", single)
-
-
-def test_rows_at_once_takes_the_path_for_data_on_the_host(single: str) -> None:
-    assert "use_host_path = (not data_on_device) and device_buffer_samples > 0" in single
-    assert "params.init_size = int(kmeans.init_size)" in single
-    assert "params.device_buffer_samples = int(kmeans.device_buffer_samples)" in single
 
 
 @pytest.mark.parametrize("attribute", ["cluster_centers_", "inertia_", "n_iter_"])
@@ -115,24 +104,11 @@ def test_over_dask_the_rest_goes_to_the_worker(wheel: zipfile.ZipFile) -> None:
     ]
     given = {keyword.arg for keyword in call.keywords if keyword.arg}
     assert given == {"handle", "output_type"}
-    assert given.isdisjoint(cuml_dask_arguments(2, 100, KMeansSettings())), "given twice is an error in every worker"
+    assert given.isdisjoint(ARGUMENTS), "given twice is an error in every worker"
     assert parameters(function(source, "fit")) == {"self", "X", "sample_weight"}
 
 
-@pytest.mark.parametrize("settings", SETTINGS)
-def test_over_dask_every_start_is_allowed(wheel: zipfile.ZipFile, settings: KMeansSettings) -> None:
+def test_over_dask_the_start_is_allowed(wheel: zipfile.ZipFile) -> None:
     method = function(wheel.read(MANY).decode(), "_validate_fit_params", "KMeansMG")
     [allowed] = [ast.literal_eval(node) for node in ast.walk(method) if isinstance(node, ast.Set)]
-    arguments = cuml_dask_arguments(2, 100, settings)
-    assert arguments["init"] in allowed
-    assert arguments["oversampling_factor"] != 0
-
-
-def test_over_dask_parts_may_lie_on_the_host(single: str, wheel: zipfile.ZipFile) -> None:
-    """`KMeansMG.fit` sends a list of parts past the check that refuses `device_buffer_samples`."""
-    method = function(wheel.read(MANY).decode(), "fit", "KMeansMG")
-    assert "_fit_mg_parts" in ast.unparse(method)
-    assert "inp_data = list(objs)" in wheel.read(OVER_DASK).decode()
-    parts = single[single.index("def _fit_mg_parts") : single.index("def _validate_fit_params")]
-    assert "batch = int(self.device_buffer_samples)" in parts
-    assert "raise ValueError" not in parts[parts.index("cdef int64_t batch") :]
+    assert ARGUMENTS["init"] in allowed

@@ -21,7 +21,7 @@ from tests.support.releases import write_mean_encoder
 from training.config import Config
 from training.data.prepare import prepare
 from training.errors import ConfigError, LogError, RunError
-from training.kmeans.cuml_engine import cuml_problem
+from training.kmeans.engines import cuml_problem
 from training.model.onnx_inference import embed
 from training.publish.publish import publish
 from training.runs import Run

@@ -1,6 +1,5 @@
 """The segment stage with the other ways to run K-means: from the newest release's centroids, and over Dask."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,8 @@ def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> N
     publish(run, repository)
     second = segment(run, repository)
     assert second.notes == ()
-    told = json.loads((run.path / "segment" / "kmeans.json").read_bytes())
-    assert told["engine"] == "sklearn"
-    assert told["iterations"] == second.iterations <= 2
-    assert told["history"][0] == pytest.approx(first.inertia, rel=1e-5), "it begins with the centroids of release 1"
-    assert told["history"][-1] == second.inertia
+    assert second.iterations <= 2, "it begins with the centroids of release 1"
+    assert second.inertia == pytest.approx(first.inertia, rel=1e-5)
     released = np.load(repository / MODEL_NAME / "1" / "centroids.npy", allow_pickle=False)
     np.testing.assert_allclose(np.load(run.path / "segment" / "centroids.npy"), released, atol=1e-5)
 
@@ -44,7 +40,7 @@ def test_an_encoder_of_another_size_starts_from_the_segments_before(
 
 
 def test_dask_finds_the_planted_segments(tmp_path: Path, dask_client: Any) -> None:
-    run = exported_run(tmp_path, backend="dask", rows_at_once=50, restarts=2, min_segment_size=1)
+    run = exported_run(tmp_path, backend="dask", restarts=2, min_segment_size=1)
     found = segment(run, tmp_path / "repository")
     assert found.engine == "dask"
     assert adjusted_rand_score(planted_labels(run), assignments(run)["segment_id"]) == 1.0

@@ -48,7 +48,7 @@ from training.evaluation.results import (
     Result,
     UserSlice,
 )
-from training.kmeans.fit import choose_engine
+from training.kmeans.engines import choose_engine
 from training.kmeans.settings import KMeansSettings, fixed_k
 from training.metrics import (
     LIST_LENGTH,

@@ -1,7 +1,6 @@
-"""What K-means is asked for, and what an engine hands back."""
+"""How K-means is run, and what an engine finds."""
 
-from dataclasses import dataclass, fields, replace
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,51 +8,47 @@ from numpy.typing import NDArray
 from training.config import SegmentSettings
 
 DEFAULT_K = 8
-Start = Literal["k-means++", "random", "previous"]
+
+_TOLERANCE = 1e-4
+_SAMPLE_ROWS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class KMeansSettings:
-    """How K-means is run; the fields are those of `[segment]`, and mean the same for every engine.
+    """The fields of `[segment]` that every engine follows."""
 
-    `tolerance` is relative to the mean variance of a dimension: a run ends where the squared moves of its centroids
-    sum to no more than that. `oversampling` and `rows_at_once` matter to Dask and cuML only.
-    """
-
-    start: Start = "k-means++"
     restarts: int = 10
     max_iterations: int = 300
-    tolerance: float = 1e-4
-    oversampling: float = 2.0
-    rows_at_once: int | None = None
     seed: int = 0
 
     @classmethod
     def of(cls, segment: SegmentSettings) -> "KMeansSettings":
-        """Those of a configuration."""
-        return cls(**{field.name: getattr(segment, field.name) for field in fields(cls)})
-
-    def afresh(self) -> "KMeansSettings":
-        """The same, but from no earlier centroids: for points that have none."""
-        return replace(self, start="k-means++") if self.start == "previous" else self
-
-
-def fixed_k(segment: SegmentSettings) -> int:
-    """The number of segments of a configuration, and the default one where it is left to be chosen."""
-    return segment.k if isinstance(segment.k, int) else DEFAULT_K
+        """The settings of a configuration."""
+        return cls(segment.restarts, segment.max_iterations, segment.seed)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The best of an engine's restarts: centroids (K, D), some perhaps without points, and how it came to them.
+    """The best restart of an engine: centroids (K, D), perhaps some without points, and its number of iterations.
 
-    `inertia` is the engine's own sum, good enough to compare restarts. `history` is the inertia at the beginning of
-    each iteration, and `shifts` the sum of the squared moves of the centroids in it; an engine that does not tell
-    them leaves them empty.
+    `inertia` is the engine's own sum of squared distances, good enough to compare restarts.
     """
 
     centroids: NDArray[np.floating]
     inertia: float
     iterations: int
-    history: tuple[float, ...] = ()
-    shifts: tuple[float, ...] = ()
+
+
+def fixed_k(segment: SegmentSettings) -> int:
+    """The number of segments in a configuration; the default where a sweep is to choose it."""
+    return segment.k if isinstance(segment.k, int) else DEFAULT_K
+
+
+def sample_of(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    """All points (N, D), or an evenly spread part of them where there are 200,000 or more."""
+    return points[:: max(1, len(points) // _SAMPLE_ROWS)]
+
+
+def allowed_shift(points: NDArray[np.float32]) -> float:
+    """Sum of squared moves of the centroids below which a fit ends: scikit-learn's rule, for the other engines."""
+    return _TOLERANCE * float(sample_of(points).var(axis=0, dtype=np.float64).mean())

@@ -17,6 +17,7 @@ from server.core.preprocessing import Preprocessing
 from training.data.event_subsets import part_of, random_half
 from training.data.sequences import EventLog, HeldOut, chosen, history_features, in_training, positive_actions
 from training.kmeans.fit import fit_kmeans
+from training.kmeans.settings import KMeansSettings
 
 _PAIRS = 10_000
 """Moments that a forecast is learned from, several of each user where users are few."""
@@ -128,8 +129,7 @@ def agreement_of_halves(halves: Sequence[NDArray[np.float32]], seed: int) -> flo
     """
     found = []
     for k in _KS:
-        one, other = (
-            [fit_kmeans(half, k, seed=seed + turn, restarts=1).labels for turn in range(_STARTS)] for half in halves
-        )
+        starts = [KMeansSettings(restarts=1, seed=seed + turn) for turn in range(_STARTS)]
+        one, other = ([fit_kmeans(half, k, settings=start).labels for start in starts] for half in halves)
         found.append(max(float(np.mean([adjusted_rand_score(*pair) for pair in product(one, other)])), 0.0))
     return float(np.sqrt(np.prod(found)))

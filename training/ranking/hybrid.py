@@ -15,7 +15,8 @@ from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
 from training.data.sequences import EventLog, HeldOut, held_out, history_features, known_ends, positive_actions, sampled
-from training.kmeans.fit import Engine, fit_kmeans, on_one_machine
+from training.kmeans.engines import Engine, on_one_machine
+from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.ranking.segment_items import (
@@ -120,8 +121,8 @@ class HybridTuner:
         past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
         embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
-        engine, settings = on_one_machine(self.engine), self.kmeans.afresh()
-        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=settings)
+        engine = on_one_machine(self.engine)
+        fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=self.kmeans)
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from server.core.segments import Nearest, nearest, normalised
 from training.errors import LogError
-from training.kmeans.fit import Engine, KMeansResult, assign, fit_kmeans
+from training.kmeans.engines import Engine
+from training.kmeans.fit import KMeansResult, assign, fit_kmeans
 from training.kmeans.settings import KMeansSettings
 from training.profiles.profiles import Members
 
@@ -47,7 +48,7 @@ def cluster(
 ) -> Segments:
     """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it.
 
-    `previous` (P, E) are the centroids that a start of that name begins with. Clusters of fewer than
+    With `previous` (P, E) the fit starts from these centroids. Clusters of fewer than
     `min_segment_size` users are merged.
     """
     points = normalised(embeddings)

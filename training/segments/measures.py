@@ -13,7 +13,9 @@ from sklearn.metrics import (
     silhouette_score,
 )
 
-from training.kmeans.fit import Engine, KMeansResult, assign, fit_kmeans
+from training.kmeans.engines import Engine
+from training.kmeans.fit import KMeansResult, assign, fit_kmeans
+from training.kmeans.settings import KMeansSettings
 from training.segments.quality import NEIGHBOURS, Targets, ranks_of
 
 FITTED_USERS = 100_000
@@ -44,7 +46,8 @@ class Fitter:
 
     def fit(self, points: NDArray[np.float32], k: int, turn: int = 0) -> KMeansResult:
         """`k` clusters of points (N, E), fewer where there are fewer points. Another `turn`, another start."""
-        return fit_kmeans(points, min(k, len(points)), engine=self.engine, seed=self.seed + turn, restarts=_RESTARTS)
+        settings = KMeansSettings(restarts=_RESTARTS, seed=self.seed + turn)
+        return fit_kmeans(points, min(k, len(points)), engine=self.engine, settings=settings)
 
     def drawn(self, count: int, most: int, turn: int = 0) -> NDArray[np.intp]:
         """At most `most` of `count` rows, ascending."""

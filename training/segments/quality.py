@@ -10,6 +10,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.kmeans.fit import KMeansResult, assign, fit_kmeans
+from training.kmeans.settings import KMeansSettings
 from training.metrics import hit_rate
 
 SEEDS = 3
@@ -159,7 +160,7 @@ def _nearest_users(vectors: NDArray[np.float64], rows: NDArray[np.intp], count: 
 
 
 def _fit(vectors: NDArray[np.float64], k: int, seed: int) -> KMeansResult:
-    return fit_kmeans(vectors, k, seed=seed)
+    return fit_kmeans(vectors, k, settings=KMeansSettings(seed=seed))
 
 
 def _placed(vectors: NDArray[np.float64], fit: KMeansResult) -> NDArray[np.intp]:

@@ -2,13 +2,11 @@
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
 confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
-nearest to and farthest from each centroid), `kmeans.json` (how the inertia fell by iteration, see
-`training.kmeans.fit.KMeansResult`), and what a release takes over: `centroids.npy`, `items.parquet`,
+nearest to and farthest from each centroid), and what a release takes over: `centroids.npy`, `items.parquet`,
 `segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where there is enough history to tell,
 `migration.json` where there was a release before, and `drift_reference.json` where users are many enough.
 """
 
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -24,9 +22,8 @@ from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration
 from server.core.release import GOLDEN_TOLERANCE, TREND, Golden, with_item_hashes
 from server.core.segments import normalised, segment_part
-from training.config import SegmentSettings as Settings
 from training.data.sequences import EventLog, read_log, read_sequences
-from training.kmeans.fit import choose_engine, on_one_machine
+from training.kmeans.engines import choose_engine, on_one_machine
 from training.kmeans.settings import KMeansSettings
 from training.model.onnx_inference import embed
 from training.profiles.llm_names import require_client, with_llm_names
@@ -100,7 +97,8 @@ def segment(
         notes += more
         step("clustering")
         parts = segment_part(embeddings, item_embeddings.shape[1])
-        kmeans, start = _start(parts, previous, settings, notes)
+        kmeans = KMeansSettings.of(settings)
+        start = _start(parts, previous, notes) if settings.start == "previous" else None
         segments = cluster(parts, wanted, engine, kmeans, settings.min_segment_size, start)
         notes += _merging_notes(segments, wanted, settings.min_segment_size)
         count = len(segments.fit.centroids)
@@ -153,16 +151,13 @@ def segment(
 
 
 def _start(
-    parts: NDArray[np.float32], previous: PreviousSegments | None, settings: Settings, notes: list[str]
-) -> tuple[KMeansSettings, NDArray[np.float32] | None]:
-    """How K-means is run, and the centroids it begins with where they are to come from the segments before."""
-    kmeans = KMeansSettings.of(settings)
-    if kmeans.start != "previous":
-        return kmeans, None
+    parts: NDArray[np.float32], previous: PreviousSegments | None, notes: list[str]
+) -> NDArray[np.float32] | None:
+    """The centroids (P, E) of the segments before; None, and a note, where there are none."""
     if previous is None or not len(previous.rows):
         notes.append("There are no previous segments to start from; first centroids were drawn by k-means++.")
-        return kmeans.afresh(), None
-    return kmeans, means_of(normalised(parts), previous)
+        return None
+    return means_of(normalised(parts), previous)
 
 
 def _merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
@@ -270,8 +265,6 @@ def _write_users(
     calibration = doubts.calibration.confidence if doubts.calibration else None
     placed = assignment_table(log.users, matching.segment_ids, segments.placed, read, calibration)
     placed.write_parquet(directory / "assignments.parquet")
-    told = {name: getattr(segments.fit, name) for name in ("engine", "iterations", "inertia", "history", "shifts")}
-    (directory / "kmeans.json").write_text(json.dumps(told, indent=1))
     exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
 
 

@@ -20,7 +20,7 @@ from server.core.preprocessing import Preprocessing
 from training.config import SegmentSettings
 from training.data.sequences import read_log
 from training.errors import ConfigError
-from training.kmeans.fit import choose_engine
+from training.kmeans.engines import choose_engine
 from training.model.onnx_inference import embed
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segments.measures import (

@@ -17,6 +17,7 @@ from training.data.sequences import EventLog, held_out
 from training.evaluation.linear_probe import USERS_A_CLASS, Label, probe, user_labels
 from training.evaluation.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
 from training.kmeans.fit import fit_kmeans
+from training.kmeans.settings import KMeansSettings
 from training.model.encoder import Encoder, EncoderShape
 from training.model.user_encoder import SegmentEmbedding, UserEncoder
 from training.segments.quality import (
@@ -186,7 +187,9 @@ def test_halves_are_compared_over_all_pairs_of_seeds_as_a_release_starts() -> No
     views = VectorViews(halves[0], (halves[0], halves[1]), np.ones(120, np.bool_), halves[0][:0])
     log = log_of([1, 2], [2, 3])
     nobody = Targets(log, held_out(log, 1), np.empty(0, np.intp), np.empty(0, np.intp), 3)
-    one, other = ([fit_kmeans(half, 7, seed=seed).labels for seed in range(SEEDS)] for half in halves)
+    one, other = (
+        [fit_kmeans(half, 7, settings=KMeansSettings(seed=seed)).labels for seed in range(SEEDS)] for half in halves
+    )
     expected = np.mean([adjusted_rand_score(*pair) for pair in product(one, other)])
     assert segment_quality(views, nobody, 7).halves == pytest.approx(expected)
 

@@ -1,6 +1,5 @@
 """Where no Dask client is at hand, K-means starts worker processes of its own, and ends them."""
 
-from pathlib import Path
 from typing import Any
 
 import distributed
@@ -10,16 +9,16 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 from server.core.segments import normalised
-from training.kmeans.fit import fit_files
+from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 
 
-def test_workers_are_started_and_ended(tmp_path: Path) -> None:
+def test_workers_are_started_and_ended() -> None:
     rng = np.random.default_rng(0)
     truth = np.repeat(np.arange(3), 50)
-    np.save(tmp_path / "points.npy", normalised(np.eye(4)[truth] + rng.normal(scale=0.05, size=(150, 4))))
+    points = normalised(np.eye(4)[truth] + rng.normal(scale=0.05, size=(150, 4)))
     before = {process.pid for process in psutil.Process().children(recursive=True)}
-    result = fit_files([tmp_path / "points.npy"], 3, settings=KMeansSettings(restarts=1))
+    result = fit_kmeans(points, 3, engine="dask", settings=KMeansSettings(restarts=1))
     assert adjusted_rand_score(truth, result.labels) == 1.0
     client: Any = distributed.Client
     with pytest.raises(ValueError, match="No clients found"):

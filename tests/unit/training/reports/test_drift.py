@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from server.core.release import Confidence
 from server.core.segments import margin, nearest, normalised
 from training.kmeans.fit import fit_kmeans
+from training.kmeans.settings import KMeansSettings
 from training.reports.drift import VERDICTS, embedding_shift, measure_drift, psi, unknown_share
 from training.segments.drift_reference import DriftReference, reference_of
 
@@ -36,7 +37,7 @@ class Model:
 
     def __init__(self) -> None:
         self.users = users(USERS, np.random.default_rng(1))
-        self.centroids = fit_kmeans(normalised(self.users), SEGMENTS, restarts=2).centroids
+        self.centroids = fit_kmeans(normalised(self.users), SEGMENTS, settings=KMeansSettings(restarts=2)).centroids
         place = nearest(self.users, self.centroids)
         confident = CALIBRATION.at(margin(place)) >= CALIBRATION.min_confidence
         counts = np.bincount(place.first)
