@@ -112,8 +112,9 @@ def read_reference(directory: Path, release: Release) -> DriftReference:
     """The reference in the release's directory. Raises RunError where there is none that can be read."""
     if DRIFT_REFERENCE not in release.manifest.files:
         raise RunError(
-            f"Release {release.number} has no {DRIFT_REFERENCE}: it was made of fewer users than `min_segment_size`. "
-            "Compare with a release of more users."
+            f"Release {release.number} has no {DRIFT_REFERENCE}, since it was made of fewer users than "
+            "`min_segment_size`. Prepare a log of more users, publish it with `segrec-train publish`, and compare with "
+            "that release."
         )
     try:
         return DriftReference.model_validate_json((directory / DRIFT_REFERENCE).read_bytes())
