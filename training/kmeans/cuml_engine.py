@@ -80,5 +80,5 @@ def cuml_tolerance(points: NDArray[np.float32], k: int) -> float:
     itself: with k clusters of a size, squared moves that sum to a share `t` of the variance of a dimension lower
     inertia by some `t / (k * D)`. Moves as small as the rounding of float32 are none.
     """
-    rounding = k * points.shape[1] * float(np.finfo(np.float32).eps) ** 2
+    rounding: float = k * points.shape[1] * float(np.finfo(np.float32).eps) ** 2
     return max(allowed_shift(points) / k, rounding)
