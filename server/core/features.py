@@ -7,6 +7,7 @@ Three steps. `look_up` turns ids into indexes (online, by their hashes; offline 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from server.core.hash_index import HashIndex
 from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
+from server.core.ragged import offsets_of, places_of, rows_of
 
 GAP_START = 1
 """Gap index of a window's first event, and of every event in a log without a clock. 0 is padding."""
@@ -54,10 +56,50 @@ class Features:
     offsets: NDArray[np.int64]
     ignored: NDArray[np.int32]
 
+    @classmethod
+    def of(cls, encoded: pl.DataFrame, lengths: NDArray[np.int64]) -> Self:
+        """What `encode` gave for histories of these lengths (B,)."""
+        return cls(
+            item_index=encoded["item_index"].to_numpy(),
+            action_index=encoded["action_index"].to_numpy(),
+            value=encoded["value"].to_numpy(),
+            gap_index=encoded["gap_index"].to_numpy(),
+            offsets=offsets_of(lengths),
+            ignored=np.zeros(len(lengths), np.int32),
+        )
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """Where each history begins, (B,)."""
+        return self.offsets[:-1]
+
+    @property
+    def ends(self) -> NDArray[np.int64]:
+        """Where each history ends, (B,)."""
+        return self.offsets[1:]
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Events of each history, (B,)."""
         return np.diff(self.offsets)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The history of each event, (N,)."""
+        return rows_of(self.lengths)
+
+    def slices(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> "Features":
+        """The events `starts[c]:ends[c]`, absolute places in the columns, as history c; (C,) each."""
+        lengths = ends - starts
+        places = places_of(starts, lengths)
+        return Features(
+            item_index=self.item_index[places],
+            action_index=self.action_index[places],
+            value=self.value[places],
+            gap_index=self.gap_index[places],
+            offsets=offsets_of(lengths),
+            ignored=np.zeros(len(lengths), np.int32),
+        )
 
 
 def _normalised(normaliser: ValueNormaliser) -> pl.Expr:
@@ -101,8 +143,14 @@ def features_of(
     indexed = look_up(histories, items, actions, preprocessing.max_length)
     encoder = encode_few if len(histories) <= FEW else encode_many
     value, gap_index = encoder(indexed, preprocessing)
-    offsets = np.concatenate([[0], np.cumsum(np.bincount(indexed.row, minlength=len(histories)))])
-    return Features(indexed.item_index, indexed.action_index, value, gap_index, offsets, indexed.ignored)
+    return Features(
+        item_index=indexed.item_index,
+        action_index=indexed.action_index,
+        value=value,
+        gap_index=gap_index,
+        offsets=offsets_of(np.bincount(indexed.row, minlength=len(histories))),
+        ignored=indexed.ignored,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +242,7 @@ def _newest(
     events = b"".join([history.newest(most) for history, most in pairs])
     lengths = [min(len(history), most) for history, most in pairs]
     return _Window(
-        np.repeat(np.arange(len(histories)), lengths),
+        rows_of(lengths),
         column_of(events, TIMESTAMP),
         column_of(events, VALUE),
         column_of(events, ITEM_HASH),

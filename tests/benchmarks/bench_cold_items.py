@@ -30,7 +30,7 @@ from training.data.demo import CONFIG as DEMO
 from training.data.demo import write_demo
 from training.data.item_text import VECTORS
 from training.data.prepare import prepare
-from training.data.sequences import EventLog, HeldOut, chosen, history_features, read_log, seen_pairs
+from training.data.sequences import EventLog, HeldOut, chosen, read_log, seen_pairs
 from training.fit.train import train
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.model.weights import load_encoder
@@ -136,7 +136,7 @@ def by_encoder(run: Run, log: EventLog) -> Scorer:
     def scores(part: HeldOut) -> Tensor:
         users = torch.zeros(len(part.rows), encoder.shape.embedding_dim)
         with torch.no_grad():
-            for places, inputs in batches(history_features(log, part, length), length):
+            for places, inputs in batches(log.histories(part.rows, part.ends, length), length):
                 users[places] = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
             return users @ items
 

@@ -19,7 +19,7 @@ from tests.support.logs import write_planted
 from training.cli.main import app
 from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
-from training.data.sequences import held_out, history_features, read_sequences
+from training.data.sequences import held_out, read_sequences
 from training.derive.compress import WAYS, CompressResult, EncoderFigures, compress
 from training.derive.fuse import FuseResult, fuse
 from training.errors import ConfigError, RunError
@@ -164,7 +164,8 @@ def histories(run: Run) -> list[dict[str, np.ndarray]]:
     prepared = run.require("prepare")
     preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
     log = read_sequences(prepared, preprocessing)
-    features = history_features(log, held_out(log, 1), preprocessing.max_length)
+    held = held_out(log, 1)
+    features = log.histories(held.rows, held.ends, preprocessing.max_length)
     return [inputs for _, inputs in batches(features, preprocessing.max_length)]
 
 

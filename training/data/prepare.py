@@ -8,6 +8,7 @@ from pathlib import Path
 import polars as pl
 
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
+from server.core.repository.layout import PREPROCESSING
 from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import Weights, action_weights
@@ -79,7 +80,7 @@ def prepare(
             rows_in=len(log.events), rows_out=len(cleaned.events), steps=cleaned.steps, notes=(*notes, *more, *of_text)
         )
         _write(stage.directory, cleaned.events, catalogue, labels)
-        write_atomically(stage.directory / "preprocessing.json", preprocessing.model_dump_json(indent=2) + "\n")
+        write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
         files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
         run.describe(

@@ -14,7 +14,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, encode
-from server.core.preprocessing import Preprocessing
+from server.core.preprocessing import Preprocessing, ValueNormaliser
+from server.core.ragged import offsets_of, places_of
 from training.data.split import LEAVE_ONE_OUT, Split, read_split
 
 EVENTS_MIN = 5
@@ -23,7 +24,7 @@ EVENTS_MIN = 5
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """All users' events, encoded: user b's are `features.offsets[b]:features.offsets[b + 1]`.
+    """Events of U users, encoded: user b's are `features.offsets[b]:features.offsets[b + 1]`. Users may have none.
 
     `train_ends` (U,) is one past each user's last event that training may see, an absolute place in the columns.
     `timestamp` (N,) is in milliseconds.
@@ -35,21 +36,58 @@ class EventLog:
     train_ends: NDArray[np.int64]
     split: Split = LEAVE_ONE_OUT
 
+    @property
+    def event_users(self) -> NDArray[np.int64]:
+        """The user row of each event, (N,)."""
+        return self.features.rows
+
+    def before(self, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which events (N,) lie before their user's end; `ends` (U,) are absolute places in the columns."""
+        return np.arange(len(self.timestamp)) < np.repeat(ends, self.features.lengths)
+
+    def histories(self, rows: NDArray[np.intp], ends: NDArray[np.int64], max_length: int | None = None) -> Features:
+        """The events of the users `rows` (B,) before `ends` (B,): all of them, or the newest `max_length`."""
+        starts = self.features.starts[rows]
+        return self.features.slices(starts if max_length is None else np.maximum(starts, ends - max_length), ends)
+
+    def only(self, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing) -> "EventLog":
+        """The events `kept` (N,) of the users `rows`, ascending; gaps are those between the events that are left."""
+        wanted = np.zeros(len(self.users), np.bool_)
+        wanted[rows] = True
+        user = self.event_users
+        kept = kept & wanted[user]
+        # Rows of the users that stay are counted anew, from 0.
+        row, columns = np.searchsorted(rows, user[kept]), self.features
+        events = {
+            "row": row,
+            "item_index": columns.item_index[kept],
+            "action_index": columns.action_index[kept],
+            "value": columns.value[kept],
+            "timestamp": (timestamp := self.timestamp[kept]),
+        }
+        scaled_already = preprocessing.model_copy(update={"value": ValueNormaliser()})
+        encoded = encode(pl.LazyFrame(events), scaled_already).collect()
+        features = Features.of(encoded, np.bincount(row, minlength=len(rows)))
+        train_ends = offsets_of(kept)[self.train_ends[rows]]
+        return EventLog(self.users.gather(rows), features, timestamp, train_ends, self.split)
+
 
 def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     """Encode the whole of `events.parquet`, in its order."""
     events = _indexed(prepared, preprocessing).collect()
     split = read_split(prepared)
-    return _log(events, preprocessing, _train_ends(events, split), split)
+    encoded = encode(events.lazy(), preprocessing).collect()
+    features = Features.of(encoded, np.bincount(encoded["row"].to_numpy()))
+    users = events["user_id"].gather(features.starts)
+    return EventLog(users, features, events["timestamp"].to_numpy(), _train_ends(events, split), split)
 
 
 def read_first_events(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     """Encode the first event of each user and item only. Training ends where it does in the whole log."""
-    events = _indexed(prepared, preprocessing).collect()
-    first = events.select(pl.struct("row", "item_index").is_first_distinct()).to_series()
-    kept_before = np.concatenate([[0], np.cumsum(first.to_numpy())])
-    split = read_split(prepared)
-    return _log(events.filter(first), preprocessing, kept_before[_train_ends(events, split)], split)
+    log = read_log(prepared, preprocessing)
+    pairs = pl.DataFrame({"row": log.event_users, "item_index": log.features.item_index})
+    first = pairs.select(pl.struct("row", "item_index").is_first_distinct()).to_series().to_numpy()
+    return log.only(first, np.arange(len(log.users)), preprocessing)
 
 
 def read_sequences(prepared: Path, preprocessing: Preprocessing) -> EventLog:
@@ -69,21 +107,6 @@ def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
         .join(actions, on="action", how="left", maintain_order="left")
         .select("user_id", "row", pl.col("item_index", "action_index").cast(pl.Int32), "value", "timestamp")
     )
-
-
-def _log(events: pl.DataFrame, preprocessing: Preprocessing, train_ends: NDArray[np.int64], split: Split) -> EventLog:
-    encoded = encode(events.lazy(), preprocessing).collect()
-    rows = encoded["row"].to_numpy()
-    starts = np.flatnonzero(np.diff(rows, prepend=-1)) if len(rows) else np.empty(0, np.int64)
-    features = Features(
-        encoded["item_index"].to_numpy(),
-        encoded["action_index"].to_numpy(),
-        encoded["value"].to_numpy(),
-        encoded["gap_index"].to_numpy(),
-        np.append(starts, len(rows)).astype(np.int64),
-        np.zeros(len(starts), np.int32),
-    )
-    return EventLog(events["user_id"].gather(starts), features, events["timestamp"].to_numpy(), train_ends, split)
 
 
 def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
@@ -142,7 +165,7 @@ def held_out(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None = 
     if log.split.by_time:
         return _first_of_period(log, from_end, positive)
     rows = np.flatnonzero(log.features.lengths >= EVENTS_MIN)
-    ends = log.features.offsets[1:][rows] - from_end
+    ends = log.features.ends[rows] - from_end
     if positive is not None:
         asked = positive[log.features.action_index[ends]]
         rows, ends = rows[asked], ends[asked]
@@ -151,9 +174,8 @@ def held_out(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None = 
 
 def _first_of_period(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
     starts, stops = period_starts(log, from_end), period_starts(log, from_end - 1)
-    user = np.repeat(np.arange(len(starts)), log.features.lengths)
-    place = np.arange(len(user))
-    asked = (place >= starts[user]) & (place < stops[user]) & (starts[user] > log.features.offsets[user])
+    user = log.event_users
+    asked = log.before(stops) & ~log.before(starts) & (starts > log.features.starts)[user]
     if positive is not None:
         asked &= positive[log.features.action_index]
     rows, first = np.unique(user[asked], return_index=True)
@@ -164,17 +186,17 @@ def _first_of_period(log: EventLog, from_end: int, positive: NDArray[np.bool_] |
 def period_starts(log: EventLog, from_end: int) -> NDArray[np.int64]:
     """Where each user's test period (1) or validation period (2) of a split by time begins, (U,); 0: past the end."""
     if from_end == 0:
-        return log.features.offsets[1:]
+        return log.features.ends
     moment = log.split.test_from if from_end == 1 else log.split.validation_from
-    before = np.concatenate([[0], np.cumsum(log.timestamp < moment)])
-    offsets = log.features.offsets
-    starts: NDArray[np.int64] = offsets[:-1] + before[offsets[1:]] - before[offsets[:-1]]
+    before = offsets_of(log.timestamp < moment)  # (N + 1,): events before the moment that precede each place
+    first, last = log.features.starts, log.features.ends
+    starts: NDArray[np.int64] = first + before[last] - before[first]
     return starts
 
 
 def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
-    """Where each user's history ends that may be known before the targets of `held_out`, (U,)."""
-    if log.split.by_time:
+    """Where each user's history ends that may be known before the targets of `held_out`, (U,); the whole one for 0."""
+    if log.split.by_time or from_end == 0:
         return period_starts(log, from_end)
     ends = log.train_ends.copy()
     held = held_out(log, from_end)
@@ -185,23 +207,6 @@ def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
 def positive_actions(preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """Whether an action may be a target, by action index; padding may not."""
     return np.array([False, *(action.weight >= 0 for action in preprocessing.actions)])
-
-
-def history_features(log: EventLog, held: HeldOut, max_length: int) -> Features:
-    """Features of the newest `max_length` events before each target, in the order of `held`."""
-    starts = np.maximum(log.features.offsets[held.rows], held.ends - max_length)
-    lengths = held.ends - starts
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    taken = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
-    columns = log.features
-    return Features(
-        columns.item_index[taken],
-        columns.action_index[taken],
-        columns.value[taken],
-        columns.gap_index[taken],
-        offsets,
-        np.zeros(len(starts), np.int32),
-    )
 
 
 def sampled(held: HeldOut, count: int, seed: int) -> HeldOut:
@@ -218,16 +223,23 @@ def chosen(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
 
 def seen_pairs(log: EventLog, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Everything in the histories before the targets, as pairs of place in `held` and item row, both (P,)."""
-    starts = log.features.offsets[held.rows]
-    lengths = held.ends - starts
-    places = np.repeat(np.arange(len(starts)), lengths)
-    taken = np.arange(len(places)) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
-    return places, log.features.item_index[taken].astype(np.intp) - 1
+    past = log.histories(held.rows, held.ends)
+    return past.rows, past.item_index.astype(np.intp) - 1
 
 
 def in_training(log: EventLog) -> NDArray[np.bool_]:
     """Which events training may see, (N,)."""
-    steps = np.zeros(len(log.features.item_index) + 1, np.int64)
-    np.add.at(steps, log.features.offsets[:-1], 1)
-    np.add.at(steps, log.train_ends, -1)
-    return np.cumsum(steps[:-1]) > 0
+    return log.before(log.train_ends)
+
+
+def random_half(log: EventLog, seed: int) -> NDArray[np.bool_]:
+    """Whether each event is in the first of two halves of its user's events, drawn at random, (N,).
+
+    Of an odd number of events the second half has one more.
+    """
+    lengths, user = log.features.lengths, log.event_users
+    # Each user's events in random order; the first half of that order is taken.
+    order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
+    one = np.zeros(len(user), np.bool_)
+    one[order] = places_of(0, lengths) < lengths[user] // 2
+    return one

@@ -19,8 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from server.core.features import Inputs
-from server.core.preprocessing import Preprocessing
-from server.core.repository.layout import OUTPUT
+from server.core.repository.layout import OUTPUT, read_preprocessing
 from training.config import Objectives, TrainSettings
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import by_encoder, evaluate, protocols, ranks_by
@@ -205,7 +204,7 @@ def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tupl
 def ranks_on_test(run: Run) -> NDArray[np.int64]:
     """Ranks of the test targets (T,) by the last protocol of `evaluate`, the one under which releases are served."""
     prepared, encoder = run.require("prepare"), load_encoder(run.require("train"))
-    preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+    preprocessing = read_preprocessing(prepared)
     *_, protocol = protocols(prepared, preprocessing, encoder.shape.item_count)
     ranks, _ = ranks_by(by_encoder(encoder, protocol.log, protocol.held), protocol)
     return ranks

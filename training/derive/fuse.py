@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
-from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
     HeldOut,
@@ -123,7 +123,7 @@ def _prepared(run: Run) -> dict[str, Any]:
         "their log": record["data"].get("events"),
         "their cleaning": record["config"]["clean"],
         "their split": read_split(prepared),
-        "their preprocessing": Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes()),
+        "their preprocessing": read_preprocessing(prepared),
         "their catalogue": pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"].to_list(),
     }
 
@@ -131,7 +131,7 @@ def _prepared(run: Run) -> dict[str, Any]:
 def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progress: Progress) -> FuseResult:
     with fused.stage("train", deriving=True) as stage:
         prepared = fused.require("prepare")
-        preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+        preprocessing = read_preprocessing(prepared)
         log = read_sequences(prepared, preprocessing)
         users = min(_USERS_MAX, max(_USERS_AT_ONCE, _SCORES_MAX // encoders[0].shape.item_count))
         held = sampled(held_out(log, 2, positive_actions(preprocessing)), users, seed=0)

@@ -28,10 +28,7 @@ _DAY_MS = 86_400_000
 
 def known_events(log: EventLog, preprocessing: Preprocessing) -> NDArray[np.bool_]:
     """The events that baselines learn from, (N,): what training sees, without returns and dislikes."""
-    known = in_training(log)
-    if log.split.by_time:
-        user = np.repeat(np.arange(len(log.users)), log.features.lengths)
-        known = np.arange(len(user)) < known_ends(log, 1)[user]
+    known = log.before(known_ends(log, 1)) if log.split.by_time else in_training(log)
     positive: NDArray[np.bool_] = known & positive_actions(preprocessing)[log.features.action_index]
     return positive
 
@@ -72,7 +69,7 @@ def by_similar_items(log: EventLog, held: HeldOut, preprocessing: Preprocessing,
     from sklearn.preprocessing import normalize
 
     known = known_events(log, preprocessing)
-    user = np.repeat(np.arange(len(log.users)), log.features.lengths)[known]
+    user = log.event_users[known]
     shape = len(log.users), item_count
     ones = np.ones(len(user))  # implicit takes doubles only
     counts = scipy.sparse.csr_matrix((ones, (user, log.features.item_index[known] - 1)), shape)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
     HeldOut,
@@ -31,7 +32,6 @@ from training.data.sequences import (
     read_log,
     read_sequences,
     sampled,
-    seen_pairs,
 )
 from training.data.split import read_split
 from training.errors import RunError
@@ -60,7 +60,7 @@ from training.metrics import (
     target_ranks,
 )
 from training.model.encoder import Encoder
-from training.model.torch_inference import Scorer, embedded, users_of
+from training.model.torch_inference import Scorer, embedded, leave_out_seen, users_of
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
 from training.ranking.hybrid import ASKED_USERS, HybridTuner
@@ -89,7 +89,7 @@ class Protocol:
 
     def slices(self) -> dict[str, NDArray[np.bool_]]:
         """Which targets belong to which slice, (T,) each: thirds of users by events, and new items."""
-        events = self.held.ends - self.log.features.offsets[self.held.rows]
+        events = self.held.ends - self.log.features.starts[self.held.rows]
         low, high = (int(bound) for bound in np.quantile(events, (1 / 3, 2 / 3), method="lower"))
         masks = {
             f"few (≤ {low})": events <= low,
@@ -103,7 +103,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     """Rank the test targets by the encoder and by baselines. Raises RunError where no user can be tested on."""
     trained = run.require("train")
     prepared = run.require("prepare")
-    preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+    preprocessing = read_preprocessing(prepared)
     with run.stage("evaluate") as stage:
         encoder = load_encoder(trained)
         item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
@@ -165,7 +165,7 @@ def _notes(asked: list[Protocol]) -> list[str]:
         log = protocol.log
         if log.split.by_time:
             starts = period_starts(log, 1)
-            new = (starts == log.features.offsets[:-1]) & (log.features.lengths > 0)
+            new = (starts == log.features.starts) & (log.features.lengths > 0)
             notes.append(f"{log.split.in_words()}; users who came only then, and are not asked: {int(new.sum()):,}")
     return notes
 
@@ -224,8 +224,7 @@ def ranks_by(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64], tor
             part = chosen(held, places)
             scores = scorer(places)
             if protocol.exclude_seen:
-                row, seen = (torch.from_numpy(array) for array in seen_pairs(protocol.log, part))
-                scores[row, seen] = -torch.inf
+                leave_out_seen(scores, protocol.log, part)
             ranks.append(target_ranks(scores, torch.from_numpy(part.targets.astype(np.int64) - 1)))
             listed.append(scores.topk(min(LIST_LENGTH, item_count), sorted=False).indices)
     return torch.cat(ranks).numpy(), torch.cat(listed)

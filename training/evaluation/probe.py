@@ -18,8 +18,16 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from server.core.preprocessing import Preprocessing
-from training.data.event_subsets import EventSubset, part_of, random_half
-from training.data.sequences import EventLog, chosen, held_out, positive_actions, read_first_events, read_log
+from server.core.repository.layout import read_preprocessing
+from training.data.sequences import (
+    EventLog,
+    chosen,
+    held_out,
+    positive_actions,
+    random_half,
+    read_first_events,
+    read_log,
+)
 from training.errors import LogError, RunError
 from training.evaluation.linear_probe import Label, Probe, probe, user_labels
 from training.evaluation.user_vectors import (
@@ -217,7 +225,7 @@ class _Scene:
 
     @classmethod
     def read(cls, prepared: Path) -> "_Scene":
-        preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+        preprocessing = read_preprocessing(prepared)
         items = pl.read_parquet(prepared / "items.parquet")
         log, first = read_log(prepared, preprocessing), read_first_events(prepared, preprocessing)
         everyone = np.flatnonzero(log.features.lengths > 1)
@@ -244,24 +252,21 @@ class _Scene:
             return [], ["no labels: the run was prepared without a user table"]
         return user_labels(pl.read_parquet(path), self.log.users.gather(self.rows))
 
-    def whole(self) -> EventSubset:
+    def whole(self) -> EventLog:
         """All events."""
-        return self._part(self.log, np.ones(len(self.log.timestamp), np.bool_), self.rows)
+        return self.log.only(np.ones(len(self.log.timestamp), np.bool_), self.rows, self.preprocessing)
 
-    def halves(self) -> tuple[EventSubset, EventSubset]:
+    def halves(self) -> tuple[EventLog, EventLog]:
         """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
         one = random_half(self.log, _SEED)
-        return self._part(self.log, one, self.rows), self._part(self.log, ~one, self.rows)
+        first, second = (self.log.only(half, self.rows, self.preprocessing) for half in (one, ~one))
+        return first, second
 
-    def past(self) -> EventSubset:
+    def past(self) -> EventLog:
         """The events before each test target, of the users who have one."""
         ends = np.zeros(len(self.first.users), np.int64)
         ends[self.asked.held.rows] = self.asked.held.ends
-        user = np.repeat(np.arange(len(ends)), self.first.features.lengths)
-        return self._part(self.first, np.arange(len(user)) < ends[user], self.asked.held.rows)
-
-    def _part(self, log: EventLog, kept: NDArray[np.bool_], rows: NDArray[np.intp]) -> EventSubset:
-        return part_of(log, kept, rows, self.preprocessing)
+        return self.first.only(self.first.before(ends), self.asked.held.rows, self.preprocessing)
 
 
 def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
@@ -276,7 +281,7 @@ def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str,
     embedded = [by_encoder(encoder, part, progress) for part in parts]
     progress("items and figures by hand", 0, 0)
     by_kind: dict[str, list[NDArray[np.float64]]] = {kind: [one[kind] for one in embedded] for kind in _TRAINED}
-    untrained: dict[str, Callable[[EventSubset], NDArray[np.float64]]] = {
+    untrained: dict[str, Callable[[EventLog], NDArray[np.float64]]] = {
         SVD: ItemSvd(whole, len(scene.categories), _SEED),
         BY_HAND: ByHand(whole, scene.categories, scene.preprocessing),
     }
@@ -285,7 +290,7 @@ def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str,
     return {kind: VectorViews(made[0], (made[1], made[2]), both, made[3]) for kind, made in by_kind.items()}
 
 
-def _in_both(halves: tuple[EventSubset, EventSubset]) -> NDArray[np.bool_]:
+def _in_both(halves: tuple[EventLog, EventLog]) -> NDArray[np.bool_]:
     return (halves[0].features.lengths > 0) & (halves[1].features.lengths > 0)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from server.core.features import batches
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
-from training.data.event_subsets import EventSubset
+from training.data.sequences import EventLog
 from training.model.user_encoder import UserEncoder
 from training.runs import Progress, no_progress
 
@@ -33,14 +33,14 @@ Vectors = Mapping[str, NDArray[np.float64]]
 """One vector a user, (U, D), by the name of what made it."""
 
 
-def by_encoder(whole: UserEncoder, part: EventSubset, progress: Progress = no_progress) -> Vectors:
+def by_encoder(whole: UserEncoder, part: EventLog, progress: Progress = no_progress) -> Vectors:
     """Of the newest events: the embedding after the last, the mean of those after each, and both, of equal weight.
 
     And `SEGMENT`, what a release makes segments of. All are of length 1, as K-means takes them; users without events
     get zeros.
     """
     encoder = whole.encoder
-    shape = (len(part.features.lengths), encoder.shape.embedding_dim)
+    shape = (len(part.users), encoder.shape.embedding_dim)
     last, mean, segment = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], whole.segment_dim))
     cut = batches(part.features, whole.shape.max_length)
     with torch.inference_mode():
@@ -61,7 +61,7 @@ def by_encoder(whole: UserEncoder, part: EventSubset, progress: Progress = no_pr
 class ItemSvd:
     """Bags of items: counts times idf, of length 1, in the first `SVD_DIM` singular directions of what was learned."""
 
-    def __init__(self, part: EventSubset, item_count: int, seed: int) -> None:
+    def __init__(self, part: EventLog, item_count: int, seed: int) -> None:
         self._item_count = item_count
         counts = self._counts(part)
         had_by = np.bincount(counts.indices, minlength=item_count)
@@ -69,11 +69,11 @@ class ItemSvd:
         dim = min(SVD_DIM, item_count - 1, counts.shape[0] - 1)
         self._svd = TruncatedSVD(dim, random_state=seed).fit(self._weighted(counts))
 
-    def __call__(self, part: EventSubset) -> NDArray[np.float64]:
+    def __call__(self, part: EventLog) -> NDArray[np.float64]:
         """Vectors of length 1, (U, D); zeros for users without events."""
         return normalised(self._svd.transform(self._weighted(self._counts(part))))
 
-    def _counts(self, part: EventSubset) -> sparse.csr_matrix:
+    def _counts(self, part: EventLog) -> sparse.csr_matrix:
         return _counts(part, part.features.item_index - 1, self._item_count)
 
     def _weighted(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
@@ -83,7 +83,7 @@ class ItemSvd:
 class ByHand:
     """What an analyst would count: events, distinct items, mean value, and shares of actions, categories and times."""
 
-    def __init__(self, part: EventSubset, categories: pl.Series, preprocessing: Preprocessing) -> None:
+    def __init__(self, part: EventLog, categories: pl.Series, preprocessing: Preprocessing) -> None:
         """`categories` (V,) are lists of texts, empty where an item has none."""
         self._preprocessing = preprocessing
         self._categories = _memberships(categories)
@@ -91,18 +91,18 @@ class ByHand:
         self._center, spread = figures.mean(0), figures.std(0)
         self._spread = np.where(spread > 0, spread, 1.0)
 
-    def __call__(self, part: EventSubset) -> NDArray[np.float64]:
+    def __call__(self, part: EventLog) -> NDArray[np.float64]:
         """Figures in standard deviations from the mean of those that were learned from, then of length 1, (U, D)."""
         return normalised((self._figures(part) - self._center) / self._spread)
 
-    def _figures(self, part: EventSubset) -> NDArray[np.float64]:
+    def _figures(self, part: EventLog) -> NDArray[np.float64]:
         features = part.features
         bags = _counts(part, features.item_index - 1, self._categories.shape[0])
         each = np.maximum(features.lengths, 1)[:, None]
         columns = [
             np.log1p(features.lengths)[:, None],
             np.log1p(np.diff(bags.indptr))[:, None],
-            np.bincount(part.users, features.value, len(each))[:, None] / each,
+            np.bincount(part.event_users, features.value, len(each))[:, None] / each,
             _counts(part, features.action_index - 1, len(self._preprocessing.actions)).toarray() / each,
             (bags @ self._categories).toarray() / each,
         ]
@@ -112,11 +112,11 @@ class ByHand:
         return np.hstack(columns)
 
 
-def _counts(part: EventSubset, kinds: NDArray[np.integer], kind_count: int) -> sparse.csr_matrix:
+def _counts(part: EventLog, kinds: NDArray[np.integer], kind_count: int) -> sparse.csr_matrix:
     """How often each user has events of each kind, (U, kinds); `kinds` (N,) is each event's."""
     ones = np.ones(len(kinds))
-    shape = (len(part.features.lengths), kind_count)
-    return sparse.coo_matrix((ones, (part.users, kinds)), shape).tocsr()  # sums up repeats
+    shape = (len(part.users), kind_count)
+    return sparse.coo_matrix((ones, (part.event_users, kinds)), shape).tocsr()  # sums up repeats
 
 
 def _memberships(categories: pl.Series) -> sparse.csr_matrix:

@@ -12,11 +12,11 @@ from torch.utils.data import Dataset, Sampler
 
 from server.core.features import batches, pad, padded_length
 from server.core.preprocessing import Preprocessing
+from server.core.ragged import offsets_of, places_of, rows_of
 from training.data.sequences import (
     EventLog,
     HeldOut,
     chosen,
-    history_features,
     in_training,
     positive_actions,
     seen_pairs,
@@ -73,7 +73,7 @@ class Windows(Dataset[Batch]):
         self._features = log.features
         self._max_length = preprocessing.max_length
         self._positive = positive_actions(preprocessing)
-        self._positive_before = np.concatenate([[0], np.cumsum(self._positive[log.features.action_index])])
+        self._positive_before = offsets_of(self._positive[log.features.action_index])
 
     def __getitem__(self, window: StepWindows) -> Batch:
         """Inputs are all events but the last; the target of each is the item of the event after it.
@@ -108,15 +108,15 @@ class EpochPlan(Sampler[StepWindows]):
     def __init__(
         self, log: EventLog, max_length: int, batch_size: int | None, seed: int, parts: StepShards | None = None
     ) -> None:
-        starts = log.features.offsets[:-1]
+        starts = log.features.starts
         target_counts = log.train_ends - starts - 1
         users = np.flatnonzero(target_counts > 0)
         tiles = -(-target_counts[users] // max_length)
         self._start = np.repeat(starts[users], tiles)
         self._targets = np.repeat(target_counts[users], tiles)
-        self._tile = np.arange(tiles.sum()) - np.repeat(np.cumsum(tiles) - tiles, tiles)
+        self._tile = places_of(0, tiles)
         self._slack = np.repeat(tiles * max_length - target_counts[users], tiles)
-        self._user = np.repeat(np.arange(len(users)), tiles)
+        self._user = rows_of(tiles)
         self._user_count = len(users)
         self._max_length = max_length
         self.batch_size = batch_size or max(1, TARGETS_A_STEP * len(self._tile) // max(int(target_counts.sum()), 1))
@@ -165,7 +165,7 @@ class Validation(Dataset[Batch]):
         self._log = log
         self._held = held
         self._exclude_seen = preprocessing.exclude_seen
-        self._batches = batches(history_features(log, held, preprocessing.max_length), preprocessing.max_length)
+        self._batches = batches(log.histories(held.rows, held.ends, preprocessing.max_length), preprocessing.max_length)
 
     def __len__(self) -> int:
         return len(self._batches)

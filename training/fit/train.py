@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.utils.data import DataLoader
 
 from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import read_preprocessing
 from training.config import TrainSettings
 from training.data.item_text import ItemText, read_item_text
 from training.data.sequences import EventLog, chosen, held_out, positive_actions, read_sequences, sampled
@@ -103,7 +104,7 @@ def train(
     prepared = run.require("prepare")
     settings = settings or run.config().train
     device = choose_device(settings.device)
-    preprocessing = Preprocessing.model_validate_json((prepared / "preprocessing.json").read_bytes())
+    preprocessing = read_preprocessing(prepared)
     whole = partial(run.stage, "train", deriving=lesson is not None)
     with whole() if world.is_first else nullcontext(Stage(run.path / "train")) as stage:
         progress("reading sequences", 0, 0)

@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.features import GAP_COUNT, GAP_START, Inputs
-from server.core.preprocessing import Preprocessing
-from server.core.repository.layout import OUTPUT
+from server.core.repository.layout import OUTPUT, PREPROCESSING, read_preprocessing
 from training.errors import RunError
 from training.model.encoder import Encoder
 from training.model.onnx_inference import open_session
@@ -62,9 +61,9 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
         progress("measuring", 2, steps)
         speed = microseconds_per_user(encoder, model)
         np.save(stage.directory / ITEM_EMBEDDINGS, encoder.item_embeddings().detach().numpy(), allow_pickle=False)
-        learned = Preprocessing.model_validate_json((run.path / "prepare" / "preprocessing.json").read_bytes())
+        learned = read_preprocessing(run.path / "prepare")
         preprocessing = learned.model_copy(update={"max_length": encoder.shape.max_length})
-        write_atomically(stage.directory / "preprocessing.json", preprocessing.model_dump_json(indent=2) + "\n")
+        write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         (stage.directory / ITEM_TEXT).unlink(missing_ok=True)
         if (trained / ITEM_TEXT).is_file():
             shutil.copyfile(trained / ITEM_TEXT, stage.directory / ITEM_TEXT)

@@ -14,8 +14,7 @@ from sklearn.preprocessing import normalize
 
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
-from training.data.event_subsets import part_of, random_half
-from training.data.sequences import EventLog, HeldOut, chosen, history_features, in_training, positive_actions
+from training.data.sequences import EventLog, HeldOut, chosen, in_training, positive_actions, random_half
 from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 
@@ -74,7 +73,7 @@ def learn_forecast(
     moments = chosen(moments, told)
     if len(np.unique(moments.rows)) < 2 * _FOLDS:
         return None
-    known = embed(history_features(log, moments, max_length)).astype(np.float64)
+    known = embed(log.histories(moments.rows, moments.ends, max_length)).astype(np.float64)
     size = len(known) * max(known.var(axis=0).mean(), 1e-9)
     folds = list(GroupKFold(_FOLDS).split(known, groups=moments.rows))
     fitted = RidgeCV([ridge * size for ridge in _RIDGES], cv=folds).fit(known, normalize(following[told]))
@@ -86,7 +85,7 @@ def learn_forecast(
 
 def _moments(log: EventLog, seed: int) -> HeldOut:
     """Moments of training with events of the user before and after each."""
-    starts, rng = log.features.offsets[:-1], np.random.default_rng(seed)
+    starts, rng = log.features.starts, np.random.default_rng(seed)
     lengths = log.train_ends - starts
     users = np.flatnonzero(lengths > 1)
     turns = min(-(-_PAIRS // max(len(users), 1)), _PAIRS_OF_A_USER)
@@ -99,11 +98,10 @@ def _moments(log: EventLog, seed: int) -> HeldOut:
 def _following(log: EventLog, preprocessing: Preprocessing, moments: HeldOut, bags: Bags) -> NDArray[np.float64]:
     """Bags of the events after each moment, without returns and dislikes, (T, S)."""
     counts = np.minimum(log.train_ends[moments.rows] - moments.ends, _FOLLOWING)
-    bounds = np.concatenate([[0], np.cumsum(counts)])
-    taken = np.arange(bounds[-1]) + np.repeat(moments.ends - bounds[:-1], counts)
-    wanted = positive_actions(preprocessing)[log.features.action_index[taken]].astype(np.float64)
-    rows = bags.places[log.features.item_index[taken]]
-    items = sparse.csr_matrix((wanted, rows, bounds), (len(counts), len(bags.table)))
+    following = log.features.slices(moments.ends, moments.ends + counts)
+    wanted = positive_actions(preprocessing)[following.action_index].astype(np.float64)
+    rows = bags.places[following.item_index]
+    items = sparse.csr_matrix((wanted, rows, following.offsets), (len(counts), len(bags.table)))
     return np.asarray(items @ bags.table.astype(np.float64))
 
 
@@ -113,7 +111,7 @@ def halves_of(
     """What is known from two random halves of users' training events, (H, P) each; None of too few users."""
     learned, one = in_training(log), random_half(log, seed)
     rows = np.sort(np.random.default_rng(seed).permutation(len(log.users))[:_HALVED_USERS])
-    parts = [part_of(log, half & learned, rows, preprocessing).features for half in (one, ~one)]
+    parts = [log.only(half & learned, rows, preprocessing).features for half in (one, ~one)]
     both = (parts[0].lengths > 0) & (parts[1].lengths > 0)
     if both.sum() <= max(_KS):
         return None

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from server.core.features import Features, batches
-from training.data.sequences import EventLog, HeldOut, history_features
+from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.model.encoder import Encoder, EncoderShape
 
 Scorer = Callable[[NDArray[np.intp]], Tensor]
@@ -32,4 +32,10 @@ def embedded(encoder: nn.Module, features: Features, shape: EncoderShape) -> Ten
 
 def users_of(encoder: Encoder, log: EventLog, held: HeldOut) -> Tensor:
     """User embeddings before the targets, (T, D)."""
-    return embedded(encoder, history_features(log, held, encoder.shape.max_length), encoder.shape)
+    return embedded(encoder, log.histories(held.rows, held.ends, encoder.shape.max_length), encoder.shape)
+
+
+def leave_out_seen(scores: Tensor, log: EventLog, held: HeldOut) -> None:
+    """Lower the `scores` (T, V) of the items in each user's history before the target to minus infinity, in place."""
+    row, seen = (torch.from_numpy(array) for array in seen_pairs(log, held))
+    scores[row, seen] = -torch.inf

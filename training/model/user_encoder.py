@@ -27,7 +27,7 @@ from torch.nn import functional
 
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import EventLog, HeldOut, history_features, in_training
+from training.data.sequences import EventLog, HeldOut, in_training
 from training.model.encoder import Encoder
 from training.model.forecast import Bags, agreement_of_halves, halves_of, learn_forecast
 from training.model.quantized import QuantizedEncoder
@@ -106,10 +106,10 @@ class SegmentEmbedding(nn.Module):
         """
         rng = np.random.default_rng(seed)
         shape = encoder.shape
-        has_events = np.flatnonzero(log.train_ends > log.features.offsets[:-1])
+        has_events = np.flatnonzero(log.train_ends > log.features.starts)
         asked = np.sort(rng.permutation(has_events)[:_CENTRED_USERS])
         past = HeldOut(asked, log.train_ends[asked], np.zeros(len(asked), np.int32))
-        both = embedded(_Both(encoder), history_features(log, past, shape.max_length), shape)
+        both = embedded(_Both(encoder), log.histories(past.rows, past.ends, shape.max_length), shape)
         rows, items = item_directions(log, shape.item_count, rng.permutation(has_events)[:_USERS_MAX], seed)
         places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
@@ -206,7 +206,7 @@ def item_directions(
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
     """The rows of the items that were learned, (M,), and what an event of each adds to a bag, float32 (M, S)."""
     kept = in_training(log)
-    user = np.repeat(np.arange(len(log.users)), log.features.lengths)
+    user = log.event_users
     kept &= np.isin(user, users)
     item = log.features.item_index[kept] - 1
     shape = len(log.users), item_count

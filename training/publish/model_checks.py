@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from server.core.features import GAP_COUNT, Features, Inputs, batches
 from server.core.preprocessing import Preprocessing
+from server.core.ragged import offsets_of
 from server.core.release import Golden
 from server.core.repository.layout import OUTPUT
 from training.model.onnx_inference import embed, open_session
@@ -120,12 +121,12 @@ def _random(preprocessing: Preprocessing, item_count: int) -> Features:
     lengths = _lengths(preprocessing.max_length)
     count = int(lengths.sum())
     return Features(
-        rng.integers(1, item_count + 1, count).astype(np.int32),
-        rng.integers(1, len(preprocessing.actions) + 1, count).astype(np.int32),
-        rng.uniform(-_LARGEST_VALUE, _LARGEST_VALUE, count).astype(np.float32),
-        rng.integers(1, GAP_COUNT, count).astype(np.int32),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.zeros(len(lengths), np.int32),
+        item_index=rng.integers(1, item_count + 1, count).astype(np.int32),
+        action_index=rng.integers(1, len(preprocessing.actions) + 1, count).astype(np.int32),
+        value=rng.uniform(-_LARGEST_VALUE, _LARGEST_VALUE, count).astype(np.float32),
+        gap_index=rng.integers(1, GAP_COUNT, count).astype(np.int32),
+        offsets=offsets_of(lengths),
+        ignored=np.zeros(len(lengths), np.int32),
     )
 
 

@@ -19,11 +19,10 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from segrec.traffic import user_at_host
 
-from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import FileRecord, Golden, Manifest, Release
 from server.core.repository.audit import AuditEntry, append_audit
-from server.core.repository.layout import MODEL_NAME, ensure_repository
+from server.core.repository.layout import MODEL_NAME, ensure_repository, read_preprocessing
 from server.core.repository.read import record_of
 from server.core.repository.signature import sign_manifest
 from training.config import PublishSettings
@@ -191,7 +190,7 @@ def _assemble(
     write_segments(directory, profiles)
     if parent is not None:
         write_migration(directory, _migration(sources["segment"], segmentation, parent))
-    preprocessing = Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes())
+    preprocessing = read_preprocessing(directory)
     embeddings = np.load(directory / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
     manifest = Manifest(
         release=number,

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
-from training.data.sequences import EventLog, HeldOut, held_out, history_features, known_ends, positive_actions, sampled
+from training.data.sequences import EventLog, HeldOut, chosen, held_out, known_ends, positive_actions, sampled
 from training.kmeans.engines import Engine, on_one_machine
 from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
+from training.model.torch_inference import leave_out_seen
 from training.ranking.segment_items import (
     TOP_ITEMS,
     Behaviour,
@@ -72,6 +73,16 @@ class HybridChoice:
     trend: Trend | None
     figures: dict[str, float]
 
+    @property
+    def notes(self) -> list[str]:
+        """What people should know, in sentences."""
+        notes = []
+        if not self.figures:
+            notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
+        if self.trend:
+            notes.append(f"Items count for more while they are in demand: {self.trend.in_words()}.")
+        return notes
+
 
 @dataclass(frozen=True, slots=True)
 class HybridTuner:
@@ -115,11 +126,10 @@ class HybridTuner:
         if not len(held.rows):
             return None
         ends = known_ends(self.log, from_end)
-        known = np.flatnonzero(ends > self.log.features.offsets[:-1])
+        known = np.flatnonzero(ends > self.log.features.starts)
         drawn = np.random.default_rng(self.kmeans.seed).permutation(known)[:CLUSTERED_USERS]
         rows = np.union1d(drawn, held.rows)
-        past = HeldOut(rows, ends[rows], np.zeros(len(rows), np.int32))
-        embeddings = self.embed(history_features(self.log, past, self.preprocessing.max_length))
+        embeddings = self.embed(self.log.histories(rows, ends[rows], self.preprocessing.max_length))
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
         engine = on_one_machine(self.engine)
         fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=self.kmeans)
@@ -183,21 +193,13 @@ class HybridTuner:
                 personal = torch.from_numpy(scene.embeddings[places]) @ items.T
                 if lately:
                     personal += lately(scene.moments[places])
-                self._leave_out(scene.held, places, personal)
+                if self.preprocessing.exclude_seen:
+                    leave_out_seen(personal, self.log, chosen(scene.held, places))
                 for weight in weights:
                     # -inf stays -inf under any weight but 0.
                     scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)
                     ranks[weight][places] = target_ranks(scores, targets).numpy()
         return ranks
-
-    def _leave_out(self, held: HeldOut, places: NDArray[np.intp], scores: torch.Tensor) -> None:
-        """Where the release leaves seen items out, so does this: their scores become -inf."""
-        if not self.preprocessing.exclude_seen:
-            return
-        offsets = self.log.features.offsets
-        for row, place in enumerate(places):
-            seen = self.log.features.item_index[offsets[held.rows[place]] : held.ends[place]]
-            scores[row, torch.from_numpy(seen.astype(np.int64) - 1)] = -torch.inf
 
 
 def segment_scores(scene: Snapshot, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:

@@ -54,15 +54,13 @@ class Behaviour:
 
 def behaviour_of(log: EventLog, ends: NDArray[np.int64], preprocessing: Preprocessing, item_count: int) -> Behaviour:
     """Each user's events up to `ends` (U,), absolute places in the log's columns."""
-    lengths = ends - log.features.offsets[:-1]
-    firsts = np.cumsum(lengths) - lengths
-    user_row = np.repeat(np.arange(len(lengths)), lengths)
-    taken = np.arange(len(user_row)) + np.repeat(log.features.offsets[:-1] - firsts, lengths)
+    taken = np.flatnonzero(log.before(ends))
+    user_row = log.event_users[taken]
     if preprocessing.has_clock:
         times = log.timestamp[taken]
         age = (times.max(initial=0) - times) / _DAY_MS
     else:
-        age = (np.repeat(ends, lengths) - 1 - taken).astype(np.float64)
+        age = (ends[user_row] - 1 - taken).astype(np.float64)
     weights = np.array([action.weight for action in preprocessing.actions])
     return Behaviour(
         user_row,

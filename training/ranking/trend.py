@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import EventLog, HeldOut, chosen, known_ends, positive_actions, seen_pairs
+from training.data.sequences import EventLog, HeldOut, chosen, known_ends, positive_actions
 from training.metrics import ndcg_each, target_ranks
-from training.model.torch_inference import Scorer
+from training.model.torch_inference import Scorer, leave_out_seen
 
 HALF_LIVES = (1.0, 3.0, 7.0, 30.0)
 """Half-lives to choose from, days."""
@@ -63,10 +63,7 @@ class Demand:
     """The events of a log that may be known before the targets of `held_out(log, from_end)`, or all for 0."""
 
     def __init__(self, log: EventLog, from_end: int, preprocessing: Preprocessing, item_count: int) -> None:
-        ends = known_ends(log, from_end) if from_end else log.features.offsets[1:]
-        user = np.repeat(np.arange(len(log.users)), log.features.lengths)
-        known = np.arange(len(user)) < ends[user]
-        known &= positive_actions(preprocessing)[log.features.action_index]
+        known = log.before(known_ends(log, from_end)) & positive_actions(preprocessing)[log.features.action_index]
         self._row = log.features.item_index[known] - 1
         self._time = log.timestamp[known]
         self._item_count = item_count
@@ -144,8 +141,7 @@ def choose_trend(
         for places in parts:
             personal, targets = scorer(places), torch.from_numpy(held.targets[places].astype(np.int64) - 1)
             if exclude_seen:
-                row, seen = (torch.from_numpy(array) for array in seen_pairs(log, chosen(held, places)))
-                personal[row, seen] = -torch.inf
+                leave_out_seen(personal, log, chosen(held, places))
             more = lately(moments[places]) if lately else torch.zeros(())
             ranks = [target_ranks(personal + weight * more, targets).numpy() for weight in weights]
             found.append(np.stack([ndcg_each(one, 10) for one in ranks]))

@@ -63,6 +63,18 @@ def cluster(
     return Segments(engine, fit, placed, Members(placed.first, placed.first_distance, points), merged_count)
 
 
+def merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
+    """Why there are fewer than the `wanted` segments, in sentences."""
+    count, merged = len(segments.fit.centroids), segments.merged_count
+    distinct = count + merged
+    notes = [f"Users fall into {distinct} distinct groups only; no more segments made."] if distinct < wanted else []
+    if merged:
+        had = "1 segment had" if merged == 1 else f"{merged} segments had"
+        left = "1 segment is" if count == 1 else f"{count} segments are"
+        notes.append(f"{had} fewer than {min_segment_size} users and went into the nearest; {left} left.")
+    return notes
+
+
 def large_enough(
     embeddings: NDArray[np.float32], clusters: NDArray[np.intp], centroids: NDArray[np.float32], min_size: int
 ) -> NDArray[np.intp]:

@@ -17,7 +17,7 @@ from server.core.features import Features
 from server.core.release import Confidence
 from server.core.segments import Nearest, margin, segment_part
 from training.config import SegmentSettings
-from training.data.sequences import EventLog, HeldOut, history_features
+from training.data.sequences import EventLog
 from training.kmeans.fit import assign
 from training.ranking.hybrid import Embed
 from training.runs import write_atomically
@@ -60,7 +60,7 @@ def calibrate(
 
     Enough is `min_history` events, and two at least, so that something is left of it.
     """
-    known = np.minimum(np.diff(log.features.offsets), max_length)
+    known = np.minimum(log.features.lengths, max_length)
     min_history = min(settings.min_history, max_length)
     enough = np.flatnonzero(known >= max(min_history, 2))
     rng = np.random.default_rng(settings.seed)
@@ -116,14 +116,25 @@ class UserConfidence:
     min_history: int
 
     @property
-    def figures(self) -> dict[str, float | None]:
-        """What `Segmentation` tells of it."""
-        known = self.calibration is not None
-        return {
-            "confidence_error": self.calibration.error if self.calibration else None,
-            "doubtful_share": float(1 - self.is_confident.mean()) if known else None,
-            "short_share": float(self.is_short.mean()),
-        }
+    def error(self) -> float | None:
+        """`Calibration.error`."""
+        return self.calibration.error if self.calibration else None
+
+    @property
+    def doubtful_share(self) -> float | None:
+        """The share of users whose segment is not confident; None without a calibration."""
+        return float(1 - self.is_confident.mean()) if self.calibration else None
+
+    @property
+    def short_share(self) -> float:
+        """The share of users with a short history."""
+        return float(self.is_short.mean())
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """By name, those that are known."""
+        found = {"confidence_error": self.error, "doubtful_share": self.doubtful_share, "short_share": self.short_share}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def notes(self) -> list[str]:
@@ -178,8 +189,8 @@ def read_confidence(directory: Path) -> Confidence | None:
 def _shortened(log: EventLog, rows: NDArray[np.intp], known: NDArray[np.int64], max_length: int) -> Features:
     """The histories of these users without their latest events; `known` (N,) counts those that the encoder reads."""
     dropped = np.maximum(1, np.floor(known * DROPPED_SHARE)).astype(np.int64)
-    ends = log.features.offsets[1:][rows] - dropped
-    return history_features(log, HeldOut(rows, ends, np.zeros(len(rows), np.int32)), max_length)
+    ends = log.features.ends[rows] - dropped
+    return log.histories(rows, ends, max_length)
 
 
 def _bins(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:

@@ -94,15 +94,7 @@ def histories_of(events: pl.LazyFrame, release: Release) -> Histories:
     from_end = pl.int_range(pl.len(), 0, -1).over("row")
     newest = known.lazy().filter(from_end <= release.preprocessing.max_length)
     columns = encode(newest, release.preprocessing).collect()
-    lengths = np.bincount(columns["row"].to_numpy(), minlength=len(users))
-    features = Features(
-        columns["item_index"].to_numpy(),
-        columns["action_index"].to_numpy(),
-        columns["value"].to_numpy(),
-        columns["gap_index"].to_numpy(),
-        np.concatenate([[0], np.cumsum(lengths)]),
-        np.zeros(len(users), np.int32),
-    )
+    features = Features.of(columns, np.bincount(columns["row"].to_numpy(), minlength=len(users)))
     return Histories(users, features, len(marked), len(marked) - len(known))
 
 

@@ -118,11 +118,9 @@ def ranks_of(asked: Targets, clusters: NDArray[np.integer], leave_out_seen: bool
 
 def targets_of(log: EventLog, held: HeldOut, positive: NDArray[np.bool_], item_count: int) -> Targets:
     """What is asked of the users of `held`, and what counts of their pasts: `positive` actions, by action index."""
-    lengths = held.ends - log.features.offsets[held.rows]
-    places = np.repeat(np.arange(len(lengths)), lengths)
-    taken = np.arange(len(places)) + np.repeat(held.ends - np.cumsum(lengths), lengths)
-    counted = positive[log.features.action_index[taken]]
-    return Targets(log, held, log.features.item_index[taken][counted].astype(np.intp) - 1, places[counted], item_count)
+    past = log.histories(held.rows, held.ends)
+    counted = positive[past.action_index]
+    return Targets(log, held, past.item_index[counted].astype(np.intp) - 1, past.rows[counted], item_count)
 
 
 def mean_agreement(labellings: Sequence[NDArray[np.integer]]) -> float:

@@ -1,4 +1,4 @@
-"""Segment stage: embeds every user with the exported encoder, clusters them, and describes what came out.
+"""Segment stage: embeds every user with the exported encoder, clusters the users, and describes the segments.
 
 Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
 confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
@@ -8,8 +8,8 @@ nearest to and farthest from each centroid), and what a release takes over: `cen
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -17,36 +17,27 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.features import Features, batches
-from server.core.preprocessing import Preprocessing
-from server.core.profiles import Migration
-from server.core.release import GOLDEN_TOLERANCE, TREND, Golden, with_item_hashes
-from server.core.segments import normalised, segment_part
-from training.data.sequences import EventLog, read_log, read_sequences
-from training.kmeans.engines import choose_engine, on_one_machine
+from server.core.profiles import Migration, SegmentProfile
+from server.core.segments import normalised
+from training.data.sequences import read_sequences
+from training.kmeans.engines import on_one_machine
 from training.kmeans.settings import KMeansSettings
-from training.model.onnx_inference import embed
-from training.profiles.llm_names import require_client, with_llm_names
-from training.profiles.profiles import Privacy, exemplars_of, profiles_of
+from training.profiles.llm_names import with_llm_names
+from training.profiles.profiles import Privacy, profiles_of
 from training.ranking.hybrid import HybridChoice, HybridTuner
-from training.ranking.segment_items import behaviour_of, popularity, segment_items
-from training.ranking.trend import Demand
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
-from training.segments.clusters import Segments, bounded, cluster
+from training.segments.clusters import Segments, bounded, cluster, merging_notes
 from training.segments.confidence import UserConfidence, doubts_of, write_confidence
-from training.segments.drift_reference import write_reference
+from training.segments.files import write_golden, write_items, write_users
+from training.segments.inputs import EmbeddedUsers, SegmentInputs, embed_users
 from training.segments.matching import Matching, fresh_ids, match_segments
-from training.segments.measures import Fitter, steadiness
+from training.segments.measures import Fitter, Steadiness, steadiness
 from training.segments.migration import Overlap, migration_of, write_migration
-from training.segments.placement import assignment_table
 from training.segments.previous_release import PreviousSegments, means_of, place_before
 from training.segments.result import Segmentation
 from training.segments.sweep import asked_k
 from training.segments.views import UserViews, ViewBuilder
-
-GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
-"""Golden histories: those at these places among all, from the shortest to the longest."""
 
 _STEPS = (
     "embedding users",
@@ -67,229 +58,208 @@ def segment(
     """Fit segments and write them under `segment/` of the run; ids go on from the repository's newest release.
 
     `k` overrides the run's configuration; auto chooses it by a sweep, which is written too. Raises ConfigError for a
-    K-means engine that cannot run here and for a naming model without its client, LogError for a log of too few users,
+    K-means engine that cannot run here and for a naming model without its client, LogError for a log without users,
     RunError when a stage is missing.
     """
-    prepared, exported = run.require("prepare"), run.require("export")
-    settings = run.config().segment
-    engine = choose_engine(settings.backend)
-    require_client(settings.naming)
-    preprocessing = Preprocessing.model_validate_json((exported / "preprocessing.json").read_bytes())
+    inputs = SegmentInputs.read(run, repository)
     step = _Steps(progress)
     with run.stage("segment") as stage:
         step("embedding users")
-        log = read_log(prepared, preprocessing)
-        bounded(1, len(log.users), settings.min_segment_size)
-        item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False)
-        encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
-        embeddings = encode(log.features, progress=progress)
+        users = embed_users(inputs, progress)
         step("placing users among the segments before")
-        parent = newest_release(repository)
-        previous = place_before(parent, repository, prepared, log.users, progress) if parent else None
-        views = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        previous = _place_among_previous(inputs, users, progress)
         step("choosing k")
-        asked = k or settings.k
-        past = views.past(len(item_embeddings)) if asked == "auto" else None  # only a sweep asks what is foretold
-        scene = UserViews(views.points(embeddings), past, views.halves(log))
-        fitter = Fitter(on_one_machine(engine), settings.seed)
-        asked, notes = asked_k(run, asked, scene, fitter, progress)
-        wanted, more = bounded(asked, len(log.users), settings.min_segment_size)
-        notes += more
+        chosen = _choose_k(inputs, users, k or inputs.settings.k, progress)
         step("clustering")
-        parts = segment_part(embeddings, item_embeddings.shape[1])
-        kmeans = KMeansSettings.of(settings)
-        start = _start(parts, previous, notes) if settings.start == "previous" else None
-        segments = cluster(parts, wanted, engine, kmeans, settings.min_segment_size, start)
-        notes += _merging_notes(segments, wanted, settings.min_segment_size)
-        count = len(segments.fit.centroids)
-        steady = steadiness(scene.points, scene.halves, segments.fit.centroids, fitter)
-        notes += steady.notes()
+        clustering = _cluster(inputs, users, chosen, previous)
         step("weighing items")
-        sequences = read_sequences(prepared, preprocessing)
-        users = settings.min_item_users
-        choice = HybridTuner(sequences, preprocessing, item_embeddings, encode, count, engine, kmeans, users).choose()
-        if not choice.figures:
-            notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
-        if choice.trend:
-            notes.append(f"Items count for more while they are in demand: {choice.trend.in_words()}.")
+        choice = _weigh_items(inputs, users, len(clustering.segments.fit.centroids))
         step("matching segments")
-        matching = _matched(previous, segments, read_ledger(repository).next_segment_id)
-        migration = _migration(previous, segments, matching, settings.min_segment_size)
-        notes += previous.notes if previous else []
+        matching, migration = _match_ids(inputs, clustering.segments, previous)
         step("calibrating confidence")
-        doubts = doubts_of(log, segments, encode, item_embeddings.shape[1], preprocessing.max_length, settings)
-        notes += doubts.notes
+        doubts = _calibrate(inputs, users, clustering.segments)
+        found = FoundSegments(chosen, clustering, choice, previous, matching, migration, doubts)
         step("describing segments")
-        segmentation = _described(run, preprocessing, log, segments, matching, choice)
-        notes += segmentation.notes
-        segmentation = segmentation.model_copy(
-            update={
-                "parent_release": parent.number if parent else 0,
-                "min_segment_size": settings.min_segment_size,
-                "notes": tuple(notes),
-            }
-            | doubts.figures
-        )
+        segmentation = _describe(inputs, users, found)
         step("writing")
-        read = np.minimum(log.features.lengths, preprocessing.max_length)
-        _write_users(stage.directory, log, embeddings, segments, matching, doubts, read)
-        write_reference(stage.directory, item_embeddings.shape[1], read, settings.min_segment_size)
-        _write_items(stage.directory, run, preprocessing, log, segments, matching, choice)
-        tolerance = run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
-        golden = golden_of(log.features, preprocessing, exported / "model.onnx", tolerance)
-        (stage.directory / "golden.json").write_text(golden.model_dump_json())
-        write_migration(stage.directory, migration)
-        write_confidence(stage.directory, doubts.calibration)
+        _write(stage.directory, inputs, users, found)
         segmentation.write(stage.directory)
-        stage.figures |= choice.figures | {"k": count, "hybrid_weight": choice.weight}
-        if choice.trend:
-            stage.figures |= {"trend_half_life": choice.trend.half_life, "trend_weight": choice.trend.weight}
-        stage.figures |= steady.figures()
-        stage.figures |= {"inertia": segments.fit.inertia, "born": matching.born, "retired": matching.retired}
-        stage.figures |= {name: value for name, value in doubts.figures.items() if value is not None}
+        stage.figures |= found.figures
     return segmentation
 
 
-def _start(
-    parts: NDArray[np.float32], previous: PreviousSegments | None, notes: list[str]
-) -> NDArray[np.float32] | None:
-    """The centroids (P, E) of the segments before; None, and a note, where there are none."""
+@dataclass(frozen=True, slots=True)
+class ChosenK:
+    """The number of segments to make, `notes` on why, and the users as they were looked at for it."""
+
+    k: int
+    notes: list[str]
+    views: UserViews
+    fitter: Fitter
+
+
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """The segments, how steady they are, and `notes` on how they were made."""
+
+    segments: Segments
+    steadiness: Steadiness
+    notes: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class FoundSegments:
+    """What each step of the stage found; `previous` and `migration` are None without a release before."""
+
+    chosen: ChosenK
+    clustering: Clustering
+    choice: HybridChoice
+    previous: PreviousSegments | None
+    matching: Matching
+    migration: Migration | None
+    doubts: UserConfidence
+
+    @property
+    def notes(self) -> list[str]:
+        """What people should know, in sentences."""
+        earlier = self.previous.notes if self.previous else []
+        return [*self.chosen.notes, *self.clustering.notes, *self.choice.notes, *earlier, *self.doubts.notes]
+
+    @property
+    def figures(self) -> dict[str, object]:
+        """What `run.json` says of the stage."""
+        fit, choice = self.clustering.segments.fit, self.choice
+        figures: dict[str, object] = {**choice.figures, "k": len(fit.centroids), "hybrid_weight": choice.weight}
+        if choice.trend:
+            figures |= {"trend_half_life": choice.trend.half_life, "trend_weight": choice.trend.weight}
+        ids = {"born": self.matching.born, "retired": self.matching.retired}
+        return figures | self.clustering.steadiness.figures() | {"inertia": fit.inertia} | ids | self.doubts.figures
+
+
+def _place_among_previous(inputs: SegmentInputs, users: EmbeddedUsers, progress: Progress) -> PreviousSegments | None:
+    """The users known to the repository's newest release, in its segments; None without a release."""
+    parent = newest_release(inputs.repository)
+    if parent is None:
+        return None
+    return place_before(parent, inputs.repository, inputs.prepared, users.log.users, progress)
+
+
+def _choose_k(inputs: SegmentInputs, users: EmbeddedUsers, asked: int | Literal["auto"], progress: Progress) -> ChosenK:
+    """The k that is asked for, or that of a sweep; fewer where users are too few for it."""
+    settings = inputs.settings
+    builder = ViewBuilder(inputs.prepared, inputs.preprocessing, users.encode, users.item_dim, settings.seed)
+    past = builder.past(len(users.item_embeddings)) if asked == "auto" else None  # only a sweep reads the past
+    views = UserViews(builder.points(users.embeddings), past, builder.halves(users.log))
+    fitter = Fitter(on_one_machine(inputs.engine), settings.seed)
+    k, reasons = asked_k(inputs.run, asked, views, fitter, progress)
+    k, limits = bounded(k, len(users.log.users), settings.min_segment_size)
+    return ChosenK(k, [*reasons, *limits], views, fitter)
+
+
+def _cluster(
+    inputs: SegmentInputs, users: EmbeddedUsers, chosen: ChosenK, previous: PreviousSegments | None
+) -> Clustering:
+    """K-means over all users; segments that are too small are merged into their nearest."""
+    settings, parts = inputs.settings, users.parts
+    start, notes = _previous_centroids(parts, previous) if settings.start == "previous" else (None, [])
+    kmeans = KMeansSettings.of(settings)
+    segments = cluster(parts, chosen.k, inputs.engine, kmeans, settings.min_segment_size, start)
+    steady = steadiness(chosen.views.points, chosen.views.halves, segments.fit.centroids, chosen.fitter)
+    merged = merging_notes(segments, chosen.k, settings.min_segment_size)
+    return Clustering(segments, steady, [*notes, *merged, *steady.notes()])
+
+
+def _previous_centroids(
+    parts: NDArray[np.float32], previous: PreviousSegments | None
+) -> tuple[NDArray[np.float32] | None, list[str]]:
+    """Where today's users (U, E) of each segment before are, (P, E); None, and a note, without any."""
     if previous is None or not len(previous.rows):
-        notes.append("There are no previous segments to start from; first centroids were drawn by k-means++.")
-        return None
-    return means_of(normalised(parts), previous)
+        return None, ["There are no previous segments to start from; first centroids were drawn by k-means++."]
+    return means_of(normalised(parts), previous), []
 
 
-def _merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
-    count, merged = len(segments.fit.centroids), segments.merged_count
-    distinct = count + merged
-    notes = [f"Users fall into {distinct} distinct groups only; no more segments made."] if distinct < wanted else []
-    if merged:
-        had = "1 segment had" if merged == 1 else f"{merged} segments had"
-        left = "1 segment is" if count == 1 else f"{count} segments are"
-        notes.append(f"{had} fewer than {min_segment_size} users and went into the nearest; {left} left.")
-    return notes
-
-
-def golden_of(
-    features: Features, preprocessing: Preprocessing, model: Path, tolerance: float = GOLDEN_TOLERANCE
-) -> Golden:
-    """Real histories of different lengths, in one batch, with their embeddings."""
-    order = np.argsort(features.lengths, kind="stable")
-    rows = [int(order[round(place * (len(order) - 1))]) for place in GOLDEN_LENGTHS]
-    chosen = _taken(features, rows, preprocessing.max_length)
-    [(_, inputs)] = batches(chosen, preprocessing.max_length)
-    # `batches` sorts by length; `chosen` is sorted already, so its rows are those of the embeddings.
-    embeddings = embed(model, chosen, max_length=preprocessing.max_length)
-    columns = {name: array.tolist() for name, array in inputs.items()}
-    return Golden(**columns, user_embedding=embeddings.tolist(), tolerance=tolerance)
-
-
-def _taken(features: Features, rows: Sequence[int], max_length: int) -> Features:
-    ends = features.offsets[1:]
-    spans = [np.arange(max(features.offsets[row], ends[row] - max_length), ends[row]) for row in rows]
-    places = np.concatenate(spans)
-    return Features(
-        features.item_index[places],
-        features.action_index[places],
-        features.value[places],
-        features.gap_index[places],
-        np.cumsum([0, *map(len, spans)]),
-        np.zeros(len(rows), np.int32),
+def _weigh_items(inputs: SegmentInputs, users: EmbeddedUsers, segment_count: int) -> HybridChoice:
+    """How personal scores, segment items and the trend are mixed, by what foretells the validation targets best."""
+    log = read_sequences(inputs.prepared, inputs.preprocessing)
+    tuner = HybridTuner(
+        log,
+        inputs.preprocessing,
+        users.item_embeddings,
+        users.encode,
+        segment_count,
+        inputs.engine,
+        KMeansSettings.of(inputs.settings),
+        inputs.settings.min_item_users,
     )
+    return tuner.choose()
 
 
-def _matched(previous: PreviousSegments | None, segments: Segments, next_id: int) -> Matching:
-    """Ids that go on from the segments before; fresh ones where there are none."""
-    count = len(segments.fit.centroids)
+def _match_ids(
+    inputs: SegmentInputs, segments: Segments, previous: PreviousSegments | None
+) -> tuple[Matching, Migration | None]:
+    """Ids that go on from the segments before, and what became of these; fresh ids where there are none."""
+    count, next_id = len(segments.fit.centroids), read_ledger(inputs.repository).next_segment_id
     if previous is None:
-        return fresh_ids(count, next_id)
-    clusters = segments.members.clusters[previous.rows]
-    return match_segments(previous.segment_ids, clusters, count, previous.known_ids, next_id)
+        return fresh_ids(count, next_id), None
+    clusters = segments.members.clusters
+    matching = match_segments(previous.segment_ids, clusters[previous.rows], count, previous.known_ids, next_id)
+    overlap = Overlap.of(previous.segment_ids, previous.rows, clusters, previous.known_ids, matching.segment_ids)
+    migration = migration_of(previous.release.number, overlap, matching, inputs.settings.min_segment_size)
+    return matching, migration
 
 
-def _migration(
-    previous: PreviousSegments | None, segments: Segments, matching: Matching, min_segment_size: int
-) -> Migration | None:
-    if previous is None:
-        return None
-    overlap = Overlap.of(
-        previous.segment_ids, previous.rows, segments.members.clusters, previous.known_ids, matching.segment_ids
-    )
-    return migration_of(previous.release.number, overlap, matching, min_segment_size)
+def _calibrate(inputs: SegmentInputs, users: EmbeddedUsers, segments: Segments) -> UserConfidence:
+    """How sure the segment of each user is."""
+    max_length = inputs.preprocessing.max_length
+    return doubts_of(users.log, segments, users.encode, users.item_dim, max_length, inputs.settings)
 
 
-def _described(
-    run: Run,
-    preprocessing: Preprocessing,
-    log: EventLog,
-    segments: Segments,
-    matching: Matching,
-    choice: HybridChoice,
-) -> Segmentation:
-    prepared, settings = run.path / "prepare", run.config().segment
-    events = pl.scan_parquet(prepared / "events.parquet").with_columns(pl.col("user_id").rle_id().alias("row"))
-    items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title", "category"])
-    privacy = Privacy(settings.min_segment_size, settings.min_item_users)
-    made = profiles_of(events, items, segments.members, matching.segment_ids, preprocessing.has_clock, privacy)
-    profiles, notes = with_llm_names(made, settings.naming)
-    newest = datetime.fromtimestamp(int(log.timestamp.max()) / 1000, UTC) if preprocessing.has_clock else None
+def _describe(inputs: SegmentInputs, users: EmbeddedUsers, found: FoundSegments) -> Segmentation:
+    """Profiles and names of the segments, and everything that publishing has to know of them."""
+    profiles, naming_notes = _profiles(inputs, found)
+    fit, choice, doubts = found.clustering.segments.fit, found.choice, found.doubts
+    newest = int(users.log.timestamp.max())
     return Segmentation(
         profiles=tuple(profiles),
-        parent_release=0,
-        born=matching.born,
-        retired=matching.retired,
-        engine=segments.engine,
-        inertia=segments.fit.inertia,
-        iterations=segments.fit.iterations,
+        parent_release=found.previous.release.number if found.previous else 0,
+        born=found.matching.born,
+        retired=found.matching.retired,
+        engine=found.clustering.segments.engine,
+        inertia=fit.inertia,
+        iterations=fit.iterations,
         half_life=choice.smoothing.half_life,
         prior=choice.smoothing.prior,
         hybrid_weight=choice.weight,
-        data_cutoff_time=newest,
+        data_cutoff_time=datetime.fromtimestamp(newest / 1000, UTC) if inputs.preprocessing.has_clock else None,
         figures=choice.figures,
-        notes=tuple(notes),
+        min_segment_size=inputs.settings.min_segment_size,
+        confidence_error=doubts.error,
+        doubtful_share=doubts.doubtful_share,
+        short_share=doubts.short_share,
+        notes=(*found.notes, *naming_notes),
     )
 
 
-def _write_users(
-    directory: Path,
-    log: EventLog,
-    embeddings: NDArray[np.float32],
-    segments: Segments,
-    matching: Matching,
-    doubts: UserConfidence,
-    read: NDArray[np.int64],
-) -> None:
-    np.save(directory / "user_embeddings.npy", embeddings)
-    np.save(directory / "centroids.npy", segments.fit.centroids)
-    calibration = doubts.calibration.confidence if doubts.calibration else None
-    placed = assignment_table(log.users, matching.segment_ids, segments.placed, read, calibration)
-    placed.write_parquet(directory / "assignments.parquet")
-    exemplars_of(segments.members, matching.segment_ids, log.users).write_parquet(directory / "exemplars.parquet")
+def _profiles(inputs: SegmentInputs, found: FoundSegments) -> tuple[Sequence[SegmentProfile], list[str]]:
+    """The profile of each segment, and notes of the language model that named them, if one did."""
+    settings, members = inputs.settings, found.clustering.segments.members
+    events = pl.scan_parquet(inputs.prepared / "events.parquet")
+    events = events.with_columns(pl.col("user_id").rle_id().alias("row"))
+    items = pl.read_parquet(inputs.prepared / "items.parquet", columns=["item_id", "title", "category"])
+    privacy = Privacy(settings.min_segment_size, settings.min_item_users)
+    has_clock = inputs.preprocessing.has_clock
+    made = profiles_of(events, items, members, found.matching.segment_ids, has_clock, privacy)
+    return with_llm_names(made, settings.naming)
 
 
-def _write_items(
-    directory: Path,
-    run: Run,
-    preprocessing: Preprocessing,
-    log: EventLog,
-    segments: Segments,
-    matching: Matching,
-    choice: HybridChoice,
-) -> None:
-    """The catalogue with the popularity of each item, and the items of each segment."""
-    settings = run.config().segment
-    items = pl.read_parquet(run.path / "prepare" / "items.parquet")
-    behaviour = behaviour_of(log, log.features.offsets[1:], preprocessing, len(items))
-    everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
-    catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
-    if choice.trend:
-        lately = Demand(log, 0, preprocessing, len(items)).now(choice.trend)
-        catalogue = catalogue.with_columns(pl.Series(TREND, lately))
-    with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
-    least = settings.min_item_users, settings.min_segment_size
-    listed = segment_items(behaviour, segments.members.clusters, matching.segment_ids, choice.smoothing, *least)
-    listed.write_parquet(directory / "segment_items.parquet")
+def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, found: FoundSegments) -> None:
+    """All files of the stage but `segmentation.json`."""
+    segments, segment_ids = found.clustering.segments, found.matching.segment_ids
+    write_users(directory, inputs, users, segments, segment_ids, found.doubts)
+    write_items(directory, inputs, users, segments.members.clusters, segment_ids, found.choice)
+    write_golden(directory, inputs, users.log.features)
+    write_migration(directory, found.migration)
+    write_confidence(directory, found.doubts.calibration)
 
 
 class _Steps:

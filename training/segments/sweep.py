@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from rich.table import Table
 
-from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import read_preprocessing
 from training.config import SegmentSettings
 from training.data.sequences import read_log
 from training.errors import ConfigError
@@ -250,7 +250,7 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
     prepared, exported = run.require("prepare"), run.require("export")
     settings = run.config().segment
     fitter = Fitter(choose_engine(settings.backend), settings.seed)
-    preprocessing = Preprocessing.model_validate_json((exported / "preprocessing.json").read_bytes())
+    preprocessing = read_preprocessing(exported)
     log = read_log(prepared, preprocessing)
     item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False, mmap_mode="r")
     encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)

@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
-from training.data.event_subsets import part_of, random_half
-from training.data.sequences import EventLog, held_out, history_features, positive_actions, read_sequences, sampled
+from training.data.sequences import EventLog, held_out, positive_actions, random_half, read_sequences, sampled
 from training.segments.measures import Fitter, Past
 from training.segments.quality import targets_of
 
@@ -57,7 +56,7 @@ class ViewBuilder:
         held = sampled(held_out(log, 2, positive), ASKED_USERS, self.seed)
         if not len(held.rows):
             return None
-        points = self.points(self.encode(history_features(log, held, self.preprocessing.max_length)))
+        points = self.points(self.encode(log.histories(held.rows, held.ends, self.preprocessing.max_length)))
         return Past(points, targets_of(log, held, positive, item_count), self.preprocessing.exclude_seen)
 
     def scene(self, log: EventLog, embeddings: NDArray[np.float32], item_count: int) -> UserViews:
@@ -71,5 +70,5 @@ class ViewBuilder:
             return None
         rows = everyone[Fitter(seed=self.seed).drawn(len(everyone), HALVED_USERS)]
         one = random_half(log, self.seed)
-        parts = [part_of(log, kept, rows, self.preprocessing).features for kept in (one, ~one)]
+        parts = [log.only(kept, rows, self.preprocessing).features for kept in (one, ~one)]
         return self.points(self.encode(parts[0])), self.points(self.encode(parts[1]))

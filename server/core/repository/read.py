@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from server.core.errors import DamagedRelease
-from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 from server.core.release import (
     FILES,
@@ -26,6 +25,7 @@ from server.core.release import (
     Release,
     with_item_hashes,
 )
+from server.core.repository.layout import read_preprocessing
 from server.core.repository.signature import check_signature
 from server.core.segments import segment_part
 
@@ -61,7 +61,7 @@ def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Releas
         _check_files(directory, manifest)
         release = Release(
             manifest,
-            Preprocessing.model_validate_json((directory / "preprocessing.json").read_bytes()),
+            read_preprocessing(directory),
             pl.read_parquet(directory / "items.parquet"),
             _read_array(directory / "item_embeddings.npy"),
             _read_array(directory / "centroids.npy"),

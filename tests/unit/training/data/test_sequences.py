@@ -7,14 +7,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core.features import features_of
+from server.core.features import GAP_START, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from training.data.sequences import (
     EventLog,
     held_out,
-    history_features,
     in_training,
     positive_actions,
     read_first_events,
@@ -111,12 +110,30 @@ def test_negative_actions_are_no_targets(tmp_path: Path) -> None:
 def test_histories_before_the_targets(tmp_path: Path) -> None:
     log = read_log(write(tmp_path, HISTORIES), PREPROCESSING)
     held = held_out(log, 1)
-    features = history_features(log, held, max_length=4)
+    features = log.histories(held.rows, held.ends, max_length=4)
     assert features.lengths.tolist() == [4, 4, 4]
     assert features.item_index.tolist() == [1, 2, 4, 5, 1, 2, 3, 4, 2, 1, 2, 1]
     places, rows = seen_pairs(log, held)
     assert {(0, 0), (0, 4), (1, 3), (2, 1)} <= set(zip(places.tolist(), rows.tolist(), strict=True))
     assert (0, 5) not in set(zip(places.tolist(), rows.tolist(), strict=True))
+
+
+def test_a_log_of_some_events_has_its_own_gaps_users_and_ends(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path, {"ann": "abc", "ben": "ab", "cat": "cdef"}), PREPROCESSING)
+    kept = np.array([True, False, True, True, True, False, True, False, True])
+    part = log.only(kept, np.array([0, 2]), PREPROCESSING)
+    assert part.users.to_list() == ["ann", "cat"]
+    assert part.features.item_index.tolist() == [1, 3, 4, 6]
+    assert part.event_users.tolist() == [0, 0, 1, 1]
+    assert part.train_ends.tolist() == [2, 4]
+    assert part.features.value.tolist() == log.features.value[[0, 2, 6, 8]].tolist()
+    two_days = 17 + GAP_START + 1  # bucket floor(log2(1 + 172800))
+    assert part.features.gap_index.tolist() == [GAP_START, two_days] * 2
+
+
+def test_events_before_the_end_of_each_user(tmp_path: Path) -> None:
+    log = read_log(write(tmp_path, {"ann": "abc", "ben": "ab", "cat": "cdef"}), PREPROCESSING)
+    assert letters(log, log.before(np.array([1, 3, 9]))) == ["a", "", "cdef"]
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, None])

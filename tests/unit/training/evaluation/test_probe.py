@@ -12,7 +12,6 @@ from sklearn.metrics import adjusted_rand_score
 from server.core.features import GAP_START, Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.segments import normalised
-from training.data.event_subsets import EventSubset, part_of
 from training.data.sequences import EventLog, held_out
 from training.evaluation.linear_probe import USERS_A_CLASS, Label, probe, user_labels
 from training.evaluation.user_vectors import LAST, MEAN, ByHand, ItemSvd, by_encoder
@@ -56,9 +55,9 @@ def log_of(*histories: list[int], step_ms: int = SECOND) -> EventLog:
     return EventLog(users, features, places * step_ms, np.cumsum(lengths).astype(np.int64))
 
 
-def whole(log: EventLog) -> EventSubset:
+def whole(log: EventLog) -> EventLog:
     everyone = np.arange(len(log.users))
-    return part_of(log, np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
+    return log.only(np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
 
 
 def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
@@ -66,17 +65,6 @@ def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed:
     rng = np.random.default_rng(seed)
     size = max(groups, 8)
     return normalised(np.eye(groups, size)[np.arange(users) % groups] + noise * rng.normal(size=(users, size)))
-
-
-def test_a_part_keeps_its_events_and_has_its_own_gaps() -> None:
-    log = log_of([1, 2, 3], [4, 5], [6, 7, 8, 9])
-    kept = np.array([True, False, True, True, True, False, True, False, True])
-    part = part_of(log, kept, np.array([0, 2]), PREPROCESSING)
-    assert part.features.item_index.tolist() == [1, 3, 7, 9]
-    assert part.users.tolist() == [0, 0, 1, 1]
-    assert part.features.value.tolist() == [0.0, 2.0, 1.0, 3.0]
-    two_seconds = 1 + GAP_START + 1  # bucket floor(log2(1 + 2))
-    assert part.features.gap_index.tolist() == [GAP_START, two_seconds] * 2
 
 
 def test_encoder_vectors_do_not_depend_on_who_shares_the_batch() -> None:
