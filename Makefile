@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := demo
 
-.PHONY: run setup test check lint types protos protos-check services lock clean
+.PHONY: run setup test check lint types protos protos-check services wheels lock clean
 
 run: setup
 	@$(BIN)/segrec-train run --demo --run $(RUN)
@@ -15,13 +15,13 @@ setup: $(STAMP)
 	@$(BIN)/segrec-triton install
 
 # pip takes torch alone, since only pip can be told where a build without CUDA lies; uv takes the rest, in seconds.
-$(STAMP): pyproject.toml requirements.lock
+$(STAMP): pyproject.toml protos/pyproject.toml requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) is missing: install it, or name another with PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "Installing the pinned packages into .venv (one or two minutes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|uv)==' requirements.lock)
 	@$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python --no-deps -r requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e protos -e .
 	@touch $@
 
 # Programs that the tests run and that no Python package brings.
@@ -62,11 +62,17 @@ protos-check: setup
 	  { echo "error: generated code is stale: run 'make protos' and commit"; exit 1; }; done
 	@rm -rf .protos-check
 
-# Pin what is installed now, after pyproject.toml has changed.
+# The client and the platform, as two wheels in dist/.
+wheels: setup
+	@$(BIN)/uv build --quiet --wheel --python $(BIN)/python --out-dir dist protos
+	@$(BIN)/uv build --quiet --wheel --python $(BIN)/python --out-dir dist .
+	@ls dist/*.whl
+
+# Pin what is installed now, after a pyproject.toml has changed.
 lock:
 	@{ sed -n '/^#/p' requirements.lock; echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"; \
 	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(torch|pip)=='; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf .venv .triton runs history triton.log .mypy_cache .ruff_cache .pytest_cache model_repository/user_encoder/[0-9]* model_repository/.staging
+	rm -rf .venv .triton dist runs history triton.log .mypy_cache .ruff_cache .pytest_cache model_repository/user_encoder/[0-9]* model_repository/.staging

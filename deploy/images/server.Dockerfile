@@ -8,15 +8,18 @@ WORKDIR /build
 COPY requirements.lock ./
 RUN pip install --no-cache-dir --constraint requirements.lock uv
 ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/segrec
-# Dependencies first: this layer is built anew only when they change.
+# Dependencies first, all but our own client: this layer is built anew only when they change.
 COPY pyproject.toml ./
+COPY protos/pyproject.toml protos/
 RUN uv venv "$VIRTUAL_ENV" \
- && uv pip install --compile-bytecode --constraint requirements.lock --requirement pyproject.toml --extra server
+ && echo segrec > own.txt \
+ && uv pip install --compile-bytecode --constraint requirements.lock --excludes own.txt \
+    --requirement pyproject.toml --requirement protos/pyproject.toml --extra server
 COPY README.md ./
 COPY protos protos
 COPY server server
 COPY training training
-RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock .
+RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock ./protos .
 
 FROM ${PYTHON_IMAGE}
 RUN groupadd --gid 10001 segrec \

@@ -16,7 +16,7 @@ COPY pyproject.toml README.md ./
 COPY protos protos
 COPY server server
 COPY training training
-RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock .
+RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock ./protos .
 
 FROM ${PYTHON_IMAGE}
 # The same ids as the server's: both work on the model repository.

@@ -14,14 +14,17 @@ ENV UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/s
 ARG PIP_EXTRA_INDEX_URL
 RUN uv venv --seed "$VIRTUAL_ENV" \
  && "$VIRTUAL_ENV/bin/python" -m pip install --no-cache-dir --constraint requirements.lock torch
-# Dependencies first: this layer is built anew only when they change.
+# Dependencies first, all but our own client: this layer is built anew only when they change.
 COPY pyproject.toml ./
-RUN uv pip install --compile-bytecode --constraint requirements.lock --requirement pyproject.toml --extra training
+COPY protos/pyproject.toml protos/
+RUN echo segrec > own.txt \
+ && uv pip install --compile-bytecode --constraint requirements.lock --excludes own.txt \
+    --requirement pyproject.toml --requirement protos/pyproject.toml --extra training
 COPY README.md ./
 COPY protos protos
 COPY server server
 COPY training training
-RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock .
+RUN uv pip install --compile-bytecode --no-deps --build-constraint requirements.lock ./protos .
 
 FROM ${PYTHON_IMAGE}
 # The same ids as the server's: both work on the model repository.

@@ -24,9 +24,9 @@ HEAVY = {"torch", "lightning", "scikit-learn", "onnx", "onnxruntime", "cuml-cu12
 
 
 def closure(extra: str) -> set[str]:
-    """Names of all packages that an extra of ours brings, as the installed packages name their dependencies."""
+    """Names of all packages that an extra of the platform brings, as the installed packages name their dependencies."""
     seen: set[str] = set()
-    open_ends: list[tuple[str, frozenset[str]]] = [("segrec", frozenset({extra}))]
+    open_ends: list[tuple[str, frozenset[str]]] = [("segrec-platform", frozenset({extra}))]
     done: set[tuple[str, frozenset[str]]] = set()
     while open_ends:
         name, extras = open_ends.pop()
@@ -39,7 +39,7 @@ def closure(extra: str) -> set[str]:
             marker = requirement.marker
             if marker is None or any(marker.evaluate({"extra": one}) for one in ("", *extras)):
                 open_ends.append((canonicalize_name(requirement.name), frozenset(requirement.extras)))
-    return seen - {"segrec"}
+    return seen - {"segrec", "segrec-platform"}
 
 
 def pins(path: Path) -> dict[str, str]:
@@ -89,7 +89,9 @@ class TestImage:
     def test_packages_come_from_a_lock_file(self, image: Path) -> None:
         for line in instructions(image, "RUN"):
             for command in re.findall(r"pip install [^&]*", line):
-                assert re.search(r"--constraint requirements\.lock|requirements-gpu\.lock|--no-deps .* \.$", command)
+                assert re.search(
+                    r"--constraint requirements\.lock|requirements-gpu\.lock|--no-deps .* \./protos \.$", command
+                )
 
 
 def test_the_servers_image_is_light_and_wholly_pinned() -> None:

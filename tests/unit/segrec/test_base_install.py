@@ -1,4 +1,4 @@
-"""`pip install segrec` alone: the client needs the standard library, grpcio and protobuf, and nothing else."""
+"""An installation of the client alone: it needs the standard library, grpcio and protobuf, and nothing else."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ALLOWED = {*sys.stdlib_module_names, "grpc", "google", "segrec", "typing_extensi
 class Only:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] not in ALLOWED:
-            raise ImportError(f"{name} is not part of the base install")
+            raise ImportError(f"{name} is no dependency of the client")
 
 
 sys.meta_path.insert(0, Only())

@@ -57,5 +57,5 @@ def test_what_is_there_is_used_again(tmp_path: Path, source: Path) -> None:
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "PACKAGE", "no_such_package_here")
-    with pytest.raises(LogError, match=r"pip install segrec\[demo\]"):
+    with pytest.raises(LogError, match=r"pip install 'segrec-platform\[demo\]'"):
         demo.write_demo(tmp_path)

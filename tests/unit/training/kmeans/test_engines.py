@@ -77,7 +77,7 @@ def test_a_named_engine_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_engine("sklearn") == "sklearn"
     assert choose_engine("dask") == "dask"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"install segrec\[dask\]"):
+    with pytest.raises(ConfigError, match=r"install segrec-platform\[dask\]"):
         choose_engine("dask")
 
 

@@ -273,7 +273,7 @@ def test_without_the_client_names_are_refused_before_any_work(monkeypatch: pytes
     require_client(Naming())
     config = Config(segment=SegmentSettings(naming=Naming(url="http://127.0.0.1:1/v1", model="m")))
     order = RunInputs(tmp_path / "events.csv", None, None, config, tmp_path)
-    with pytest.raises(ConfigError, match=r"openai.*pip install segrec\[llm\]"):
+    with pytest.raises(ConfigError, match=r"openai.*pip install 'segrec-platform\[llm\]'"):
         run_all(Run.create(tmp_path / "run"), order, Push(), lambda _: no_progress)
 
 
