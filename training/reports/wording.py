@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from humanize import natural_list
+
 
 def percent(share: float, digits: int = 0) -> str:
     """0.123 is 12 %; a share that rounds to nothing says so."""
@@ -24,11 +26,6 @@ def figure(number: float) -> str:
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 
-def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
-
-
 def segments_in_words(ids: Sequence[int]) -> str:
     """`segment 3` or `segments 3 and 9`."""
-    return ("segment " if len(ids) == 1 else "segments ") + listed([str(number) for number in ids])
+    return ("segment " if len(ids) == 1 else "segments ") + natural_list([*ids])

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from humanize import natural_list
 from numpy.typing import NDArray
 
 from server.core.profiles import Change, Flow, Migration
@@ -159,17 +160,12 @@ def in_sentences(migration: Migration) -> list[str]:
         f"{stayed / migration.user_count:.0%} are in the same segment as then."
     ]
     for change in migration.splits:
-        told.append(f"Segment {change.from_segment_ids[0]} split into {_listed(change.to_segment_ids)}.")
+        told.append(f"Segment {change.from_segment_ids[0]} split into {natural_list([*change.to_segment_ids])}.")
     for change in migration.merges:
-        told.append(f"Segments {_listed(change.from_segment_ids)} merged into {change.to_segment_ids[0]}.")
+        told.append(f"Segments {natural_list([*change.from_segment_ids])} merged into {change.to_segment_ids[0]}.")
     told += [f"Segment {born} is new." for born in migration.born_segment_ids]
     told += [f"Segment {gone} is no more; its id is not used again." for gone in migration.retired_segment_ids]
     return told
-
-
-def _listed(segment_ids: Sequence[int]) -> str:
-    *first, last = map(str, segment_ids)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def write_migration(directory: Path, migration: Migration | None) -> None:

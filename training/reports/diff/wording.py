@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from humanize import natural_list
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from training.reports.diff.figures import Diff, QualityFigure
-from training.reports.wording import count, listed, percent, segments_in_words
+from training.reports.wording import count, percent, segments_in_words
 
 LITTLE, MUCH = (0.05, 0.9), (0.3, 0.5)
 """Share of users in another segment, and of first items kept: where little changes, and beyond which much does."""
@@ -29,11 +30,11 @@ class DiffRow(NamedTuple):
 
 def verdict(found: Diff) -> str:
     """What changes, in one sentence."""
-    parts = (
+    parts = [
         f"{percent(found.changed)} of users are in another segment",
-        (f"{percent(found.items.overlap)} of a user’s first {found.items.top_k} items stay"),
-    )
-    sentence = f"{_level(found)} from release {found.before} to release {found.after}: {listed(parts)}"
+        f"{percent(found.items.overlap)} of a user’s first {found.items.top_k} items stay",
+    ]
+    sentence = f"{_level(found)} from release {found.before} to release {found.after}: {natural_list(parts)}"
     return f"{sentence}{_quality_part(found)}."
 
 

@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from humanize import natural_list
 
 from server.core.profiles import Change, Flow, Migration, SegmentProfile
 from training.reports.segments.content import MAP_USERS, Content, Moves, Quality, display_name
 from training.reports.segments.sweep_charts import Sweep
-from training.reports.wording import listed, percent, segments_in_words
+from training.reports.wording import percent, segments_in_words
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -57,7 +58,7 @@ def sizes_in_words(content: Content) -> str:
 
 def sweep_in_words(sweep: Sweep) -> str:
     """The k sweep for those who cannot see it; its figures follow in a table."""
-    names = listed([measure.title for measure in sweep.measures()])
+    names = natural_list([measure.title for measure in sweep.measures()])
     return f"Lines over k from {sweep.rows[0][0]} to {sweep.rows[-1][0]}, {sweep.chosen} marked as chosen: {names}."
 
 
