@@ -28,7 +28,7 @@ _READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment", "publis
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """What is to be trained on, how, and where the release goes."""
+    """The files to train on, the configuration, and the repository that the release goes into."""
 
     events: Path
     items: Path | None
@@ -37,28 +37,28 @@ class RunInputs:
     repository: Path
 
     def fingerprints(self) -> dict[str, object]:
-        """What the files are, by role."""
+        """The fingerprint of each file, by role."""
         files = {"events": self.events, "items": self.items, "users": self.users}
         files["vectors"] = self.config.text.vectors
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
-def run_all(run: Run, order: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
-    """Do every stage that is not done yet for this order; returns those that were done now."""
-    left = stages_left(run, order)
-    require_client(order.config.segment.naming)
-    resumed = "prepare" not in left and _is_cut_off(run, order)
+def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
+    """Do every stage that is not done yet for these inputs; returns the stages that were done now."""
+    left = stages_left(run, inputs)
+    require_client(inputs.config.segment.naming)
+    resumed = "prepare" not in left and _is_cut_off(run, inputs)
     if "prepare" not in left:
-        run.describe(order.config, run.record()["data"])
+        run.describe(inputs.config, run.record()["data"])
     work: Mapping[str, Callable[[Progress], object]] = {
         "prepare": lambda progress: prepare(
-            run, order.events, order.items, order.users, order.config, progress=progress
+            run, inputs.events, inputs.items, inputs.users, inputs.config, progress=progress
         ),
         "train": lambda progress: train(run, resume=resumed, progress=progress),
         "evaluate": lambda progress: _evaluate_where_possible(run, progress),
         "export": lambda progress: export(run, progress=progress),
-        "segment": lambda progress: segment(run, order.repository, progress=progress),
-        "publish": lambda progress: publish(run, order.repository, push, progress),
+        "segment": lambda progress: segment(run, inputs.repository, progress=progress),
+        "publish": lambda progress: publish(run, inputs.repository, push, progress),
     }
     for stage in left:
         work[stage](progress_of(stage))
@@ -66,27 +66,27 @@ def run_all(run: Run, order: RunInputs, push: Push, progress_of: Callable[[str],
 
 
 def _evaluate_where_possible(run: Run, progress: Progress) -> None:
-    """Nobody to test on is no reason to leave a small log without a release; the summary says so."""
+    """Evaluate, unless there is nobody to test on: a small log gets a release all the same, and the summary says so."""
     with suppress(RunError):
         evaluate(run, progress=progress)
 
 
-def stages_left(run: Run, order: RunInputs) -> list[str]:
-    """Stages that have not been done, or that read a file, a setting or a stage which is not what it was."""
-    left = _changed(run, order)
+def stages_left(run: Run, inputs: RunInputs) -> list[str]:
+    """The stages that are not done, or that read a file, a setting or a stage that has changed since."""
+    left = _changed(run, inputs)
     for stage in STAGES:
         if not _is_done(run, stage) or left.intersection(UPSTREAM[stage]):
             left.add(stage)
-    if "publish" not in left and not _is_published(run, order):
+    if "publish" not in left and not _is_published(run, inputs):
         left |= {"segment", "publish"}
     return [stage for stage in STAGES if stage in left]
 
 
-def _is_published(run: Run, order: RunInputs) -> bool:
-    """Whether the run's release is in the repository that was asked for."""
+def _is_published(run: Run, inputs: RunInputs) -> bool:
+    """Whether the run's release is in the repository of these inputs."""
     figures = run.figures("publish")
-    here = str(order.repository.resolve()) == figures["repository"]
-    return here and (order.repository / MODEL_NAME / str(figures["release"])).is_dir()
+    here = str(inputs.repository.resolve()) == figures["repository"]
+    return here and (inputs.repository / MODEL_NAME / str(figures["release"])).is_dir()
 
 
 def _is_done(run: Run, stage: str) -> bool:
@@ -97,21 +97,21 @@ def _is_done(run: Run, stage: str) -> bool:
     return True
 
 
-def _is_cut_off(run: Run, order: RunInputs) -> bool:
-    """Whether training began with the same settings and did not come to its end."""
+def _is_cut_off(run: Run, inputs: RunInputs) -> bool:
+    """Whether training began with the same settings and was interrupted."""
     entry = run.record()["stages"].get("train", {})
-    return entry.get("state") in ("running", "failed") and run.config().train == order.config.train
+    return entry.get("state") in ("running", "failed") and run.config().train == inputs.config.train
 
 
-def _changed(run: Run, order: RunInputs) -> set[str]:
-    """Stages that read a setting or a file that is not what it was."""
+def _changed(run: Run, inputs: RunInputs) -> set[str]:
+    """The first stages that read a setting or a file that has changed since."""
     record = run.record()
     if "config" not in record:
         return {"prepare"}
     noted = {role: record["data"][role] for role in ("events", "items", "users", "vectors") if role in record["data"]}
-    if noted != order.fingerprints():
+    if noted != inputs.fingerprints():
         return {"prepare"}
-    old, new = run.config(), order.config
+    old, new = run.config(), inputs.config
     sections = [name for name in Config.model_fields if getattr(old, name) != getattr(new, name)]
     return {_READ_FROM.get(section, "prepare") for section in sections}
 
@@ -119,7 +119,7 @@ def _changed(run: Run, order: RunInputs) -> set[str]:
 def with_overrides(
     config: Config, *, k: int | Literal["auto"] | None, max_minutes: float | None, seed: int | None
 ) -> Config:
-    """The configuration with what the command line says instead. Raises ConfigError."""
+    """The configuration with the settings of the command line in place of its own. Raises ConfigError."""
     raw = config.model_dump()
     if k is not None:
         raw["segment"]["k"] = k

@@ -133,6 +133,7 @@ class HybridTuner:
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
         engine = on_one_machine(self.engine)
         fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=self.kmeans)
+        # Only the users at `rows` were embedded; everybody else is in no cluster.
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))

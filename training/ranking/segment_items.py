@@ -39,6 +39,8 @@ class Smoothing:
 class Behaviour:
     """Events as columns (N,): whose (`user_row`) and which item (`item_row`), both from 0; what each weighs at its
     time (`action_weight`); and its `age`, in days or events from the newest. V items in all.
+
+    Not an `EventLog`: events are counted by item, so that weight and age are all that is left of action and time.
     """
 
     user_row: NDArray[np.intp]
@@ -76,6 +78,7 @@ def told(behaviour: Behaviour, clusters: NDArray[np.intp], min_users: int, min_s
     weight, and nothing of clusters of fewer than `min_size` users. `clusters` (U,) can be -1 for a user left out.
     """
     items = behaviour.item_count
+    # A pair (a, item) of row and item is the number a * V + item; first a is the user, then the user's cluster.
     counted = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
     did = np.unique(behaviour.user_row[counted] * items + behaviour.item_row[counted])
     pairs, users = np.unique(clusters[did // items] * items + did % items, return_counts=True)
@@ -103,6 +106,7 @@ def cluster_counts(
     behaviour: Behaviour, clusters: NDArray[np.intp], cluster_count: int, half_life: float
 ) -> Iterator[NDArray[np.float64]]:
     """For each cluster the summed weight of each item (V,), 0 at least. `clusters` (U,) is each user's cluster."""
+    # Events in the order of clusters: cluster k's are order[bounds[k]:bounds[k + 1]].
     cluster_of_event = clusters[behaviour.user_row]
     order = np.argsort(cluster_of_event, kind="stable")
     bounds = np.searchsorted(cluster_of_event[order], np.arange(cluster_count + 1))
@@ -140,7 +144,7 @@ def choose_smoothing(
         everyone = popularity(behaviour, half_life)
         likelihood = np.zeros(len(PRIORS))
         for cluster, counts in enumerate(cluster_counts(own, clusters, cluster_count, half_life)):
-            wanted = items[clusters[users] == cluster]
+            wanted = items[clusters[users] == cluster]  # the targets of the cluster's users
             for place, prior in enumerate(PRIORS):
                 likelihood[place] += np.log(smoothed(counts, everyone, prior)[wanted]).sum()
         if likelihood.max() > best_likelihood and len(users):

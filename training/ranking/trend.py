@@ -60,7 +60,10 @@ Lately = Callable[[NDArray[np.int64]], Tensor]
 
 
 class Demand:
-    """The events of a log that may be known before the targets of `held_out(log, from_end)`, or all for 0."""
+    """How often each item is wanted and when, by the events that may be known before `held_out(log, from_end)`.
+
+    For 0 all events are known. It keeps the items and times of positive actions only.
+    """
 
     def __init__(self, log: EventLog, from_end: int, preprocessing: Preprocessing, item_count: int) -> None:
         known = log.before(known_ends(log, from_end)) & positive_actions(preprocessing)[log.features.action_index]
@@ -97,6 +100,7 @@ class Demand:
         order = np.argsort(place, kind="stable")
         bounds = np.searchsorted(place[order], np.arange(count + 1))
         fading = np.exp2(-step / _DAY_MS / trend.half_life)
+        # Row r of the table (R, V) is the trend by the events before step r; each step fades the earlier ones.
         table = np.empty((count, self._item_count), np.float32)
         lately = np.zeros(self._item_count)
         for row in range(count):

@@ -42,6 +42,7 @@ def match_segments(
     old_ids = np.array(sorted(known_ids), np.int64)
     overlap = np.zeros((len(old_ids), cluster_count))
     np.add.at(overlap, (np.searchsorted(old_ids, previous_ids), clusters), 1.0)
+    # Users in both, of users in either, for each old segment and new cluster: (P, K).
     either = overlap.sum(1, keepdims=True) + overlap.sum(0, keepdims=True) - overlap
     likeness = np.divide(overlap, either, out=np.zeros_like(overlap), where=either > 0)
     heirs = {

@@ -28,6 +28,7 @@ from training.runs import Progress, no_progress
 class Histories:
     """Users (U) of a log, in its order, with their newest events that a release knows; some users have none.
 
+    Not an `EventLog`: the log need not be prepared, a release has no split, and only what the encoder reads is kept.
     `unknown_events` of all `event_count` events are of an item or action that the release does not know.
     """
 
@@ -165,5 +166,5 @@ def seen_rows(events: pl.DataFrame, release: Release) -> list[NDArray[np.intp]]:
     marked = events.select(pl.col("user_id").rle_id().alias("row"), "item_id")
     found = marked.unique().join(catalogue, on="item_id").sort("row", "item_row")
     count = int(marked["row"].to_numpy()[-1]) + 1
-    ends = np.searchsorted(found["row"].to_numpy(), np.arange(1, count))
+    ends = np.searchsorted(found["row"].to_numpy(), np.arange(1, count))  # where the rows of users 1, 2, … begin
     return [part.astype(np.intp) for part in np.split(found["item_row"].to_numpy(), ends)]

@@ -73,6 +73,7 @@ def means_of(points: NDArray[np.float64], previous: PreviousSegments) -> NDArray
 
     They are right for any encoder to start from; the previous centroids are in another one's space.
     """
+    # The sum of each segment's users (P, D), over how many they are.
     ids, member, sizes = np.unique(previous.segment_ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(ids), points.shape[1]))
     np.add.at(sums, member, points[previous.rows])

@@ -106,6 +106,7 @@ def ranks_of(asked: Targets, clusters: NDArray[np.integer], leave_out_seen: bool
     ranks = np.zeros(len(targets), np.int64)
     place = np.empty(asked.item_count, np.int64)
     for cluster in np.unique(clusters):
+        # The place of each item by count in this cluster (V,), less the places of items that the user has seen.
         mine = clusters == cluster
         counts = np.bincount(asked.past_item[mine[asked.past_user]], minlength=asked.item_count)
         place[np.argsort(-counts, kind="stable")] = np.arange(asked.item_count)

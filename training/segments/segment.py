@@ -148,8 +148,8 @@ def _choose_k(inputs: SegmentInputs, users: EmbeddedUsers, asked: int | Literal[
     """The k that is asked for, or that of a sweep; fewer where users are too few for it."""
     settings = inputs.settings
     builder = ViewBuilder(inputs.prepared, inputs.preprocessing, users.encode, users.item_dim, settings.seed)
-    past = builder.past(len(users.item_embeddings)) if asked == "auto" else None  # only a sweep reads the past
-    views = UserViews(builder.points(users.embeddings), past, builder.halves(users.log))
+    item_count = len(users.item_embeddings) if asked == "auto" else None  # only a sweep reads the past
+    views = builder.views(users.log, users.embeddings, item_count)
     fitter = Fitter(on_one_machine(inputs.engine), settings.seed)
     k, reasons = asked_k(inputs.run, asked, views, fitter, progress)
     k, limits = bounded(k, len(users.log.users), settings.min_segment_size)

@@ -256,8 +256,8 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
     encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
     with run.stage("sweep", within="segment") as stage:
         progress("embedding users", 0, 0)
-        views = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
-        scene = views.scene(log, encode(log.features, progress=progress), len(item_embeddings))
+        builder = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
+        scene = builder.views(log, encode(log.features, progress=progress), len(item_embeddings))
         limits = KLimits(k_range or settings.k_range, settings.min_segment_size)
         found = sweep(scene, limits, fitter, of=exported_at(run), progress=progress)
         found.write(stage.directory)

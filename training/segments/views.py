@@ -49,6 +49,11 @@ class ViewBuilder:
         """What segments are made of, of length 1."""
         return normalised(segment_part(embeddings, self.item_dim)).astype(np.float32)
 
+    def views(self, log: EventLog, embeddings: NDArray[np.float32], item_count: int | None) -> UserViews:
+        """All views; `embeddings` (U, D) are those of the log's users. Without an `item_count` there is no past."""
+        past = None if item_count is None else self.past(item_count)
+        return UserViews(self.points(embeddings), past, self.halves(log))
+
     def past(self, item_count: int) -> Past | None:
         """Users before their validation targets: at most `ASKED_USERS`, drawn."""
         log = read_sequences(self.prepared, self.preprocessing)
@@ -58,10 +63,6 @@ class ViewBuilder:
             return None
         points = self.points(self.encode(log.histories(held.rows, held.ends, self.preprocessing.max_length)))
         return Past(points, targets_of(log, held, positive, item_count), self.preprocessing.exclude_seen)
-
-    def scene(self, log: EventLog, embeddings: NDArray[np.float32], item_count: int) -> UserViews:
-        """All views; `embeddings` (U, D) are those of the log's users."""
-        return UserViews(self.points(embeddings), self.past(item_count), self.halves(log))
 
     def halves(self, log: EventLog) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Two random halves of the events of users who have two: at most `HALVED_USERS`, drawn."""
