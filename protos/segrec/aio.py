@@ -1,4 +1,4 @@
-"""The asyncio clients: the same methods as the sync ones."""
+"""The asyncio clients, with the methods of the blocking clients."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -13,12 +13,12 @@ from google.protobuf.message import Message
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_aio_channel, token_metadata
 from segrec.errors import SegrecError, StreamStalled, error_of_call
 from segrec.requests import (
-    CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
+    TRAFFIC_CHANGE_SECONDS,
     RecommendArguments,
     add_response,
     build,
-    pinned,
+    pin_fields,
     recommend_options,
     recommend_request,
     record_requests,
@@ -69,9 +69,9 @@ UserIds = Iterable[str] | AsyncIterable[str]
 
 
 class AsyncRowStream(Generic[RowT]):
-    """The rows of a stream, as `segrec.streaming.RowStream` has them, for `async for`.
+    """`segrec.streaming.RowStream` for `async for`.
 
-    Close it, or use it in `async with`, when you leave it before its end.
+    Close the stream, or use `async with`, when the loop may end before the stream does.
     """
 
     def __init__(
@@ -91,16 +91,16 @@ class AsyncRowStream(Generic[RowT]):
 
     @property
     def counts(self) -> StreamSummary:
-        """What has been answered so far, counted from the rows, over all connections."""
+        """Counts of the rows received so far, over all connections."""
         return self._window.counts
 
     @property
     def summary(self) -> StreamSummary | None:
-        """The server's counts of the last connection, already found equal to ours; None until the end."""
+        """The server's counts for the last connection, equal to the client's; None until the stream has ended."""
         return self._window.summary
 
     def chunks(self) -> AsyncIterator[list[RowT]]:
-        """The rows of one answered chunk at a time."""
+        """Lists of rows, one list for each answered chunk."""
         return self._chunks
 
     async def __aiter__(self) -> AsyncIterator[RowT]:
@@ -110,7 +110,7 @@ class AsyncRowStream(Generic[RowT]):
                     yield row
 
     async def close(self) -> None:
-        """Ends the call; chunks without an answer are dropped."""
+        """Cancels the call; unanswered chunks are dropped."""
         await self._chunks.aclose()
 
     async def __aenter__(self) -> Self:
@@ -125,7 +125,7 @@ class AsyncRowStream(Generic[RowT]):
         while True:
             connection = _Connection(self._open_call, self._window.reconnect(), self._address)
             try:
-                async with aclosing(self._converse(connection)) as chunks:
+                async with aclosing(self._exchange(connection)) as chunks:
                     async for rows in chunks:
                         yield rows
                 return
@@ -137,7 +137,7 @@ class AsyncRowStream(Generic[RowT]):
                 connection.close()
             await asyncio.sleep(pause)
 
-    async def _converse(self, connection: "_Connection") -> AsyncGenerator[list[RowT], None]:
+    async def _exchange(self, connection: "_Connection") -> AsyncGenerator[list[RowT], None]:
         while True:
             await self._fill(connection)
             response = await connection.receive(self._settings.stall_seconds)
@@ -163,7 +163,7 @@ class AsyncRowStream(Generic[RowT]):
 
 
 class _Connection:
-    """One call. Its time limit cancels the call rather than the read: a cancelled read leaks in grpc.aio."""
+    """One streaming call. A stall cancels the whole call, because a cancelled read leaks memory in grpc.aio."""
 
     def __init__(self, open_call: OpenCall, requests: list[Request], address: str) -> None:
         self._address = address
@@ -182,13 +182,13 @@ class _Connection:
         self._requests.put_nowait(request)
 
     def finish(self) -> None:
-        """No more requests will follow."""
+        """Closes the sending side; the server may still answer."""
         self.is_finished = True
         self._requests.put_nowait(None)
 
     async def receive(self, timeout_seconds: float) -> Response | None:
         """The next answer; None at the end of the stream."""
-        watchdog = asyncio.get_running_loop().call_later(timeout_seconds, self._give_up)
+        watchdog = asyncio.get_running_loop().call_later(timeout_seconds, self._cancel_stalled)
         try:
             response = await self._call.read()
         except grpc.RpcError as error:
@@ -196,13 +196,13 @@ class _Connection:
         except asyncio.CancelledError:
             if not self._has_stalled:
                 raise
-            message = f"{self._address} has answered nothing for {timeout_seconds:g} s: the stream was given up"
+            message = f"{self._address} has sent no answer for {timeout_seconds:g} s, so the stream was cancelled"
             raise StreamStalled(message, reason="STREAM_STALLED") from None
         finally:
             watchdog.cancel()
         return None if response is grpc.aio.EOF else response
 
-    def _give_up(self) -> None:
+    def _cancel_stalled(self) -> None:
         self._has_stalled = True
         self._call.cancel()
 
@@ -249,7 +249,10 @@ class _AsyncClient:
 
 
 class AsyncSegrecClient(_AsyncClient):
-    """What SegrecClient does, for asyncio. Make it where its loop runs."""
+    """SegrecClient for asyncio, which documents the methods. Streams also accept async iterables.
+
+    Create the client inside the running event loop.
+    """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
         super().__init__(address, tls, timeout_seconds)
@@ -259,7 +262,6 @@ class AsyncSegrecClient(_AsyncClient):
     async def segment(
         self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
     ) -> SegmentResponse:
-        """See SegrecClient.segment."""
         return await self._call(self._segrec.Segment, segment_request(user_id, events, release))
 
     async def recommend(
@@ -268,10 +270,9 @@ class AsyncSegrecClient(_AsyncClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **choice: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendArguments],
     ) -> RecommendResponse:
-        """See SegrecClient.recommend."""
-        return await self._call(self._segrec.Recommend, recommend_request(user_id, events, release, choice))
+        return await self._call(self._segrec.Recommend, recommend_request(user_id, events, release, arguments))
 
     def stream_segment(
         self,
@@ -282,7 +283,6 @@ class AsyncSegrecClient(_AsyncClient):
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
     ) -> AsyncRowStream[SegmentRow]:
-        """See SegrecClient.stream_segment; takes async iterables too."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_segment_request, release=release)
         window = Window(make_request, SegmentRow, settings.max_in_flight)
@@ -296,43 +296,37 @@ class AsyncSegrecClient(_AsyncClient):
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
-        **choice: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendArguments],
     ) -> AsyncRowStream[RecommendRow]:
-        """See SegrecClient.stream_recommend; takes async iterables too."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_recommend_request, release=release, options=recommend_options(choice))
+        make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
         window = Window(make_request, RecommendRow, settings.max_in_flight)
         return AsyncRowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
 
     async def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
-        """See SegrecClient.record."""
         total = RecordEventsResponse()
         for number, request in enumerate(record_requests(events)):
             add_response(total, await self._call(self._events.RecordEvents, request), number * MAX_EVENTS_PER_CALL)
         return total
 
     async def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
-        """See SegrecClient.history."""
         request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
         return await self._call(self._events.GetUserHistory, request)
 
     async def erase(self, user_id: str) -> EraseUserResponse:
-        """See SegrecClient.erase."""
         return await self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
     async def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
-        """See SegrecClient.list_segments."""
-        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pinned(release)))
+        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pin_fields(release)))
 
     async def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
-        """See SegrecClient.get_segment."""
         return await self._call(
-            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pinned(release))
+            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
         )
 
 
 class AsyncModelClient(_AsyncClient):
-    """What ModelClient does, for asyncio."""
+    """ModelClient for asyncio, which documents the methods. Create the client inside the running event loop."""
 
     def __init__(
         self,
@@ -347,17 +341,14 @@ class AsyncModelClient(_AsyncClient):
         self._metadata = token_metadata(token)
 
     async def list_releases(self) -> list[Release]:
-        """See ModelClient.list_releases."""
         response = await self._call(self._models.ListReleases, ListReleasesRequest())
         return list(response.releases)
 
     async def get_release(self, release: int) -> Release:
-        """See ModelClient.get_release."""
         response = await self._call(self._models.GetRelease, build(GetReleaseRequest, release=release))
         return response.release
 
     async def overview(self) -> ListReleasesResponse:
-        """See ModelClient.overview."""
         return await self._call(self._models.ListReleases, ListReleasesRequest())
 
     async def set_traffic(
@@ -370,16 +361,14 @@ class AsyncModelClient(_AsyncClient):
         guard: Guard | None = None,
         reason: str = "",
         changed_by: str = "",
-        timeout_seconds: float = CHANGE_SECONDS,
+        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
-        """See ModelClient.set_traffic."""
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
         response = await self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata)
         return response.traffic
 
     async def rollback(
-        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = CHANGE_SECONDS
+        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
-        """See ModelClient.rollback."""
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
         return await self._call(self._models.Rollback, request, timeout_seconds, self._metadata)

@@ -1,4 +1,4 @@
-"""How the client connects: TLS, retries, keepalive and message sizes, the same for sync and async."""
+"""How the clients connect: TLS, retries, keepalive and message sizes, for blocking and asyncio channels."""
 
 import json
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ import grpc
 from segrec.errors import InvalidArgument
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-"""Where `segrec-serve` listens unless told otherwise."""
+"""Default address of `segrec-serve`."""
 DEFAULT_MODEL_ADDRESS = "127.0.0.1:50052"
-"""Where its ModelService listens unless told otherwise."""
+"""Default address of the server's ModelService."""
 
 Metadata = tuple[tuple[str, str], ...]
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
@@ -23,7 +23,7 @@ _RETRY = {
     "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-# Streams are resumed by the client itself, which knows what was answered.
+# The streams have no retry policy: the client resumes them, because it knows which chunks were answered.
 _SERVICE_CONFIG = {
     "methodConfig": [
         {"name": [{}], "retryPolicy": _RETRY},
@@ -51,10 +51,10 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """Files in PEM form for an encrypted connection.
+    """Paths of PEM files for an encrypted connection.
 
-    `root_ca` holds the certificates to trust; empty: those of gRPC. `client_certificate` and `client_key` say who the
-    caller is, where the server asks; both or neither.
+    `root_ca` holds the trusted root certificates; empty means gRPC's own. `client_certificate` and `client_key`
+    identify the caller to a server with mutual TLS; both or neither are set.
     """
 
     root_ca: str = ""
@@ -62,7 +62,7 @@ class Tls:
     client_key: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises InvalidArgument when one cannot be read or half of a pair is missing."""
+        """Reads the files. Raises InvalidArgument when a file cannot be read, or a certificate or key is missing."""
         if bool(self.client_certificate) != bool(self.client_key):
             raise InvalidArgument("A client certificate needs its key, and a key its certificate: give both or neither")
         return grpc.ssl_channel_credentials(
@@ -82,19 +82,19 @@ def _read(path: str) -> bytes | None:
 
 
 def token_metadata(token: str) -> Metadata:
-    """What tells the server that the caller may set the traffic; nothing without a token."""
+    """Metadata that authorises the caller to change the traffic; empty without a token."""
     return (("authorization", f"Bearer {token}"),) if token else ()
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
-    """A channel to `host:port`; it connects at the first call."""
+    """A blocking channel to `host:port`; it connects at the first call."""
     if tls is None:
         return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
     return grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
 
 
 def open_aio_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """The same for asyncio; call it where a loop runs."""
+    """An asyncio channel to `host:port`; call this function inside the running event loop."""
     if tls is None:
         return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
     return grpc.aio.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)

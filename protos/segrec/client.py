@@ -1,4 +1,4 @@
-"""The sync clients. Safe to share between threads."""
+"""The blocking clients. Threads may share one client."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -11,12 +11,12 @@ from google.protobuf.message import Message
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_channel, token_metadata
 from segrec.errors import error_of_call
 from segrec.requests import (
-    CHANGE_SECONDS,
     MAX_EVENTS_PER_CALL,
+    TRAFFIC_CHANGE_SECONDS,
     RecommendArguments,
     add_response,
     build,
-    pinned,
+    pin_fields,
     recommend_options,
     recommend_request,
     record_requests,
@@ -85,7 +85,7 @@ class _Client:
             raise error_of_call(error, self._address, timeout_seconds) from error
 
     def close(self) -> None:
-        """Closes the connection; calls in flight are cancelled."""
+        """Closes the connection; running calls are cancelled."""
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -98,8 +98,9 @@ class _Client:
 class SegrecClient(_Client):
     """Segments, recommendations and events. Every method raises an error of `segrec.errors` when it fails.
 
-    `address` is `host:port`. `timeout_seconds`, default 2, is the deadline of every call but the streams, its retries
-    included: a call that finds no server is repeated up to three times within it. `tls` None: not encrypted.
+    `address` is `host:port`. `timeout_seconds` is the deadline of every call except the streams, retries included: a
+    call that reaches no server is repeated up to three times before the deadline. Without `tls` the connection is not
+    encrypted.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
@@ -110,9 +111,9 @@ class SegrecClient(_Client):
     def segment(
         self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
     ) -> SegmentResponse:
-        """The segment of a known user, or of a history of 1 to 4,096 events given here.
+        """The segment of a user of the history store, or of an inline history of 1 to 4,096 `events`.
 
-        `release` pins one by number, or as "stable" or "canary"; 0: the one that the traffic gives to the user.
+        `release` pins a release by number, or as "stable" or "canary"; with 0 the traffic chooses the release.
         """
         return self._call(self._segrec.Segment, segment_request(user_id, events, release))
 
@@ -122,15 +123,15 @@ class SegrecClient(_Client):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **choice: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendArguments],
     ) -> RecommendResponse:
-        """Items for a known user, or for a history given here, best first.
+        """Items for a user of the history store, or for an inline history, best first; see `segment`.
 
-        `choice` takes the fields of `segrec.v1.RecommendOptions` by name: top_k, strategy ("hybrid", "personal",
+        `arguments` are the fields of `segrec.v1.RecommendOptions` by name: top_k, strategy ("hybrid", "personal",
         "segment", "popular"), exclude_seen, exclude_item_ids, exclude_categories, include_categories,
         candidate_item_ids, diversity.
         """
-        return self._call(self._segrec.Recommend, recommend_request(user_id, events, release, choice))
+        return self._call(self._segrec.Recommend, recommend_request(user_id, events, release, arguments))
 
     def stream_segment(
         self,
@@ -155,19 +156,20 @@ class SegrecClient(_Client):
         chunk_size: int = 1024,
         max_in_flight: int = 8,
         stall_seconds: float = 30.0,
-        **choice: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendArguments],
     ) -> RowStream[RecommendRow]:
         """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_recommend_request, release=release, options=recommend_options(choice))
+        make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
         window = Window(make_request, RecommendRow, settings.max_in_flight)
         return RowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
 
     def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
-        """Stores events, 1,024 a call; durable when it returns. Refused ones are named by their index in `events`.
+        """Stores events durably, 1,024 per request. The response names refused events by their index in `events`.
 
-        Recording the same events again stores nothing twice: an event is known by its id, by its content where that
-        has a time, and by a random id that is filled in here otherwise. So repeat a call that failed half-way.
+        The server stores an event once: it recognises the event by its id, or without an id by its content and time.
+        An event with neither id nor time gets a random id, written into the event. So a call that failed may be
+        repeated with the same events.
         """
         total = RecordEventsResponse()
         for number, request in enumerate(record_requests(events)):
@@ -175,27 +177,29 @@ class SegrecClient(_Client):
         return total
 
     def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
-        """The newest `limit` events of a user, 1 to 4,096, oldest first; none for unknown users."""
+        """The newest `limit` (1 to 4,096) events of a user, oldest first; empty for an unknown user."""
         request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
         return self._call(self._events.GetUserHistory, request)
 
     def erase(self, user_id: str) -> EraseUserResponse:
-        """Deletes all that is stored of a user, durably."""
+        """Deletes everything stored about a user, durably."""
         return self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
 
     def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
-        """The segments of a release, largest first. `release` 0: the active one; also "stable" or "canary"."""
-        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pinned(release)))
+        """The segments of a release, largest first. `release`: a number, "stable" or "canary"; 0 is the active one."""
+        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pin_fields(release)))
 
     def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
-        """One segment of a release, by its stable id."""
-        return self._call(self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pinned(release)))
+        """A segment by its stable id. Raises NotFound when the release has no such segment."""
+        return self._call(
+            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
+        )
 
 
 class ModelClient(_Client):
-    """Releases, their state, and which of them answers. ModelService listens at an address of its own.
+    """Releases and the traffic between them. ModelService listens on a separate address.
 
-    `token` lets set the traffic, where the server has one.
+    A server with a token file allows changes of the traffic only with its `token`.
     """
 
     def __init__(
@@ -211,15 +215,15 @@ class ModelClient(_Client):
         self._metadata = token_metadata(token)
 
     def list_releases(self) -> list[Release]:
-        """The releases in the model repository, newest first, damaged ones with what is wrong."""
+        """The releases in the model repository, newest first; `failure` says what is wrong with a damaged release."""
         return list(self._call(self._models.ListReleases, ListReleasesRequest()).releases)
 
     def get_release(self, release: int) -> Release:
-        """One release. Raises NotFound."""
+        """Raises NotFound when the release does not exist."""
         return self._call(self._models.GetRelease, build(GetReleaseRequest, release=release)).release
 
     def overview(self) -> ListReleasesResponse:
-        """The releases, which of them answers whom, and what is wrong with that, if anything."""
+        """The releases, the traffic in force, and what is wrong with the traffic file, if anything."""
         return self._call(self._models.ListReleases, ListReleasesRequest())
 
     def set_traffic(
@@ -232,18 +236,18 @@ class ModelClient(_Client):
         guard: Guard | None = None,
         reason: str = "",
         changed_by: str = "",
-        timeout_seconds: float = CHANGE_SECONDS,
+        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
-        """Says which release answers whom, in the place of all that was; in force when it returns, as it returns it.
+        """Replaces the traffic and returns the traffic in force. The arguments are the fields of `segrec.v1.Traffic`.
 
-        `stable` 0: the newest good release. See `segrec.v1.Traffic`. It can take the time of loading a release.
+        `stable` 0 is the newest good release. The call may have to wait until a release is loaded.
         """
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
         return self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata).traffic
 
     def rollback(
-        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = CHANGE_SECONDS
+        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
-        """Takes the last change back: the canary where there is one, else the stable release for the one before."""
+        """Removes the canary; without a canary, makes the previous stable release stable again."""
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
         return self._call(self._models.Rollback, request, timeout_seconds, self._metadata)

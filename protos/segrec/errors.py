@@ -1,15 +1,15 @@
-"""All errors of the client, each with its gRPC status, machine-readable reason and the field at fault.
+"""All errors of the client, each with its gRPC status, a machine-readable reason and the wrong field.
 
 SegrecError
-├── InvalidArgument      INVALID_ARGUMENT     a field of the request, or a file or option given here, is wrong
-├── NotFound             NOT_FOUND            a named thing does not exist
-├── Unavailable          UNAVAILABLE          no server answers, or it says that it cannot now; try again
+├── InvalidArgument      INVALID_ARGUMENT     a request field, a local file or an option is wrong
+├── NotFound             NOT_FOUND            a release or segment that the request names does not exist
+├── Unavailable          UNAVAILABLE          no server answers, or the server cannot answer now; try again
 ├── DeadlineExceeded     DEADLINE_EXCEEDED    no answer in time
 │   └── StreamStalled    DEADLINE_EXCEEDED    a stream made no progress for too long
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting, or a message is too large
-├── FailedPrecondition   FAILED_PRECONDITION  the server is not in a state to do it
+├── FailedPrecondition   FAILED_PRECONDITION  the server's state does not allow the call
 ├── PermissionDenied     PERMISSION_DENIED    also UNAUTHENTICATED
-└── DataLoss             DATA_LOSS            answers and counts of a stream do not add up
+└── DataLoss             DATA_LOSS            a stream's answers or counts do not match
 Every other status is a plain SegrecError.
 """
 
@@ -23,14 +23,15 @@ from segrec.v1.common_pb2 import RowStatus
 STATUS_METADATA_KEY = "segrec-error-bin"
 """Trailing metadata in which the server sends a serialized `segrec.v1.RowStatus`."""
 
-# What grpc.aio says when a stream ends while it writes, whatever ended it (grpc/grpc#36066); connecting again tells.
+# grpc.aio reports this text when a stream ends during a write, whatever the cause (grpc/grpc#36066). The next
+# connection shows the real cause.
 _FAILED_WRITE = "Internal error from Core"
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class SegrecError(Exception):
-    """Base of the tree. `str(error)` is a sentence for people: what, where, and how to mend it."""
+    """Base class of all client errors. `str(error)` is one sentence: what is wrong, where, and how to correct it."""
 
     default_code = grpc.StatusCode.UNKNOWN
 
@@ -41,27 +42,27 @@ class SegrecError(Exception):
         self.code = code or self.default_code
         """The gRPC status."""
         self.reason = reason or self.code.name
-        """Machine-readable, UPPER_SNAKE_CASE; the name of the status where the server gave none."""
+        """Machine-readable reason in UPPER_SNAKE_CASE; the name of the gRPC status when the server sent no reason."""
         self.field = field
-        """Path of the request's field at fault, such as `events[3].value`; empty where none is."""
+        """Path of the wrong request field, such as `events[3].value`; empty when no field is wrong."""
         self.details = details
-        """What gRPC itself said, for logs; may be empty."""
+        """gRPC's own error text, for logs; may be empty."""
 
 
 class InvalidArgument(SegrecError):
-    """A field of the request is wrong; names the field."""
+    """A request field, a local file or an option is wrong; `field` names a wrong request field."""
 
     default_code = grpc.StatusCode.INVALID_ARGUMENT
 
 
 class NotFound(SegrecError):
-    """A thing that the request names does not exist; names the field."""
+    """A release or segment that the request names does not exist; `field` says which field names it."""
 
     default_code = grpc.StatusCode.NOT_FOUND
 
 
 class Unavailable(SegrecError):
-    """No server answers, or it cannot now; the call may be repeated."""
+    """No server answers, or the server cannot answer now; the call may be repeated."""
 
     default_code = grpc.StatusCode.UNAVAILABLE
 
@@ -73,7 +74,7 @@ class DeadlineExceeded(SegrecError):
 
 
 class StreamStalled(DeadlineExceeded):
-    """A stream got no answer for `stall_seconds` although chunks were waiting for one."""
+    """A stream received no answer for `stall_seconds`."""
 
 
 class Overloaded(SegrecError):
@@ -83,24 +84,24 @@ class Overloaded(SegrecError):
 
 
 class FailedPrecondition(SegrecError):
-    """The server is not in a state to do what was asked."""
+    """The server's current state does not allow the call."""
 
     default_code = grpc.StatusCode.FAILED_PRECONDITION
 
 
 class PermissionDenied(SegrecError):
-    """The caller may not do this, or did not say who it is."""
+    """The caller lacks the permission for this call, or sent no credentials."""
 
     default_code = grpc.StatusCode.PERMISSION_DENIED
 
 
 class DataLoss(SegrecError):
-    """A stream's answers do not match what was asked, or its counts do not add up."""
+    """A stream's rows do not match the requested users, or the server's counts differ from the client's."""
 
     default_code = grpc.StatusCode.DATA_LOSS
 
 
-_KINDS: tuple[type[SegrecError], ...] = (
+_ERROR_TYPES: tuple[type[SegrecError], ...] = (
     InvalidArgument,
     NotFound,
     Unavailable,
@@ -110,35 +111,37 @@ _KINDS: tuple[type[SegrecError], ...] = (
     PermissionDenied,
     DataLoss,
 )
-_BY_CODE = {kind.default_code: kind for kind in _KINDS} | {grpc.StatusCode.UNAUTHENTICATED: PermissionDenied}
+_BY_CODE = {error_type.default_code: error_type for error_type in _ERROR_TYPES} | {
+    grpc.StatusCode.UNAUTHENTICATED: PermissionDenied
+}
 
 
 def status_code(number: int) -> grpc.StatusCode:
-    """The gRPC status of a `google.rpc.Code` number; UNKNOWN for numbers that have no name."""
+    """The gRPC status of a `google.rpc.Code` number; UNKNOWN for a number that has no name."""
     return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
 def error_of_status(status: RowStatus) -> SegrecError:
-    """The error that a row's status describes, for callers that would rather raise than look."""
+    """The error that a row's status describes, ready to be raised."""
     code = status_code(status.code)
-    kind = _BY_CODE.get(code, SegrecError)
-    return kind(status.message, code=code, reason=status.reason, field=status.field)
+    error_type = _BY_CODE.get(code, SegrecError)
+    return error_type(status.message, code=code, reason=status.reason, field=status.field)
 
 
 def error_of_call(error: grpc.RpcError, address: str, timeout_seconds: float | None = None) -> SegrecError:
-    """The error that a failed call to `address` describes: the server's own words where it sent any."""
+    """The error of a failed call to `address`. The server's own status is used when the call carries one."""
     code, details = _code_and_details(error)
     status = _sent_status(error)
     if status is not None:
         result = error_of_status(status)
         result.details = details
         return result
-    kind = _BY_CODE.get(code, SegrecError)
-    return kind(_sentence(code, details, address, timeout_seconds), code=code, details=details)
+    error_type = _BY_CODE.get(code, SegrecError)
+    return error_type(_sentence(code, details, address, timeout_seconds), code=code, details=details)
 
 
 def _code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
-    # Every error that gRPC raises from a call is a call too, sync and async alike; their common type does not say so.
+    # Every RpcError that gRPC raises from a call also has the methods of a call; its declared type lacks them.
     code = error.code() if hasattr(error, "code") else None
     details = error.details() if hasattr(error, "details") else str(error)
     if code is grpc.StatusCode.INTERNAL and details == _FAILED_WRITE:
@@ -174,4 +177,4 @@ def _unavailable_sentence(details: str, address: str) -> str:
     lower = details.lower()
     if "handshake" in lower or "certificate" in lower or "tlsv1" in lower:
         return f"No TLS connection to {address}: {details.split('; last error: ')[-1]}"
-    return f"No server answers at {address}: start it with `segrec-serve`, or give the address of one that runs"
+    return f"No server answers at {address}: start one with `segrec-serve`, or give the address of a running server"

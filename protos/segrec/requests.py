@@ -1,4 +1,4 @@
-"""Builds request messages from Python arguments, the same for sync and async. Nothing here talks to a server."""
+"""Builds request messages from Python arguments, for the blocking and the asyncio clients. No I/O."""
 
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,17 +22,16 @@ from segrec.v1.segrec_service_pb2 import (
 
 MessageT = TypeVar("MessageT", bound=Message)
 
-CHANGE_SECONDS = 90.0
-"""Longest wait for a change of the traffic, which may have to load a release."""
+TRAFFIC_CHANGE_SECONDS = 90.0
+"""Default deadline of a change of the traffic, which may have to load a release."""
 MAX_EVENTS_PER_CALL = 1024
-"""Most events that one RecordEvents takes; `record` sends more in several calls."""
-
+"""Most events in one RecordEvents request."""
 
 _ALIASES = {"stable": ReleaseAlias.RELEASE_ALIAS_STABLE, "canary": ReleaseAlias.RELEASE_ALIAS_CANARY}
 
 
 class RecommendArguments(TypedDict, total=False):
-    """What to recommend and what not: the fields of `segrec.v1.RecommendOptions`, all optional."""
+    """The fields of `segrec.v1.RecommendOptions` as keyword arguments, all optional."""
 
     top_k: int
     strategy: str | int
@@ -45,7 +44,10 @@ class RecommendArguments(TypedDict, total=False):
 
 
 def strategy_of(name: str | int) -> int:
-    """`hybrid`, `personal`, `segment` or `popular` as the enum; an enum value as it is. Raises InvalidArgument."""
+    """The enum value of `hybrid`, `personal`, `segment` or `popular`; a number is returned unchanged.
+
+    Raises InvalidArgument for another name.
+    """
     if not isinstance(name, str):
         return name
     try:
@@ -55,24 +57,24 @@ def strategy_of(name: str | int) -> int:
         raise InvalidArgument(message, field="options.strategy") from None
 
 
-def build(kind: Callable[..., MessageT], **fields: Any) -> MessageT:
+def build(message_type: Callable[..., MessageT], **fields: Any) -> MessageT:
     """A message. Raises InvalidArgument when a field has the wrong type, is too large, or is not UTF-8."""
     try:
-        return kind(**fields)
+        return message_type(**fields)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(f"A value cannot be sent: {error}") from error
 
 
-def recommend_options(choice: RecommendArguments) -> RecommendOptions:
-    """The message of the options given."""
-    fields: dict[str, Any] = dict(choice)
+def recommend_options(arguments: RecommendArguments) -> RecommendOptions:
+    """The message of these options. Raises InvalidArgument."""
+    fields: dict[str, Any] = dict(arguments)
     if "strategy" in fields:
-        fields["strategy"] = strategy_of(choice["strategy"])
+        fields["strategy"] = strategy_of(arguments["strategy"])
     return build(RecommendOptions, **fields)
 
 
-def pinned(release: int | str) -> dict[str, int]:
-    """The fields that pin a release: by number, 0 for none, or as "stable" or "canary". Raises InvalidArgument."""
+def pin_fields(release: int | str) -> dict[str, int]:
+    """The request fields that pin `release`: a number, 0 for no pin, "stable" or "canary". Raises InvalidArgument."""
     if not isinstance(release, str):
         return {"release": release}
     try:
@@ -83,20 +85,20 @@ def pinned(release: int | str) -> dict[str, int]:
 
 
 def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int | str) -> SegmentRequest:
-    """Asks for the segment of a known user or of a history given here."""
+    """A request for a user of the history store or for an inline history. Raises InvalidArgument."""
     if _is_inline(user_id, events):
-        return build(SegmentRequest, events=build(EventList, events=events), **pinned(release))
-    return build(SegmentRequest, user_id=sendable(user_id), **pinned(release))
+        return build(SegmentRequest, events=build(EventList, events=events), **pin_fields(release))
+    return build(SegmentRequest, user_id=sendable(user_id), **pin_fields(release))
 
 
 def recommend_request(
-    user_id: str | None, events: Iterable[Event] | None, release: int | str, choice: RecommendArguments
+    user_id: str | None, events: Iterable[Event] | None, release: int | str, arguments: RecommendArguments
 ) -> RecommendRequest:
-    """Asks for recommendations to a known user or for a history given here."""
-    options = recommend_options(choice)
+    """A request for a user of the history store or for an inline history. Raises InvalidArgument."""
+    options = recommend_options(arguments)
     if _is_inline(user_id, events):
-        return build(RecommendRequest, events=build(EventList, events=events), options=options, **pinned(release))
-    return build(RecommendRequest, user_id=sendable(user_id), options=options, **pinned(release))
+        return build(RecommendRequest, events=build(EventList, events=events), options=options, **pin_fields(release))
+    return build(RecommendRequest, user_id=sendable(user_id), options=options, **pin_fields(release))
 
 
 def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
@@ -106,7 +108,7 @@ def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
 
 
 def sendable(user_id: str | None) -> str:
-    """The id, when it can be sent as UTF-8. Raises InvalidArgument when not."""
+    """The id itself. Raises InvalidArgument when the id cannot be sent."""
     problem = id_problem(user_id or "")
     if problem:
         raise InvalidArgument(f"The user id {problem}", field="user_id")
@@ -114,7 +116,7 @@ def sendable(user_id: str | None) -> str:
 
 
 def id_problem(user_id: str) -> str:
-    """Why the id cannot even be sent; empty when it can. The finer rules are the server's."""
+    """Why the id cannot be sent, as the end of a sentence; empty when it can. The server checks the other rules."""
     if len(user_id) > 4096:
         return "is far longer than 256 bytes"
     try:
@@ -125,21 +127,21 @@ def id_problem(user_id: str) -> str:
 
 
 def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int | str) -> StreamSegmentRequest:
-    """One chunk whose segments are wanted."""
-    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, **pinned(release))
+    """The request of one StreamSegment chunk."""
+    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, **pin_fields(release))
 
 
 def stream_recommend_request(
     chunk_id: int, user_ids: Sequence[str], release: int | str, options: RecommendOptions
 ) -> StreamRecommendRequest:
-    """One chunk to which items are to be recommended."""
-    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, **pinned(release), options=options)
+    """The request of one StreamRecommend chunk."""
+    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, **pin_fields(release), options=options)
 
 
 def traffic_request(
     stable: int, canary: int, percent: float, shadow: int, guard: Guard | None, changed_by: str, reason: str
 ) -> SetTrafficRequest:
-    """Asks for a change of the traffic."""
+    """A request that replaces the traffic. Raises InvalidArgument."""
     traffic = build(
         Traffic,
         stable_release=stable,
@@ -154,8 +156,8 @@ def traffic_request(
 def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest]:
     """Requests of at most 1,024 events each, in order.
 
-    An event without id and time gets a random id, in place, so that sending it again does not store it again. One
-    with a time needs none: the server takes its content as its id.
+    An event without id and time gets a random id, written into the event, so that the server stores a repeated event
+    once. An event with a time needs no id: the server makes the id from the content.
     """
     remaining = iter(events)
     while chunk := list(islice(remaining, MAX_EVENTS_PER_CALL)):
@@ -166,7 +168,7 @@ def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest
 
 
 def add_response(total: RecordEventsResponse, response: RecordEventsResponse, first_index: int) -> None:
-    """Adds the answer of one request to `total`; its indexes count from `first_index`."""
+    """Adds one response to `total`. `first_index` is added to the indexes of refused events."""
     total.stored_count += response.stored_count
     total.duplicate_count += response.duplicate_count
     for refused in response.refused:

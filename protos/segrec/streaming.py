@@ -1,4 +1,4 @@
-"""The sync stream: user ids in, rows out, across lost connections."""
+"""The blocking stream: sends user ids, yields rows, and reconnects when the connection is lost."""
 
 import queue
 import threading
@@ -14,18 +14,18 @@ from segrec.v1.segrec_service_pb2 import StreamSummary
 from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
 
 OpenCall = Callable[..., Any]
-"""A stub's stream method; both kinds of row share this code, which their generated types cannot say."""
+"""A stub's stream method. The generated types of the two streams have no common type, hence `Any`."""
 
 
 class RowStream(Generic[RowT]):
     """The rows of a stream: one for each user id, in the order given, each exactly once.
 
-    Iterate over it for rows, or over `chunks()` for lists of rows. A row holds a `result` or a `status`. Ids are taken
-    from the iterable in the iterating thread, never more than `max_in_flight` chunks ahead of the answers. When the
-    connection is lost, it connects again with growing pauses and sends again only what was not answered.
+    Iterate over the stream for rows, or over `chunks()` for lists of rows. A row holds a `result` or a `status`. The
+    iterating thread reads the user ids, at most `max_in_flight` chunks ahead of the answers. After a lost connection
+    the stream connects again, with growing pauses, and sends only the unanswered chunks again.
 
-    Iterating raises Unavailable when no connection comes back, StreamStalled when no answer does, DataLoss when what
-    arrives is not what was asked for or the server's counts differ, and the server's own errors.
+    Iterating raises Unavailable when no connection succeeds, StreamStalled when no answer arrives, DataLoss when the
+    rows or the server's counts do not match, and the server's own errors.
     """
 
     def __init__(
@@ -45,16 +45,16 @@ class RowStream(Generic[RowT]):
 
     @property
     def counts(self) -> StreamSummary:
-        """What has been answered so far, counted from the rows, over all connections."""
+        """Counts of the rows received so far, over all connections."""
         return self._window.counts
 
     @property
     def summary(self) -> StreamSummary | None:
-        """The server's counts of the last connection, already found equal to ours; None until the end."""
+        """The server's counts for the last connection, equal to the client's; None until the stream has ended."""
         return self._window.summary
 
     def chunks(self) -> Iterator[list[RowT]]:
-        """The rows of one answered chunk at a time."""
+        """Lists of rows, one list for each answered chunk."""
         return self._chunks
 
     def __iter__(self) -> Iterator[RowT]:
@@ -65,7 +65,7 @@ class RowStream(Generic[RowT]):
             self.close()
 
     def close(self) -> None:
-        """Ends the call; chunks without an answer are dropped."""
+        """Cancels the call; unanswered chunks are dropped."""
         self._chunks.close()
 
     def __enter__(self) -> Self:
@@ -78,7 +78,7 @@ class RowStream(Generic[RowT]):
         while True:
             connection = _Connection(self._open_call, self._window.reconnect(), self._address)
             try:
-                yield from self._converse(connection)
+                yield from self._exchange(connection)
                 return
             except SegrecError as error:
                 pause = self._window.back_off() if can_resume(error) else None
@@ -88,7 +88,7 @@ class RowStream(Generic[RowT]):
                 connection.close()
             threading.Event().wait(pause)
 
-    def _converse(self, connection: "_Connection") -> Iterator[list[RowT]]:
+    def _exchange(self, connection: "_Connection") -> Iterator[list[RowT]]:
         while True:
             self._fill(connection)
             response = connection.receive(self._settings.stall_seconds)
@@ -109,7 +109,7 @@ class RowStream(Generic[RowT]):
 
 
 class _Connection:
-    """One call. A thread of its own reads, so that waiting can have a limit and Ctrl-C gets through."""
+    """One streaming call. A separate thread reads the answers, so that waiting has a limit and Ctrl-C works."""
 
     def __init__(self, open_call: OpenCall, requests: list[Request], address: str) -> None:
         self._address = address
@@ -133,7 +133,7 @@ class _Connection:
         self._requests.put(request)
 
     def finish(self) -> None:
-        """No more requests will follow."""
+        """Closes the sending side; the server may still answer."""
         self.is_finished = True
         self._requests.put(None)
 
@@ -142,7 +142,7 @@ class _Connection:
         try:
             response = self._responses.get(timeout=timeout_seconds)
         except queue.Empty:
-            message = f"{self._address} has answered nothing for {timeout_seconds:g} s: the stream was given up"
+            message = f"{self._address} has sent no answer for {timeout_seconds:g} s, so the stream was cancelled"
             raise StreamStalled(message, reason="STREAM_STALLED") from None
         if isinstance(response, grpc.RpcError):
             raise error_of_call(response, self._address)

@@ -15,17 +15,17 @@ from typing import NamedTuple
 from segrec.errors import InvalidArgument
 
 NEWEST = 0
-"""In place of a release's number: the newest good release, whichever that is. People write `newest`."""
+"""Stands for the newest good release, instead of a release number. People write `newest`."""
 LARGEST_CANARY_PERCENT = 99.0
 
 GuardBounds = Mapping[str, float]
-"""Bounds past which the canary is taken out, by field name: `max_error_share`, `max_degraded_share` and
-`max_unconfident_share` (0 to 1), `max_p99_seconds`, `window_seconds`, `min_answer_count`. A field that is not set is
-missing."""
+"""Bounds above which the canary is removed, by field name: `max_error_share`, `max_degraded_share` and
+`max_unconfident_share` (0 to 1), `max_p99_seconds`, `window_seconds`, `min_answer_count`. A bound that is not set has
+no entry."""
 
 _RELEASE = re.compile(r"[1-9][0-9]{0,17}")
 _SUM_TOLERANCE = 1e-6
-"""In percent; allows thirds that are written with seven digits."""
+"""In percent; accepts thirds written with seven digits."""
 
 
 class _Bound(NamedTuple):
@@ -43,8 +43,8 @@ _BOUNDS = {
     "window": _Bound("window_seconds", 1.0, 3600.0, "a time from 1 s to 3600 s, such as 30"),
     "min": _Bound("min_answer_count", 1.0, 2.0**62, "a whole number of answers from 1"),
 }
-_NOT_BOUNDS = ("window", "min")
-_ANSWERS = {
+_CONDITIONS = ("window", "min")
+_SHARE_NOUNS = {
     "max_error_share": "errors",
     "max_degraded_share": "degraded answers",
     "max_unconfident_share": "answers without a confident segment",
@@ -64,7 +64,7 @@ class TrafficState:
 
 @dataclass(frozen=True, slots=True)
 class TrafficChange:
-    """A change of the traffic. None leaves a part as it is, `shadow` 0 and an empty `guard` remove it.
+    """A change of the traffic. None leaves a field unchanged; `shadow` 0 and an empty `guard` remove the field.
 
     `shares` are percent by release.
     """
@@ -83,17 +83,17 @@ class TrafficChange:
         if self.shares is not None:
             stable, canary, percent = _split(self.shares, before.canary, active)
         elif self.shadow and not stable:
-            stable = _existing(active)
+            stable = _required_active(active)
         shadow = before.shadow if self.shadow is None else self.shadow
         if self.shadow is None and (not stable or shadow in (stable, canary)):
             shadow = 0
-        kept = before.guard if canary == before.canary else None
-        guard = kept if self.guard is None else self.guard or None
+        guard_before = before.guard if canary == before.canary else None
+        guard = guard_before if self.guard is None else self.guard or None
         return TrafficState(stable, canary, percent, shadow, guard)
 
 
 def parse_change(shares: Sequence[str], shadow: str | None, guard: str | None) -> TrafficChange:
-    """The change that a command line describes; None, and no shares, for an option that is absent.
+    """The change that a command line describes. An absent option (None, or no shares) changes nothing.
 
     Raises InvalidArgument.
     """
@@ -141,7 +141,7 @@ def _parse_guard(text: str) -> GuardBounds:
         if field in bounds:
             raise InvalidArgument(f"--guard has two values for {name}")
         bounds[field] = int(number) if name == "min" else number
-    if bounds.keys() <= {_BOUNDS[name].field for name in _NOT_BOUNDS}:
+    if bounds.keys() <= {_BOUNDS[name].field for name in _CONDITIONS}:
         raise InvalidArgument("--guard needs one bound at least: errors, degraded, unconfident or p99")
     return bounds
 
@@ -190,13 +190,13 @@ def _split(shares: Mapping[int, float], canary_before: int, active: int) -> tupl
 
 
 def _beside(number: int, percent: float, active: int) -> int:
-    """The release that answers the rest where one share alone is given."""
+    """The release that answers the other users when the command names one share."""
     if number == NEWEST:
         raise InvalidArgument("`newest` takes all users: give it 100, or name two releases by number")
     if number == active:
         rest = f"{100 - percent:g}"
         raise InvalidArgument(f"Name the release that answers the other {rest} %: {number}={percent:g} OTHER={rest}")
-    return _existing(active)
+    return _required_active(active)
 
 
 def _check_two(shares: Mapping[int, float]) -> None:
@@ -207,7 +207,7 @@ def _check_two(shares: Mapping[int, float]) -> None:
         raise InvalidArgument(f"The shares sum to {total:.9g}, and must sum to 100")
 
 
-def _existing(active: int) -> int:
+def _required_active(active: int) -> int:
     if not active:
         raise InvalidArgument("No release is active: give one release 100 first")
     return active
@@ -223,12 +223,12 @@ def notation(state: TrafficState) -> str:
 
 def sentences(state: TrafficState) -> list[str]:
     """Which release answers whom, what the shadow does, and when the guard acts."""
-    found = [_answering(state)]
+    lines = [_answering(state)]
     if state.shadow:
-        found.append(f"Release {state.shadow} is the shadow: computed and compared, never returned.")
+        lines.append(f"Release {state.shadow} is the shadow: computed and compared, never returned.")
     if state.guard:
-        found.append(f"The guard takes release {state.canary} out {_limits(state.guard)}.")
-    return found
+        lines.append(f"The guard takes release {state.canary} out {_limits(state.guard)}.")
+    return lines
 
 
 def _answering(state: TrafficState) -> str:
@@ -243,7 +243,7 @@ def _answering(state: TrafficState) -> str:
 
 
 def _limits(guard: GuardBounds) -> str:
-    limits = [f"{guard[field] * 100:g} % {answers}" for field, answers in _ANSWERS.items() if field in guard]
+    limits = [f"{guard[field] * 100:g} % {answers}" for field, answers in _SHARE_NOUNS.items() if field in guard]
     if "max_p99_seconds" in guard:
         limits.append(f"a p99 of {guard['max_p99_seconds'] * 1000:g} ms")
     window, count = guard["window_seconds"], guard["min_answer_count"]
@@ -252,15 +252,15 @@ def _limits(guard: GuardBounds) -> str:
 
 def origin_sentences(previous: Sequence[int], changed_time: datetime | None, changed_by: str, reason: str) -> list[str]:
     """Which releases were stable before, the latest first, and who set the traffic in force, when (UTC) and why."""
-    found = [f"Stable before, the latest first: {', '.join(map(str, previous))}."] if previous else []
+    lines = [f"Stable before, the latest first: {', '.join(map(str, previous))}."] if previous else []
     if changed_time:
         why = f", because: {reason}" if reason else ""
-        found.append(f"Set by {changed_by} at {changed_time:%Y-%m-%d %H:%M:%S} UTC{why}")
-    return found
+        lines.append(f"Set by {changed_by} at {changed_time:%Y-%m-%d %H:%M:%S} UTC{why}")
+    return lines
 
 
 def user_at_host() -> str:
-    """Who makes a change where no name is given."""
+    """The default author of a change, such as `anna@laptop`."""
     try:
         return f"{getpass.getuser()}@{socket.gethostname()}"
     except (KeyError, OSError):

@@ -1,4 +1,4 @@
-"""What a stream has sent and what it still waits for. Pure: the sync and the async stream share it."""
+"""The chunks of a stream that wait for an answer. No I/O: the blocking and the asyncio stream share this code."""
 
 import random
 from collections import deque
@@ -26,17 +26,17 @@ Request = StreamSegmentRequest | StreamRecommendRequest
 Response = StreamSegmentResponse | StreamRecommendResponse
 
 MAX_CHUNK_SIZE = 1024
-"""Most user ids that one chunk may hold."""
+"""Most user ids in one chunk."""
 _RECONNECTS_BEFORE_FIRST_ANSWER = 2
 _RECONNECTS = 8
 
 
 @dataclass(frozen=True, slots=True)
 class StreamSettings:
-    """How a stream runs.
+    """Limits of a stream. Raises InvalidArgument when a limit is out of range.
 
-    `chunk_size` ids a message, 1 to 1,024; up to `max_in_flight` chunks wait for their answer at once;
-    after `stall_seconds` without any answer it fails with StreamStalled.
+    `chunk_size`: user ids in one message, 1 to 1,024. `max_in_flight`: most chunks that wait for an answer at once.
+    `stall_seconds`: the stream fails with StreamStalled after this time without an answer.
     """
 
     chunk_size: int = 1024
@@ -45,11 +45,12 @@ class StreamSettings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.chunk_size <= MAX_CHUNK_SIZE:
-            raise InvalidArgument(f"chunk_size is {self.chunk_size}: 1 to {MAX_CHUNK_SIZE}", field="chunk_size")
+            raise InvalidArgument(f"chunk_size is {self.chunk_size}: give 1 to {MAX_CHUNK_SIZE}", field="chunk_size")
         if self.max_in_flight < 1:
-            raise InvalidArgument(f"max_in_flight is {self.max_in_flight}: at least 1", field="max_in_flight")
+            raise InvalidArgument(f"max_in_flight is {self.max_in_flight}: give 1 or more", field="max_in_flight")
         if not self.stall_seconds > 0:
-            raise InvalidArgument(f"stall_seconds is {self.stall_seconds}: more than 0", field="stall_seconds")
+            message = f"stall_seconds is {self.stall_seconds}: give a number above 0"
+            raise InvalidArgument(message, field="stall_seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ class _Chunk:
 
 
 class Window(Generic[RowT]):
-    """The chunks that wait for an answer, oldest first, and the counts of those that have one."""
+    """The chunks that wait for an answer, oldest first, and the counts of the answered chunks."""
 
     def __init__(
         self, make_request: Callable[[int, Sequence[str]], Request], row_type: type[RowT], max_in_flight: int
@@ -72,22 +73,17 @@ class Window(Generic[RowT]):
         self._failures = 0
         self._connection = StreamSummary()
         self.counts = StreamSummary()
-        """Of all connections so far, as counted here from the rows."""
+        """Counts over all connections so far, counted from the received rows."""
         self.summary: StreamSummary | None = None
-        """The server's own counts, of the last connection; None until they have come."""
+        """The server's counts for the last connection; None until the server has sent them."""
 
     @property
     def is_full(self) -> bool:
-        """Whether no further chunk may be sent before an answer comes."""
+        """True when the next chunk must wait for an answer."""
         return len(self._waiting) >= self._max_in_flight
 
-    @property
-    def is_empty(self) -> bool:
-        """Whether no chunk waits for an answer."""
-        return not self._waiting
-
     def add(self, user_ids: list[str]) -> Request:
-        """The request for the next chunk. An id that cannot be sent goes as an empty one, which the server refuses."""
+        """The request for the next chunk. An id that cannot be sent is replaced by "", which the server refuses."""
         sent = ["" if id_problem(user_id) else user_id for user_id in user_ids]
         request = self._make_request(self._next_chunk_id, sent)
         self._next_chunk_id += 1
@@ -95,12 +91,12 @@ class Window(Generic[RowT]):
         return request
 
     def reconnect(self) -> list[Request]:
-        """The requests to send again on a new connection: those that were not answered."""
+        """The unanswered requests, to be sent again on a new connection; its counts start at zero."""
         self._connection = StreamSummary()
         return [chunk.request for chunk in self._waiting]
 
     def back_off(self) -> float | None:
-        """Seconds to wait before the next connection, after one was lost; None when enough were tried."""
+        """Seconds to wait before the next attempt to connect; None when no attempt is left."""
         self._failures += 1
         limit = _RECONNECTS if self.counts.chunk_count else _RECONNECTS_BEFORE_FIRST_ANSWER
         if self._failures > limit:
@@ -108,16 +104,19 @@ class Window(Generic[RowT]):
         return min(0.1 * 2.0**self._failures, 5.0) * random.uniform(0.8, 1.2)  # noqa: S311 - spreads clients, no secret
 
     def accept(self, response: Response) -> list[RowT] | None:
-        """The rows of an answered chunk, in the order asked; None for the summary. Raises DataLoss on a mismatch."""
+        """The rows of an answered chunk, in the order of its user ids; None for the summary.
+
+        Raises DataLoss when the response does not answer the oldest waiting chunk.
+        """
         if response.HasField("summary"):
             self._check_summary(response.summary)
             return None
-        answer = response.chunk
-        if not self._waiting or self._waiting[0].request.chunk_id != answer.chunk_id:
-            raise DataLoss(f"The server answered chunk {answer.chunk_id} out of turn", reason="OUT_OF_ORDER")
+        answered = response.chunk
+        if not self._waiting or self._waiting[0].request.chunk_id != answered.chunk_id:
+            raise DataLoss(f"The server answered chunk {answered.chunk_id} out of order", reason="OUT_OF_ORDER")
         chunk = self._waiting[0]
-        refusal = answer.status if answer.HasField("status") else None
-        rows = self._rows_of(chunk, cast(Sequence[RowT], answer.rows), refusal)
+        refusal = answered.status if answered.HasField("status") else None
+        rows = self._rows_of(chunk, cast(Sequence[RowT], answered.rows), refusal)
         self._waiting.popleft()
         self._failures = 0
         self._count(rows)
@@ -128,10 +127,11 @@ class Window(Generic[RowT]):
             return [self._row_type(user_id=readable(user_id), status=refusal) for user_id in chunk.user_ids]
         result = list(rows)
         if [row.user_id for row in result] != list(chunk.request.user_ids):
-            raise DataLoss(f"The rows of chunk {chunk.request.chunk_id} are not those asked for", reason="ROW_MISMATCH")
+            message = f"The rows of chunk {chunk.request.chunk_id} are not those of the requested users"
+            raise DataLoss(message, reason="ROW_MISMATCH")
         for row, user_id in zip(result, chunk.user_ids, strict=True):
             if row.user_id != user_id:
-                _explain(row, user_id)
+                _describe_unsendable(row, user_id)
         return result
 
     def _count(self, rows: Sequence[RowT]) -> None:
@@ -152,28 +152,28 @@ class Window(Generic[RowT]):
         if self._waiting:
             raise DataLoss(f"The stream ended with {len(self._waiting)} chunks unanswered", reason="UNANSWERED")
         if summary != self._connection:
-            message = f"The server counted {_counts_text(summary)}; here arrived {_counts_text(self._connection)}"
+            message = f"The server counted {_counts_text(summary)}; the client {_counts_text(self._connection)}"
             raise DataLoss(message, reason="SUMMARY_MISMATCH")
         self.summary = summary
 
     def check_end(self) -> None:
-        """Raises DataLoss when a stream ended well, but without its summary."""
+        """Raises DataLoss when a stream ended without an error, but without its summary."""
         if self.summary is None:
             raise DataLoss("The stream ended without its summary", reason="NO_SUMMARY")
 
 
 def can_resume(error: SegrecError) -> bool:
-    """Whether to connect again, after a pause, and go on with the chunks that were not answered."""
+    """Whether a new connection may continue with the unanswered chunks after this error."""
     return error.code is grpc.StatusCode.UNAVAILABLE or error.reason == "OVERLOADED"
 
 
 def readable(user_id: str) -> str:
-    """The id with bytes that are not UTF-8 written as escapes."""
+    """The first 4,096 characters of the id, with bytes that are not UTF-8 written as escapes."""
     return user_id.encode("utf-8", "backslashreplace").decode()[:4096]
 
 
-def _explain(row: SegmentRow | RecommendRow, user_id: str) -> None:
-    """Names, in the row of an id that could not be sent, the id and what is wrong with it."""
+def _describe_unsendable(row: SegmentRow | RecommendRow, user_id: str) -> None:
+    """Writes the original id and its problem into the row of an id that could not be sent."""
     row.user_id = readable(user_id)
     row.status.message = f"The user id {id_problem(user_id)}"
 

@@ -190,7 +190,7 @@ def test_a_stalled_stream_fails_clearly(fake: FakeSegrec, client: SegrecClient) 
     stream = client.stream_segment(USERS, chunk_size=100, stall_seconds=0.3)
     chunks = stream.chunks()
     assert [row.user_id for _ in range(2) for row in next(chunks)] == USERS[:200]
-    with pytest.raises(StreamStalled, match=r"answered nothing for 0\.3 s"):
+    with pytest.raises(StreamStalled, match=r"sent no answer for 0\.3 s"):
         next(chunks)
     release.set()
 
@@ -215,7 +215,7 @@ def test_counts_that_differ_from_the_servers_are_an_error(fake: FakeSegrec, clie
 
 def test_a_missing_row_is_an_error(fake: FakeSegrec, client: SegrecClient) -> None:
     fake.script.skip_row = True
-    with pytest.raises(DataLoss, match="not those asked for"):
+    with pytest.raises(DataLoss, match="not those of the requested users"):
         list(client.stream_segment(USERS))
 
 

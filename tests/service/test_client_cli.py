@@ -96,7 +96,7 @@ def test_a_server_that_is_not_there_is_named(
 ) -> None:
     fake.stop()
     assert main.main(arguments) == 4
-    assert f"No server answers at {fake.address}: start it with `segrec-serve`" in capsys.readouterr().err
+    assert f"No server answers at {fake.address}: start one with `segrec-serve`" in capsys.readouterr().err
     assert os.listdir() == ["users.csv"]
 
 
@@ -315,7 +315,7 @@ def test_a_stalled_server_ends_the_stream_in_time(
     fake.script.before_answer = hold
     assert main.main(["stream", "--users", users_file, "--out", "out.csv", "--timeout", "0.3"]) == 4
     release.set()
-    assert "has answered nothing for 0.3 s" in capsys.readouterr().err
+    assert "has sent no answer for 0.3 s" in capsys.readouterr().err
 
 
 def test_a_broken_pipe_is_silent(fake: FakeSegrec) -> None:

@@ -10,7 +10,7 @@ from segrec.cli.exit_codes import OK
 from segrec.cli.records import iso_time, json_line
 from segrec.client import ModelClient
 from segrec.errors import InvalidArgument
-from segrec.requests import CHANGE_SECONDS
+from segrec.requests import TRAFFIC_CHANGE_SECONDS
 from segrec.traffic import (
     GuardBounds,
     TrafficState,
@@ -48,7 +48,7 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
         guard=guard_message(after.guard) if after.guard else None,
         reason=options.reason,
         changed_by=options.by or user_at_host(),
-        timeout_seconds=options.timeout or CHANGE_SECONDS,
+        timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
     )
     _print(record, "", options)
     return OK
@@ -56,7 +56,7 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
 
 def rollback(client: ModelClient, options: argparse.Namespace) -> int:
     """Takes the last change back, and says what that means."""
-    timeout_seconds = options.timeout or CHANGE_SECONDS
+    timeout_seconds = options.timeout or TRAFFIC_CHANGE_SECONDS
     answer = client.rollback(
         reason=options.reason, changed_by=options.by or user_at_host(), timeout_seconds=timeout_seconds
     )

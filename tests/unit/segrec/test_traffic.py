@@ -69,7 +69,7 @@ def test_a_guard_that_cannot_be_used_is_named(text: str, problem: str) -> None:
         parse_change([], None, text)
 
 
-def test_without_an_active_release_there_is_nothing_to_stand_beside() -> None:
+def test_a_canary_or_shadow_needs_an_active_release() -> None:
     for change in (TrafficChange({8: 5.0}), TrafficChange(shadow=8)):
         with pytest.raises(InvalidArgument, match="No release is active"):
             change.applied_to(TrafficState(), active=0)

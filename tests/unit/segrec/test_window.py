@@ -1,4 +1,4 @@
-"""What a stream keeps track of, without a server."""
+"""The window of a stream: waiting chunks, counts and reconnects, without a server."""
 
 from functools import partial
 
@@ -37,9 +37,9 @@ def test_only_unanswered_chunks_are_sent_again() -> None:
 @pytest.mark.parametrize(
     "response",
     [answer(2, "b"), answer(1), answer(1, "b"), answer(1, "a", "a"), summary(chunk_count=1), answer(7, "a")],
-    ids=["out of turn", "no rows", "other row", "too many rows", "summary too early", "unknown chunk"],
+    ids=["out of order", "no rows", "other row", "too many rows", "summary too early", "unknown chunk"],
 )
-def test_answers_that_were_not_asked_for_are_an_error(response: pb.StreamSegmentResponse) -> None:
+def test_an_unexpected_answer_is_an_error(response: pb.StreamSegmentResponse) -> None:
     window = window_of()
     window.add(["a"])
     window.add(["b"])
@@ -52,7 +52,7 @@ def test_an_end_without_summary_is_an_error() -> None:
         window_of().check_end()
 
 
-def test_a_refused_chunk_is_a_status_for_each_of_its_users() -> None:
+def test_every_user_of_a_refused_chunk_gets_its_status() -> None:
     window = window_of()
     window.add(["a", "b"])
     status = RowStatus(code=5, reason="NOT_FOUND")
@@ -73,7 +73,7 @@ def test_ids_that_cannot_be_sent_are_refused_alone_and_named() -> None:
     assert rows[1].status.message == "The user id is not valid UTF-8"
 
 
-def test_connecting_again_is_tried_longer_once_something_was_answered() -> None:
+def test_there_are_more_attempts_to_reconnect_after_the_first_answer() -> None:
     def pauses(window: Window[pb.SegmentRow]) -> list[float]:
         return list(iter(window.back_off, None))
 
