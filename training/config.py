@@ -7,16 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
+from server.core.frozen_model import FrozenModel
 from training.errors import ConfigError
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Columns(_Section):
+class Columns(FrozenModel):
     """Which column of the log is what; a name left out is recognised where it is a common one."""
 
     user_id: str | None = None
@@ -26,7 +23,7 @@ class Columns(_Section):
     timestamp: str | None = Field(default=None, description="Without such a column the order of the rows is the time.")
 
 
-class ItemColumns(_Section):
+class ItemColumns(FrozenModel):
     """Which column of the item table is what, like `Columns`."""
 
     item_id: str | None = None
@@ -38,13 +35,13 @@ class ItemColumns(_Section):
     category_separator: str = Field(default="|", min_length=1, description="Parts one text into several categories.")
 
 
-class UserColumns(_Section):
+class UserColumns(FrozenModel):
     """Which column of the user table holds the id; every other column is a label."""
 
     user_id: str | None = None
 
 
-class ActionSetting(_Section):
+class ActionSetting(FrozenModel):
     """What an action of the log is called, and what one such event says for an item."""
 
     name: str | None = Field(default=None, min_length=1, description="Name from here on; the log's own where left out.")
@@ -59,7 +56,7 @@ def _method_alone(raw: object) -> object:
     return {"method": raw} if isinstance(raw, str) else raw
 
 
-class Missing(_Section):
+class Missing(FrozenModel):
     """What is done where a column has no value.
 
     `keep` leaves it missing, which only the value may be. `interpolate` takes the line between the user's
@@ -81,7 +78,7 @@ _OF_USERS = ("drop", "constant")
 _OF_TEXT = (*_OF_USERS, "most_frequent")
 
 
-class MissingColumns(_Section):
+class MissingColumns(FrozenModel):
     """Treatment of missing values, column by column."""
 
     user_id: MissingSetting = Missing(method="drop")
@@ -108,7 +105,7 @@ class MissingColumns(_Section):
         return self
 
 
-class Outliers(_Section):
+class Outliers(FrozenModel):
     """What is done with events whose value lies far off."""
 
     method: Literal["none", "z_score", "iqr", "isolation_forest"] = "none"
@@ -130,7 +127,7 @@ class Outliers(_Section):
 OutlierSetting = Annotated[Outliers, BeforeValidator(_method_alone)]
 
 
-class Clean(_Section):
+class Clean(FrozenModel):
     """What is dropped from the log, filled in and clipped, and how the value is scaled."""
 
     drop_duplicates: bool = True
@@ -145,7 +142,7 @@ class Clean(_Section):
     )
 
 
-class Text(_Section):
+class Text(FrozenModel):
     """What is known of items beside their ids. With it items that nobody has touched can be recommended."""
 
     model: str = Field(
@@ -159,7 +156,7 @@ class Text(_Section):
     )
 
 
-class Objectives(_Section):
+class Objectives(FrozenModel):
     """Weights of what the encoder is trained for; at least one is above 0.
 
     Without `next_item` the encoder is trained for the others alone. Items then have vectors apart from those that the
@@ -181,7 +178,7 @@ class Objectives(_Section):
         return self
 
 
-class TrainSettings(_Section):
+class TrainSettings(FrozenModel):
     """The encoder and how it is trained."""
 
     objectives: Objectives = Objectives()
@@ -224,7 +221,7 @@ class TrainSettings(_Section):
         return self
 
 
-class Naming(_Section):
+class Naming(FrozenModel):
     """Names of segments by a language model, which is given nothing but the figures of the profiles."""
 
     url: str | None = Field(
@@ -243,7 +240,7 @@ class Naming(_Section):
         return self
 
 
-class SegmentSettings(_Section):
+class SegmentSettings(FrozenModel):
     """K-means over user embeddings, and what is told of its segments."""
 
     k: int | Literal["auto"] = Field(default=8, description="Number of segments; auto: chosen by `k_range`.")
@@ -280,7 +277,7 @@ class SegmentSettings(_Section):
         return k_range
 
 
-class SplitSettings(_Section):
+class SplitSettings(FrozenModel):
     """Which events are held back from training, to measure with.
 
     Only `[clean]`'s limits of events per user and item count the events held back as well.
@@ -293,7 +290,7 @@ class SplitSettings(_Section):
     test_from: datetime | None = Field(default=None, description="Where the test begins, instead of by share; UTC.")
 
 
-class PublishSettings(_Section):
+class PublishSettings(FrozenModel):
     """What a release must hold to be published. The active release is the one that answers when it is."""
 
     max_loss: float = Field(
@@ -309,11 +306,11 @@ class PublishSettings(_Section):
     check_seconds: float = Field(default=120.0, gt=0, description="Longest time that the encoder's checks may take.")
 
 
-class Config(_Section):
+class Config(FrozenModel):
     """All settings of a run."""
 
     columns: Columns = Columns()
-    actions: dict[str, Annotated[ActionSetting, BeforeValidator(_weight_alone)]] = {}
+    actions: dict[str, Annotated[ActionSetting, BeforeValidator(_weight_alone)]] = Field(default_factory=dict)
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()
@@ -370,7 +367,7 @@ def _sentence(loc: tuple[int | str, ...], kind: str, message: str) -> str:
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings in the section at `loc`."""
-    section: type[BaseModel] = Config
+    section: type[FrozenModel] = Config
     for part in loc:
         field = section.model_fields.get(str(part))
         inner = _model_in(field.annotation) if field else None
@@ -378,8 +375,8 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
     return list(section.model_fields)
 
 
-def _model_in(annotation: Any) -> type[BaseModel] | None:
+def _model_in(annotation: Any) -> type[FrozenModel] | None:
     """The model that a field's annotation holds, if any: itself, or the values of a dict."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
-        return annotation if issubclass(annotation, BaseModel) else None
+        return annotation if issubclass(annotation, FrozenModel) else None
     return next((model for part in typing.get_args(annotation) if (model := _model_in(part))), None)

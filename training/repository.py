@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from server.core.errors import DamagedRelease
+from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME, RELEASE_NAME
 from server.core.repository.read import read_release
@@ -19,10 +20,8 @@ _LEDGER = ".ledger.json"
 _LOCK = ".publish.lock"
 
 
-class Ledger(BaseModel):
+class Ledger(FrozenModel):
     """Numbers that may be given next. Kept beside the releases, so that those of a pruned release stay used."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     next_release: int = Field(default=1, ge=1)
     next_segment_id: int = Field(default=1, ge=1)

@@ -2,14 +2,12 @@
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from server.core.frozen_model import FrozenModel
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Trait(_Model):
+class Trait(FrozenModel):
     """Something that a segment does more than everyone else; see the API's `Trait`."""
 
     kind: str
@@ -20,7 +18,7 @@ class Trait(_Model):
     user_count: int = Field(default=0, ge=0)
 
 
-class Activity(_Model):
+class Activity(FrozenModel):
     """How much a segment's users do; see the API's `Activity`."""
 
     mean_events: float = Field(ge=0)
@@ -29,7 +27,7 @@ class Activity(_Model):
     mean_days_since_last: float = Field(ge=0)
 
 
-class ActionShare(_Model):
+class ActionShare(FrozenModel):
     """An action and how often a segment does it."""
 
     action: str
@@ -37,7 +35,7 @@ class ActionShare(_Model):
     lift: float = Field(ge=0)
 
 
-class Spend(_Model):
+class Spend(FrozenModel):
     """Values of a segment's events, in the log's own unit."""
 
     mean_value: float
@@ -45,7 +43,7 @@ class Spend(_Model):
     median_total: float
 
 
-class SegmentRecord(_Model):
+class SegmentRecord(FrozenModel):
     """What a segment was in one release."""
 
     release: int = Field(ge=1)
@@ -53,7 +51,7 @@ class SegmentRecord(_Model):
     share: float = Field(ge=0, le=1)
 
 
-class SegmentProfile(_Model):
+class SegmentProfile(FrozenModel):
     """A segment; see the API's `SegmentProfile` for units."""
 
     segment_id: int = Field(ge=1)
@@ -73,7 +71,7 @@ class SegmentProfile(_Model):
     spend: Spend | None = None
 
 
-class Flow(_Model):
+class Flow(FrozenModel):
     """Users who went from one segment to another; see the API's `SegmentFlow`."""
 
     from_segment_id: int = Field(ge=0)
@@ -82,7 +80,7 @@ class Flow(_Model):
     share: float = Field(ge=0, le=1)
 
 
-class Change(_Model):
+class Change(FrozenModel):
     """A split or a merge; see the API's `SegmentChange`."""
 
     from_segment_ids: tuple[int, ...]
@@ -93,7 +91,7 @@ class Change(_Model):
         return segment_id in self.from_segment_ids or segment_id in self.to_segment_ids
 
 
-class Migration(_Model):
+class Migration(FrozenModel):
     """What became of the segments of the release before; see the API's `Migration`."""
 
     previous_release: int = Field(ge=1)

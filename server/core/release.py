@@ -21,9 +21,10 @@ import faiss
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from server.core.features import Inputs
+from server.core.frozen_model import FrozenModel
 from server.core.hash_index import HashIndex, hashes_of
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
@@ -50,18 +51,14 @@ TREND = "trend"
 """The column of `items.parquet` with what is added to personal scores for what is in demand just now, float32 nats."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class FileRecord(_Model):
+class FileRecord(FrozenModel):
     """A file of the release."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
 
 
-class Golden(_Model):
+class Golden(FrozenModel):
     """Inputs and the embeddings that they must give, so that a release proves itself on the machine that serves it."""
 
     item_index: list[list[int]]
@@ -88,7 +85,7 @@ class Golden(_Model):
         return float(np.abs(embeddings - expected).max())
 
 
-class Confidence(_Model):
+class Confidence(FrozenModel):
     """How sure a user's segment is, from how clearly it is the nearest; fitted by `training.segments.confidence`.
 
     `margins` rise from 0 to 1, and `stays` gives at each of them the share of users who were in the same segment
@@ -115,7 +112,7 @@ class Confidence(_Model):
         return found
 
 
-class Manifest(_Model):
+class Manifest(FrozenModel):
     """`manifest.json`."""
 
     schema_version: int = SCHEMA_VERSION

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
+from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
 from training.config import Clean, Missing, Outliers
 from training.data.log_reader import RawLog
@@ -23,10 +23,8 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 _FOREST_ROWS = 100_000
 
 
-class Step(BaseModel):
+class Step(FrozenModel):
     """One line of the account; `rows_changed` counts rows that stayed and were altered."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     rows_in: int
@@ -40,10 +38,8 @@ class Step(BaseModel):
         return self.rows_in - self.rows_dropped
 
 
-class Account(BaseModel):
+class Account(FrozenModel):
     """What cleaning did: steps in order, each taking in what the one before passed on, and remarks."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     rows_in: int
     rows_out: int

@@ -12,8 +12,9 @@ from typing import Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
 from training.config import Text
 from training.data.columns import find_columns, require_columns
@@ -29,10 +30,8 @@ _PROBE = "Segrec"
 _CONTROL = r"[\x00-\x1f\x7f]"
 
 
-class TextSource(BaseModel):
+class TextSource(FrozenModel):
     """Where text vectors come from, so that those of later items come from the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = Field(description="The language model; empty where there is none.")
     model_dim: int = Field(ge=0)

@@ -19,11 +19,12 @@ from typing import Any, Literal, Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from rich.console import Group, RenderableType
 from rich.table import Table
 from scipy import stats
 
+from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
@@ -46,11 +47,7 @@ FALSE_ALARMS = 0.001
 """How often chance exceeds the limit of one measure."""
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DriftMeasure(_Model):
+class DriftMeasure(FrozenModel):
     """One thing that was compared; larger is further. It counts from a limit on, if it exceeds `chance` as well."""
 
     name: str
@@ -70,7 +67,7 @@ class DriftMeasure(_Model):
         return cls(name=name, kind=kind, value=value, chance=chance, verdict=verdict, **limits)
 
 
-class SegmentDrift(_Model):
+class SegmentDrift(FrozenModel):
     """Share of users who are in a segment, when the release was made and now."""
 
     segment_id: int
@@ -79,7 +76,7 @@ class SegmentDrift(_Model):
     now: float = Field(ge=0, le=1)
 
 
-class Figure(_Model):
+class Figure(FrozenModel):
     """A figure of users then and now; None where the release does not tell."""
 
     name: str
@@ -87,7 +84,7 @@ class Figure(_Model):
     now: float | None
 
 
-class Drift(_Model):
+class Drift(FrozenModel):
     """What became of the users of a release: `verdict` is the worst one of `measures`."""
 
     release: int

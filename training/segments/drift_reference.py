@@ -11,8 +11,9 @@ from typing import Self
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.segments import normalised, segment_part
 from training.errors import RunError
@@ -33,10 +34,8 @@ _DIGITS = 7
 _ROWS_AT_ONCE = 65_536
 
 
-class DriftReference(BaseModel):
+class DriftReference(FrozenModel):
     """Users of a release when it was made: E numbers place a user, B bins of distance, P directions."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     user_count: int = Field(ge=1)
     mean_events: float = Field(gt=0, description="Events of a user that the encoder read, on average.")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from server.core.frozen_model import FrozenModel
 from server.core.profiles import SegmentProfile
 from server.core.release import Release
 from training.runs import Run, write_atomically
@@ -14,10 +15,8 @@ from training.runs import Run, write_atomically
 _FILE = "segmentation.json"
 
 
-class Segmentation(BaseModel):
+class Segmentation(FrozenModel):
     """Segments of one run. `profiles` are in the order of the centroids, without their history."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     profiles: tuple[SegmentProfile, ...]
     parent_release: int = Field(ge=0, description="The release that segment ids were matched to; 0 for none.")

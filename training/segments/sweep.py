@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from rich.table import Table
 
+from server.core.frozen_model import FrozenModel
 from server.core.repository.layout import read_preprocessing
 from training.config import SegmentSettings
 from training.data.sequences import read_log
@@ -54,10 +55,8 @@ Figure = Annotated[float, BeforeValidator(_to_nan)]
 """A float that may be NaN, for what cannot be told; null in JSON."""
 
 
-class KRow(BaseModel):
+class KRow(FrozenModel):
     """Figures of one k, as in `training.segments.measures`; NaN (null in the file) where the log cannot tell."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     k: int
     smallest: int = Field(description="Users of the smallest segment.")
@@ -74,10 +73,8 @@ class KRow(BaseModel):
     lift_error: Figure
 
 
-class KSweep(BaseModel):
+class KSweep(FrozenModel):
     """A sweep over k, what it chose and why. `of` is when the encoder that made the embeddings was exported."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     of: str
     users: int

@@ -8,17 +8,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
+
+from server.core.frozen_model import FrozenModel
 
 AUDIT = "audit.jsonl"
 
 What = Literal["publish", "traffic", "rollback", "guard", "prune"]
 
 
-class AuditEntry(BaseModel):
+class AuditEntry(FrozenModel):
     """Who did what to which release, when and why; `details` are figures and states that belong to it."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     who: str

@@ -13,9 +13,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack
+from server.core.frozen_model import FrozenModel
 from server.core.repository.audit import AuditEntry, What, append_audit, read_audit
 
 TRAFFIC = "traffic.json"
@@ -27,11 +28,7 @@ _KEY_BYTES = 16
 _LARGEST_HASH = 2.0**64
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Guard(_Model):
+class Guard(FrozenModel, allow_inf_nan=False):
     """Bounds past which the server takes a canary out; see the API's `Guard`. None: not watched."""
 
     max_error_share: float | None = Field(default=None, ge=0, le=1)
@@ -49,7 +46,7 @@ class Guard(_Model):
         return self
 
 
-class Traffic(_Model):
+class Traffic(FrozenModel, allow_inf_nan=False):
     """Which release answers whom. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
 
     `canary_percent` of the users (above 0, to 99) are answered by the canary. `key` makes the choice of users

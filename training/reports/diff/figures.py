@@ -2,18 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from server.core.frozen_model import FrozenModel
 from server.core.profiles import Migration
 
 SameTest = Literal["same", "different", "unknown"]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SegmentComparison(_Model):
+class SegmentComparison(FrozenModel):
     """Shares of the users who are in a segment by each release, and of those of before who stay; None: not told.
 
     A segment that a release does not have has no label there.
@@ -27,7 +24,7 @@ class SegmentComparison(_Model):
     stay: float | None
 
 
-class Sureness(_Model):
+class Sureness(FrozenModel):
     """Shares of users who have a confident segment by each release, and of those who are no longer or newly sure."""
 
     before: float
@@ -36,7 +33,7 @@ class Sureness(_Model):
     gained: float
 
 
-class Items(_Model):
+class Items(FrozenModel):
     """The items that `Recommend` answers with, as many as it gives by default.
 
     `overlap` is the mean share of a user's items that are in both lists, `quantiles` the same at 5, 25, 50, 75 and
@@ -55,7 +52,7 @@ class Items(_Model):
     score_shift_interval: tuple[float, float] | None
 
 
-class Vectors(_Model):
+class Vectors(FrozenModel):
     """User embeddings side by side.
 
     `neighbours` is the share of a user's nearest users that both releases agree on, `by_chance` what two random
@@ -70,7 +67,7 @@ class Vectors(_Model):
     cosine_low: float | None
 
 
-class Catalogue(_Model):
+class Catalogue(FrozenModel):
     """Items of each release, those that came and went, and their share of all events of the release that has them."""
 
     before: int
@@ -81,7 +78,7 @@ class Catalogue(_Model):
     gone_popularity: float
 
 
-class QualityFigure(_Model):
+class QualityFigure(FrozenModel):
     """A figure of the manifests, larger is better; None where a release does not have it."""
 
     name: str
@@ -94,7 +91,7 @@ class QualityFigure(_Model):
         return self.before, self.after
 
 
-class Diff(_Model):
+class Diff(FrozenModel):
     """Everything that is told of two releases; `users` of `user_count` were asked about, `compared` are known to both.
 
     Shares are of the compared users. `microseconds` is the encoders' time for a user on one thread, before and after.
