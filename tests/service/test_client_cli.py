@@ -1,4 +1,4 @@
-"""The command `segrec` as people run it: output, exit codes, counts that add up, and going on after a kill."""
+"""The command `segrec` as people run it: output, exit codes, matching counts, and resuming after a kill."""
 
 import csv
 import json
@@ -57,7 +57,7 @@ def test_segments_are_printed_as_a_table_or_json(fake: FakeSegrec, capsys: pytes
     assert records(capsys.readouterr().out)[0]["segment_id"] == 3
 
 
-def test_a_bad_user_does_not_keep_the_others_from_their_answer(
+def test_a_bad_user_does_not_stop_the_answers_of_the_others(
     fake: FakeSegrec, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main.main(["recommend", "bad", "ab", "--top-k", "2", "--json"]) == 2
@@ -91,7 +91,7 @@ def test_errors_are_one_sentence_and_a_code(
 @pytest.mark.parametrize(
     "arguments", [["segment", "ab"], ["segments"], ["stream", "--users", "users.csv", "--out", "out.csv"]]
 )
-def test_a_server_that_is_not_there_is_named(
+def test_the_error_names_the_address_where_no_server_answers(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     fake.stop()
@@ -113,7 +113,7 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
         assert main.main(arguments) == 0
     text = capsys.readouterr().out
     assert "Tea ×2.5" in text
-    assert "since release 7, of 1,200 users known to both" in text
+    assert "since release 7, of 1,200 users known to both releases:" in text
     assert "new: 1, 2\nsplit: 3 → 1, 2\n" in text
     assert "state: active" in text
     assert "2023-11-14T22:13:20Z  view    i     2.5000" in text
@@ -158,7 +158,7 @@ def test_a_stream_writes_every_user_once_in_order(
 
 
 @pytest.mark.parametrize("flags", [[], ["--json"], ["--recommend"]])
-def test_degraded_users_are_counted_and_have_a_code_of_their_own(
+def test_degraded_users_are_counted_and_have_their_own_exit_code(
     fake: FakeSegrec, capsys: pytest.CaptureFixture[str], flags: list[str]
 ) -> None:
     Path("users.txt").write_text("ab\nslow-1\ncold\nslow-2\n", encoding="utf-8")
@@ -189,7 +189,7 @@ def test_a_stream_recommends(fake: FakeSegrec, users_file: str, suffix: str) -> 
 
 @pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
 @pytest.mark.parametrize("recommend", [False, True])
-def test_a_stream_tells_how_sure_each_segment_is(fake: FakeSegrec, suffix: str, recommend: bool) -> None:
+def test_a_stream_writes_the_confidence_of_each_segment(fake: FakeSegrec, suffix: str, recommend: bool) -> None:
     Path("users.csv").write_text("user_id\nab\ntorn\ncold\n", encoding="utf-8")
     arguments = ["stream", "--users", "users.csv", "--out", f"out{suffix}"]
     assert main.main(arguments + ["--recommend", "--top-k", "1"] * recommend) == 0
@@ -208,7 +208,7 @@ def read(path: str) -> list[dict[str, Any]]:
         return list(csv.DictReader(file)) if path.endswith(".csv") else [json.loads(line) for line in file]
 
 
-def test_counts_that_do_not_add_up_have_a_code_of_their_own(
+def test_counts_that_do_not_match_have_their_own_exit_code(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fake.script.summary_error = 1
@@ -218,7 +218,7 @@ def test_counts_that_do_not_add_up_have_a_code_of_their_own(
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])
-def test_a_killed_stream_goes_on_where_it_was(fake: FakeSegrec, users_file: str, suffix: str) -> None:
+def test_a_killed_stream_resumes_where_it_stopped(fake: FakeSegrec, users_file: str, suffix: str) -> None:
     assert main.main(["stream", "--users", users_file, "--out", f"whole{suffix}", "--chunk-size", "50"]) == 0
     arguments = ["stream", "--users", users_file, "--out", f"out{suffix}", "--chunk-size", "50"]
     kill_when_stalled(fake, arguments, 20, signal.SIGKILL)
@@ -230,13 +230,13 @@ def test_a_killed_stream_goes_on_where_it_was(fake: FakeSegrec, users_file: str,
     assert sorted(os.listdir()) == sorted([f"whole{suffix}", f"out{suffix}", "users.csv"])
 
 
-def test_an_interrupted_stream_says_how_to_go_on(fake: FakeSegrec, users_file: str) -> None:
+def test_an_interrupted_stream_says_how_to_resume(fake: FakeSegrec, users_file: str) -> None:
     arguments = ["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "50"]
     first_count = fake.script.answered_chunks
     code, text = kill_when_stalled(fake, arguments, 20, signal.SIGINT)
-    done = json.loads(Path("out.csv.progress").read_text(encoding="utf-8"))["read_count"]
+    written_count = json.loads(Path("out.csv.progress").read_text(encoding="utf-8"))["read_count"]
     assert code == 130
-    assert f"{done:,} users are done and kept; go on with:\n  segrec stream --users" in text
+    assert f"{written_count:,} users are written; continue with:\n  segrec stream --users" in text
     assert "Traceback" not in text
     assert main.main([*arguments, "--resume"]) == 0
     assert [row["user_id"] for row in read("out.csv")] == USERS
@@ -268,7 +268,7 @@ def kill_when_stalled(
 
 
 @pytest.mark.parametrize("change", ["users", "question", "progress", "shorter"])
-def test_resuming_something_else_is_refused(
+def test_resuming_with_other_users_or_options_or_files_is_refused(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     arguments = ["stream", "--users", users_file, "--out", "out.csv", "--chunk-size", "50"]
@@ -285,14 +285,14 @@ def test_resuming_something_else_is_refused(
     assert "Cannot resume" in capsys.readouterr().err
 
 
-def test_resuming_what_is_complete_is_refused(fake: FakeSegrec, users_file: str) -> None:
+def test_resuming_a_complete_output_is_refused(fake: FakeSegrec, users_file: str) -> None:
     arguments = ["stream", "--users", users_file, "--out", "out.csv"]
     assert main.main(arguments) == 0
     assert main.main([*arguments, "--resume"]) == 2
     assert len(read("out.csv")) == 2000
 
 
-def test_a_server_that_goes_away_for_a_moment_is_not_noticed(fake: FakeSegrec, users_file: str) -> None:
+def test_a_stream_survives_a_short_loss_of_the_server(fake: FakeSegrec, users_file: str) -> None:
     losses = iter([True])
 
     def lose_once(number: int) -> None:

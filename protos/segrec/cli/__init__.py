@@ -1,4 +1,4 @@
-"""The command `segrec`: questions, streams, records and traffic from a shell.
+"""The command `segrec`: queries, streams, event recording and traffic from a shell.
 
-The top of `segrec`: may import all of it. It needs grpcio and protobuf only.
+The top package of `segrec`: it may import every other module. It needs only grpcio and protobuf.
 """

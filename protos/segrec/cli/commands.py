@@ -1,4 +1,4 @@
-"""The commands of `segrec` that ask one thing and print it."""
+"""The commands of `segrec` that print the answers of unary calls."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentProfile
 
 
 def segment(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Prints the segment of each user; the exit code is that of the first failure."""
-    rows, code = _each(options.users, lambda user: client.segment(user, release=options.release))
+    """Prints the segment of each user; returns the exit code of the first failure."""
+    rows, code = _answers(options.users, lambda user: client.segment(user, release=options.release))
     records = [segment_record(SegmentRow(user_id=user, result=answer)) for user, answer in rows]
     if options.json:
         _print_json(records)
@@ -30,7 +30,8 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
             table(
                 ("user", "segment", "label", "confidence", "distance", "release", "events", "note"),
                 [
-                    [_id(record[name]) if name == "user_id" else record[name] for name in columns] + [_note(record)]
+                    [_shown_id(record[name]) if name == "user_id" else record[name] for name in columns]
+                    + [_note(record)]
                     for record in records
                 ],
             )
@@ -38,9 +39,9 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
     return code
 
 
-def recommend(client: SegrecClient, options: argparse.Namespace, choice: RecommendArguments) -> int:
-    """Prints the items for each user; the exit code is that of the first failure."""
-    rows, code = _each(options.users, lambda user: client.recommend(user, release=options.release, **choice))
+def recommend(client: SegrecClient, options: argparse.Namespace, arguments: RecommendArguments) -> int:
+    """Prints the items for each user; returns the exit code of the first failure."""
+    rows, code = _answers(options.users, lambda user: client.recommend(user, release=options.release, **arguments))
     records = [recommend_record(RecommendRow(user_id=user, result=answer)) for user, answer in rows]
     if options.json:
         _print_json(records)
@@ -50,19 +51,19 @@ def recommend(client: SegrecClient, options: argparse.Namespace, choice: Recomme
         facts = [segment_text, f"release {record['release']}", f"{record['history_event_count']:,} events"]
         print(f"{record['user_id']}: {', '.join(fact for fact in (*facts, _note(record)) if fact)}")
         items = [
-            (str(rank), _id(item["item_id"]), item["title"], item["score"], item["reason"], "seen" * item["seen"])
+            (str(rank), _shown_id(item["item_id"]), item["title"], item["score"], item["reason"], "seen" * item["seen"])
             for rank, item in enumerate(record["items"], start=1)
         ]
         print(table(("rank", "item", "title", "score", "reason", ""), items) if items else "no items")
     return code
 
 
-def _each(users: list[str], ask: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
-    """The answers by user, and the exit code; a user that is refused does not keep the others from theirs."""
+def _answers(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
+    """The answers by user, and the exit code. A refused user is reported on stderr; the other users are answered."""
     rows, code = [], OK
     for user in users:
         try:
-            rows.append((user, ask(user)))
+            rows.append((user, call(user)))
         except (InvalidArgument, NotFound) as error:
             print(f"segrec: {user!r}: {error}", file=sys.stderr)
             code = code or exit_code(error)
@@ -74,16 +75,16 @@ def _note(record: dict[str, Any]) -> str:
         return f"degraded: {record['reason'].lower().replace('_', ' ')}"
     if record["state"] == "no_history":
         return "no history"
-    in_doubt = ["no confident segment"] if record["state"] == "no_confident_segment" else []
-    return ", ".join(in_doubt + ["short history"] * record["short_history"])
+    notes = ["no confident segment"] if record["state"] == "no_confident_segment" else []
+    return ", ".join(notes + ["short history"] * record["short_history"])
 
 
-def _id(text: str) -> str:
+def _shown_id(text: str) -> str:
     return text or '""'
 
 
 def segments(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Prints the segments of a release, or one of them in detail."""
+    """Prints the segments of a release, or one segment in detail."""
     if options.segment_id is not None:
         answer = client.get_segment(options.segment_id, options.release)
         if options.json:
@@ -92,17 +93,17 @@ def segments(client: SegrecClient, options: argparse.Namespace) -> int:
             _print_profile(answer.segment, answer.release)
             _print_migration(answer.migration)
         return OK
-    listed = client.list_segments(options.release)
+    response = client.list_segments(options.release)
     if options.json:
-        _print_json([_profile_record(profile, listed.release) for profile in listed.segments])
+        _print_json([_profile_record(profile, response.release) for profile in response.segments])
         return OK
-    print(f"release {listed.release}")
+    print(f"release {response.release}")
     lines = [
         (profile.segment_id, profile.label, profile.user_count, f"{profile.share:.1%}", _traits(profile))
-        for profile in listed.segments
+        for profile in response.segments
     ]
     print(table(("segment", "label", "users", "share", "what sets it apart"), lines))
-    _print_migration(listed.migration)
+    _print_migration(response.migration)
     return OK
 
 
@@ -120,26 +121,26 @@ def _print_profile(profile: SegmentProfile, release: int) -> None:
     print(table(("trait", "name", "share", "lift"), traits) + "\n")
     items = [(item.item_id, item.title, item.score, item.lift) for item in profile.top_items]
     print(table(("item", "title", "score", "lift"), items) + "\n")
-    past = [(record.release, record.user_count, f"{record.share:.1%}") for record in profile.history]
-    print(table(("release", "users", "share"), past))
+    sizes = [(record.release, record.user_count, f"{record.share:.1%}") for record in profile.history]
+    print(table(("release", "users", "share"), sizes))
 
 
 def _print_migration(migration: Migration) -> None:
-    """What became of the segments of the release before; nothing where there was none."""
+    """Prints how users and segments changed since the previous release; nothing without a previous release."""
     if not migration.previous_release:
         return
-    print(f"\nsince release {migration.previous_release}, of {migration.user_count:,} users known to both:")
+    print(f"\nsince release {migration.previous_release}, of {migration.user_count:,} users known to both releases:")
     lines = [
         (flow.from_segment_id or "elsewhere", flow.to_segment_id, flow.user_count, f"{flow.share:.1%}")
         for flow in migration.flows
     ]
     print(table(("from", "to", "users", "share"), lines))
-    changes = {"new": migration.born_segment_ids, "retired": migration.retired_segment_ids}
-    told = [f"{what}: {_ids(segment_ids)}" for what, segment_ids in changes.items() if segment_ids]
-    kinds = (("split", migration.splits), ("merged", migration.merges))
-    told += [f"{kind}: {_ids(c.from_segment_ids)} → {_ids(c.to_segment_ids)}" for kind, found in kinds for c in found]
-    if told:
-        print("\n".join(told))
+    for name, segment_ids in (("new", migration.born_segment_ids), ("retired", migration.retired_segment_ids)):
+        if segment_ids:
+            print(f"{name}: {_ids(segment_ids)}")
+    for name, changes in (("split", migration.splits), ("merged", migration.merges)):
+        for change in changes:
+            print(f"{name}: {_ids(change.from_segment_ids)} → {_ids(change.to_segment_ids)}")
 
 
 def _ids(segment_ids: Iterable[int]) -> str:
@@ -151,7 +152,7 @@ def _profile_record(profile: SegmentProfile, release: int) -> dict[str, Any]:
     record["traits"] = [_fields(trait, "kind", "name", "share", "lift") for trait in profile.traits]
     record["top_items"] = [_fields(item, "item_id", "title", "score", "lift") for item in profile.top_items]
     record["description"] = profile.description
-    record["history"] = [_fields(past, "release", "user_count", "share") for past in profile.history]
+    record["history"] = [_fields(size, "release", "user_count", "share") for size in profile.history]
     return record | {"release": release}
 
 
@@ -183,7 +184,7 @@ def _event_record(event: Event) -> dict[str, Any]:
 
 
 def erase(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Erases a user."""
+    """Erases a user and prints the number of erased events."""
     count = client.erase(options.user).erased_event_count
     if options.json:
         _print_json([{"user_id": options.user, "erased_event_count": count}])
@@ -193,14 +194,14 @@ def erase(client: SegrecClient, options: argparse.Namespace) -> int:
 
 
 def releases(client: ModelClient, options: argparse.Namespace) -> int:
-    """Prints the releases, or one of them in detail."""
-    found = client.list_releases() if options.number is None else [client.get_release(options.number)]
-    records = [_release_record(release) for release in found]
+    """Prints the releases, or one release in detail."""
+    messages = client.list_releases() if options.number is None else [client.get_release(options.number)]
+    records = [_release_record(release) for release in messages]
     if options.json:
         _print_json(records)
     elif options.number is not None:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
-        print("\n".join([*facts, *live_sentences(found[0])]))
+        print("\n".join([*facts, *live_sentences(messages[0])]))
     else:
         columns = ("release", "state", "traffic_percent", "created_time", "item_count", "segment_count", "failure")
         lines = [[record[name] for name in columns] for record in records]

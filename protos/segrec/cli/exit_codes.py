@@ -1,4 +1,4 @@
-"""Exit codes of `segrec`, and which error gives which."""
+"""The exit codes of `segrec` and the errors that they stand for."""
 
 import grpc
 
@@ -10,7 +10,7 @@ USAGE = 2
 NOT_FOUND = 3
 UNAVAILABLE = 4
 ROWS_FAILED = 5
-DOES_NOT_ADD_UP = 6
+DATA_LOSS = 6
 ROWS_DEGRADED = 7
 INTERRUPTED = 130
 BROKEN_PIPE = 141
@@ -21,7 +21,7 @@ _BY_CODE = {
     grpc.StatusCode.UNAVAILABLE: UNAVAILABLE,
     grpc.StatusCode.DEADLINE_EXCEEDED: UNAVAILABLE,
     grpc.StatusCode.RESOURCE_EXHAUSTED: UNAVAILABLE,
-    grpc.StatusCode.DATA_LOSS: DOES_NOT_ADD_UP,
+    grpc.StatusCode.DATA_LOSS: DATA_LOSS,
 }
 
 HELP = """\
@@ -29,10 +29,10 @@ exit codes:
   0    all done
   1    any other failure
   2    a wrong argument, option or file
-  3    not found: a release, a segment
-  4    no server answers, or not in time
+  3    the release or the segment does not exist
+  4    no server answers, or the answer is too late
   5    done, but some users failed or some events were refused
-  6    the answers or counts do not add up
+  6    the answers or counts of a stream do not match
   7    done, but some users have a degraded answer (and none failed)
   130  interrupted (Ctrl-C)"""
 

@@ -1,10 +1,11 @@
-"""Reads users and events from CSV, NDJSON, Parquet or plain lists, a piece at a time."""
+"""Reads users and events from CSV, NDJSON, Parquet or one id per line, without loading the whole file."""
 
 import csv
 import io
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 from types import ModuleType, TracebackType
 from typing import Any, Self
@@ -17,7 +18,7 @@ _LONGEST_FIELD = 64 * 1024 * 1024
 
 
 def polars() -> ModuleType:
-    """Polars, which only Parquet needs. Raises InvalidArgument where it is not installed."""
+    """Polars, which only Parquet needs. Raises InvalidArgument when Polars is not installed."""
     try:
         import polars as module
     except ImportError:
@@ -27,7 +28,10 @@ def polars() -> ModuleType:
 
 
 class InputFile:
-    """A file of rows. `fraction` tells how far it has been read. Bytes that are not UTF-8 come as surrogates."""
+    """A file of rows. Bytes that are not UTF-8 are read as surrogates, so that one bad id costs one row.
+
+    Raises InvalidArgument, also while reading, when the file cannot be read.
+    """
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -42,11 +46,11 @@ class InputFile:
 
     @property
     def fraction(self) -> float | None:
-        """Share of the file that has been read, 0 to 1; None where that is unknown."""
+        """Share of the file that has been read, 0 to 1; None before reading starts."""
         return min(self._position() / self._total, 1.0) if self._total else None
 
     def users(self) -> Iterator[str]:
-        """The ids in column or field `user_id`, or one a line where there is no such column. Skips blank lines."""
+        """The ids of column or field `user_id`; without such a column, one id per line. Skips blank lines."""
         if self.suffix == ".parquet":
             for row in self._parquet_rows(["user_id"]):
                 yield _text(row["user_id"])
@@ -82,7 +86,7 @@ class InputFile:
             return
         if self.suffix == ".csv" and len(header) > 1:
             raise InvalidArgument(f"{self.path} has no column user_id; its columns are {', '.join(header)}")
-        for line in _chained(first, lines):
+        for line in chain([first], lines):
             user_id = line.rstrip("\r\n")
             if user_id:
                 yield user_id
@@ -119,23 +123,22 @@ class InputFile:
             columns = frame.collect_schema().names()
             self._require(required, columns)
             self._total = frame.select(pl.len()).collect().item()
-            chosen = frame.select([name for name in [*required, *optional] if name in columns])
-            done = 0
-            self._position = lambda: done
-            for batch in chosen.collect_batches(chunk_size=_PARQUET_ROWS, maintain_order=True):
+            selected = frame.select([name for name in [*required, *optional] if name in columns])
+            read_count = 0
+            self._position = lambda: read_count
+            for batch in selected.collect_batches(chunk_size=_PARQUET_ROWS, maintain_order=True):
                 yield from batch.iter_rows(named=True)
-                done += batch.height
+                read_count += batch.height
         except (OSError, pl.exceptions.PolarsError) as error:
             raise InvalidArgument(f"{self.path} is not readable as Parquet: {error}") from error
 
     def _require(self, required: Iterable[str], columns: list[str]) -> None:
         missing = [name for name in required if name not in columns]
         if missing:
-            have = ", ".join(columns) or "none"
-            raise InvalidArgument(f"{self.path} lacks the column {', '.join(missing)}; its columns are {have}")
+            existing = ", ".join(columns) or "none"
+            raise InvalidArgument(f"{self.path} lacks the column {', '.join(missing)}; its columns are {existing}")
 
     def close(self) -> None:
-        """Closes the file."""
         (self._text or self._raw).close()
 
     def __enter__(self) -> Self:
@@ -145,13 +148,8 @@ class InputFile:
         self.close()
 
 
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
 def _text(value: object) -> str:
-    """An id as text; empty, which the server refuses, for what is no id."""
+    """An id as text; empty for a value that is not an id, so that the server refuses the row."""
     if isinstance(value, str):
         return value
     return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""

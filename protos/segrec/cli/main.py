@@ -1,4 +1,4 @@
-"""The command `segrec`."""
+"""The command `segrec`: its parsers, its connection options, and errors as exit codes."""
 
 import argparse
 import io
@@ -14,13 +14,13 @@ from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import RecommendArguments, strategy_of
 
 _TIMEOUT_SECONDS = 5.0
-_DEFAULT_WAIT = {"stream": "30", "traffic": "90", "rollback": "90"}
+_DEFAULT_TIMEOUTS = {"stream": "30", "traffic": "90", "rollback": "90"}
 _MODEL_COMMANDS: dict[str, Callable[[ModelClient, argparse.Namespace], int]] = {
     "releases": commands.releases,
     "traffic": traffic.traffic,
     "rollback": traffic.rollback,
 }
-_CHOICE = {
+_RECOMMEND_FIELDS = {
     "top_k": "top_k",
     "strategy": "strategy",
     "exclude_seen": "exclude_seen",
@@ -33,7 +33,7 @@ _CHOICE = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code; errors are one sentence on stderr."""
+    """Runs one command and returns its exit code. An error is one sentence on stderr."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that is not UTF-8 gets escapes, not an error
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("segrec: interrupted", file=sys.stderr)
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone; what Python would still write at exit goes nowhere instead of failing.
+        # The reader closed the pipe. Python writes to stdout once more at exit; /dev/null keeps that from failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except OSError as error:
@@ -65,7 +65,7 @@ def _run(options: argparse.Namespace) -> int:
             return _MODEL_COMMANDS[options.command](models, options)
     address = options.address or os.environ.get("SEGREC_ADDRESS") or DEFAULT_ADDRESS
     with SegrecClient(address, tls=tls, timeout_seconds=timeout_seconds) as client:
-        return _ask(client, options)
+        return _run_command(client, options)
 
 
 def _token(options: argparse.Namespace) -> str:
@@ -74,14 +74,14 @@ def _token(options: argparse.Namespace) -> str:
     return traffic.read_token(options.token_file or os.environ.get("SEGREC_TOKEN_FILE", ""))
 
 
-def _ask(client: SegrecClient, options: argparse.Namespace) -> int:
+def _run_command(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.command == "recommend":
-        return commands.recommend(client, options, _choice(options))
+        return commands.recommend(client, options, _recommend_arguments(options))
     if options.command == "stream":
-        choice = _choice(options)
-        if choice and not options.recommend:
-            raise InvalidArgument(f"{', '.join(choice)}: only with --recommend")
-        return stream.stream_users(client, options, choice)
+        arguments = _recommend_arguments(options)
+        if arguments and not options.recommend:
+            raise InvalidArgument(f"{', '.join(arguments)}: give these options only with --recommend")
+        return stream.stream_users(client, options, arguments)
     if options.command == "record":
         return record.record_file(client, options)
     simple = {
@@ -97,30 +97,34 @@ def _wants_tls(options: argparse.Namespace) -> bool:
     return bool(options.tls_ca or options.tls_cert or options.tls_key)
 
 
-def _choice(options: argparse.Namespace) -> RecommendArguments:
-    given = {field: getattr(options, name) for name, field in _CHOICE.items() if getattr(options, name) is not None}
-    if "strategy" in given:
-        strategy_of(given["strategy"])
-    return cast(RecommendArguments, given)
+def _recommend_arguments(options: argparse.Namespace) -> RecommendArguments:
+    values = {field: getattr(options, name) for name, field in _RECOMMEND_FIELDS.items()}
+    arguments = {field: value for field, value in values.items() if value is not None}
+    if "strategy" in arguments:
+        strategy_of(arguments["strategy"])
+    return cast(RecommendArguments, arguments)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="segrec",
-        description="Asks a Segrec server for segments and recommendations.",
+        description="Queries a Segrec server for segments and recommendations.",
         epilog=exit_codes.HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    _add_questions(_Commands(subparsers))
-    _add_files(_Commands(subparsers))
+    commands_ = _Commands(subparsers)
+    _add_query_commands(commands_)
+    _add_model_commands(commands_)
+    _add_file_commands(commands_)
     return parser
 
 
-_TRAFFIC_DETAILS = """In force when it returns.
-A canary answers the same users at the same share, always; a larger share only adds users.
-What is not said stays: 8=5 gives release 8 five percent, and the rest to the stable one."""
-_ROLLBACK_DETAILS = """A canary is taken out; without one, the release that was stable before answers again."""
+_TRAFFIC_DETAILS = """The change is in force when the command returns.
+A canary always answers the same users at the same share; a larger share only adds users.
+8=5 gives five percent of the users to release 8 and the rest to the stable release.
+Without --shadow the shadow stays; without --guard the guard stays with its canary."""
+_ROLLBACK_DETAILS = """Removes the canary; without a canary, the previous stable release answers again."""
 
 
 class _Commands:
@@ -130,7 +134,7 @@ class _Commands:
         self._subparsers = subparsers
 
     def add(self, name: str, summary: str, details: str = "") -> argparse.ArgumentParser:
-        """A command with the common options; `details` follows the summary in its help."""
+        """A command with the common options. Its help starts with the summary and the details."""
         parser = self._subparsers.add_parser(
             name,
             help=summary,
@@ -148,12 +152,13 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
         variable, default = ("SEGREC_MODEL_ADDRESS", DEFAULT_MODEL_ADDRESS)
     common = parser.add_argument_group("connection and output")
     common.add_argument("--address", metavar="HOST:PORT", help=f"the server; default ${variable}, else {default}")
-    common.add_argument("--tls-ca", default="", metavar="FILE", help="trust these certificates (PEM), and encrypt")
+    common.add_argument("--tls-ca", default="", metavar="FILE", help="trusted root certificates (PEM); turns TLS on")
     common.add_argument("--tls-cert", default="", metavar="FILE", help="client certificate (PEM)")
-    common.add_argument("--tls-key", default="", metavar="FILE", help="its key (PEM)")
-    waits = f"for an answer; default {_DEFAULT_WAIT.get(name, '5')}"
-    common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=f"longest wait {waits}")
-    common.add_argument("--json", action="store_true", help="print JSON, one object a line")
+    common.add_argument("--tls-key", default="", metavar="FILE", help="key of the client certificate (PEM)")
+    default_timeout = _DEFAULT_TIMEOUTS.get(name, "5")
+    timeout_help = f"longest wait for an answer; default {default_timeout}"
+    common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=timeout_help)
+    common.add_argument("--json", action="store_true", help="print JSON, one object per line")
 
 
 def _seconds(text: str) -> float:
@@ -166,59 +171,64 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _add_questions(commands_: _Commands) -> None:
-    segment = commands_.add("segment", "tell the segment of users")
+def _add_query_commands(commands_: _Commands) -> None:
+    segment = commands_.add("segment", "show the segment of each user")
     segment.add_argument("users", nargs="+", metavar="USER")
     _add_release(segment)
     recommend = commands_.add("recommend", "recommend items to users")
     recommend.add_argument("users", nargs="+", metavar="USER")
     _add_release(recommend)
-    _add_choice(recommend)
-    segments = commands_.add("segments", "list the segments, or show one of them")
+    _add_recommend_options(recommend)
+    segments = commands_.add("segments", "list the segments, or show one segment")
     segments.add_argument("segment_id", nargs="?", type=int, metavar="ID")
     _add_release(segments)
     history = commands_.add("history", "show the newest events of a user")
     history.add_argument("user", metavar="USER")
-    history.add_argument("--limit", type=int, default=100, help="how many, 1 to 4096; default 100")
-    erase = commands_.add("erase", "delete all that is stored of a user")
+    history.add_argument("--limit", type=int, default=100, help="number of events, 1 to 4096; default 100")
+    erase = commands_.add("erase", "delete everything stored about a user")
     erase.add_argument("user", metavar="USER")
-    releases = commands_.add("releases", "list the releases, or show one of them")
+
+
+def _add_model_commands(commands_: _Commands) -> None:
+    releases = commands_.add("releases", "list the releases, or show one release")
     releases.add_argument("number", nargs="?", type=int, metavar="N")
     traffic.add_commands(
         (
-            commands_.add("traffic", "show which release answers whom, or say so", _TRAFFIC_DETAILS),
-            commands_.add("rollback", "take the last change of the traffic back", _ROLLBACK_DETAILS),
+            commands_.add("traffic", "show or change which release answers which users", _TRAFFIC_DETAILS),
+            commands_.add("rollback", "undo the last change of the traffic", _ROLLBACK_DETAILS),
         )
     )
 
 
-def _add_files(commands_: _Commands) -> None:
+def _add_file_commands(commands_: _Commands) -> None:
     stream = commands_.add(
         "stream",
-        "segment, or recommend to, all users of a file",
-        "A run that was interrupted goes on with --resume.\n"
-        "Each user is written once, in the order of the input, failed ones with their status.\n"
-        "Users with a degraded answer are counted at the end and give exit code 7; a second run asks for them again.",
+        "write the segments of, or items for, all users of a file",
+        "--resume continues an interrupted run.\n"
+        "Each user is written once, in the order of the input; a failed user is written with its status.\n"
+        "Users with a degraded answer are counted at the end and give exit code 7; a second run requests them again.",
     )
     stream.add_argument(
-        "--users", required=True, metavar="FILE", help="CSV, NDJSON or Parquet with user_id, or one id a line"
+        "--users", required=True, metavar="FILE", help="CSV, NDJSON or Parquet with user_id, or one id per line"
     )
     stream.add_argument(
-        "--out", required=True, metavar="FILE", help=".csv, .ndjson or .parquet; FILE.part until complete"
+        "--out", required=True, metavar="FILE", help=".csv, .ndjson or .parquet; named FILE.part until it is complete"
     )
-    stream.add_argument("--resume", action="store_true", help="go on with FILE where FILE.progress says it ended")
     stream.add_argument(
-        "--chunk-size", type=int, default=1024, metavar="N", help="users a message, 1 to 1024, default 1024"
+        "--resume", action="store_true", help="continue an interrupted run, as FILE.progress records it"
     )
-    stream.add_argument("--recommend", action="store_true", help="recommend items instead of telling segments")
+    stream.add_argument(
+        "--chunk-size", type=int, default=1024, metavar="N", help="users in one message, 1 to 1024; default 1024"
+    )
+    stream.add_argument("--recommend", action="store_true", help="write items instead of segments")
     _add_release(stream)
-    _add_choice(stream)
+    _add_recommend_options(stream)
     record = commands_.add(
         "record",
         "store the events of a file",
-        "Columns: user_id, item_id, action, and value, timestamp, event_id where there are any.\n"
-        "Times are ISO 8601 (UTC if they name no zone) or seconds or milliseconds since 1970.\n"
-        "Running it again stores nothing twice.",
+        "Columns: user_id, item_id, action; optional: value, timestamp, event_id.\n"
+        "Times are ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970.\n"
+        "A second run on the same file stores no event twice.",
     )
     record.add_argument("file", metavar="FILE", help="CSV, NDJSON or Parquet")
 
@@ -229,7 +239,7 @@ def _add_release(parser: argparse.ArgumentParser) -> None:
         type=_release,
         default=0,
         metavar="N",
-        help="answer from this one, or from stable or canary; default: as the traffic has it",
+        help="release that answers: a number, stable or canary; default: the traffic chooses",
     )
 
 
@@ -242,20 +252,24 @@ def _release(text: str) -> int | str:
         raise argparse.ArgumentTypeError(f"{text} is not a number, stable or canary") from None
 
 
-def _add_choice(parser: argparse.ArgumentParser) -> None:
-    choice = parser.add_argument_group("what to recommend")
-    choice.add_argument("--top-k", type=int, metavar="N", help="how many items, 1 to 500; default 10")
-    choice.add_argument("--strategy", metavar="NAME", help="hybrid (default), personal, segment or popular")
-    choice.add_argument(
+def _add_recommend_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("what to recommend")
+    group.add_argument("--top-k", type=int, metavar="N", help="number of items, 1 to 500; default 10")
+    group.add_argument("--strategy", metavar="NAME", help="hybrid (default), personal, segment or popular")
+    group.add_argument(
         "--exclude-seen",
         action=argparse.BooleanOptionalAction,
-        help="leave out items of the user's history; default as the release was trained",
+        help="leave out items of the user's history; the default is set in the release",
     )
-    choice.add_argument("--exclude-item", action="append", metavar="ID", help="never this item; may be repeated")
-    choice.add_argument("--exclude-category", action="append", metavar="NAME", help="nothing of this category")
-    choice.add_argument("--category", action="append", metavar="NAME", help="only items of this category")
-    choice.add_argument("--candidate", action="append", metavar="ID", help="rank only this item and others so named")
-    choice.add_argument("--diversity", type=float, metavar="X", help="variety over score, 0 (default) to 1")
+    group.add_argument("--exclude-item", action="append", metavar="ID", help="leave out this item; may be repeated")
+    group.add_argument(
+        "--exclude-category", action="append", metavar="NAME", help="leave out this category; may be repeated"
+    )
+    group.add_argument(
+        "--category", action="append", metavar="NAME", help="only items of this category; may be repeated"
+    )
+    group.add_argument("--candidate", action="append", metavar="ID", help="rank only the candidates; may be repeated")
+    group.add_argument("--diversity", type=float, metavar="X", help="weight of variety against score, 0 (default) to 1")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""Writes the rows of a stream so that an interrupted run can go on: a file, and beside it how far it is good."""
+"""Writes the rows of a stream so that an interrupted run can resume.
+
+`FILE.part` holds the rows until the output is complete; `FILE.progress` says how many of its bytes and rows are good.
+"""
 
 import csv
 import io
@@ -35,24 +38,24 @@ _BOOLEANS = ("short_history", "degraded")
 
 @dataclass(frozen=True, slots=True)
 class OutputProgress:
-    """How far an output is good; the content of `FILE.progress`."""
+    """The content of `FILE.progress`: how much of the output is on disk."""
 
     request: dict[str, Any] = field(default_factory=dict)
-    """What was asked; a run with another question must not go on here."""
+    """The options of the run; a run with other options must not resume it."""
     output_bytes: int = 0
     read_count: int = 0
     answered_count: int = 0
     failed_count: int = 0
     degraded_count: int = 0
     users_digest: str = ""
-    """Of the users done, in order: the input must begin with the same ones."""
+    """Hash of the written user ids, in order; a resumed input must start with the same ids."""
 
 
 class Output:
     """The output file of a stream, written as `FILE.part` until it is complete.
 
-    Rows are on disk at every checkpoint, at most a second apart. Parquet cannot be continued, so its rows are
-    collected as NDJSON and converted at the end.
+    A checkpoint each second puts the rows on disk. A Parquet file cannot be continued, so its rows are collected as
+    NDJSON and converted at the end. Raises InvalidArgument when the output cannot be written or resumed.
     """
 
     def __init__(self, path: str, request: dict[str, Any], *, resume: bool) -> None:
@@ -73,11 +76,11 @@ class Output:
     def _start(self, request: dict[str, Any], *, resume: bool) -> OutputProgress:
         if not self._progress_path.exists():
             if resume and self.path.exists():
-                raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to begin again")
+                raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to start again")
             return OutputProgress(request)
         if not resume:
-            message = f"{self._part} is the output of an interrupted run: add --resume to go on, or delete "
-            raise InvalidArgument(f"{message}{self._progress_path} to begin again")
+            message = f"{self._part} is the output of an interrupted run: add --resume to continue, or delete "
+            raise InvalidArgument(f"{message}{self._progress_path} to start again")
         return self._read_progress(request)
 
     def _read_progress(self, request: dict[str, Any]) -> OutputProgress:
@@ -86,7 +89,7 @@ class Output:
         except (OSError, ValueError, TypeError) as error:
             raise InvalidArgument(f"Cannot resume: {self._progress_path} is not readable ({error})") from error
         if progress.request != request:
-            raise InvalidArgument(f"Cannot resume: {self.path} was begun with {progress.request}")
+            raise InvalidArgument(f"Cannot resume: {self.path} was started with other options: {progress.request}")
         size = self._part.stat().st_size if self._part.exists() else 0
         if size < progress.output_bytes:
             raise InvalidArgument(f"Cannot resume: {self._part} is shorter than {self._progress_path} says")
@@ -106,10 +109,10 @@ class Output:
         return file
 
     def skip(self, user_ids: Iterator[str]) -> None:
-        """Takes the users that are done from the input, and makes sure that they are the same ones."""
+        """Skips the users that the output already holds. Raises InvalidArgument when the input has other users."""
         self._add_to_digest(readable(user_id) for user_id in islice(user_ids, self.resumed_count))
         if self.resumed_count and self._digest.hexdigest() != self.progress.users_digest:
-            raise InvalidArgument(f"Cannot resume: the users differ from those that {self.path} was begun with")
+            raise InvalidArgument(f"Cannot resume: the input does not start with the users that {self._part} holds")
 
     def _add_to_digest(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
@@ -117,13 +120,13 @@ class Output:
             self._digest.update(len(data).to_bytes(4, "little") + data)
 
     def write(self, rows: Sequence[Row]) -> None:
-        """Adds the rows of some users, in order."""
+        """Appends rows, and makes a checkpoint when the last one is more than a second old."""
         data = self._encode(rows)
         self._file.write(data)
         self._add_to_digest(row.user_id for row in rows)
         failed = sum(row.HasField("status") for row in rows)
         degraded = sum(row.result.info.degraded for row in rows if row.HasField("result"))
-        # One assignment: an interrupt before it leaves bytes that resuming cuts off, never a count that is wrong.
+        # One assignment: after an earlier interrupt the counts are still right, and resuming cuts the new bytes off.
         self.progress = OutputProgress(
             request=self.progress.request,
             output_bytes=self.progress.output_bytes + len(data),
@@ -137,7 +140,7 @@ class Output:
             self.checkpoint()
 
     def checkpoint(self) -> None:
-        """Puts the rows on disk, then, in one step, the note that they are there."""
+        """Syncs the rows to disk, then replaces the progress file by rename."""
         progress = self.progress
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -146,8 +149,8 @@ class Output:
         staged.replace(self._progress_path)
         self._checkpoint_time = time.monotonic()
 
-    def keep(self) -> None:
-        """Leaves what is there, to go on later; nothing when there is nothing."""
+    def suspend(self) -> None:
+        """Closes the output so that it can be resumed; deletes an output without rows."""
         self.checkpoint()
         self._file.close()
         if not self.progress.read_count:
@@ -155,12 +158,12 @@ class Output:
             self._part.unlink()
 
     def abandon(self) -> None:
-        """Leaves the rows to look at, but not to go on with."""
+        """Closes the output and keeps its rows for inspection; the output cannot be resumed."""
         self._file.close()
         self._progress_path.unlink()
 
     def finish(self) -> None:
-        """Makes the output complete, in one step, and removes what only resuming needs."""
+        """Renames or converts `FILE.part` to the complete output, and removes the progress file."""
         self.checkpoint()
         self._file.close()
         if self.is_parquet:
@@ -199,7 +202,7 @@ def _encoder(suffix: str, *, recommend: bool) -> Callable[[Sequence[Any]], bytes
         return lambda rows: _json_bytes(record for row in rows for record in flat(row))
     if suffix == ".csv":
         return lambda rows: _csv_bytes(columns, (record for row in rows for record in flat(row)))
-    raise InvalidArgument(f"Unknown kind of output {suffix or 'without suffix'}: use .csv, .ndjson or .parquet")
+    raise InvalidArgument(f"Unknown output suffix {suffix or '(none)'}: use .csv, .ndjson or .parquet")
 
 
 def _json_bytes(records: Iterable[Record]) -> bytes:

@@ -1,4 +1,4 @@
-"""`segrec record`: events from a file to the server."""
+"""`segrec record`: sends the events of a file to the server."""
 
 import argparse
 import sys
@@ -19,9 +19,9 @@ from segrec.v1.event_service_pb2 import UserEvent
 
 _REQUIRED = ("user_id", "item_id", "action")
 _OPTIONAL = ("value", "timestamp", "event_id")
-_LISTED = 50
+_MAX_PRINTED_REFUSALS = 50
 _MILLISECONDS_FROM = 1e11
-"""Numbers from here on are milliseconds since 1970: as seconds they would lie after the year 5000."""
+"""Larger numbers are milliseconds since 1970; as seconds they would be after the year 5000."""
 
 
 @dataclass
@@ -33,7 +33,7 @@ class _Counts:
 
 
 def record_file(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Runs the command; returns its exit code. Raises SegrecError; running it again stores nothing twice."""
+    """Runs the command and returns its exit code. Raises SegrecError. A repeated run stores no event twice."""
     counts = _Counts()
     with InputFile(options.file) as source:
         chunk: list[tuple[int, UserEvent]] = []
@@ -68,9 +68,9 @@ def _refuse(counts: _Counts, number: int, reason: str, message: str, *, as_json:
     counts.refused += 1
     if as_json:
         print(json_line({"row": number, "reason": reason, "message": message}))
-    elif counts.refused <= _LISTED:
+    elif counts.refused <= _MAX_PRINTED_REFUSALS:
         print(f"Row {number}: {message}", file=sys.stderr)
-    elif counts.refused == _LISTED + 1:
+    elif counts.refused == _MAX_PRINTED_REFUSALS + 1:
         print("More rows are refused; --json lists all of them", file=sys.stderr)
 
 
@@ -96,9 +96,9 @@ def _report(counts: _Counts, *, as_json: bool) -> None:
 
 
 def event_of(row: dict[str, Any], place: str) -> UserEvent:
-    """The event of a row. Without an id and a time it gets an id from its content and `place`, its row in its file.
+    """The event of a row. An event without id and time gets an id made from its content and `place`, file and row.
 
-    Raises InvalidArgument that says what is wrong with the row.
+    Raises InvalidArgument, which says what is wrong with the row.
     """
     user_id, item_id, action = (_text(row, name) for name in _REQUIRED)
     event = Event(item_id=item_id, action=action, event_id=_text(row, "event_id", is_required=False))

@@ -1,4 +1,4 @@
-"""Answers as flat records, and records as aligned tables for people."""
+"""Converts answers to flat records, and records to aligned text tables."""
 
 import json
 import unicodedata
@@ -37,7 +37,7 @@ SEGMENT_COLUMNS = (
     "reason",
     "message",
 )
-"""Of one user: `code` is OK or the status; `reason` says why the answer failed or is degraded."""
+"""Columns of one user. `code` is OK or the gRPC status; `reason` says why the answer failed or is degraded."""
 ITEM_COLUMNS = (
     "user_id",
     "rank",
@@ -55,18 +55,19 @@ ITEM_COLUMNS = (
     "code",
     "message",
 )
-"""Of one item of a user; a user without items has one record without rank, and its `reason` says why if it failed."""
+"""Columns of one recommended item. A user without items has one record without rank; a failed user has the status's
+`reason` there."""
 
 
 def segment_record(row: SegmentRow) -> Record:
-    """One record with SEGMENT_COLUMNS; None where a failed row has nothing to say."""
+    """One record with SEGMENT_COLUMNS; the answer's columns of a failed row are None."""
     if not row.HasField("result"):
         return dict.fromkeys(SEGMENT_COLUMNS) | {"user_id": row.user_id} | _failure(row.status)
     return {"user_id": row.user_id} | _assignment(row.result.assignment) | _info(row.result.info)
 
 
 def recommend_record(row: RecommendRow) -> Record:
-    """One record a user, its items as a list."""
+    """One record for the user; `items` is a list of records."""
     if not row.HasField("result"):
         return {"user_id": row.user_id, "items": []} | _failure(row.status)
     result = row.result
@@ -75,13 +76,13 @@ def recommend_record(row: RecommendRow) -> Record:
 
 
 def item_records(row: RecommendRow) -> list[Record]:
-    """Records with ITEM_COLUMNS, one an item; one alone when there are no items."""
+    """Records with ITEM_COLUMNS, one for each item; a single record when there are no items."""
     base: Record = dict.fromkeys(ITEM_COLUMNS)
     base["user_id"] = row.user_id
     if not row.HasField("result"):
         return [base | _failure(row.status)]
-    known = _assignment(row.result.assignment) | _info(row.result.info)
-    base |= {name: known[name] for name in ITEM_COLUMNS if name in known}
+    answer = _assignment(row.result.assignment) | _info(row.result.info)
+    base |= {name: answer[name] for name in ITEM_COLUMNS if name in answer}
     items = [base | _item(item) | {"rank": rank} for rank, item in enumerate(row.result.items, start=1)]
     for item in items:
         del item["seen"]
@@ -91,7 +92,7 @@ def item_records(row: RecommendRow) -> list[Record]:
 def _assignment(assignment: SegmentAssignment) -> Record:
     has_segment = bool(assignment.segment_id)
     return {
-        "state": _short(SegmentState.Name(assignment.state), "SEGMENT_STATE_").lower(),
+        "state": SegmentState.Name(assignment.state).removeprefix("SEGMENT_STATE_").lower(),
         "segment_id": assignment.segment_id or None,
         "label": assignment.label or None,
         "confidence": plain_float(assignment.confidence) if assignment.HasField("confidence") else None,
@@ -102,7 +103,7 @@ def _assignment(assignment: SegmentAssignment) -> Record:
 
 
 def _info(info: AnswerInfo) -> Record:
-    reason = _short(DegradedReason.Name(info.degraded_reason), "DEGRADED_REASON_") if info.degraded else ""
+    reason = DegradedReason.Name(info.degraded_reason).removeprefix("DEGRADED_REASON_") if info.degraded else ""
     return {
         "release": info.release,
         "history_event_count": info.history_event_count,
@@ -122,22 +123,18 @@ def _item(item: RecommendedItem) -> Record:
         "item_id": item.item_id,
         "title": item.title,
         "score": plain_float(item.score),
-        "reason": _short(ItemReason.Name(item.reason), "ITEM_REASON_").lower(),
+        "reason": ItemReason.Name(item.reason).removeprefix("ITEM_REASON_").lower(),
         "seen": item.seen,
     }
 
 
-def _short(name: str, prefix: str) -> str:
-    return name.removeprefix(prefix)
-
-
 def plain_float(value: float) -> float:
-    """A float32 without the digits that float64 would make up."""
+    """A float32 value rounded to its seven significant digits."""
     return float(f"{value:.7g}")
 
 
 def iso_time(time: Timestamp) -> str:
-    """UTC, to the millisecond where there are any."""
+    """ISO 8601 in UTC, with milliseconds when the time has a fraction of a second."""
     moment = time.ToDatetime(UTC)
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
@@ -148,13 +145,13 @@ def json_line(record: Record) -> str:
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned by their width on a terminal, numbers to the right. None and False are blank."""
+    """Columns aligned by their width on a terminal, numbers on the right. None and False become blanks."""
     cells = [[_cell(value) for value in row] for row in rows]
     is_number = [_holds_numbers(column) for column in zip(*cells, strict=True)] or [False] * len(headers)
     lines = [list(headers), *cells]
     widths = [max(_width(line[n]) for line in lines) for n in range(len(headers))]
     return "\n".join(
-        "  ".join(_padded(*part) for part in zip(line, widths, is_number, strict=True)).rstrip() for line in lines
+        "  ".join(_padded(*cell) for cell in zip(line, widths, is_number, strict=True)).rstrip() for line in lines
     )
 
 

@@ -1,4 +1,4 @@
-"""What a server saw of a release lately, as a record and as sentences."""
+"""The recent figures of a release on one server, as a record and as sentences."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ _COMPARED = ("changed_segment_share", "top_items_overlap", "score_shift")
 
 
 def live_record(release: Release) -> dict[str, Any] | None:
-    """The figures by name, times in seconds, None where there is nothing to tell of; None for a release unasked."""
+    """The figures by name, times in seconds; a figure that was not measured is None.
+
+    None for a release without figures.
+    """
     if not release.HasField("live"):
         return None
     live = release.live
@@ -18,14 +21,14 @@ def live_record(release: Release) -> dict[str, Any] | None:
     record["answer_count"] = live.answer_count
     record |= {name: plain_float(getattr(live, name)) for name in _SHARES}
     for name in ("median_time", "p99_time"):
-        known = live.HasField(name)
-        record[name.replace("time", "seconds")] = getattr(live, name).ToTimedelta().total_seconds() if known else None
+        seconds = getattr(live, name).ToTimedelta().total_seconds() if live.HasField(name) else None
+        record[name.replace("time", "seconds")] = seconds
     record["compared_release"], record["compared_count"] = live.compared_release or None, live.compared_count
     return record | {name: plain_float(getattr(live, name)) if live.compared_count else None for name in _COMPARED}
 
 
 def live_sentences(release: Release) -> list[str]:
-    """What people want to know of them, a line each."""
+    """The figures as sentences, one per line; empty for a release without figures."""
     if not release.HasField("live"):
         return []
     live = release.live
@@ -38,7 +41,7 @@ def live_sentences(release: Release) -> list[str]:
     ]
     if live.compared_count:
         lines.append(
-            f"beside release {live.compared_release}, for {live.compared_count:,} users: "
+            f"compared with release {live.compared_release}, for {live.compared_count:,} users: "
             f"{live.changed_segment_share:.1%} change segment, {live.top_items_overlap:.1%} of the first ten items "
             f"are the same, scores differ by {live.score_shift:.3g}"
         )

@@ -1,4 +1,4 @@
-"""`segrec stream`: any number of users from a file to a file."""
+"""`segrec stream`: reads users from a file, streams them, and writes one row or more per user to a file."""
 
 import argparse
 import shlex
@@ -22,23 +22,23 @@ _TERMINAL_SECONDS = 0.2
 _LOG_SECONDS = 10.0
 
 
-def stream_users(client: SegrecClient, options: argparse.Namespace, choice: RecommendArguments) -> int:
-    """Runs the command; returns its exit code. Raises SegrecError; what is done then can be resumed."""
-    request = {"recommend": options.recommend, "release": options.release, "choice": choice}
+def stream_users(client: SegrecClient, options: argparse.Namespace, arguments: RecommendArguments) -> int:
+    """Runs the command and returns its exit code. Raises SegrecError; all but DataLoss leave a run to resume."""
+    request = {"recommend": options.recommend, "release": options.release, "choice": arguments}
     with InputFile(options.users) as source:
         users = source.users()
         output = Output(options.out, request, resume=options.resume)
         meter = Meter(source, output)
         try:
             output.skip(users)
-            summary = _copy(_stream(client, users, options, choice), output, meter)
+            summary = _copy(_stream(client, users, options, arguments), output, meter)
         except DataLoss:
             meter.end()
             output.abandon()
             raise
         except (SegrecError, KeyboardInterrupt, OSError):
             meter.end()
-            _keep(output)
+            _suspend(output)
             raise
         meter.end()
         output.finish()
@@ -49,12 +49,12 @@ def stream_users(client: SegrecClient, options: argparse.Namespace, choice: Reco
 
 
 def _stream(
-    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, choice: RecommendArguments
+    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, arguments: RecommendArguments
 ) -> RowStream[SegmentRow] | RowStream[RecommendRow]:
     stall_seconds = options.timeout or _STALL_SECONDS
     if options.recommend:
         return client.stream_recommend(
-            users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds, **choice
+            users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds, **arguments
         )
     return client.stream_segment(
         users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds
@@ -71,14 +71,14 @@ def _copy(
     return stream.summary
 
 
-def _keep(output: Output) -> None:
+def _suspend(output: Output) -> None:
     with suppress(OSError):
-        output.keep()
-    done = output.progress.read_count
-    if not done:
+        output.suspend()
+    written_count = output.progress.read_count
+    if not written_count:
         return
-    arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    print(f"{done:,} users are done and kept; go on with:\n  segrec {shlex.join(arguments)} --resume", file=sys.stderr)
+    command = shlex.join(argument for argument in sys.argv[1:] if argument != "--resume")
+    print(f"{written_count:,} users are written; continue with:\n  segrec {command} --resume", file=sys.stderr)
 
 
 def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as_json: bool) -> None:
@@ -99,7 +99,7 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
         print(
             f"segrec: {progress.degraded_count:,} of {progress.read_count:,} users have a degraded answer (column "
             "`degraded`, the cause in `reason`): the server's encoder or history store did not answer in time. "
-            "Run the same command again without --resume, or stream these users alone",
+            "Run the same command again without --resume, or stream only these users",
             file=sys.stderr,
         )
     if as_json:
@@ -114,30 +114,30 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
 
 
 class Meter:
-    """Progress on stderr: one line that changes on a terminal, a line every ten seconds elsewhere."""
+    """Shows progress on stderr: one changing line on a terminal, otherwise a new line every ten seconds."""
 
     def __init__(self, source: InputFile, output: Output) -> None:
         self._source = source
         self._output = output
         self._is_terminal = sys.stderr.isatty()
-        self._begin = self._shown = time.monotonic()
+        self._start_time = self._shown_time = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """Since the begin of this run."""
-        return time.monotonic() - self._begin
+        """Time since the start of this run."""
+        return time.monotonic() - self._start_time
 
     @property
     def rate(self) -> float:
-        """Users a second in this run."""
+        """Users per second in this run."""
         return (self._output.progress.read_count - self._output.resumed_count) / max(self.seconds, 1e-9)
 
     def show(self) -> None:
-        """Shows how far the run is, when it is time to."""
+        """Prints the progress when the last line is old enough."""
         now = time.monotonic()
-        if now - self._shown < (_TERMINAL_SECONDS if self._is_terminal else _LOG_SECONDS):
+        if now - self._shown_time < (_TERMINAL_SECONDS if self._is_terminal else _LOG_SECONDS):
             return
-        self._shown = now
+        self._shown_time = now
         print(self._line(), end="" if self._is_terminal else "\n", file=sys.stderr, flush=True)
 
     def _line(self) -> str:
@@ -148,6 +148,6 @@ class Meter:
         return f"\r\x1b[K{text}" if self._is_terminal else text
 
     def end(self) -> None:
-        """Clears the line."""
+        """Clears the line on a terminal."""
         if self._is_terminal:
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)

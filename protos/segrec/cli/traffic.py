@@ -1,4 +1,4 @@
-"""`segrec traffic` and `segrec rollback`: which release answers whom."""
+"""`segrec traffic` and `segrec rollback`: show and change which release answers which users."""
 
 import argparse
 from collections.abc import Sequence
@@ -28,11 +28,14 @@ from segrec.v1.model_service_pb2 import (
 )
 
 _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
-_GUARD_HELP = "errors, degraded, unconfident (shares), p99 (such as 50ms), window (seconds), min (answers)"
+_GUARD_HELP = (
+    "remove the canary automatically above these bounds: errors, degraded, unconfident (shares), p99 (such as 50ms), "
+    "window (seconds), min (answers); or none"
+)
 
 
 def traffic(client: ModelClient, options: argparse.Namespace) -> int:
-    """Prints the traffic in force; with something to change, changes it before."""
+    """Changes the traffic when an option asks for a change, then prints the traffic in force."""
     if not options.shares and options.shadow is None and options.guard is None:
         overview = client.overview()
         _print(overview.traffic, overview.traffic_failure, options)
@@ -55,7 +58,7 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
 
 
 def rollback(client: ModelClient, options: argparse.Namespace) -> int:
-    """Takes the last change back, and says what that means."""
+    """Undoes the last change of the traffic and prints what changed."""
     timeout_seconds = options.timeout or TRAFFIC_CHANGE_SECONDS
     answer = client.rollback(
         reason=options.reason, changed_by=options.by or user_at_host(), timeout_seconds=timeout_seconds
@@ -68,15 +71,15 @@ def rollback(client: ModelClient, options: argparse.Namespace) -> int:
 
 
 def active_release(overview: ListReleasesResponse) -> int:
-    """The release that answers by default, 0 where there is none."""
+    """The number of the release that answers by default; 0 without one."""
     if overview.traffic.traffic.stable_release:
         return overview.traffic.traffic.stable_release
-    active = (found.release for found in overview.releases if found.state == ReleaseState.RELEASE_STATE_ACTIVE)
+    active = (message.release for message in overview.releases if message.state == ReleaseState.RELEASE_STATE_ACTIVE)
     return next(active, 0)
 
 
 def state_of(message: Traffic) -> TrafficState:
-    """The traffic of a message."""
+    """The traffic as a value of the command line's grammar."""
     return TrafficState(
         message.stable_release,
         message.canary_release,
@@ -95,7 +98,7 @@ def _bounds_of(message: Guard) -> GuardBounds:
 
 
 def guard_message(bounds: GuardBounds) -> Guard:
-    """The message of a guard; a field without a bound stays unset, and the server gives it its default."""
+    """The message of a guard. A field without a bound stays unset; the server then uses its default."""
     guard = Guard()
     for name, bound in bounds.items():
         if name == "max_p99_seconds":
@@ -108,7 +111,7 @@ def guard_message(bounds: GuardBounds) -> Guard:
 
 
 def read_token(path: str) -> str:
-    """The token in a file; empty where no file is named. Raises InvalidArgument."""
+    """The token in the file at `path`; empty for an empty path. Raises InvalidArgument."""
     try:
         return Path(path).read_text(encoding="ascii").strip() if path else ""
     except (OSError, UnicodeDecodeError) as error:
@@ -123,17 +126,17 @@ def _print(record: TrafficRecord, failure: str, options: argparse.Namespace) -> 
     origin = origin_sentences(record.previous_releases, changed_time, record.changed_by, record.reason)
     print("\n".join([*sentences(state_of(record.traffic)), *origin]))
     if failure:
-        print(f"This is the last good traffic: {failure}")
+        print(f"The traffic file cannot be used, so the last good traffic is in force: {failure}")
 
 
 def _record(record: TrafficRecord, failure: str) -> dict[str, Any]:
-    now = record.traffic
+    message = record.traffic
     return {
-        "stable_release": now.stable_release,
-        "canary_release": now.canary_release,
-        "canary_percent": now.canary_percent,
-        "shadow_release": now.shadow_release,
-        "guard": _bounds_of(now.guard) if now.HasField("guard") else None,
+        "stable_release": message.stable_release,
+        "canary_release": message.canary_release,
+        "canary_percent": message.canary_percent,
+        "shadow_release": message.shadow_release,
+        "guard": _bounds_of(message.guard) if message.HasField("guard") else None,
         "previous_releases": list(record.previous_releases),
         "changed_time": iso_time(record.changed_time) if record.HasField("changed_time") else None,
         "changed_by": record.changed_by,
@@ -143,14 +146,14 @@ def _record(record: TrafficRecord, failure: str) -> dict[str, Any]:
 
 
 def add_commands(parsers: Sequence[argparse.ArgumentParser]) -> None:
-    """Gives the parsers of `traffic` and `rollback` their options."""
+    """Adds the options of `traffic` and `rollback` to their two parsers."""
     for parser in parsers:
-        parser.add_argument("--reason", default="", metavar="TEXT", help="why, for the audit log")
-        parser.add_argument("--by", default="", metavar="NAME", help="who, for the audit log; default user@host")
+        parser.add_argument("--reason", default="", metavar="TEXT", help="reason for the change, for the audit log")
+        parser.add_argument("--by", default="", metavar="NAME", help="author, for the audit log; default user@host")
         parser.add_argument(
-            "--token-file", default="", metavar="FILE", help="the server's token; default $SEGREC_TOKEN_FILE"
+            "--token-file", default="", metavar="FILE", help="file with the server's token; default $SEGREC_TOKEN_FILE"
         )
     shares = parsers[0]
     shares.add_argument("shares", nargs="*", metavar="RELEASE=PERCENT", help="such as 7=95 8=5, or newest=100")
-    shares.add_argument("--shadow", metavar="N", help="compute this release too and compare it; or none")
-    shares.add_argument("--guard", metavar="BOUNDS", help=f"take the canary out by itself past {_GUARD_HELP}; or none")
+    shares.add_argument("--shadow", metavar="N", help="also compute and compare this release; or none")
+    shares.add_argument("--guard", metavar="BOUNDS", help=_GUARD_HELP)

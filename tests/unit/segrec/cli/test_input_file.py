@@ -1,4 +1,4 @@
-"""Reading users and events, errors, and tables."""
+"""Reading users and events from files, the errors of the client, and text tables."""
 
 import json
 from datetime import UTC, datetime
@@ -51,7 +51,9 @@ def test_users_are_read_from_parquet(tmp_path: Path) -> None:
         ("u.parquet", b"PAR1", "is not readable as Parquet"),
     ],
 )
-def test_unreadable_files_are_named_with_the_place(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+def test_the_error_names_the_unreadable_file_and_the_place(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(InvalidArgument, match=message) as caught:
@@ -59,7 +61,7 @@ def test_unreadable_files_are_named_with_the_place(tmp_path: Path, name: str, co
     assert str(path) in str(caught.value)
 
 
-def test_parquet_without_the_column_names_what_there_is(tmp_path: Path) -> None:
+def test_parquet_without_the_column_lists_its_columns(tmp_path: Path) -> None:
     path = tmp_path / "u.parquet"
     pl.DataFrame({"id": ["a"]}).write_parquet(path)
     with pytest.raises(InvalidArgument, match="lacks the column user_id; its columns are id"):
@@ -113,7 +115,7 @@ def test_a_bad_row_says_what_is_wrong(change: dict[str, Any], message: str) -> N
         event_of({"user_id": "u", "item_id": "i", "action": "a"} | change, "")
 
 
-def test_events_without_time_are_told_apart_by_their_row_and_the_same_when_read_again() -> None:
+def test_the_id_of_an_event_without_time_depends_on_its_row_alone() -> None:
     row = {"user_id": "u", "item_id": "i", "action": "a"}
     ids = [event_of(row, place).event.event_id for place in ("f\0" + "1", "f\0" + "2", "f\0" + "1")]
     assert ids[0] == ids[2] != ids[1]

@@ -1,4 +1,4 @@
-"""Live figures as the client shows them."""
+"""The recent figures of a release, as the client shows them."""
 
 from google.protobuf.duration_pb2 import Duration
 from segrec.cli.release_stats import live_record, live_sentences
@@ -21,12 +21,12 @@ BUSY = LiveFigures(
 )
 
 
-def test_a_release_that_was_not_asked_tells_nothing() -> None:
+def test_a_release_without_figures_has_no_record_and_no_sentences() -> None:
     assert live_record(Release(release=8)) is None
     assert live_sentences(Release(release=8)) == []
 
 
-def test_what_was_not_measured_is_left_open() -> None:
+def test_a_figure_that_was_not_measured_is_none() -> None:
     record = live_record(Release(live=QUIET))
     assert record is not None
     assert record["error_share"] == 0.5
@@ -38,7 +38,7 @@ def test_what_was_not_measured_is_left_open() -> None:
     )
 
 
-def test_all_figures_are_told() -> None:
+def test_all_figures_are_in_the_record_and_in_the_sentences() -> None:
     assert live_record(Release(live=BUSY)) == {
         "window_seconds": 300.0,
         "answer_count": 12_345,
@@ -56,6 +56,6 @@ def test_all_figures_are_told() -> None:
     answers, compared = live_sentences(Release(live=BUSY))
     assert answers.endswith("12.5% without a confident segment; p50 2.5 ms, p99 9.0 ms")
     assert compared == (
-        "beside release 7, for 1,000 users: 4.0% change segment, 80.0% of the first ten items are the same, "
+        "compared with release 7, for 1,000 users: 4.0% change segment, 80.0% of the first ten items are the same, "
         "scores differ by 0.25"
     )
