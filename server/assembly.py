@@ -107,16 +107,16 @@ async def running(
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME))
         loader = Loader(releases, encoder, settings.keep_releases, release_key)
         traffic = TrafficWatcher(settings.repository)
-        traffic.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
+        traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:
-            triton.set_callbacks(on_restart=loader.reload, probe=loader.prove_active)
+            triton.set_callbacks(on_restart=loader.reload, probe=loader.check_active)
         cache = EmbeddingCache(settings.cache_entries)
         embedder = Embedder(encoder, executor)
         unary = Embedder(encoder, executor)  # takes no turns with the streams
         batcher = MicroBatcher(unary, settings.max_batch_users, settings.max_waiting)
         pipeline = Pipeline(store, cache, embedder, batcher, executor)
         pipeline.on_encoder_failure = loader.probe_soon
-        loader.warm = pipeline.warm_up
+        loader.warm_up = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
         keeper = CanaryGuard(settings.repository, releases, metrics.live)
         releases.on_unload += [cache.forget_release, metrics.live.forget]

@@ -25,7 +25,7 @@ class GuardRouting(Protocol):
         """What is in force."""
         ...
 
-    def hold_out(self, traffic: Traffic, why: str) -> None:
+    def withhold_canary(self, traffic: Traffic, why: str) -> None:
         """Give this traffic's canary no users here, until another traffic is in force."""
         ...
 
@@ -118,7 +118,7 @@ class CanaryGuard:
             return
         except OSError as error:
             self._held = traffic
-            self._routed.hold_out(traffic, reason)
+            self._routed.withhold_canary(traffic, reason)
             log.error(
                 "%s, on this server alone, since %s cannot be written (%s): take it out with `segrec-train rollback`",
                 *(reason, self._repository, error.strerror),

@@ -1,4 +1,4 @@
-"""What lies in the model's directory, and what was found wrong with it."""
+"""The release directories of a repository, and the failures of releases that could not be loaded."""
 
 import logging
 import re
@@ -17,7 +17,7 @@ LONGEST_RETRY_SECONDS = 60.0
 
 _TOO_LONG = re.compile(r"[0-9]{19}")
 Signature = tuple[float, int]
-"""Changes when a file of a release's directory does."""
+"""Newest modification time (seconds) and total size (bytes) of a release's files; differs when a file changes."""
 
 
 @dataclass(slots=True)
@@ -29,75 +29,72 @@ class _Failure:
 
 
 class ReleaseDirectory:
-    """The release directories of a repository, and a back-off for those that failed."""
+    """Finds releases by number, and delays another attempt to load a release that failed (exponential back-off)."""
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self._failures: dict[int, _Failure] = {}
-        self._named: set[str] = set()
+        self._ignored_names: set[str] = set()
 
     def path(self, number: int) -> Path:
-        """The directory of a release, which need not be there."""
-        return self.directory / str(number)
+        """The directory of a release; it may not exist."""
+        return self.root / str(number)
 
     def numbers(self) -> list[int]:
-        """Numbers of the release directories, newest first. Anything else is named once in the log."""
-        if not self.directory.is_dir():
+        """Numbers of the release directories, newest first. Any other directory is logged once."""
+        if not self.root.is_dir():
             return []
         numbers = []
-        for entry in self.directory.iterdir():
+        for entry in self.root.iterdir():
             if RELEASE_NAME.fullmatch(entry.name) and entry.is_dir():
                 numbers.append(int(entry.name))
-            elif entry.is_dir() and entry.name not in self._named:
-                self._named.add(entry.name)
-                log.warning("directory is not a release number and is ignored: %s", entry)
+            elif entry.is_dir() and entry.name not in self._ignored_names:
+                self._ignored_names.add(entry.name)
+                log.warning("the directory %s is ignored: its name is not a release number", entry)
         return sorted(numbers, reverse=True)
 
     def check_for_triton(self) -> None:
-        """Raises `EncoderUnavailable` while something lies there on which Triton would end when told to load."""
-        entries = self.directory.iterdir() if self.directory.is_dir() else iter(())
+        """Raises `EncoderUnavailable` while a name would crash Triton at its next load: 19 or more digits."""
+        entries = self.root.iterdir() if self.root.is_dir() else iter(())
         for entry in entries:
             if _TOO_LONG.match(entry.name):
                 raise EncoderUnavailable(
-                    f"nothing is loaded while {entry} is there, since Triton ends on a number of so many digits: "
-                    "take it away"
+                    f"no release can be loaded while {entry} exists, since a name of 19 or more digits crashes Triton: "
+                    "remove it"
                 )
 
     def signature(self, number: int) -> Signature:
-        """Changes when a file of the release does."""
         path = self.path(number)
         stats = [file.stat() for file in path.iterdir()] if path.is_dir() else []
         return max((stat.st_mtime for stat in stats), default=0.0), sum(stat.st_size for stat in stats)
 
-    def failed(self, number: int, error: SegrecError, signature: Signature) -> None:
-        """Remember what is wrong with a release; it is named once in the log."""
-        before = self._failures.get(number)
-        attempts = before.attempts + 1 if before and before.signature == signature else 1
+    def record_failure(self, number: int, error: SegrecError, signature: Signature) -> None:
+        """Remember why a release could not be loaded. The same error is logged once; each attempt waits longer."""
+        previous = self._failures.get(number)
+        attempts = previous.attempts + 1 if previous and previous.signature == signature else 1
         longest = FIRST_RETRY_SECONDS if isinstance(error, EncoderUnavailable) else LONGEST_RETRY_SECONDS
         pause = min(FIRST_RETRY_SECONDS * 2.0 ** (attempts - 1), longest)
         self._failures[number] = _Failure(error, signature, attempts, monotonic() + pause)
-        if before is None or str(before.error) != str(error):
+        if previous is None or str(previous.error) != str(error):
             log.error("release %d is not activated: %s", number, error)
 
     def failure(self, number: int) -> SegrecError | None:
-        """What is wrong with a release, as far as anybody has looked."""
+        """Why the last attempt to load a release failed; None without a failed attempt."""
         failure = self._failures.get(number)
         return failure.error if failure else None
 
-    def failures(self) -> set[int]:
-        """Numbers of the releases that something is wrong with."""
+    def failed_numbers(self) -> set[int]:
         return set(self._failures)
 
-    def rests(self, number: int, signature: Signature) -> bool:
-        """Whether a release failed lately and has not changed since."""
+    def is_backing_off(self, number: int, signature: Signature) -> bool:
+        """Whether a release failed, has not changed since, and is not due for another attempt."""
         failure = self._failures.get(number)
         return failure is not None and failure.signature == signature and monotonic() < failure.retry_at
 
-    def forgive(self, number: int) -> None:
-        """Nothing is known to be wrong with a release any more."""
+    def clear_failure(self, number: int) -> None:
         self._failures.pop(number, None)
 
     def keep_failures_of(self, numbers: Collection[int]) -> None:
-        """Forget what was wrong with all others."""
+        """Forget the failures of all other releases."""
         for number in set(self._failures) - set(numbers):
             del self._failures[number]

@@ -1,4 +1,4 @@
-"""Which releases are loaded, and which of them the traffic lets answer. `server.releases.loader` loads them."""
+"""The loaded releases and their roles in the traffic. `server.releases.loader` loads and unloads them."""
 
 import logging
 from collections import Counter
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class State(Enum):
-    """Where a release is in its life; see the API's `ReleaseState`."""
+    """What a release does now; see the API's `ReleaseState`."""
 
     AVAILABLE = auto()
     LOADING = auto()
@@ -30,36 +30,36 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A release on disk or named by the traffic. `manifest` is None when it cannot be read."""
+    """A release on disk or in the traffic. `failure` is empty without one; an unreadable `manifest` is None."""
 
     number: int
     state: State
     failure: str
     manifest: Manifest | None
     traffic_percent: float = 0.0
-    """Share of the users whom it answers here, 0 to 100."""
+    """Share of the users that this release answers on this server, 0 to 100."""
 
 
 class ReleaseRegistry:
-    """The loaded releases, and which of them answers. Requests take a snapshot with `lease` and use nothing else."""
+    """Knows the loaded releases, their roles and their leases. A request leases one release and uses no other."""
 
-    def __init__(self, shelf: ReleaseDirectory) -> None:
-        self.shelf = shelf
+    def __init__(self, directory: ReleaseDirectory) -> None:
+        self.directory = directory
         self._loaded: dict[int, Release] = {}
         self._traffic = Traffic()
         self._active: Release | None = None
         self._actives: list[int] = []
         self._broken: dict[int, str] = {}
-        self._held_out: tuple[Traffic, str] | None = None
+        self._withheld: tuple[Traffic, str] | None = None
         self._leases: Counter[int] = Counter()
-        self._told: dict[int, float] = {}
+        self._announced_shares: dict[int, float] = {}
         self.loading = 0
-        """Number of the release that is being loaded."""
+        """Number of the release that is being loaded; 0 for none."""
         self.encoder_healthy = False
         self.on_change: list[Callable[[], None]] = []
-        """Called after who answers, or the encoder's health, has changed."""
+        """Called after a change of the shares or of the encoder's health."""
         self.on_unload: list[Callable[[int], None]] = []
-        """Called with the number of a release that no longer answers."""
+        """Called with the number of each release that was unloaded."""
 
     @property
     def active(self) -> Release | None:
@@ -68,34 +68,33 @@ class ReleaseRegistry:
 
     @property
     def canary(self) -> Release | None:
-        """The release that answers a share of the users; None while it is not loaded, or its proof fails."""
+        """The canary; None while it is not loaded, withheld by the guard, or fails its golden inputs."""
         number = self._traffic.canary
-        return None if self._held_out or number in self._broken else self._loaded.get(number)
+        return None if self._withheld or number in self._broken else self._loaded.get(number)
 
     @property
     def shadow(self) -> Release | None:
-        """The release that is computed beside the active one; None while it is not loaded."""
+        """The shadow; None while it is not loaded."""
         return self._loaded.get(self._traffic.shadow)
 
     @property
     def traffic(self) -> Traffic:
-        """What is in force."""
         return self._traffic
 
     def get(self, number: int = 0) -> Release:
-        """The loaded release of this number, 0 for the active one. Raises `NoRelease` or `NotFound`."""
+        """The loaded release of this number; 0 means the active one. Raises `NoRelease` or `NotFound`."""
         if self._active is None:
-            raise NoRelease("no release is active: publish one with `segrec-train publish`, then ask again")
+            raise NoRelease("no release is active: publish one with `segrec-train publish`, then try again")
         if number == 0:
             return self._active
         if number not in self._loaded:
             loaded = ", ".join(map(str, sorted(self._loaded)))
-            raise NotFound(f"release {number} is not loaded; loaded are {loaded}", "release")
+            raise NotFound(f"release {number} is not loaded; the loaded releases are {loaded}", "release")
         return self._loaded[number]
 
     @contextmanager
     def lease(self, number: int = 0) -> Iterator[Release]:
-        """A release that stays loaded until the block ends. Raises as `get`."""
+        """Keep a release loaded until the block ends. Raises the errors of `get`."""
         release = self.get(number)
         self._leases[release.number] += 1
         try:
@@ -104,7 +103,7 @@ class ReleaseRegistry:
             self._leases[release.number] -= 1
 
     def is_loaded(self, number: int) -> bool:
-        """Whether a release is loaded and proved."""
+        """Whether a release is loaded and passed its golden inputs."""
         return number in self._loaded
 
     def loaded_numbers(self) -> list[int]:
@@ -112,16 +111,16 @@ class ReleaseRegistry:
         return sorted(self._loaded)
 
     def failed_count(self) -> int:
-        """How many releases failed their checks."""
-        return len(self.shelf.failures() | set(self._broken))
+        """Number of releases that failed to load or fail their golden inputs."""
+        return len(self.directory.failed_numbers() | set(self._broken))
 
     def good_numbers(self) -> list[int]:
-        """Numbers of the releases on disk that nothing is known to be wrong with, newest first."""
-        wrong = self.shelf.failures() | set(self._broken)
-        return [number for number in self.shelf.numbers() if number not in wrong]
+        """Numbers of the releases on disk without a known failure, newest first."""
+        failed = self.directory.failed_numbers() | set(self._broken)
+        return [number for number in self.directory.numbers() if number not in failed]
 
     def shares(self) -> dict[int, float]:
-        """Share of the users, 0 to 100, by number of the releases that answer."""
+        """Release number → share of the users, 0 to 100, for the releases that answer."""
         if self._active is None:
             return {}
         canary = self.canary
@@ -131,14 +130,14 @@ class ReleaseRegistry:
         return {self._active.number: 100.0 - percent, canary.number: percent}
 
     def statuses(self) -> list[Status]:
-        """All releases on disk, and those that the traffic names and that are missing, newest first."""
-        numbers = {*self.shelf.numbers(), *(self.shelf.failures() & self._traffic.named())}
+        """All releases on disk, and missing ones that the traffic names, newest first."""
+        numbers = {*self.directory.numbers(), *(self.directory.failed_numbers() & self._traffic.named())}
         return [self._status(number) for number in sorted(numbers, reverse=True)]
 
     def status(self, number: int) -> Status:
         """One release on disk. Raises `NotFound`."""
-        if not self.shelf.path(number).is_dir():
-            raise NotFound(f"there is no release {number} in {self.shelf.directory}", "release")
+        if not self.directory.path(number).is_dir():
+            raise NotFound(f"there is no release {number} in {self.directory.root}", "release")
         return self._status(number)
 
     def _status(self, number: int) -> Status:
@@ -146,9 +145,9 @@ class ReleaseRegistry:
         if loaded is not None:
             share = self.shares().get(number, 0.0)
             return Status(number, self._state(loaded), self._problem(number), loaded.manifest, share)
-        failure = self.shelf.failure(number)
+        failure = self.directory.failure(number)
         try:
-            manifest = read_manifest(self.shelf.path(number))
+            manifest = read_manifest(self.directory.path(number))
         except DamagedRelease as error:
             return Status(number, State.FAILED, str(failure or error), None)
         if failure is not None:
@@ -156,9 +155,9 @@ class ReleaseRegistry:
         return Status(number, State.LOADING if number == self.loading else State.AVAILABLE, "", manifest)
 
     def _problem(self, number: int) -> str:
-        """Why a loaded release does not answer whom it should."""
-        held_out = self._held_out[1] if self._held_out and number == self._traffic.canary else ""
-        return self._broken.get(number, held_out)
+        """Why a loaded release gets no traffic although the traffic names it; empty otherwise."""
+        reason = self._withheld[1] if self._withheld and number == self._traffic.canary else ""
+        return self._broken.get(number, reason)
 
     def _state(self, loaded: Release) -> State:
         if loaded is self._active:
@@ -170,29 +169,30 @@ class ReleaseRegistry:
         return State.SHADOW if loaded is self.shadow else State.STANDBY
 
     def set_traffic(self, traffic: Traffic) -> None:
-        """Put a traffic in force: at once among what is loaded; the loader loads the rest."""
+        """Put a traffic in force: at once for loaded releases; the others follow when the loader has loaded them."""
         self._traffic = traffic
-        if self._held_out and self._held_out[0] != traffic:
-            self._held_out = None
+        if self._withheld and self._withheld[0] != traffic:
+            self._withheld = None
         for number in set(self._broken) - {traffic.canary}:
             del self._broken[number]
-        self._settle()
+        self._apply_traffic()
 
-    def _settle(self) -> None:
-        """Have the traffic choose the active release among the loaded ones."""
-        chosen = self._chosen()
+    def _apply_traffic(self) -> None:
+        """Choose the active release again; tell the callbacks when the shares have changed."""
+        chosen = self._choose_active()
         if chosen is not None and chosen is not self._active:
             self._active = chosen
             self._actives = [chosen.number, *(number for number in self._actives if number != chosen.number)]
             log.info("release %d is active", chosen.number)
-            if self._traffic.stable not in (0, chosen.number):
-                log.error("release %d, which traffic.json names, is not loaded: another answers", self._traffic.stable)
-        if self.shares() != self._told:
-            self._told = self.shares()
-            self._changed()
+            stable = self._traffic.stable
+            if stable not in (0, chosen.number):
+                log.error("release %d of traffic.json is not loaded: release %d answers", stable, chosen.number)
+        if self.shares() != self._announced_shares:
+            self._announced_shares = self.shares()
+            self._notify()
 
-    def _chosen(self) -> Release | None:
-        """The stable release; while that is not loaded what answers already, else an earlier one, else the newest."""
+    def _choose_active(self) -> Release | None:
+        """The stable release. While it is not loaded: the active release, else a previous one, else the newest."""
         newest = max(self._loaded, default=0)
         if not self._traffic.stable:
             return self._loaded.get(newest)
@@ -200,49 +200,50 @@ class ReleaseRegistry:
             return self._loaded[self._traffic.stable]
         if self._active is not None:
             return self._active
-        return self._loaded.get(next((one for one in self._traffic.previous if one in self._loaded), newest))
+        return self._loaded.get(next((number for number in self._traffic.previous if number in self._loaded), newest))
 
     def add(self, release: Release) -> None:
-        """A release that is loaded and proved from now on; it answers at once where the traffic has it so."""
+        """Register a release that is loaded in Triton and checked; it answers at once if the traffic says so."""
         self._loaded[release.number] = release
-        self._settle()
+        self._apply_traffic()
 
     def remember_earlier(self, number: int) -> None:
-        """Count a loaded release among those that were active before all others known."""
-        self._actives = [*(one for one in self._actives if one != number), number]
+        """Append a loaded release to `actives`, as the one that was active longest ago."""
+        self._actives = [*(active for active in self._actives if active != number), number]
 
     @property
     def actives(self) -> list[int]:
-        """The loaded releases that were active, the latest first."""
+        """Numbers of the loaded releases that are or were active, the latest first."""
         return [number for number in self._actives if number in self._loaded]
 
     def set_broken(self, number: int, problem: str) -> None:
-        """Give a canary no traffic, or with an empty problem give it back."""
+        """Take the traffic from a canary, or give it back when `problem` is empty."""
         if problem:
             self._broken[number] = problem
         else:
             self._broken.pop(number, None)
-        self._settle()
+        self._apply_traffic()
 
-    def hold_out(self, traffic: Traffic, why: str) -> None:
-        """Give this traffic's canary no users here, until another traffic is in force."""
+    def withhold_canary(self, traffic: Traffic, reason: str) -> None:
+        """Give the canary of this traffic no users on this server, until another traffic is in force."""
         if traffic == self._traffic:
-            self._held_out = (traffic, why)
-            self._changed()
+            self._withheld = (traffic, reason)
+            self._notify()
 
     def broken(self, number: int) -> str:
-        """Why a loaded release gets no traffic although it should; empty otherwise."""
+        """Why a canary fails its golden inputs; empty when it passes them."""
         return self._broken.get(number, "")
 
     def drop_idle(self, keep: int, needed: Collection[int], present: Collection[int]) -> list[int]:
-        """Forget releases that are neither needed nor leased nor among the latest `keep` active; returns them.
+        """Unload the releases that nobody uses; returns their numbers.
 
-        `present` are those on disk; others are kept only while they answer.
+        In use are: leased releases, those of the traffic, `needed`, and, if on disk (`present`), the newest one, the
+        target of a roll-back and the last `keep` active ones.
         """
         traffic = self._traffic
         ready = {*traffic.previous[:1], max(self._loaded, default=0), *self.actives[:keep]} & set(present)
-        spared = {*ready, *self.actives[:1], traffic.stable, traffic.canary, traffic.shadow, *needed, *+self._leases}
-        idle = sorted(set(self._loaded) - spared)
+        used = {*ready, *self.actives[:1], traffic.stable, traffic.canary, traffic.shadow, *needed, *+self._leases}
+        idle = sorted(set(self._loaded) - used)
         for number in idle:
             del self._loaded[number]
             for callback in self.on_unload:
@@ -251,11 +252,11 @@ class ReleaseRegistry:
         return idle
 
     def set_healthy(self, healthy: bool) -> None:
-        """Say whether the encoder answers rightly."""
+        """Record whether the encoder reproduces the golden embeddings."""
         if healthy != self.encoder_healthy:
             self.encoder_healthy = healthy
-            self._changed()
+            self._notify()
 
-    def _changed(self) -> None:
+    def _notify(self) -> None:
         for callback in self.on_change:
             callback()

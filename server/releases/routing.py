@@ -1,4 +1,4 @@
-"""Which release answers a request: the pinned one, else the one that the traffic gives to the user."""
+"""Chooses the release that answers a request: the pinned one, else the user's release by the traffic."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from server.releases.registry import ReleaseRegistry
 
 
 class Alias(Enum):
-    """A release by what it is for; see the API's `ReleaseAlias`."""
+    """A release by its role in the traffic; see the API's `ReleaseAlias`."""
 
     NONE = auto()
     STABLE = auto()
@@ -21,7 +21,7 @@ class Alias(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """The release that a request asks for, by number or by alias; neither: the one that the traffic gives."""
+    """The release that a request names, by number or by alias. With neither, the traffic chooses."""
 
     number: int = 0
     alias: Alias = Alias.NONE
@@ -34,7 +34,7 @@ NO_PIN = Pin()
 
 
 class Routing:
-    """Chooses among the loaded releases. A request keeps the one it began with."""
+    """Chooses among the loaded releases. A lease keeps the chosen release loaded for the whole request."""
 
     def __init__(self, releases: ReleaseRegistry) -> None:
         self._releases = releases
@@ -45,9 +45,10 @@ class Routing:
 
     @contextmanager
     def lease(self, pin: Pin = NO_PIN, user_id: str = "") -> Iterator[Release]:
-        """The release for a user, or without one for a history given inline; it stays loaded until the block ends.
+        """The release for a user; it stays loaded until the block ends.
 
-        Raises `NoRelease` or `NotFound`.
+        An empty `user_id` stands for a history given inline, which the active release answers. Raises `NoRelease` or
+        `NotFound`.
         """
         number = self._pinned(pin) if pin or not user_id else self._number_for(user_id)
         with self._releases.lease(number) as release:
@@ -55,9 +56,9 @@ class Routing:
 
     @contextmanager
     def lease_chunk(self, pin: Pin, current: Release) -> Iterator["Route"]:
-        """The releases for a chunk of a stream that began when `current`, which is leased already, was active.
+        """The releases for one chunk of a stream; they stay loaded until the block ends. Raises `NotFound`.
 
-        They stay loaded until the block ends. Raises `NotFound`.
+        `current` is the release that was active when the stream began; the caller holds a lease on it.
         """
         if pin:
             with self._releases.lease(self._pinned(pin)) as release:
@@ -75,7 +76,7 @@ class Routing:
             return pin.number
         canary = self._releases.canary
         if canary is None:
-            raise NotFound("no canary answers now: see `segrec traffic`", "release_alias")
+            raise NotFound("no canary is in force: see `segrec traffic`", "release_alias")
         return canary.number
 
     def _number_for(self, user_id: str) -> int:
@@ -85,14 +86,13 @@ class Routing:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """The releases of one chunk: one for all, or beside it a canary for its users."""
+    """The releases of one chunk of a stream: `stable`, and `canary` for the canary's users."""
 
     stable: Release
     canary: Release | None = None
     traffic: Traffic | None = None
 
     def release_for(self, user_id: str) -> Release:
-        """The release that answers this user."""
         if self.canary is None or self.traffic is None or not self.traffic.is_canary_user(user_id):
             return self.stable
         return self.canary

@@ -1,4 +1,4 @@
-"""Follows `traffic.json`. A damaged one is named, and the last good state stays in force until it is mended."""
+"""Follows `traffic.json`. While the file is damaged, the last good traffic stays in force."""
 
 import asyncio
 import logging
@@ -11,22 +11,22 @@ from server.core.repository.traffic import TRAFFIC, Traffic, last_traffic, read_
 log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.2
-"""How often the file is looked at: a change is in force everywhere well within a second."""
+"""Time between two looks at the file; it bounds how late a server applies a change."""
 
 
 class TrafficWatcher:
-    """The traffic of a repository, read anew when the file has changed."""
+    """The traffic of a repository; reads the file again when it has changed."""
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
         self._signature: tuple[int, ...] | None = None
         self._has_read = False
-        self._turn = asyncio.Lock()
+        self._lock = asyncio.Lock()
         self.on_change: list[Callable[[Traffic], None]] = []
-        """Called with the traffic that is in force from now on."""
+        """Called with each new traffic."""
         self.traffic = Traffic()
         self.failure = ""
-        """What is wrong with the file; empty while nothing is."""
+        """Why the file cannot be read; empty while it can."""
 
     async def follow(self, stop: asyncio.Event) -> None:
         """Refresh until `stop` is set. Never ends by an exception."""
@@ -34,23 +34,23 @@ class TrafficWatcher:
             try:
                 await self.refresh()
             except Exception:
-                log.exception("looking at the traffic failed; trying again")
+                log.exception("the traffic could not be followed; trying again")
             try:
                 await asyncio.wait_for(stop.wait(), POLL_SECONDS)
             except TimeoutError:
                 continue
 
     async def refresh(self) -> None:
-        """Put in force what the file says."""
-        async with self._turn:
-            if not await asyncio.to_thread(self._look):
+        """Read the file now and put its traffic in force."""
+        async with self._lock:
+            if not await asyncio.to_thread(self._read_if_changed):
                 return
-            log.info("traffic: %s", described(self.traffic))
+            log.info("traffic: %s", describe(self.traffic))
             for callback in self.on_change:
                 callback(self.traffic)
 
-    def _look(self) -> bool:
-        """Read the file when it has changed; whether another traffic is in force now."""
+    def _read_if_changed(self) -> bool:
+        """Read the file when it has changed; returns whether the traffic is different now."""
         signature = self._stat()
         if self._has_read and signature == self._signature:
             return False
@@ -64,15 +64,15 @@ class TrafficWatcher:
             traffic = read_traffic(self._repository)
         except DamagedTraffic as error:
             if str(error) != self.failure:
-                log.error("%s; what was in force before stays in force", error)
+                log.error("%s; the traffic before it stays in force", error)
             self.failure = str(error)
-            return self._last() if is_first else self.traffic
+            return self._traffic_from_audit() if is_first else self.traffic
         if self.failure:
             log.info("%s can be read again", self._repository / TRAFFIC)
         self.failure = ""
         return traffic
 
-    def _last(self) -> Traffic:
+    def _traffic_from_audit(self) -> Traffic:
         try:
             return last_traffic(self._repository)
         except OSError as error:
@@ -87,13 +87,13 @@ class TrafficWatcher:
         return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_size
 
 
-def described(traffic: Traffic) -> str:
-    """Who answers whom, in a sentence without full stop."""
-    told = [f"release {traffic.stable} answers" if traffic.stable else "the newest good release answers"]
+def describe(traffic: Traffic) -> str:
+    """The traffic as a log line, without a full stop."""
+    parts = [f"release {traffic.stable} answers" if traffic.stable else "the newest good release answers"]
     if traffic.canary:
-        told.append(f"release {traffic.canary} answers {traffic.canary_percent:g} % of the users as its canary")
+        parts.append(f"release {traffic.canary} answers {traffic.canary_percent:g} % of the users as its canary")
     if traffic.shadow:
-        told.append(f"release {traffic.shadow} is computed beside it")
+        parts.append(f"release {traffic.shadow} is computed as its shadow")
     by = f"; set by {traffic.changed_by}" if traffic.changed_by else ""
     why = f": {traffic.reason}" if traffic.reason else ""
-    return ", ".join(told) + by + why
+    return ", ".join(parts) + by + why

@@ -32,7 +32,7 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
         """All releases on disk, newest first, and which of them answers whom."""
         statuses = await asyncio.to_thread(self._releases.statuses)
-        file = self._promotion.file
+        file = self._promotion.watcher
         return pb.ListReleasesResponse(
             releases=[release_message(status, self._live.figures(status.number)) for status in statuses],
             traffic=record_message(self._releases.traffic),

@@ -26,7 +26,7 @@ class Routed:
     def traffic(self) -> Traffic:
         return read_traffic(self._repository)
 
-    def hold_out(self, traffic: Traffic, why: str) -> None:
+    def withhold_canary(self, traffic: Traffic, why: str) -> None:
         self.held.append((traffic, why))
 
 

@@ -1,4 +1,4 @@
-"""Changes of the traffic asked of a server: what is refused, what is loaded first, and who may ask."""
+"""Changes of the traffic through a server: refusals, loading first, and authorisation."""
 
 import asyncio
 import errno
@@ -36,22 +36,22 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 @pytest.fixture
 async def changes(tmp_path: Path, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Promotion]:
-    """A server's part that changes the traffic of releases 1 to 4, of which 4 answers."""
+    """Changes the traffic of a repository with releases 1 to 4; release 4 answers at first."""
     monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
     for number in (1, 2, 3, 4):
         tiny_release(tmp_path, number)
-    releases, file, stop = (
+    releases, watcher, stop = (
         ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME)),
         TrafficWatcher(tmp_path),
         asyncio.Event(),
     )
     loader = Loader(releases, encoder, keep=2)
-    file.on_change += [releases.set_traffic, lambda _: loader.look_soon()]
-    await file.refresh()
+    watcher.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
+    await watcher.refresh()
     task = asyncio.create_task(loader.follow(0.01, stop))
     await wait_until_async(lambda: _true(releases.loaded_numbers() == [3, 4]))
-    yield Promotion(tmp_path, releases, loader, file)
+    yield Promotion(tmp_path, releases, loader, watcher)
     stop.set()
     await task
 
@@ -60,7 +60,7 @@ async def _true(value: bool) -> bool:
     return value
 
 
-async def test_what_is_named_is_loaded_and_in_force_when_it_returns(changes: Promotion) -> None:
+async def test_the_requested_releases_are_loaded_and_in_force_when_set_returns(changes: Promotion) -> None:
     wanted = Traffic(stable=1, canary=2, canary_percent=5, shadow=3, guard=Guard(max_error_share=0.1))
     traffic = await changes.set(wanted, "me", "to see")
     assert changes.releases.shares() == {1: 95.0, 2: 5.0}
@@ -102,7 +102,7 @@ async def test_with_one_release_there_is_nothing_to_roll_back(changes: Promotion
         await changes.roll_back("me", "")
 
 
-async def test_a_release_that_is_not_there_is_refused_before_any_is_loaded(
+async def test_a_missing_release_is_refused_before_any_release_is_loaded(
     changes: Promotion, encoder: OnnxEncoder
 ) -> None:
     with pytest.raises(NotFound) as caught:
@@ -113,7 +113,7 @@ async def test_a_release_that_is_not_there_is_refused_before_any_is_loaded(
 
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.ENOSPC])
-async def test_a_repository_that_cannot_be_written_is_named(
+async def test_a_repository_that_cannot_be_written_gives_a_clear_error(
     changes: Promotion, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -149,7 +149,7 @@ def test_wrong_fields_are_named_by_their_path(fields: dict[str, Any], field: str
     assert caught.value.field == field
 
 
-def test_a_guard_of_zero_errors_is_one() -> None:
+def test_a_guard_may_allow_zero_errors() -> None:
     message = pb.Traffic(stable_release=1, canary_release=2, canary_percent=5, guard=pb.Guard(max_error_share=0.0))
     assert wanted_of(message).guard == Guard(max_error_share=0.0)
 
@@ -161,7 +161,7 @@ def test_traffic_comes_back_as_it_was_sent() -> None:
     assert record_message(wanted_of(sent)).traffic == sent
 
 
-def test_texts_for_the_audit_log_are_one_line_of_some_length() -> None:
+def test_texts_for_the_audit_log_are_one_line_of_limited_length() -> None:
     assert checked_text("größer", 8, "reason") == "größer"
     for text in ("ä" * 5, "two\nlines", "\x1b[31m"):
         with pytest.raises(InvalidArgument) as caught:
@@ -170,7 +170,7 @@ def test_texts_for_the_audit_log_are_one_line_of_some_length() -> None:
 
 
 class _Caller:
-    """The part of a call's context that tells who asks."""
+    """The part of a call's context that identifies the caller."""
 
     def __init__(self, peer: str, *metadata: tuple[str, str | bytes]) -> None:
         self._peer = peer
@@ -187,16 +187,16 @@ LOCAL, REMOTE = "ipv4:127.0.0.1:50000", "ipv4:192.0.2.7:50000"
 
 
 @pytest.mark.parametrize("peer", [LOCAL, "ipv4:127.8.9.1:1", "ipv6:%5B::1%5D:1", "ipv6:[::ffff:127.0.0.1]:1", "unix:"])
-def test_callers_of_this_machine_are_known(peer: str) -> None:
+def test_local_addresses_are_recognised(peer: str) -> None:
     assert is_local(peer)
 
 
 @pytest.mark.parametrize("peer", [REMOTE, "ipv6:%5B2001:db8::1%5D:1", "ipv4:localhost:1", "", "unixes:x"])
-def test_callers_of_other_machines_are_known(peer: str) -> None:
+def test_remote_addresses_are_recognised(peer: str) -> None:
     assert not is_local(peer)
 
 
-def test_without_a_token_this_machine_may_and_others_with_a_certificate_alone() -> None:
+def test_without_a_token_only_this_machine_and_callers_with_a_certificate_may_change_the_traffic() -> None:
     Authorisation(None, has_mutual_tls=False).check(_Caller(LOCAL))  # type: ignore[arg-type]
     Authorisation(None, has_mutual_tls=True).check(_Caller(REMOTE))  # type: ignore[arg-type]
     with pytest.raises(NotAllowed, match="model_token_file"):
@@ -207,7 +207,7 @@ def test_without_a_token_this_machine_may_and_others_with_a_certificate_alone() 
     "metadata",
     [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),), (("other", "Bearer secret"),)],
 )
-def test_with_a_token_nobody_may_without_it(metadata: tuple[tuple[str, str], ...]) -> None:
+def test_with_a_token_callers_without_it_are_refused(metadata: tuple[tuple[str, str], ...]) -> None:
     guarded = Authorisation("secret", has_mutual_tls=True)
     guarded.check(_Caller(REMOTE, ("authorization", "Bearer secret")))  # type: ignore[arg-type]
     with pytest.raises(NotAllowed, match="token"):

@@ -21,44 +21,46 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> ReleaseRegistry:
-    """Releases of an empty repository."""
+def registry(tmp_path: Path) -> ReleaseRegistry:
+    """The registry of an empty repository."""
     return ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
 
 
 @pytest.fixture
-def loader(found: ReleaseRegistry, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
-    """Loads them; tries again and probes in every round."""
+def loader(registry: ReleaseRegistry, encoder: OnnxEncoder, monkeypatch: pytest.MonkeyPatch) -> Loader:
+    """Tries failed releases again and probes in every round."""
     monkeypatch.setattr(directory, "FIRST_RETRY_SECONDS", 0.0)
     monkeypatch.setattr(loading, "PROBE_SECONDS", 0.0)
-    return Loader(found, encoder, keep=2)
+    return Loader(registry, encoder, keep=2)
 
 
-async def test_without_a_release_there_is_none(found: ReleaseRegistry, loader: Loader) -> None:
+async def test_without_a_release_get_says_how_to_publish_one(registry: ReleaseRegistry, loader: Loader) -> None:
     await loader.refresh()
     with pytest.raises(NoRelease, match="segrec-train publish"):
-        found.get()
+        registry.get()
 
 
-async def test_the_newest_good_release_becomes_active(tmp_path: Path, found: ReleaseRegistry, loader: Loader) -> None:
+async def test_the_newest_good_release_becomes_active(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader
+) -> None:
     tiny_release(tmp_path, 1)
     tiny_release(tmp_path, 2)
     changes: list[int] = []
-    found.on_change.append(lambda: changes.append(found.get().number))
+    registry.on_change.append(lambda: changes.append(registry.get().number))
     await loader.refresh()
-    assert found.get().number == 2
+    assert registry.get().number == 2
     assert changes == [2, 2]  # active, then healthy
     tiny_release(tmp_path, 3)
     await loader.refresh()
-    assert found.get().number == 3
-    assert found.loaded_numbers() == [2, 3]
-    assert found.get(2).number == 2
-    with pytest.raises(NotFound, match="loaded are 2, 3"):
-        found.get(1)
+    assert registry.get().number == 3
+    assert registry.loaded_numbers() == [2, 3]
+    assert registry.get(2).number == 2
+    with pytest.raises(NotFound, match="loaded releases are 2, 3"):
+        registry.get(1)
 
 
 async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -66,69 +68,69 @@ async def test_a_damaged_release_leaves_the_old_one_active_and_says_why(
     (broken / "centroids.npy").write_bytes(b"damaged")
     for _ in range(3):
         await loader.refresh()
-    assert found.get().number == 1
-    status = found.status(2)
+    assert registry.get().number == 1
+    status = registry.status(2)
     assert status.state is State.FAILED
     assert "centroids.npy is not the file that was published" in status.failure
-    assert found.failed_count() == 1
+    assert registry.failed_count() == 1
     named = [record for record in caplog.records if "release 2 is not activated" in record.message]
     assert len(named) == 1
     shutil.rmtree(broken)
     tiny_release(tmp_path, 2, seed=5)
     await loader.refresh()
-    assert found.get().number == 2
-    assert found.failed_count() == 0
+    assert registry.get().number == 2
+    assert registry.failed_count() == 0
 
 
 async def test_a_damaged_newest_release_does_not_hide_a_good_older_one(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader
 ) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / "2").mkdir()
     await loader.refresh()
-    assert found.get().number == 1
-    assert [(status.number, status.state) for status in found.statuses()] == [(2, State.FAILED), (1, State.ACTIVE)]
+    assert registry.get().number == 1
+    assert [(status.number, status.state) for status in registry.statuses()] == [(2, State.FAILED), (1, State.ACTIVE)]
 
 
 async def test_wrong_golden_embeddings_are_refused(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     encoder.wrong = True
     await loader.refresh()
     with pytest.raises(NoRelease):
-        found.get()
-    assert "golden inputs differ" in found.status(1).failure
+        registry.get()
+    assert "golden inputs differ" in registry.status(1).failure
     assert encoder.loaded == ()
 
 
 async def test_a_release_that_triton_cannot_load_is_tried_again(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     encoder.unloadable = {1}
     await loader.refresh()
-    assert found.status(1).state is State.FAILED
+    assert registry.status(1).state is State.FAILED
     encoder.unloadable = set()
     await loader.refresh()
-    assert found.get().number == 1
+    assert registry.get().number == 1
 
 
 @pytest.mark.parametrize("name", ["2.tmp", "02", "0", "-1", "1" * 18 + "x"])
-async def test_directories_that_are_no_release_numbers_are_ignored_and_named_once(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, name: str, caplog: pytest.LogCaptureFixture
+async def test_directories_without_a_release_number_are_ignored_and_logged_once(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny_release(tmp_path, 1)
     (tmp_path / MODEL_NAME / name).mkdir()
     await loader.refresh()
     await loader.refresh()
-    assert found.get().number == 1
-    assert [status.number for status in found.statuses()] == [1]
+    assert registry.get().number == 1
+    assert [status.number for status in registry.statuses()] == [1]
     assert len([record for record in caplog.records if name in record.message]) == 1
 
 
-async def test_nothing_is_loaded_while_a_name_lies_there_that_triton_ends_on(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+async def test_nothing_is_loaded_while_a_directory_name_would_crash_triton(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
@@ -136,21 +138,21 @@ async def test_nothing_is_loaded_while_a_name_lies_there_that_triton_ends_on(
     long.mkdir()
     tiny_release(tmp_path, 2)
     await loader.refresh()
-    assert (found.get().number, encoder.loaded) == (1, (1,))
-    assert "so many digits: take it away" in found.status(2).failure
+    assert (registry.get().number, encoder.loaded) == (1, (1,))
+    assert "19 or more digits crashes Triton: remove it" in registry.status(2).failure
     long.rmdir()
     await loader.refresh()
-    assert (found.get().number, encoder.loaded) == (2, (1, 2))
+    assert (registry.get().number, encoder.loaded) == (2, (1, 2))
 
 
 async def test_a_leased_release_stays_loaded_until_the_lease_ends(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     unloaded: list[int] = []
-    found.on_unload.append(unloaded.append)
+    registry.on_unload.append(unloaded.append)
     tiny_release(tmp_path, 1)
     await loader.refresh()
-    with found.lease() as release:
+    with registry.lease() as release:
         for number in (2, 3, 4):
             tiny_release(tmp_path, number)
             await loader.refresh()
@@ -163,67 +165,67 @@ async def test_a_leased_release_stays_loaded_until_the_lease_ends(
 
 
 async def test_a_triton_that_forgot_everything_is_loaded_again(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
     encoder.loaded = ()
     encoder.down = True
     await loader.refresh()
-    assert not found.encoder_healthy
-    assert found.get().number == 1
+    assert not registry.encoder_healthy
+    assert registry.get().number == 1
     encoder.down = False
     await loader.refresh()
-    assert found.encoder_healthy
+    assert registry.encoder_healthy
     assert encoder.loaded == (1,)
 
 
 async def test_an_encoder_that_answers_wrongly_is_not_healthy(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
 ) -> None:
     tiny_release(tmp_path, 1)
     await loader.refresh()
     encoder.wrong = True
     await loader.refresh()
-    assert not found.encoder_healthy
+    assert not registry.encoder_healthy
 
 
-async def test_a_canary_that_is_held_out_gets_no_users_until_the_traffic_changes(
-    tmp_path: Path, found: ReleaseRegistry, loader: Loader
+async def test_a_withheld_canary_gets_no_users_until_the_traffic_changes(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader
 ) -> None:
     def canary(percent: float) -> Traffic:
         return Traffic(stable=1, canary=2, canary_percent=percent, key="0" * 32)
 
     for number in (1, 2):
         tiny_release(tmp_path, number)
-    found.set_traffic(canary(50))
+    registry.set_traffic(canary(50))
     await loader.refresh()
-    found.hold_out(canary(40), "of a traffic that is not in force")
-    assert found.shares() == {1: 50.0, 2: 50.0}
-    found.hold_out(canary(50), "it is too slow")
+    registry.withhold_canary(canary(40), "of a traffic that is not in force")
+    assert registry.shares() == {1: 50.0, 2: 50.0}
+    registry.withhold_canary(canary(50), "it is too slow")
     await loader.refresh()
-    assert found.canary is None
-    assert found.shares() == {1: 100.0}
-    status = found.status(2)
+    assert registry.canary is None
+    assert registry.shares() == {1: 100.0}
+    status = registry.status(2)
     assert (status.state, status.failure) == (State.STANDBY, "it is too slow")
-    found.set_traffic(canary(50))
-    assert found.canary is None
-    found.set_traffic(canary(60))
-    assert found.shares() == {1: 40.0, 2: 60.0}
-    assert found.status(2).failure == ""
+    registry.set_traffic(canary(50))
+    assert registry.canary is None
+    registry.set_traffic(canary(60))
+    assert registry.shares() == {1: 40.0, 2: 60.0}
+    assert registry.status(2).failure == ""
 
 
 async def test_a_loaded_release_whose_files_were_pruned_does_not_hinder_the_next(
-    tmp_path: Path, found: ReleaseRegistry, encoder: OnnxEncoder
+    tmp_path: Path, registry: ReleaseRegistry, encoder: OnnxEncoder
 ) -> None:
-    loader = Loader(found, encoder, keep=3)
+    loader = Loader(registry, encoder, keep=3)
     for number in (1, 2, 3):
         tiny_release(tmp_path, number)
         await loader.refresh()
-    assert found.loaded_numbers() == [1, 2, 3]
+    assert registry.loaded_numbers() == [1, 2, 3]
     shutil.rmtree(tmp_path / MODEL_NAME / "1")
     encoder.unloadable.add(1)  # as Triton refuses a load that names what is not in its repository
     tiny_release(tmp_path, 4)
     await loader.refresh()
-    assert found.get().number == 4
-    assert found.loaded_numbers() == [2, 3, 4]
+    assert registry.get().number == 4
+    assert registry.loaded_numbers() == [2, 3, 4]
