@@ -118,8 +118,8 @@ async def running(
         pipeline.on_encoder_failure = loader.probe_soon
         loader.warm_up = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
-        keeper = CanaryGuard(settings.repository, releases, metrics.live)
-        releases.on_unload += [cache.forget_release, metrics.live.forget]
+        keeper = CanaryGuard(settings.repository, releases, metrics.release_stats)
+        releases.on_unload += [cache.forget_release, metrics.release_stats.forget]
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
         _export_guard(metrics, keeper)
@@ -198,7 +198,7 @@ def _shadow(
     embedder = Embedder(encoder, executor)
     batcher = MicroBatcher(embedder, settings.max_batch_users, settings.max_waiting)
     pipeline = Pipeline(store, EmbeddingCache(0), embedder, batcher, executor)
-    shadow = Shadow(releases, pipeline, metrics.live, settings.shadow_budget, settings.encode_timeout_seconds)
+    shadow = Shadow(releases, pipeline, metrics.release_stats, settings.shadow_budget, settings.encode_timeout_seconds)
     shadow.on_dropped = metrics.shadow_dropped.inc
     return shadow
 
@@ -222,7 +222,7 @@ def _services(
 
 
 def _model_service(promotion: Promotion, metrics: Metrics, settings: Settings) -> Service:
-    servicer = ModelServicer(promotion, authorisation_of(settings), metrics.live)
+    servicer = ModelServicer(promotion, authorisation_of(settings), metrics.release_stats)
 
     def add(server: Server) -> None:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)
@@ -249,7 +249,7 @@ def _export(
 
 def _export_guard(metrics: Metrics, keeper: CanaryGuard) -> None:
     metrics.guard_trips.set_function(lambda: keeper.trip_count)
-    metrics.guard_holding_out.set_function(lambda: keeper.is_holding_out)
+    metrics.guard_holding_out.set_function(lambda: keeper.is_withholding)
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:

@@ -1,4 +1,4 @@
-"""What is observed while answering: metrics, figures of each release, shadow comparisons, the guard of a canary.
+"""Observes the server: Prometheus metrics, figures of each release, shadow comparisons, and the guard of a canary.
 
-May import `releases`, `serving` and what stands below them.
+May import `releases`, `serving` and the packages that these may import.
 """

@@ -1,4 +1,4 @@
-"""What Prometheus reads. No label holds a user id or anything else that a caller can invent."""
+"""The Prometheus metrics of a server. No label holds a user id or another value that a caller can choose."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,18 +12,18 @@ _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 
 
 
 class Metrics:
-    """All metrics of one server, in a registry of their own."""
+    """All metrics of one server, in their own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.live = ReleaseStats()
-        self.registry.register(ReleaseCollector(self.live))
+        self.release_stats = ReleaseStats()
+        self.registry.register(ReleaseCollector(self.release_stats))
         self.calls = Counter(
             "segrec_calls", "RPCs ended, by method and status code.", ["method", "code"], registry=self.registry
         )
         self.call_seconds = Histogram(
             "segrec_call_seconds",
-            "Time from the handler's start to its end, streams whole.",
+            "Time from the start of a handler to its end; a stream counts once, as a whole.",
             ["method"],
             buckets=_SECONDS,
             registry=self.registry,
@@ -34,7 +34,7 @@ class Metrics:
         self.degraded = Counter("segrec_degraded", "Degraded answers, by reason.", ["reason"], registry=self.registry)
         self.segment_states = Counter(
             "segrec_segment_states",
-            "Answers by the state of their segment: share them out for the share without a confident one.",
+            "Answers by the state of their segment; divide by their sum for the share of each state.",
             ["state"],
             registry=self.registry,
         )
@@ -44,13 +44,13 @@ class Metrics:
         )
         self.traffic_percent = Gauge(
             "segrec_traffic_percent",
-            "Share of the users whom a release answers, 0 to 100; releases that answer nobody are left out.",
+            "Share of the users that a release answers, 0 to 100; a release without users has no series.",
             ["release"],
             registry=self.registry,
         )
         self.traffic_damaged = Gauge(
             "segrec_traffic_damaged",
-            "1 while traffic.json cannot be read and an earlier state of it is in force.",
+            "1 while traffic.json cannot be read and an earlier traffic is in force.",
             registry=self.registry,
         )
         self.encoder_healthy = Gauge(
@@ -65,26 +65,27 @@ class Metrics:
         self.cached_embeddings = Gauge("segrec_cached_embeddings", "Embeddings in memory.", registry=self.registry)
         self.shadow_dropped = Counter(
             "segrec_shadow_dropped",
-            "Answers that were to be compared and that there was no time for.",
+            "Answers that were dropped from the shadow comparison for lack of time.",
             registry=self.registry,
         )
         self.guard_trips = Gauge(
-            "segrec_guard_trips", "Canaries that this server's guard took out, since the start.", registry=self.registry
+            "segrec_guard_trips",
+            "Canaries that the guard of this server took out since the start.",
+            registry=self.registry,
         )
         self.guard_holding_out = Gauge(
             "segrec_guard_holding_out",
-            "1 while the guard holds the canary out on this server alone, for want of a writable repository.",
+            "1 while the guard withholds the canary on this server alone, because the repository is not writable.",
             registry=self.registry,
         )
 
     def show_traffic(self, shares: Mapping[int, float]) -> None:
-        """Show the share of each release that answers, by its number."""
+        """Set `traffic_percent` from the share of each release that answers, by release number."""
         self.traffic_percent.clear()
         for number, percent in shares.items():
             self.traffic_percent.labels(str(number)).set(percent)
 
     def count_states(self, states: Sequence[SegmentState]) -> None:
-        """Count answers by the state of their segment."""
         for state in set(states):
             name = SegmentState.Name(state).removeprefix("SEGMENT_STATE_")
             self.segment_states.labels(name).inc(states.count(state))

@@ -1,4 +1,4 @@
-"""Live figures for Prometheus. A release has series as long as it is remembered, so that there are never many."""
+"""`ReleaseStats` as Prometheus series. The series of a release end when the release is unloaded."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,39 +9,38 @@ from prometheus_client.registry import Collector
 
 from server.monitoring.release_stats import TIME_BOUNDS, Count, ReleaseStats
 
-BUCKETS = 4
-"""Every fourth bound of the times is shown, so that they double."""
+BOUNDS_PER_BUCKET = 4
+"""Every fourth of `TIME_BOUNDS` is the bound of a Prometheus bucket, so that the bounds double."""
 
 
 class ReleaseCollector(Collector):
-    """Shows the totals of all releases, by release number."""
+    """Collects the totals of all releases, labelled by release number."""
 
-    def __init__(self, live: ReleaseStats) -> None:
-        self._live = live
+    def __init__(self, stats: ReleaseStats) -> None:
+        self._stats = stats
 
     def collect(self) -> Iterator[Metric]:
-        """One reading."""
-        totals = {str(release): found for release, found in self._live.totals().items()}
-        counts = {release: found[0] for release, found in totals.items()}
+        totals = {str(release): total for release, total in self._stats.totals().items()}
+        counts = {release: total[0] for release, total in totals.items()}
         yield _counter(
             "segrec_release_answers",
-            "Answers by release, rows of streams included; those of a shadow are computed for nobody.",
+            "Answers by release, rows of streams included. The answers of a shadow reach no caller.",
             "outcome",
             counts,
             {
-                "whole": lambda found: found[Count.ASKED] - found[Count.ERRORS] - found[Count.DEGRADED],
-                "degraded": lambda found: found[Count.DEGRADED],
-                "failed": lambda found: found[Count.ERRORS],
+                "whole": lambda row: row[Count.REQUESTS] - row[Count.ERRORS] - row[Count.DEGRADED],
+                "degraded": lambda row: row[Count.DEGRADED],
+                "failed": lambda row: row[Count.ERRORS],
             },
         )
         yield _counter(
             "segrec_release_segments",
-            "Answers with a segment by release, and whether the segment is confident.",
+            "Answers with a segment, by release and whether the segment is confident.",
             "confident",
             counts,
             {
-                "yes": lambda found: found[Count.PLACED] - found[Count.UNCONFIDENT],
-                "no": lambda found: found[Count.UNCONFIDENT],
+                "yes": lambda row: row[Count.PLACED] - row[Count.UNCONFIDENT],
+                "no": lambda row: row[Count.UNCONFIDENT],
             },
         )
         seconds = HistogramMetricFamily("segrec_release_call_seconds", "Time of unary calls.", labels=["release"])
@@ -50,12 +49,12 @@ class ReleaseCollector(Collector):
         yield seconds
         yield _counter(
             "segrec_compared",
-            "Answers compared with those of another release, and whether the segment is the same.",
+            "Answers compared with those of another release, by whether the segment is the same.",
             "segment",
             counts,
             {
-                "same": lambda found: found[Count.COMPARED] - found[Count.CHANGED],
-                "changed": lambda found: found[Count.CHANGED],
+                "same": lambda row: row[Count.COMPARED] - row[Count.CHANGED],
+                "changed": lambda row: row[Count.CHANGED],
             },
         )
         yield _summary(
@@ -76,24 +75,24 @@ _Counts = NDArray[np.float64]
 
 
 def _counter(
-    name: str, told: str, label: str, counts: dict[str, _Counts], parts: dict[str, Callable[[_Counts], float]]
+    name: str, documentation: str, label: str, counts: dict[str, _Counts], parts: dict[str, Callable[[_Counts], float]]
 ) -> Metric:
-    family = CounterMetricFamily(name, told, labels=["release", label])
-    for release, found in counts.items():
+    family = CounterMetricFamily(name, documentation, labels=["release", label])
+    for release, row in counts.items():
         for part, value in parts.items():
-            family.add_metric([release, part], value(found))
+            family.add_metric([release, part], value(row))
     return family
 
 
-def _summary(name: str, told: str, counts: dict[str, _Counts], columns: tuple[Count, Count]) -> Metric:
-    family = SummaryMetricFamily(name, told, labels=["release"])
-    for release, found in counts.items():
-        family.add_metric([release], count_value=int(found[columns[0]]), sum_value=float(found[columns[1]]))
+def _summary(name: str, documentation: str, counts: dict[str, _Counts], columns: tuple[Count, Count]) -> Metric:
+    family = SummaryMetricFamily(name, documentation, labels=["release"])
+    for release, row in counts.items():
+        family.add_metric([release], count_value=int(row[columns[0]]), sum_value=float(row[columns[1]]))
     return family
 
 
 def _buckets(times: NDArray[np.int64]) -> list[tuple[str, float]]:
-    """Upper bounds and how many calls ended within them."""
+    """Cumulative histogram: upper bound in seconds → number of calls that took at most so long."""
     reached = np.cumsum(times)
-    shown = [(f"{TIME_BOUNDS[at]:.4g}", float(reached[at])) for at in range(0, len(TIME_BOUNDS), BUCKETS)]
+    shown = [(f"{TIME_BOUNDS[at]:.4g}", float(reached[at])) for at in range(0, len(TIME_BOUNDS), BOUNDS_PER_BUCKET)]
     return [*shown, ("+Inf", float(reached[-1]))]

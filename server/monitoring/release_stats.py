@@ -1,4 +1,4 @@
-"""What each release did lately: answers, errors, times and comparisons, in one bucket a second."""
+"""Counts the answers, errors, times and comparisons of each release, in one bucket per second."""
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
@@ -15,21 +15,21 @@ from server.core.errors import InvalidArgument, NotFound
 from server.serving.answer import Answer, Degraded
 
 LONGEST_SECONDS = 3600
-"""So far back is remembered; no guard looks further."""
-SHOWN_SECONDS = 300.0
-"""So far back reaches what is shown of a release."""
+"""Length of the memory, and the longest window of a guard."""
+DEFAULT_WINDOW_SECONDS = 300.0
+"""Window of the figures that the API shows for a release."""
 
 _BINS_PER_DOUBLING = 4
 TIME_BOUNDS: NDArray[np.float64] = 1e-4 * 2.0 ** (np.arange(80) / _BINS_PER_DOUBLING)
-"""Upper bounds of the bins that times are counted in, seconds (80,), from 0.1 ms to 88 s; longer ones have a last bin.
-A quantile read from them is right to within a fifth, and mostly far better."""
+"""Upper bounds of the bins for call times, seconds (80,), from 0.1 ms to 88 s; one more bin holds longer times.
+A quantile from these bins is at most a fifth off, and mostly much closer."""
 _BOUNDS: list[float] = TIME_BOUNDS.tolist()
 
 
 class Count(IntEnum):
-    """What is counted; the columns of a bucket."""
+    """The counters of a release; each is a column of a bucket."""
 
-    ASKED = 0
+    REQUESTS = 0
     ERRORS = 1
     ANSWERS = 2
     DEGRADED = 3
@@ -44,10 +44,10 @@ class Count(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class ShadowComparison:
-    """Sums over users whom two releases were asked about.
+    """Sums over the `compared` users for whom two releases computed an answer.
 
-    `changed` of the `compared` users are in another segment; `overlap` sums the share of top items in common, and
-    `shift` the mean absolute difference of their scores over the `sharing` users who have any.
+    `changed` users are in another segment. `overlap` sums the share of top items in common. `sharing` users have a top
+    item in common; over these users, `shift` sums the mean absolute difference of the scores of these items.
     """
 
     compared: int = 0
@@ -59,14 +59,14 @@ class ShadowComparison:
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What a release did in the last `window_seconds`. Shares are 0 to 1, 0 where there was nothing to share out.
+    """Figures of a release over the last `window_seconds`. Shares are 0 to 1; a share of nothing is 0.
 
-    `asked_count` are unary calls and rows of streams, `timed_count` unary calls that were answered. For a release that
-    is computed beside another, `answer_count` is 0: nobody got to see what it computed.
+    `request_count` counts unary calls and rows of streams, `timed_count` answered unary calls. `answer_count` is 0 for
+    a shadow: its answers reach no caller.
     """
 
     window_seconds: float
-    asked_count: int
+    request_count: int
     answer_count: int
     placed_count: int
     timed_count: int
@@ -82,10 +82,10 @@ class Figures:
     score_shift: float
 
 
-class _Past:
-    """The buckets of one release, and its totals since it was loaded.
+class _SecondBuckets:
+    """Ring of one bucket per second for one release, and the totals since the release was loaded.
 
-    The bucket of the current second is a plain list, since adding to an array costs ten times as much.
+    The bucket of the current second is a plain list, because adding to an array costs ten times as much.
     """
 
     def __init__(self, second: int) -> None:
@@ -99,10 +99,10 @@ class _Past:
         self._times = np.zeros((LONGEST_SECONDS, len(TIME_BOUNDS) + 1), np.uint32)
         self._first = self._latest = second
 
-    def add(self, second: int, what: Count, amount: float) -> None:
+    def add(self, second: int, column: Count, amount: float) -> None:
         self._move_to(second)
-        self._now[what] += amount
-        self._totals[what] += amount
+        self._now[column] += amount
+        self._totals[column] += amount
 
     def add_time(self, second: int, seconds: float) -> None:
         self._move_to(second)
@@ -115,7 +115,7 @@ class _Past:
         return np.array(self._totals), np.array(self._time_totals, np.int64), self.seconds_total
 
     def _move_to(self, second: int) -> None:
-        """Begin the bucket of this second; rows that the ring comes back to are empty again."""
+        """Begin the bucket of this second, and clear the rows of the ring that are older than `LONGEST_SECONDS`."""
         if second <= self._latest:
             return
         self._write()
@@ -127,13 +127,13 @@ class _Past:
         self._latest = second
 
     def _write(self) -> None:
-        """Put the current second among the others."""
+        """Write the bucket of the current second into the ring."""
         row = self._latest % LONGEST_SECONDS
         self._counts[row] = self._now
         self._times[row] = self._now_times
 
     def over(self, second: int, window: int) -> tuple[int, NDArray[np.float64], NDArray[np.int64]]:
-        """How many of the last `window` seconds there were, and the sums over them."""
+        """Sums over the last `window` seconds: length (shorter for a young release), counts and times by bin."""
         self._move_to(second)
         self._write()
         length = min(window, LONGEST_SECONDS, second - self._first + 1)
@@ -141,7 +141,7 @@ class _Past:
         return length, self._counts[rows].sum(axis=0), self._times[rows].sum(axis=0, dtype=np.int64)
 
     def compare_with(self, release: int) -> None:
-        """Forget comparisons with any other release."""
+        """Set the release to compare with; the comparisons with an earlier one are cleared."""
         if release != self.compared_release:
             self._counts[:, Count.COMPARED :] = 0.0
             self._now[Count.COMPARED :] = [0.0] * (len(Count) - Count.COMPARED)
@@ -149,19 +149,18 @@ class _Past:
 
 
 class ReleaseStats:
-    """Counts what releases do. Used from the event loop; `totals` may be read from other threads.
+    """Counters of all releases. Used from the event loop; `totals` may be called from other threads.
 
-    `clock` gives seconds that never go back. A release takes some megabytes at most, however much it answers, until
-    `forget` is called for it.
+    `clock` gives monotonic seconds. A release takes a few megabytes of memory, whatever its load, until `forget`.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._past: dict[int, _Past] = {}
+        self._buckets: dict[int, _SecondBuckets] = {}
 
     @contextmanager
     def call(self, release: int) -> Iterator[None]:
-        """Time a unary call, and count it as failed when it ends in an error of ours."""
+        """Measure the time of a unary call; count the call as failed as `counting_errors` does."""
         start = self._clock()
         with self.counting_errors(release, 1):
             yield
@@ -170,7 +169,7 @@ class ReleaseStats:
 
     @contextmanager
     def counting_errors(self, release: int, amount: int) -> Iterator[None]:
-        """Count so many calls or rows as failed when the block ends in an error that is not the caller's."""
+        """Count `amount` calls or rows as failed when the block raises an error that the caller did not cause."""
         try:
             yield
         except Exception as error:
@@ -179,76 +178,76 @@ class ReleaseStats:
             raise
 
     def answered(self, release: int, answers: Sequence[Answer]) -> None:
-        """Count answers that were given."""
-        past, second = self._of(release), int(self._clock())
-        past.add(second, Count.ANSWERS, len(answers))
-        self._add(past, second, answers)
+        """Count answers that were sent to callers."""
+        buckets, second = self._of(release), int(self._clock())
+        buckets.add(second, Count.ANSWERS, len(answers))
+        self._add(buckets, second, answers)
 
     def computed(self, release: int, answers: Sequence[Answer]) -> None:
-        """Count answers that were computed beside those of another release, for nobody."""
+        """Count answers of a shadow, which are sent to no caller."""
         self._add(self._of(release), int(self._clock()), answers)
 
-    def _add(self, past: _Past, second: int, answers: Sequence[Answer]) -> None:
+    def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer]) -> None:
         degraded = placed = unconfident = 0
-        for embedded, _, how in answers:
-            degraded += how is not Degraded.NO
+        for embedded, _, degradation in answers:
+            degraded += degradation is not Degraded.NO
             if embedded.embedding is not None:
                 placed += 1
                 unconfident += not embedded.is_confident
-        past.add(second, Count.ASKED, len(answers))
-        past.add(second, Count.DEGRADED, degraded)
-        past.add(second, Count.PLACED, placed)
-        past.add(second, Count.UNCONFIDENT, unconfident)
+        buckets.add(second, Count.REQUESTS, len(answers))
+        buckets.add(second, Count.DEGRADED, degraded)
+        buckets.add(second, Count.PLACED, placed)
+        buckets.add(second, Count.UNCONFIDENT, unconfident)
 
     def failed(self, release: int, amount: int) -> None:
-        """Count calls or rows that ended in an error of ours."""
-        past, second = self._of(release), int(self._clock())
-        past.add(second, Count.ASKED, amount)
-        past.add(second, Count.ERRORS, amount)
+        """Count calls or rows that ended in an error that the caller did not cause."""
+        buckets, second = self._of(release), int(self._clock())
+        buckets.add(second, Count.REQUESTS, amount)
+        buckets.add(second, Count.ERRORS, amount)
 
-    def compared(self, release: int, other: int, found: ShadowComparison) -> None:
-        """Count what came of comparing a release with another; comparisons with a third one are forgotten."""
-        past, second = self._of(release), int(self._clock())
-        past.compare_with(other)
-        sums = (found.compared, found.changed, found.overlap, found.sharing, found.shift)
-        for what, amount in zip(count(Count.COMPARED), sums, strict=False):
-            past.add(second, Count(what), amount)
+    def compared(self, release: int, other: int, comparison: ShadowComparison) -> None:
+        """Add a comparison of a release with another; comparisons with a third release are cleared."""
+        buckets, second = self._of(release), int(self._clock())
+        buckets.compare_with(other)
+        sums = (comparison.compared, comparison.changed, comparison.overlap, comparison.sharing, comparison.shift)
+        for column, amount in zip(count(Count.COMPARED), sums, strict=False):
+            buckets.add(second, Count(column), amount)
 
-    def _of(self, release: int) -> _Past:
-        past = self._past.get(release)
-        if past is None:
-            past = self._past[release] = _Past(int(self._clock()))
-        return past
+    def _of(self, release: int) -> _SecondBuckets:
+        buckets = self._buckets.get(release)
+        if buckets is None:
+            buckets = self._buckets[release] = _SecondBuckets(int(self._clock()))
+        return buckets
 
     def forget(self, release: int) -> None:
-        """Drop all that is known of a release, since it is unloaded."""
-        self._past.pop(release, None)
+        """Drop the counters of a release that was unloaded."""
+        self._buckets.pop(release, None)
 
     def totals(self) -> dict[int, tuple[NDArray[np.float64], NDArray[np.int64], float]]:
-        """By release, since it was loaded: counts in the order of `Count`, times by bin, and the sum of the times."""
-        return {release: past.totals() for release, past in sorted(self._past.copy().items())}
+        """Release → totals since it was loaded: counts in the order of `Count`, times by bin, seconds in all."""
+        return {release: buckets.totals() for release, buckets in sorted(self._buckets.copy().items())}
 
-    def figures(self, release: int, window_seconds: float = SHOWN_SECONDS) -> Figures | None:
-        """What a release did lately; None for one that was asked nothing. Whole seconds, the current one included."""
-        past = self._past.get(release)
-        if past is None:
+    def figures(self, release: int, window_seconds: float = DEFAULT_WINDOW_SECONDS) -> Figures | None:
+        """Figures of a release over whole seconds, the current one included; None for a release without requests."""
+        buckets = self._buckets.get(release)
+        if buckets is None:
             return None
-        length, counts, times = past.over(int(self._clock()), max(1, round(window_seconds)))
-        return _figures(float(length), counts, times, past.compared_release)
+        length, counts, times = buckets.over(int(self._clock()), max(1, round(window_seconds)))
+        return _figures(float(length), counts, times, buckets.compared_release)
 
 
 def _figures(window: float, counts: NDArray[np.float64], times: NDArray[np.int64], compared_release: int) -> Figures:
-    def share(part: Count, of: Count) -> float:
-        return float(counts[part] / counts[of]) if counts[of] else 0.0
+    def share(part: Count, whole: Count) -> float:
+        return float(counts[part] / counts[whole]) if counts[whole] else 0.0
 
     return Figures(
         window_seconds=window,
-        asked_count=int(counts[Count.ASKED]),
+        request_count=int(counts[Count.REQUESTS]),
         answer_count=int(counts[Count.ANSWERS]),
         placed_count=int(counts[Count.PLACED]),
         timed_count=int(times.sum()),
-        error_share=share(Count.ERRORS, Count.ASKED),
-        degraded_share=float(counts[Count.DEGRADED] / max(1.0, counts[Count.ASKED] - counts[Count.ERRORS])),
+        error_share=share(Count.ERRORS, Count.REQUESTS),
+        degraded_share=float(counts[Count.DEGRADED] / max(1.0, counts[Count.REQUESTS] - counts[Count.ERRORS])),
         unconfident_share=share(Count.UNCONFIDENT, Count.PLACED),
         median_seconds=quantile(times, 0.5),
         p99_seconds=quantile(times, 0.99),
@@ -261,7 +260,7 @@ def _figures(window: float, counts: NDArray[np.float64], times: NDArray[np.int64
 
 
 def quantile(times: NDArray[np.int64], share: float) -> float:
-    """The time within which this share of the calls ended, seconds; 0 without calls. Bins as `TIME_BOUNDS`."""
+    """The time within which this share of the calls ended, seconds; 0 without calls. `times` has `TIME_BOUNDS` bins."""
     total = int(times.sum())
     if not total:
         return 0.0
@@ -269,5 +268,6 @@ def quantile(times: NDArray[np.int64], share: float) -> float:
     place = int(np.searchsorted(reached, share * total))
     if place == len(TIME_BOUNDS):
         return float(TIME_BOUNDS[-1])
+    # Interpolate inside the bin, on the logarithmic scale of the bounds.
     inside = (share * total - (reached[place] - times[place])) / times[place]
     return float(TIME_BOUNDS[place] * 2.0 ** ((inside - 1.0) / _BINS_PER_DOUBLING))

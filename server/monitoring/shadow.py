@@ -1,4 +1,4 @@
-"""Computes what another release would have answered, and compares: beside the answers, within a budget, for nobody."""
+"""Compares answers with those of another release, in the background and within a budget of time."""
 
 import asyncio
 import logging
@@ -21,27 +21,27 @@ from server.serving.pipeline import Pipeline
 log = logging.getLogger(__name__)
 
 TOP_ITEMS = 10
-MOST_WAITING = 256
-"""Answers that may wait to be compared; those beyond are dropped, and counted."""
-BATCH = 16
-"""So many are computed at once: few, so that an answer never waits long behind them."""
+WAITING_MAX = 256
+"""Largest number of answers that wait for comparison; further answers are dropped and counted."""
+BATCH_ANSWERS = 16
+"""Answers in one comparison: few, so that a request never waits long behind it."""
 
 
 class ShadowPair(NamedTuple):
-    """Answers of `answering` are computed again with `beside`; the figures are those of `told`, one of the two."""
+    """Release `beside` computes the answers of release `answering` again; `measured`, one of both, gets the figures."""
 
     answering: int
     beside: int
-    told: int
+    measured: int
 
     @property
     def other(self) -> int:
-        """The one that `told` is compared with."""
-        return self.answering if self.told == self.beside else self.beside
+        """The release that `measured` is compared with."""
+        return self.answering if self.measured == self.beside else self.beside
 
 
 def pair_of(traffic: Traffic) -> ShadowPair | None:
-    """Whom to compare: the active release with its shadow; without a shadow the canary with the active release."""
+    """The releases to compare: active and shadow; without a shadow, canary and active; otherwise None."""
     if traffic.shadow:
         return ShadowPair(traffic.stable, traffic.shadow, traffic.shadow)
     if traffic.canary:
@@ -50,59 +50,59 @@ def pair_of(traffic: Traffic) -> ShadowPair | None:
 
 
 class ShadowRouting(Protocol):
-    """Says which releases answer and are loaded, on this server."""
+    """The routing of this server, as far as the shadow needs it; `ReleaseRegistry` implements it."""
 
     @property
     def traffic(self) -> Traffic:
-        """What is in force."""
+        """The traffic in force."""
         ...
 
     def lease(self, number: int = 0) -> AbstractContextManager[Release]:
-        """A loaded release. Raises `NotFound` or `NoRelease`."""
+        """Keep a loaded release loaded until the block ends. Raises `NotFound` or `NoRelease`."""
         ...
 
 
 class Shadow:
-    """Compares answers with those of another release, in one task of its own.
+    """Compares answers with those of another release, in its own task.
 
-    After work that took t seconds it rests for t · (1 / `budget` − 1), so that it works for the share `budget` of the
-    time at most. Whoever answers only leaves a reference here; what there is no room for is dropped.
-    `pipeline` should have threads and calls to Triton of its own.
+    After t seconds of work the task rests for t · (1 / `budget` − 1) seconds, so `budget` is its largest share of the
+    time. A request only appends to a queue; a full queue drops answers. `pipeline` must not share its threads and its
+    `Embedder` with the pipeline that answers requests.
     """
 
     def __init__(
         self,
-        routed: ShadowRouting,
+        routing: ShadowRouting,
         pipeline: Pipeline,
-        live: ReleaseStats,
+        stats: ReleaseStats,
         budget: float,
         timeout_seconds: float,
         clock: Callable[[], float] = monotonic,
         rest: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self._routed = routed
+        self._routing = routing
         self._pipeline = pipeline
-        self._live = live
+        self._stats = stats
         self._budget = budget
         self._timeout = timeout_seconds
         self._clock = clock
         self._rest = rest
         self._waiting: deque[tuple[Release, Answer]] = deque()
         self._offered = asyncio.Event()
-        self._named = ""
+        self._last_problem = ""
         self.on_dropped: Callable[[int], None] = lambda _: None
-        """Called with how many answers there was no room for."""
+        """Called with the number of dropped answers."""
 
     def offer(self, release: Release, answers: Sequence[Answer]) -> None:
-        """Have answers of a release compared, where they are to be and as far as there is room. Never waits."""
-        pair = pair_of(self._routed.traffic)
+        """Queue the answers of a release for comparison if the traffic has a pair to compare. Never waits."""
+        pair = pair_of(self._routing.traffic)
         if pair is None or release.number != pair.answering:
             return
-        telling = [answer for answer in answers if answer.history and answer.degraded is Degraded.NO]
-        room = MOST_WAITING - len(self._waiting)
-        self._waiting.extend((release, answer) for answer in telling[:room])
-        if len(telling) > room:
-            self.on_dropped(len(telling) - room)
+        comparable = [answer for answer in answers if answer.history and answer.degraded is Degraded.NO]
+        room = WAITING_MAX - len(self._waiting)
+        self._waiting.extend((release, answer) for answer in comparable[:room])
+        if len(comparable) > room:
+            self.on_dropped(len(comparable) - room)
         self._offered.set()
 
     async def work(self) -> None:
@@ -113,37 +113,37 @@ class Shadow:
             try:
                 await self.compare_some()
             except SegrecError as error:
-                self._name(str(error))
+                self._warn_once(str(error))
             except Exception:
-                log.exception("comparing releases failed; going on")
+                log.exception("the comparison of releases failed; trying again")
             await self._rest((self._clock() - start) * (1.0 / self._budget - 1.0))
 
     async def compare_some(self) -> None:
-        """Compare a batch of what waits. Raises `NotFound` while the other release is not loaded."""
-        pair = pair_of(self._routed.traffic)
+        """Compare one batch of the queue. Raises `NotFound` while the other release is not loaded."""
+        pair = pair_of(self._routing.traffic)
         release, answers = self._take()
         if pair is None or release is None or release.number != pair.answering:
             return
-        with self._routed.lease(pair.beside) as beside:
+        with self._routing.lease(pair.beside) as beside:
             try:
                 histories = [answer.history for answer in answers]
                 other = await self._pipeline.answer_histories(beside, histories, self._timeout)
             except EncoderUnavailable as error:
-                if pair.told == pair.beside:
-                    self._live.failed(pair.told, len(answers))
-                self._name(str(error))
+                if pair.measured == pair.beside:
+                    self._stats.failed(pair.measured, len(answers))
+                self._warn_once(str(error))
                 return
-            found = await self._compare(release, beside, answers, other)
-            if pair.told == pair.beside:
-                self._live.computed(pair.told, other)
-            self._live.compared(pair.told, pair.other, found)
-        self._named = ""
+            comparison = await self._compare(release, beside, answers, other)
+            if pair.measured == pair.beside:
+                self._stats.computed(pair.measured, other)
+            self._stats.compared(pair.measured, pair.other, comparison)
+        self._last_problem = ""
 
     def _take(self) -> tuple[Release | None, list[Answer]]:
-        """Some of what waits, all of one release."""
+        """Take up to `BATCH_ANSWERS` answers of one release from the queue."""
         release = self._waiting[0][0] if self._waiting else None
         answers: list[Answer] = []
-        while self._waiting and len(answers) < BATCH and self._waiting[0][0] is release:
+        while self._waiting and len(answers) < BATCH_ANSWERS and self._waiting[0][0] is release:
             answers.append(self._waiting.popleft()[1])
         if not self._waiting:
             self._offered.clear()
@@ -157,25 +157,26 @@ class Shadow:
         ranked_others = await self._pipeline.recommend(second, query, others)
         segments = [segment_id(first, answer) for answer in answers]
         other_segments = [segment_id(second, answer) for answer in others]
-        items = [_scores(first, one) for one in ranked]
-        return compare_answers(segments, other_segments, items, [_scores(second, one) for one in ranked_others])
+        items = [_scores(first, ranking) for ranking in ranked]
+        other_items = [_scores(second, ranking) for ranking in ranked_others]
+        return compare_answers(segments, other_segments, items, other_items)
 
-    def _name(self, problem: str) -> None:
-        """Say in the log what is wrong, once."""
-        if problem != self._named:
-            self._named = problem
+    def _warn_once(self, problem: str) -> None:
+        """Log a problem, unless it is the last one that was logged."""
+        if problem != self._last_problem:
+            self._last_problem = problem
             log.warning("answers are not compared: %s", problem)
 
 
 def segment_id(release: Release, answer: Answer) -> int:
-    """The stable id of the user's segment; 0 without one."""
+    """The stable id of the user's segment; 0 for an answer without a segment."""
     if answer.embedded.embedding is None:
         return 0
     return release.segments[answer.embedded.segment_index].segment_id
 
 
 def _scores(release: Release, ranked: Sequence[Ranked]) -> dict[str, float]:
-    return {release.item_ids[one.row]: one.score for one in ranked}
+    return {release.item_ids[item.row]: item.score for item in ranked}
 
 
 def compare_answers(
@@ -184,14 +185,14 @@ def compare_answers(
     items: Sequence[dict[str, float]],
     other_items: Sequence[dict[str, float]],
 ) -> ShadowComparison:
-    """Sums over users: their segments by stable id, and their top items by id with their scores, of two releases."""
+    """Compare two releases user by user: stable segment ids, and top items as item id → score."""
     overlap = shift = 0.0
     sharing = 0
-    for one, other in zip(items, other_items, strict=True):
-        common = one.keys() & other.keys()
-        overlap += len(common) / max(len(one), len(other)) if one or other else 1.0
+    for scores, other in zip(items, other_items, strict=True):
+        common = scores.keys() & other.keys()
+        overlap += len(common) / max(len(scores), len(other)) if scores or other else 1.0
         if common:
             sharing += 1
-            shift += float(np.mean([abs(one[item_id] - other[item_id]) for item_id in common]))
-    changed = sum(one != other for one, other in zip(segments, other_segments, strict=True))
+            shift += float(np.mean([abs(scores[item_id] - other[item_id]) for item_id in common]))
+    changed = sum(segment != other for segment, other in zip(segments, other_segments, strict=True))
     return ShadowComparison(len(segments), changed, overlap, sharing, shift)

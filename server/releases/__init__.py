@@ -1,4 +1,4 @@
-"""Releases in memory: found in the repository, checked and loaded, chosen for a call by traffic, drained.
+"""Releases on disk and in memory: finds, checks, loads and unloads them, and routes requests by the traffic.
 
 May import `adapters` and `core`; not `serving`, its sibling.
 """

@@ -132,13 +132,13 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         """The release for a unary call, whose time and end are counted with it."""
         with (
             self._routing.lease(pin_of(request), _user_of(request)) as release,
-            self._metrics.live.call(release.number),
+            self._metrics.release_stats.call(release.number),
         ):
             yield release
 
     def _answered(self, release: Release, answers: Sequence[Answer]) -> None:
         """Count answers with their release, and have them compared where they are to be."""
-        self._metrics.live.answered(release.number, answers)
+        self._metrics.release_stats.answered(release.number, answers)
         self._shadow.offer(release, answers)
 
     def _answered_parts(self, parts: "Sequence[_Part]") -> None:
@@ -215,13 +215,13 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     async def _fill(self, part: "_Part") -> None:
         user_ids = [row.user_id for row in part.rows]
-        with self._metrics.live.counting_errors(part.release.number, len(user_ids)):
+        with self._metrics.release_stats.counting_errors(part.release.number, len(user_ids)):
             answers = await self._pipeline.answer_users(part.release, user_ids, self._encode_timeout)
         for row, answer in zip(part.rows, answers, strict=True):
             row.answer = answer
 
     async def _rank(self, part: "_Part", query: Query) -> None:
-        with self._metrics.live.counting_errors(part.release.number, len(part.rows)):
+        with self._metrics.release_stats.counting_errors(part.release.number, len(part.rows)):
             ranked = await self._pipeline.recommend(part.release, query, [row.answer for row in part.rows])
         for row, items in zip(part.rows, ranked, strict=True):
             row.items = items

@@ -1,4 +1,4 @@
-"""When a canary is taken out by itself."""
+"""When the guard takes a canary out."""
 
 import asyncio
 from pathlib import Path
@@ -15,19 +15,19 @@ from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE,
 GUARD = Guard(max_unconfident_share=0.5, window_seconds=10, min_answer_count=4)
 
 
-class Routed:
-    """What is in force is what the file says, as on a real server."""
+class FileRouting:
+    """A routing whose traffic is that of the file, as on a real server."""
 
     def __init__(self, repository: Path) -> None:
         self._repository = repository
-        self.held: list[tuple[Traffic, str]] = []
+        self.withheld: list[tuple[Traffic, str]] = []
 
     @property
     def traffic(self) -> Traffic:
         return read_traffic(self._repository)
 
-    def withhold_canary(self, traffic: Traffic, why: str) -> None:
-        self.held.append((traffic, why))
+    def withhold_canary(self, traffic: Traffic, reason: str) -> None:
+        self.withheld.append((traffic, reason))
 
 
 def set_canary(repository: Path, number: int = 8, guard: Guard | None = GUARD) -> None:
@@ -43,29 +43,29 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def live(clock: Clock) -> ReleaseStats:
+def stats(clock: Clock) -> ReleaseStats:
     return ReleaseStats(clock)
 
 
 @pytest.fixture
-def routed(tmp_path: Path) -> Routed:
-    return Routed(tmp_path)
+def routing(tmp_path: Path) -> FileRouting:
+    return FileRouting(tmp_path)
 
 
 @pytest.fixture
-def keeper(tmp_path: Path, routed: Routed, live: ReleaseStats, clock: Clock) -> CanaryGuard:
+def canary_guard(tmp_path: Path, routing: FileRouting, stats: ReleaseStats, clock: Clock) -> CanaryGuard:
     set_canary(tmp_path)
-    return CanaryGuard(tmp_path, routed, live, "guard of a test", clock)
+    return CanaryGuard(tmp_path, routing, stats, "guard of a test", clock)
 
 
-async def watch(keeper: CanaryGuard, clock: Clock, seconds: int) -> None:
+async def watch(canary_guard: CanaryGuard, clock: Clock, seconds: int) -> None:
     for _ in range(seconds):
-        await keeper.check()
+        await canary_guard.check()
         clock.now += 1
 
 
 @pytest.mark.parametrize(
-    ("guard", "said"),
+    ("guard", "reason"),
     [
         (Guard(max_error_share=0.19, min_answer_count=10), "its error share is 0.2, above 0.19, over 10 answers"),
         (Guard(max_degraded_share=0.12, min_answer_count=10), "its degraded share is 0.125, above 0.12"),
@@ -77,91 +77,89 @@ async def watch(keeper: CanaryGuard, clock: Clock, seconds: int) -> None:
         (Guard(max_p99_seconds=0.1, min_answer_count=3), ""),
     ],
 )
-def test_a_bound_is_passed_by_enough_answers_or_not_at_all(
-    guard: Guard, said: str, live: ReleaseStats, clock: Clock
-) -> None:
-    live.answered(8, [SURE] * 5 + [UNSURE] * 2 + [STALE])
-    live.failed(8, 2)
+def test_a_bound_counts_only_over_enough_answers(guard: Guard, reason: str, stats: ReleaseStats, clock: Clock) -> None:
+    stats.answered(8, [SURE] * 5 + [UNSURE] * 2 + [STALE])
+    stats.failed(8, 2)
     for _ in range(2):
-        call(live, clock, 8, 0.2)
-    found = verdict(guard, figures_of(live, 8))
-    assert found.startswith(said)
-    assert bool(found) == bool(said)
+        call(stats, clock, 8, 0.2)
+    found = verdict(guard, figures_of(stats, 8))
+    assert found.startswith(reason)
+    assert bool(found) == bool(reason)
 
 
 async def test_a_canary_past_its_bound_is_taken_out_and_the_audit_says_why(
-    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+    tmp_path: Path, canary_guard: CanaryGuard, stats: ReleaseStats, clock: Clock
 ) -> None:
-    live.answered(8, [UNSURE] * 9 + [SURE])
-    await watch(keeper, clock, 10)
+    stats.answered(8, [UNSURE] * 9 + [SURE])
+    await watch(canary_guard, clock, 10)
     assert read_traffic(tmp_path).canary == 8, "it has not been watched for the whole window yet"
-    live.answered(8, [UNSURE] * 9 + [SURE])
-    await watch(keeper, clock, 3)
+    stats.answered(8, [UNSURE] * 9 + [SURE])
+    await watch(canary_guard, clock, 3)
     after = read_traffic(tmp_path)
     assert (after.stable, after.canary, after.guard, after.shadow) == (7, 0, None, 6)
     entry = read_audit(tmp_path)[-1]
     assert (entry.what, entry.who) == ("guard", "guard of a test")
     assert entry.reason == ("release 8 is taken out: its unconfident share is 0.9, above 0.5, over 10 answers in 10 s")
-    assert keeper.trip_count == 1
-    assert not keeper.is_holding_out
+    assert canary_guard.trip_count == 1
+    assert not canary_guard.is_withholding
 
 
-async def test_what_was_before_the_window_is_forgiven(
-    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+async def test_answers_before_the_window_do_not_count(
+    tmp_path: Path, canary_guard: CanaryGuard, stats: ReleaseStats, clock: Clock
 ) -> None:
-    live.answered(8, [UNSURE] * 90)
-    await watch(keeper, clock, 10)
-    live.answered(8, [SURE] * 10)
-    await watch(keeper, clock, 5)
+    stats.answered(8, [UNSURE] * 90)
+    await watch(canary_guard, clock, 10)
+    stats.answered(8, [SURE] * 10)
+    await watch(canary_guard, clock, 5)
     assert read_traffic(tmp_path).canary == 8
-    assert keeper.trip_count == 0
+    assert canary_guard.trip_count == 0
 
 
-async def test_another_canary_is_watched_from_its_own_beginning(
-    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+async def test_a_new_canary_is_watched_for_a_whole_window_again(
+    tmp_path: Path, canary_guard: CanaryGuard, stats: ReleaseStats, clock: Clock
 ) -> None:
-    await watch(keeper, clock, 8)
+    await watch(canary_guard, clock, 8)
     set_canary(tmp_path, 9)
-    live.answered(9, [UNSURE] * 10)
-    await watch(keeper, clock, 5)
+    stats.answered(9, [UNSURE] * 10)
+    await watch(canary_guard, clock, 5)
     assert read_traffic(tmp_path).canary == 9
-    live.answered(9, [UNSURE] * 10)
-    await watch(keeper, clock, 6)
+    stats.answered(9, [UNSURE] * 10)
+    await watch(canary_guard, clock, 6)
     assert read_traffic(tmp_path).canary == 0
 
 
 async def test_without_a_guard_nothing_is_done(
-    tmp_path: Path, keeper: CanaryGuard, live: ReleaseStats, clock: Clock
+    tmp_path: Path, canary_guard: CanaryGuard, stats: ReleaseStats, clock: Clock
 ) -> None:
     set_canary(tmp_path, guard=None)
-    live.answered(8, [UNSURE] * 10)
-    await watch(keeper, clock, 20)
+    stats.answered(8, [UNSURE] * 10)
+    await watch(canary_guard, clock, 20)
     assert read_traffic(tmp_path).canary == 8
 
 
-async def test_who_was_quicker_is_not_overruled(
+async def test_a_change_of_the_canary_in_the_meantime_is_not_overruled(
     tmp_path: Path,
-    keeper: CanaryGuard,
-    routed: Routed,
-    live: ReleaseStats,
+    canary_guard: CanaryGuard,
+    routing: FileRouting,
+    stats: ReleaseStats,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen_long_ago = routed.traffic
-    monkeypatch.setattr(Routed, "traffic", seen_long_ago)
+    seen_long_ago = routing.traffic
+    monkeypatch.setattr(FileRouting, "traffic", seen_long_ago)
     set_canary(tmp_path, 9)
-    await watch(keeper, clock, 10)
-    live.answered(8, [UNSURE] * 10)
-    await watch(keeper, clock, 2)
+    await watch(canary_guard, clock, 10)
+    stats.answered(8, [UNSURE] * 10)
+    await watch(canary_guard, clock, 2)
     assert read_traffic(tmp_path).canary == 9
-    assert keeper.trip_count == 0
+    assert canary_guard.trip_count == 0
 
 
-async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_here(
+async def test_when_the_repository_cannot_be_written_the_canary_is_withheld_on_this_server(
     tmp_path: Path,
-    keeper: CanaryGuard,
-    routed: Routed,
-    live: ReleaseStats,
+    canary_guard: CanaryGuard,
+    routing: FileRouting,
+    stats: ReleaseStats,
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -170,21 +168,21 @@ async def test_where_the_repository_cannot_be_written_the_canary_is_held_out_her
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("server.monitoring.canary_guard.change_traffic", refuse)
-    await watch(keeper, clock, 10)
+    await watch(canary_guard, clock, 10)
     for _ in range(15):  # pinned requests still reach it
-        live.answered(8, [UNSURE] * 10)
-        await watch(keeper, clock, 1)
-    assert [traffic.canary for traffic, _ in routed.held] == [8]
-    assert keeper.trip_count == 1
-    assert keeper.is_holding_out
+        stats.answered(8, [UNSURE] * 10)
+        await watch(canary_guard, clock, 1)
+    assert [traffic.canary for traffic, _ in routing.withheld] == [8]
+    assert canary_guard.trip_count == 1
+    assert canary_guard.is_withholding
     [record] = [record for record in caplog.records if "on this server alone" in record.message]
     assert "Read-only file system" in record.message
     set_canary(tmp_path)
-    assert not keeper.is_holding_out, "somebody has set the traffic anew"
+    assert not canary_guard.is_withholding, "somebody has set the traffic anew"
 
 
 async def test_a_check_that_fails_does_not_end_the_watch(
-    keeper: CanaryGuard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    canary_guard: CanaryGuard, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop = asyncio.Event()
     checks = 0
@@ -197,7 +195,7 @@ async def test_a_check_that_fails_does_not_end_the_watch(
         raise RuntimeError("broken")
 
     monkeypatch.setattr("server.monitoring.canary_guard.CHECK_SECONDS", 0.001)
-    monkeypatch.setattr(keeper, "check", fail)
-    await asyncio.wait_for(keeper.watch(stop), 10)
+    monkeypatch.setattr(canary_guard, "check", fail)
+    await asyncio.wait_for(canary_guard.watch(stop), 10)
     assert checks == 3
     assert "trying again" in caplog.text

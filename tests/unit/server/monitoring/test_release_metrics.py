@@ -1,4 +1,4 @@
-"""What Prometheus reads of each release."""
+"""The Prometheus series of each release."""
 
 from prometheus_client import CollectorRegistry, generate_latest
 
@@ -8,22 +8,22 @@ from tests.support.ticking import Clock
 from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call
 
 
-def lines_of(live: ReleaseStats) -> set[str]:
+def lines_of(stats: ReleaseStats) -> set[str]:
     registry = CollectorRegistry()
-    registry.register(ReleaseCollector(live))
+    registry.register(ReleaseCollector(stats))
     return {line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")}
 
 
-def test_each_release_has_its_series_until_it_is_forgotten() -> None:
+def test_a_release_has_series_until_it_is_forgotten() -> None:
     clock = Clock()
-    live = ReleaseStats(clock)
-    assert lines_of(live) == set()
-    live.answered(8, [SURE, SURE, UNSURE, STALE])
-    live.failed(8, 2)
-    live.compared(8, 7, ShadowComparison(4, 1, 3.0, 2, 0.5))
+    stats = ReleaseStats(clock)
+    assert lines_of(stats) == set()
+    stats.answered(8, [SURE, SURE, UNSURE, STALE])
+    stats.failed(8, 2)
+    stats.compared(8, 7, ShadowComparison(4, 1, 3.0, 2, 0.5))
     for seconds in (0.004, 0.3):
-        call(live, clock, 8, seconds)
-    lines = lines_of(live)
+        call(stats, clock, 8, seconds)
+    lines = lines_of(stats)
     assert lines >= {
         'segrec_release_answers_total{outcome="whole",release="8"} 3.0',
         'segrec_release_answers_total{outcome="degraded",release="8"} 1.0',
@@ -41,7 +41,7 @@ def test_each_release_has_its_series_until_it_is_forgotten() -> None:
         'segrec_release_call_seconds_bucket{le="+Inf",release="8"} 2.0',
         'segrec_release_call_seconds_count{release="8"} 2.0',
     }
-    live.answered(9, [SURE])
-    assert {line for line in lines_of(live) if 'release="8"' in line} == lines
-    live.forget(8)
-    assert all('release="9"' in line for line in lines_of(live))
+    stats.answered(9, [SURE])
+    assert {line for line in lines_of(stats) if 'release="8"' in line} == lines
+    stats.forget(8)
+    assert all('release="9"' in line for line in lines_of(stats))

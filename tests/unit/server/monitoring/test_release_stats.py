@@ -1,4 +1,4 @@
-"""What is remembered of what releases did."""
+"""Counters and figures of releases."""
 
 import numpy as np
 import pytest
@@ -25,107 +25,108 @@ UNSURE = Answer(SURE.embedded._replace(is_confident=False), EMPTY)
 STALE = SURE._replace(degraded=Degraded.STALE_EMBEDDING)
 
 
-def call(live: ReleaseStats, clock: Clock, release: int, seconds: float, error: Exception | None = None) -> None:
-    """One unary call that takes so long and ends so."""
-    with live.call(release):
+def call(stats: ReleaseStats, clock: Clock, release: int, seconds: float, error: Exception | None = None) -> None:
+    """One unary call that takes `seconds` and raises `error`, if there is one."""
+    with stats.call(release):
         clock.now += seconds
         if error is not None:
             raise error
 
 
-def figures_of(live: ReleaseStats, release: int, window: float = 300.0) -> Figures:
-    found = live.figures(release, window)
-    assert found is not None
-    return found
+def figures_of(stats: ReleaseStats, release: int, window: float = 300.0) -> Figures:
+    figures = stats.figures(release, window)
+    assert figures is not None
+    return figures
 
 
-def test_of_a_release_that_was_asked_nothing_there_is_nothing() -> None:
+def test_a_release_without_requests_has_no_figures() -> None:
     assert ReleaseStats(Clock()).figures(7) is None
 
 
-def test_shares_are_of_what_they_say() -> None:
-    live = ReleaseStats(Clock())
-    live.answered(7, [SURE, SURE, UNSURE, STALE, NO_ANSWER])
-    live.failed(7, 5)
-    found = figures_of(live, 7)
-    assert (found.asked_count, found.answer_count, found.placed_count) == (10, 5, 4)
-    assert (found.error_share, found.degraded_share, found.unconfident_share) == (0.5, 0.2, 0.25)
-    assert live.figures(8) is None
+def test_shares_are_divided_by_requests_answers_and_placed_users() -> None:
+    stats = ReleaseStats(Clock())
+    stats.answered(7, [SURE, SURE, UNSURE, STALE, NO_ANSWER])
+    stats.failed(7, 5)
+    figures = figures_of(stats, 7)
+    assert (figures.request_count, figures.answer_count, figures.placed_count) == (10, 5, 4)
+    assert (figures.error_share, figures.degraded_share, figures.unconfident_share) == (0.5, 0.2, 0.25)
+    assert stats.figures(8) is None
 
 
-def test_what_is_computed_for_nobody_is_no_answer() -> None:
-    live = ReleaseStats(Clock())
-    live.computed(9, [SURE, UNSURE])
-    found = figures_of(live, 9)
-    assert (found.asked_count, found.answer_count, found.unconfident_share) == (2, 0, 0.5)
+def test_answers_of_a_shadow_are_not_counted_as_answers() -> None:
+    stats = ReleaseStats(Clock())
+    stats.computed(9, [SURE, UNSURE])
+    figures = figures_of(stats, 9)
+    assert (figures.request_count, figures.answer_count, figures.unconfident_share) == (2, 0, 0.5)
 
 
-def test_the_caller_is_to_blame_for_some_errors() -> None:
+def test_errors_of_the_caller_are_not_counted() -> None:
     clock = Clock()
-    live = ReleaseStats(clock)
+    stats = ReleaseStats(clock)
     for error in (InvalidArgument("no"), NotFound("no")):
         with pytest.raises(type(error)):
-            call(live, clock, 7, 0.1, error)
-    assert live.figures(7) is None
+            call(stats, clock, 7, 0.1, error)
+    assert stats.figures(7) is None
     for fault in (EncoderUnavailable("no"), KeyError("no")):
         with pytest.raises(type(fault)):
-            call(live, clock, 7, 0.1, fault)
-    found = figures_of(live, 7)
-    assert (found.error_share, found.asked_count, found.timed_count) == (1.0, 2, 0)
+            call(stats, clock, 7, 0.1, fault)
+    figures = figures_of(stats, 7)
+    assert (figures.error_share, figures.request_count, figures.timed_count) == (1.0, 2, 0)
 
 
-def test_what_is_older_than_the_window_is_left_out_and_what_is_very_old_forgotten() -> None:
+def test_figures_leave_out_what_is_older_than_the_window_and_forget_what_is_very_old() -> None:
     clock = Clock()
-    live = ReleaseStats(clock)
-    live.answered(7, [SURE])
+    stats = ReleaseStats(clock)
+    stats.answered(7, [SURE])
     clock.now += 9
-    live.answered(7, [UNSURE, UNSURE])
-    recent = figures_of(live, 7, 9)
+    stats.answered(7, [UNSURE, UNSURE])
+    recent = figures_of(stats, 7, 9)
     assert (recent.window_seconds, recent.answer_count) == (9.0, 2)
-    whole = figures_of(live, 7, 300)
+    whole = figures_of(stats, 7, 300)
     assert (whole.window_seconds, whole.answer_count) == (10.0, 3)
     clock.now += LONGEST_SECONDS - 5
-    live.answered(7, [SURE])
-    assert figures_of(live, 7, 2 * LONGEST_SECONDS).answer_count == 3
+    stats.answered(7, [SURE])
+    assert figures_of(stats, 7, 2 * LONGEST_SECONDS).answer_count == 3
     clock.now += 10 * LONGEST_SECONDS
-    assert figures_of(live, 7, 2 * LONGEST_SECONDS).answer_count == 0
-    totals, _, _ = live.totals()[7]
+    assert figures_of(stats, 7, 2 * LONGEST_SECONDS).answer_count == 0
+    totals, _, _ = stats.totals()[7]
     assert totals[Count.ANSWERS] == 4
 
 
-def test_of_a_forgotten_release_nothing_is_left() -> None:
-    live = ReleaseStats(Clock())
-    live.answered(7, [SURE])
-    live.forget(7)
-    live.forget(8)
-    assert live.figures(7) is None
-    assert live.totals() == {}
+def test_a_forgotten_release_has_no_figures_and_totals() -> None:
+    stats = ReleaseStats(Clock())
+    stats.answered(7, [SURE])
+    stats.forget(7)
+    stats.forget(8)
+    assert stats.figures(7) is None
+    assert stats.totals() == {}
 
 
-def test_comparisons_are_with_one_release() -> None:
-    live = ReleaseStats(Clock())
-    live.answered(8, [SURE])
-    live.compared(8, 7, ShadowComparison(4, 1, 2.0, 3, 1.5))
-    live.compared(8, 7, ShadowComparison(4, 1, 4.0, 1, 0.5))
-    found = figures_of(live, 8)
-    assert (found.compared_release, found.compared_count) == (7, 8)
-    assert (found.changed_share, found.top_items_overlap, found.score_shift) == (0.25, 0.75, 0.5)
-    live.compared(8, 6, ShadowComparison(1, 1, 0.0, 0, 0.0))
-    found = figures_of(live, 8)
-    assert (found.compared_release, found.compared_count, found.changed_share, found.answer_count) == (6, 1, 1.0, 1)
-    assert (found.top_items_overlap, found.score_shift) == (0.0, 0.0)
+def test_comparisons_with_another_release_replace_the_earlier_ones() -> None:
+    stats = ReleaseStats(Clock())
+    stats.answered(8, [SURE])
+    stats.compared(8, 7, ShadowComparison(4, 1, 2.0, 3, 1.5))
+    stats.compared(8, 7, ShadowComparison(4, 1, 4.0, 1, 0.5))
+    figures = figures_of(stats, 8)
+    assert (figures.compared_release, figures.compared_count) == (7, 8)
+    assert (figures.changed_share, figures.top_items_overlap, figures.score_shift) == (0.25, 0.75, 0.5)
+    stats.compared(8, 6, ShadowComparison(1, 1, 0.0, 0, 0.0))
+    figures = figures_of(stats, 8)
+    assert (figures.compared_release, figures.compared_count) == (6, 1)
+    assert (figures.changed_share, figures.answer_count) == (1.0, 1)
+    assert (figures.top_items_overlap, figures.score_shift) == (0.0, 0.0)
 
 
-def test_times_of_calls() -> None:
+def test_the_median_and_p99_of_call_times() -> None:
     clock = Clock()
-    live = ReleaseStats(clock)
+    stats = ReleaseStats(clock)
     for milliseconds in range(1, 101):
-        call(live, clock, 7, milliseconds / 1000)
-    found = figures_of(live, 7)
-    assert found.timed_count == 100
-    assert found.median_seconds == pytest.approx(0.050, rel=0.1)
-    assert found.p99_seconds == pytest.approx(0.099, rel=0.1)
-    _, times, total = live.totals()[7]
+        call(stats, clock, 7, milliseconds / 1000)
+    figures = figures_of(stats, 7)
+    assert figures.timed_count == 100
+    assert figures.median_seconds == pytest.approx(0.050, rel=0.1)
+    assert figures.p99_seconds == pytest.approx(0.099, rel=0.1)
+    _, times, total = stats.totals()[7]
     assert times.sum() == 100
     assert total == pytest.approx(5.05)
 
@@ -137,7 +138,7 @@ def test_a_quantile_is_within_a_bin_of_the_exact_one(seconds: list[float], share
     assert exact / 1.2 <= quantile(times, share) <= exact * 1.2
 
 
-def test_times_off_the_scale_count_as_its_end() -> None:
+def test_a_time_beyond_the_last_bound_counts_as_the_last_bound() -> None:
     times = np.zeros(len(TIME_BOUNDS) + 1, np.int64)
     assert quantile(times, 0.5) == 0.0
     times[-1] = 1

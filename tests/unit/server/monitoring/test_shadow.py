@@ -1,4 +1,4 @@
-"""Answers computed beside those that are given, and compared."""
+"""Comparing the answers of two releases in the background."""
 
 import asyncio
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from server.core.repository.read import read_release
 from server.core.repository.traffic import Traffic
 from server.monitoring import shadow as module
 from server.monitoring.release_stats import ReleaseStats, ShadowComparison
-from server.monitoring.shadow import BATCH, MOST_WAITING, Shadow, ShadowPair, compare_answers, pair_of
+from server.monitoring.shadow import BATCH_ANSWERS, WAITING_MAX, Shadow, ShadowPair, compare_answers, pair_of
 from server.releases.directory import ReleaseDirectory
 from server.releases.registry import ReleaseRegistry
 from server.serving.answer import Answer, Degraded
@@ -38,12 +38,12 @@ def encoder(tmp_path: Path) -> OnnxEncoder:
 
 @pytest.fixture
 def releases(tmp_path: Path) -> ReleaseRegistry:
-    """Releases 1 and 2, of which 2 is in doubt about nobody; its items are those of 1, with other scores."""
-    found = ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
+    """Releases 1 and 2 with the same items and other scores."""
+    figures = ReleaseRegistry(ReleaseDirectory(tmp_path / MODEL_NAME))
     for number in (1, 2):
-        found.add(read_release(tiny_release(tmp_path, number, confidence=CONFIDENCE)))
-    found.set_traffic(BESIDE)
-    return found
+        figures.add(read_release(tiny_release(tmp_path, number, confidence=CONFIDENCE)))
+    figures.set_traffic(BESIDE)
+    return figures
 
 
 @pytest.fixture
@@ -59,13 +59,13 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def live(clock: Clock) -> ReleaseStats:
+def stats(clock: Clock) -> ReleaseStats:
     return ReleaseStats(clock)
 
 
 @pytest.fixture
-def shadow(releases: ReleaseRegistry, pipeline: Pipeline, live: ReleaseStats, clock: Clock) -> Shadow:
-    return Shadow(releases, pipeline, live, 0.1, 5.0, clock, clock.rest)
+def shadow(releases: ReleaseRegistry, pipeline: Pipeline, stats: ReleaseStats, clock: Clock) -> Shadow:
+    return Shadow(releases, pipeline, stats, 0.1, 5.0, clock, clock.rest)
 
 
 async def answers_of(pipeline: Pipeline, releases: ReleaseRegistry, number: int, amount: int = 4) -> list[Answer]:
@@ -83,12 +83,12 @@ async def answers_of(pipeline: Pipeline, releases: ReleaseRegistry, number: int,
         (Traffic(stable=7, canary=8, canary_percent=5), ShadowPair(8, 7, 8)),
     ],
 )
-def test_the_shadow_goes_before_the_canary(traffic: Traffic, pair: ShadowPair | None) -> None:
+def test_a_shadow_is_compared_before_a_canary(traffic: Traffic, pair: ShadowPair | None) -> None:
     assert pair_of(traffic) == pair
-    assert pair is None or {pair.told, pair.other} == {pair.answering, pair.beside}
+    assert pair is None or {pair.measured, pair.other} == {pair.answering, pair.beside}
 
 
-def test_comparing_is_by_stable_segment_and_item_ids() -> None:
+def test_answers_are_compared_by_stable_segment_ids_and_item_ids() -> None:
     items = [{"a": 1.0, "b": 2.0}, {"a": 1.0}, {}, {"a": 1.0, "b": 1.0}]
     others = [{"b": 2.5, "c": 9.0}, {"z": 1.0}, {}, {"a": 2.0}]
     assert compare_answers([1, 2, 0, 3], [1, 3, 0, 0], items, others) == ShadowComparison(
@@ -96,92 +96,93 @@ def test_comparing_is_by_stable_segment_and_item_ids() -> None:
     )
 
 
-async def test_a_shadow_is_computed_for_the_same_histories_and_told_of(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
+async def test_a_shadow_computes_the_same_histories_and_gets_the_figures(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats
 ) -> None:
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     await shadow.compare_some()
-    found = live.figures(2)
-    assert found is not None
-    assert (found.compared_release, found.compared_count, found.answer_count) == (1, 4, 0)
-    assert (found.asked_count, found.unconfident_share) == (4, 0.0)
-    assert found.changed_share == 0.0, "segments of both have the same ids and meanings"
-    assert 0 < found.top_items_overlap <= 1
-    assert found.score_shift > 0
-    assert live.figures(1) is None
+    figures = stats.figures(2)
+    assert figures is not None
+    assert (figures.compared_release, figures.compared_count, figures.answer_count) == (1, 4, 0)
+    assert (figures.request_count, figures.unconfident_share) == (4, 0.0)
+    assert figures.changed_share == 0.0, "segments of both have the same ids and meanings"
+    assert 0 < figures.top_items_overlap <= 1
+    assert figures.score_shift > 0
+    assert stats.figures(1) is None
 
 
-async def test_a_release_beside_itself_differs_in_nothing(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, monkeypatch: pytest.MonkeyPatch
+async def test_a_release_compared_with_itself_has_no_differences(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "pair_of", lambda _: ShadowPair(1, 1, 1))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     await shadow.compare_some()
-    found = live.figures(1)
-    assert found is not None
-    assert (found.compared_count, found.changed_share, found.top_items_overlap, found.score_shift) == (4, 0, 1, 0)
+    figures = stats.figures(1)
+    assert figures is not None
+    assert (figures.compared_count, figures.changed_share) == (4, 0)
+    assert (figures.top_items_overlap, figures.score_shift) == (1, 0)
 
 
 async def test_without_a_shadow_the_canary_is_compared_with_the_active_release(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats
 ) -> None:
     releases.set_traffic(Traffic(stable=1, canary=2, canary_percent=5, key="0" * 32))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     shadow.offer(releases.get(2), await answers_of(pipeline, releases, 2, 3))
     await shadow.compare_some()
-    found = live.figures(2)
-    assert found is not None
-    assert (found.compared_release, found.compared_count) == (1, 3)
-    assert found.asked_count == 0, "its answers are counted where they are given"
+    figures = stats.figures(2)
+    assert figures is not None
+    assert (figures.compared_release, figures.compared_count) == (1, 3)
+    assert figures.request_count == 0, "its answers are counted where they are given"
 
 
-async def test_what_says_nothing_is_not_compared(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
+async def test_degraded_answers_and_users_without_history_are_not_compared(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats
 ) -> None:
     [whole] = await answers_of(pipeline, releases, 1, 1)
     shadow.offer(releases.get(1), [NO_ANSWER, whole._replace(degraded=Degraded.STALE_EMBEDDING)])
     await shadow.compare_some()
-    assert live.figures(2) is None
+    assert stats.figures(2) is None
 
 
-async def test_what_there_is_no_room_for_is_dropped_and_counted(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, encoder: OnnxEncoder
+async def test_answers_beyond_the_queue_are_dropped_and_counted(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats, encoder: OnnxEncoder
 ) -> None:
     [answer] = await answers_of(pipeline, releases, 1, 1)
     dropped: list[int] = []
     shadow.on_dropped = dropped.append
-    shadow.offer(releases.get(1), [answer] * (MOST_WAITING - 1))
+    shadow.offer(releases.get(1), [answer] * (WAITING_MAX - 1))
     shadow.offer(releases.get(1), [answer] * 3)
     assert dropped == [2]
     encoder.call_sizes.clear()
     await shadow.compare_some()
-    assert encoder.call_sizes == [BATCH]
-    shadow.offer(releases.get(1), [answer] * BATCH)
+    assert encoder.call_sizes == [BATCH_ANSWERS]
+    shadow.offer(releases.get(1), [answer] * BATCH_ANSWERS)
     assert dropped == [2]
 
 
-async def test_what_waited_for_another_traffic_is_left(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats
+async def test_answers_queued_under_another_traffic_are_not_compared(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats
 ) -> None:
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     releases.set_traffic(Traffic(stable=2, shadow=1))
     await shadow.compare_some()
-    assert live.totals() == {}
+    assert stats.totals() == {}
 
 
-async def test_a_shadow_that_triton_does_not_answer_for_has_errors(
-    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, live: ReleaseStats, encoder: OnnxEncoder
+async def test_a_shadow_without_an_answer_of_triton_counts_errors(
+    shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats, encoder: OnnxEncoder
 ) -> None:
     answers = await answers_of(pipeline, releases, 1)
     encoder.loaded = (1,)
     shadow.offer(releases.get(1), answers)
     await shadow.compare_some()
-    found = live.figures(2)
-    assert found is not None
-    assert (found.error_share, found.asked_count, found.compared_count) == (1.0, 4, 0)
+    figures = stats.figures(2)
+    assert figures is not None
+    assert (figures.error_share, figures.request_count, figures.compared_count) == (1.0, 4, 0)
 
 
-async def test_while_the_shadow_is_not_loaded_there_is_nothing_to_compare_with(
+async def test_comparing_raises_while_the_shadow_is_not_loaded(
     shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry
 ) -> None:
     releases.set_traffic(Traffic(stable=1, shadow=9))
@@ -190,7 +191,7 @@ async def test_while_the_shadow_is_not_loaded_there_is_nothing_to_compare_with(
         await shadow.compare_some()
 
 
-async def test_it_works_for_its_share_of_the_time_and_goes_on_after_faults(
+async def test_the_shadow_keeps_its_budget_of_time_and_survives_errors(
     shadow: Shadow,
     pipeline: Pipeline,
     releases: ReleaseRegistry,
@@ -219,4 +220,4 @@ async def test_it_works_for_its_share_of_the_time_and_goes_on_after_faults(
         await shadow.work()
     assert rests == pytest.approx([18.0] * 4)
     assert caplog.text.count("release 9 is away") == 1
-    assert "going on" in caplog.text
+    assert "the comparison of releases failed" in caplog.text

@@ -376,7 +376,7 @@ async def test_following_the_traffic_survives_any_exception(
     await asyncio.wait_for(seen.wait(), 5.0)
     stop.set()
     await task
-    assert "the traffic could not be watcher" in caplog.text
+    assert "the traffic could not be followed" in caplog.text
 
 
 async def _is(value: bool) -> bool:
