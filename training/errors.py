@@ -3,13 +3,13 @@
 TrainingError
 ├── ConfigError   the TOML file, or a setting in it, is wrong; names file, key and the nearest known key
 ├── LogError      the behaviour log, or an item or user table, cannot be read; names file, column and first bad rows
-├── RunError      a run directory lacks what an earlier stage should have left there; names the command to run first
-└── PublishError  a release cannot be put into the model repository; says what stands in the way
+├── RunError      a run directory lacks the output of an earlier stage; names the command to run first
+└── PublishError  a release cannot be put into the model repository; names the obstacle
 """
 
 
 class TrainingError(Exception):
-    """Base of the tree. `str(error)` is a sentence for people: what, where, and how to mend it."""
+    """Base of the tree. `str(error)` is a sentence for people: what is wrong, where, and how to mend it."""
 
 
 class ConfigError(TrainingError):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # figures are read without torch too, which takes seconds to load
+if TYPE_CHECKING:  # importing torch takes seconds, and most functions here do not need torch
     from torch import Tensor
 
 CUTOFFS = (5, 10, 20)
@@ -18,24 +18,24 @@ LIST_LENGTH = 10
 _RESAMPLES = 1000
 
 _COLUMNS_AT_ONCE = 16_384
-"""Of a large catalogue a part at a time, which stays in the cache: three times as fast as all at once."""
+"""Items per block of scores. A block fits the CPU cache, which makes the count three times as fast."""
 
 
 def target_ranks(scores: Tensor, target_rows: Tensor) -> Tensor:
-    """How many items come before the target, (B,) int64, for `scores` (B, V) and `target_rows` (B,).
+    """The rank of each target, from 0, int64 (B,): the number of items before it. `scores` (B, V), `target_rows` (B,).
 
-    Among equal scores the lower row comes first, as in a stable sort. A target that was left out (score -inf) comes
-    last, and so does every target where scores are NaN.
+    Among equal scores the lower row comes first, as in a stable sort. A target with score -inf or NaN gets the last
+    rank, V.
     """
     import torch
 
-    own = scores.gather(1, target_rows[:, None])
+    target_scores = scores.gather(1, target_rows[:, None])
     before = torch.zeros_like(target_rows)
     for start in range(0, scores.shape[1], _COLUMNS_AT_ONCE):
-        part = scores[:, start : start + _COLUMNS_AT_ONCE]
-        rows = torch.arange(start, start + part.shape[1], device=scores.device)
-        before += (~(part <= own) | ((part == own) & (rows < target_rows[:, None]))).sum(1)
-    return torch.where(own.squeeze(1) > -torch.inf, before, scores.shape[1])
+        block = scores[:, start : start + _COLUMNS_AT_ONCE]
+        rows = torch.arange(start, start + block.shape[1], device=scores.device)
+        before += (~(block <= target_scores) | ((block == target_scores) & (rows < target_rows[:, None]))).sum(1)
+    return torch.where(target_scores.squeeze(1) > -torch.inf, before, scores.shape[1])
 
 
 def hit_rate(ranks: NDArray[np.int64], k: int) -> float:
@@ -63,7 +63,7 @@ def coverage(listed: Tensor, item_count: int) -> float:
 def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:
     """Mean self-information of the items in users' lists, in bits (Vargas and Castells 2011, "Rank and Relevance").
 
-    `listed` (T, k) are item rows, `event_counts` (V,) how often training has each; unseen ones count as seen once.
+    `listed` (T, k) are item rows. `event_counts` (V,) are events per item in training; 0 counts as 1.
     """
     counts = np.maximum(event_counts, 1)
     bits = -np.log2(counts / counts.sum())
@@ -71,10 +71,9 @@ def novelty(listed: Tensor, event_counts: NDArray[np.int64]) -> float:
 
 
 def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95) -> tuple[float, float]:
-    """Bounds that hold the mean of `each` (T,) with probability `share`, from resampled users (Efron 1979).
+    """Confidence bounds of the mean of `each` (T,), from resampled users (Efron 1979); `share` is the confidence.
 
-    Users of equal value are drawn together, which costs the same however many there are: a gain at ten items has
-    eleven values at most.
+    Users with equal values are drawn together, so the cost depends on the number of distinct values, not of users.
     """
     rng = np.random.default_rng(seed)
     values, counts = np.unique(each, return_counts=True)

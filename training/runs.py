@@ -30,7 +30,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "probe": ("train",),
     "report": ("segment",),
 }
-"""The stages, and whose output each one reads."""
+"""For each stage, the stages whose output it reads."""
 
 _PACKAGES = (
     *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu13", "dask"),
@@ -39,26 +39,26 @@ _PACKAGES = (
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
 SCHEMA_VERSION = 1
-"""Of `run.json` and of all files of a run."""
+"""Schema version of `run.json` and of all other files of a run."""
 
 CURVES = "metrics.json"
-"""In `train/`: the figures of each epoch."""
+"""File in `train/` with the figures of each epoch."""
 
 
 class Progress(Protocol):
-    """Told how far a stage is; `total` 0 means that nobody knows."""
+    """Callback for the progress of a stage."""
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """`done` of `total` parts of `what` are behind us."""
+        """`done` of `total` parts of `what` are finished; `total` 0 means unknown."""
 
 
 def no_progress(what: str, done: int, total: int) -> None:
-    """Show nothing."""
+    """A `Progress` that shows nothing."""
 
 
 @dataclass
 class Stage:
-    """A stage at work: where it writes, and the figures that its entry in `run.json` will hold."""
+    """A running stage: its output directory, and the figures for its entry in `run.json`."""
 
     directory: Path
     figures: dict[str, Any] = field(default_factory=dict)
@@ -66,18 +66,18 @@ class Stage:
 
 @dataclass(frozen=True)
 class Run:
-    """The run in `path`; its name is the run's id."""
+    """The run in the directory `path`, whose name is the run id."""
 
     path: Path
 
     @classmethod
     def create(cls, root: Path, name: str = "run", run_id: str | None = None) -> Self:
-        """A new run under `root`, with the next free number before `name` unless an id is given.
+        """A new run under `root`. Its id is `run_id`, or the next free number and `name`, such as `0001-run`.
 
-        Raises RunError where the id is taken or is not a plain directory name.
+        Raises RunError if the id is taken or is not a plain directory name.
         """
         if not _ID.fullmatch(run_id or name):
-            raise RunError(f"`{run_id or name}` is no name for a run; use letters, digits, dots, hyphens, underscores.")
+            raise RunError(f"`{run_id or name}` cannot name a run; use letters, digits, dots, hyphens, underscores.")
         root.mkdir(parents=True, exist_ok=True)
         while True:
             path = root / (run_id or f"{_next_number(root):04}-{name}")
@@ -87,7 +87,7 @@ class Run:
             except FileExistsError:
                 if run_id:
                     raise RunError(
-                        f"The run {path} is there already; choose another id, or repeat a stage of it."
+                        f"The run {path} exists already; choose another id, or repeat a stage of this run."
                     ) from None
         run = cls(path)
         run._write({"schema_version": SCHEMA_VERSION, "id": path.name, "created": _now(), "stages": {}})
@@ -95,12 +95,13 @@ class Run:
 
     @classmethod
     def open(cls, root: Path, run_id: str) -> Self:
-        """The run `run_id` under `root`. Raises RunError where there is none."""
+        """The run `run_id` under `root`. Raises RunError if there is none."""
         run = cls(root / run_id)
         if not _ID.fullmatch(run_id) or not (run.path / _RECORD).is_file():
-            there = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{_RECORD}"))) or "none"
+            existing = ", ".join(sorted(path.parent.name for path in root.glob(f"*/{_RECORD}"))) or "none"
             raise RunError(
-                f"There is no run `{run_id}` under {root} (there: {there}); `segrec-train prepare` makes one."
+                f"There is no run `{run_id}` under {root} (existing runs: {existing}); "
+                "create one with `segrec-train prepare`."
             )
         return run
 
@@ -109,19 +110,19 @@ class Run:
         try:
             record: dict[str, Any] = json.loads((self.path / _RECORD).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise RunError(f"{self.path} is not a run; `segrec-train prepare` makes one.") from None
+            raise RunError(f"{self.path} is not a run; create one with `segrec-train prepare`.") from None
         except ValueError as error:
             raise RunError(f"{self.path / _RECORD} is damaged ({error}); start a new run.") from error
-        found = record.get("schema_version", "none")
-        if found != SCHEMA_VERSION:
+        schema_version = record.get("schema_version", "none")
+        if schema_version != SCHEMA_VERSION:
             raise RunError(
-                f"{self.path / _RECORD} has schema version {found} and this build reads {SCHEMA_VERSION}; "
+                f"{self.path / _RECORD} has schema version {schema_version}, and this build reads {SCHEMA_VERSION}; "
                 "start a new run with `segrec-train prepare`."
             )
         return record
 
     def describe(self, config: Config, data: Mapping[str, Any]) -> None:
-        """Note the configuration, its seed, what the data are, and the versions at work."""
+        """Record the configuration, its seed, the fingerprints of the data and the versions of the packages."""
         self._write(
             self.record()
             | {"config": config.model_dump(mode="json"), "seed": config.train.seed, "data": dict(data)}
@@ -129,53 +130,55 @@ class Run:
         )
 
     def config(self) -> Config:
-        """The configuration that `prepare` noted. Raises RunError where it has not run."""
-        noted = self.record().get("config")
-        if noted is None:
-            raise RunError(self._first("prepare"))
+        """The configuration that `prepare` recorded. Raises RunError if `prepare` has not run."""
+        recorded = self.record().get("config")
+        if recorded is None:
+            raise RunError(self._run_first("prepare"))
         try:
-            return Config.model_validate(noted)
+            return Config.model_validate(recorded)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise RunError(
-                f"{self.path} was made with other settings than there are now ({where}); prepare it again."
+                f"{self.path} has a setting that this build does not accept ({where}); prepare it again."
             ) from error
 
-    def derive(self, how: str, parents: Sequence[str] = ()) -> Self:
-        """A new run beside this one, made of `parents` (this run where none are named), with the same prepared data.
+    def derive(self, method: str, parents: Sequence[str] = ()) -> Self:
+        """A new run beside this one, with a link to the same prepared data; `parents` are this run if none are named.
 
-        Its name ends with `how`. Prepared data are linked, and the run is refused once they are repeated.
+        Its name ends with `method`. After a repeated `prepare` of this run, `require` refuses the new run.
         """
         prepared = self.require("prepare")
-        run = type(self).create(self.path.parent, f"{re.sub(r'^[0-9]+-', '', self.path.name)}-{how}")
+        run = type(self).create(self.path.parent, f"{re.sub(r'^[0-9]+-', '', self.path.name)}-{method}")
         (run.path / "prepare").symlink_to(Path("..") / self.path.name / prepared.name, target_is_directory=True)
         record = self.record()
-        kept = {name: record[name] for name in ("config", "seed", "data", "versions") if name in record}
-        made = {"made_by": how, "parents": list(parents or [self.path.name])}
+        inherited = {name: record[name] for name in ("config", "seed", "data", "versions") if name in record}
+        origin = {"made_by": method, "parents": list(parents or [self.path.name])}
         stages = {"prepare": record["stages"]["prepare"] | {"of": self.path.name}}
-        run._write(run.record() | made | kept | {"stages": stages})
+        run._write(run.record() | origin | inherited | {"stages": stages})
         return run
 
     @property
     def made_by(self) -> str | None:
-        """How the run was derived from others; None where it was trained by itself."""
-        how: str | None = self.record().get("made_by")
-        return how
+        """How the run was derived from its parents; None for a run that was trained."""
+        method: str | None = self.record().get("made_by")
+        return method
 
     @contextmanager
     def stage(self, name: str, *, deriving: bool = False, within: str = "") -> Iterator[Stage]:
-        """Run a stage: yields where it writes and its figures; notes time, figures and whether it went well.
+        """Run a stage, and record its time, figures and success in `run.json`.
 
-        The data and weights of a derived run come from its parents: RunError for these stages unless `deriving`.
-        A stage may write into the directory of another one, `within`.
+        Raises RunError for `prepare` and `train` of a derived run, unless `deriving`: its data and weights come from
+        its parents. `within` names another stage whose directory this stage writes into.
         """
         if name in ("prepare", "train") and self.made_by and not deriving:
             parents = ", ".join(self.record()["parents"])
-            raise RunError(f"{self.path} was made of {parents} ({self.made_by}); {name} cannot be repeated in it.")
+            raise RunError(
+                f"{self.path} was made of {parents} ({self.made_by}); {name} cannot be repeated in a derived run."
+            )
         stage = Stage(self.path / (within or name))
         stage.directory.mkdir(exist_ok=True)
         entry: dict[str, Any] = {"state": "running", "started": _now()}
-        self._note(name, entry)
+        self._record_stage(name, entry)
         start = time.perf_counter()
         entry["state"] = "failed"
         try:
@@ -183,37 +186,39 @@ class Run:
             entry["state"] = "done"
         finally:
             entry |= {"ended": _now(), "seconds": round(time.perf_counter() - start, 3), "figures": stage.figures}
-            self._note(name, entry)
+            self._record_stage(name, entry)
 
     def require(self, name: str) -> Path:
-        """The directory that stage `name` filled. Raises RunError unless it is done and newer than what it read."""
+        """The directory of stage `name`. Raises RunError unless it is done and newer than the stages it reads."""
         stages = self.record()["stages"]
         if stages.get(name, {}).get("state") != "done":
-            raise RunError(self._first(name))
+            raise RunError(self._run_first(name))
         for earlier in UPSTREAM.get(name, ()):
             self.require(earlier)
             if stages[earlier]["ended"] > stages[name]["started"]:
-                raise RunError(f"{earlier} of {self.path} was repeated after {name}. {self._first(name)}")
+                raise RunError(f"{earlier} of {self.path} was repeated after {name}. {self._run_first(name)}")
         if owner := stages[name].get("of"):
             self._check_link(name, owner, stages[name]["ended"])
         return self.path / name
 
     def figures(self, name: str) -> dict[str, Any]:
-        """What stage `name` noted, which must be done."""
+        """The figures of stage `name`. Raises RunError as `require` does."""
         self.require(name)
         figures: dict[str, Any] = self.record()["stages"][name]["figures"]
         return figures
 
     def _check_link(self, name: str, owner: str, ended: str) -> None:
-        there = type(self).open(self.path.parent, owner)
-        there.require(name)
-        if there.record()["stages"][name]["ended"] != ended:
-            raise RunError(f"{name} of {there.path} was repeated after {self.path} was made of it; make it again.")
+        parent = type(self).open(self.path.parent, owner)
+        parent.require(name)
+        if parent.record()["stages"][name]["ended"] != ended:
+            raise RunError(
+                f"{name} of {parent.path} was repeated after {self.path} was made from it; make {self.path} again."
+            )
 
-    def _first(self, name: str) -> str:
+    def _run_first(self, name: str) -> str:
         return f"Stage {name} of {self.path} is not done; run `segrec-train {name} --run {self.path.name}` first."
 
-    def _note(self, name: str, entry: Mapping[str, Any]) -> None:
+    def _record_stage(self, name: str, entry: Mapping[str, Any]) -> None:
         record = self.record()
         record["stages"][name] = dict(entry)
         self._write(record)
@@ -223,7 +228,7 @@ class Run:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replace the file in one step: readers see the old text or the new one, and where it fails nothing is left."""
+    """Replace the file in one step: readers see the old text or the new text. A failure leaves no temporary file."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -237,7 +242,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
-    """Name, size and sha256 of a file's content."""
+    """File name, size in bytes, and sha256 of the content."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
@@ -252,16 +257,16 @@ def _now() -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def training_seconds(run: Run) -> float:
-    """How long a run was trained; for one made of others, all of them together."""
+    """Training time of a run; for a fused run, of all its members together."""
     figures = run.figures("train")
     return float(figures.get("training_seconds", run.record()["stages"]["train"]["seconds"]))

@@ -1,6 +1,6 @@
 """K-means by RAPIDS cuML: on one GPU, or by `cuml.dask` on the GPUs of a Dask cluster.
 
-cuML needs a GPU to be loaded, so its modules are imported where they run.
+cuML cannot be loaded without a GPU, so its modules are imported inside the functions that use them.
 """
 
 import importlib
@@ -10,20 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.errors import ConfigError
-from training.kmeans.settings import Found, KMeansSettings, allowed_shift
+from training.kmeans.settings import EngineFit, KMeansSettings, allowed_shift
 
 
-def fit(points: NDArray[np.float32], k: int, settings: KMeansSettings, start: NDArray[np.float32] | None) -> Found:
-    """The best of all restarts on one GPU; one where there are centroids (K, D) to start from."""
+def fit(points: NDArray[np.float32], k: int, settings: KMeansSettings, start: NDArray[np.float32] | None) -> EngineFit:
+    """The best of all restarts on one GPU; with `start` centroids (K, D) there is only one run."""
     arguments = cuml_arguments(points, k, settings, start)
     model = importlib.import_module("cuml.cluster").KMeans(**arguments, output_type="numpy").fit(points)
-    return Found(model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
+    return EngineFit(model.cluster_centers_, float(model.inertia_), int(model.n_iter_))
 
 
 def fit_over_dask(
     points: NDArray[np.float32], k: int, settings: KMeansSettings, start: NDArray[np.float32] | None
-) -> Found:
-    """The same on the GPUs of the current Dask client's workers, or of this machine where there is no client."""
+) -> EngineFit:
+    """Like `fit`, on the GPUs of the current Dask client's workers, or of this machine if there is no client."""
     from training.kmeans.dask_engine import client_on
 
     with client_on(gpu_cluster) as client:
@@ -31,7 +31,7 @@ def fit_over_dask(
         kind, cupy = importlib.import_module("cuml.dask.cluster").KMeans, importlib.import_module("cupy")
         arguments = cuml_arguments(points, k, settings, start)
         model = kind(client=client, **arguments).fit(dask_array(client, points, cupy))
-        return Found(cupy.asnumpy(model.cluster_centers_), float(model.inertia_), int(model.n_iter_))
+        return EngineFit(cupy.asnumpy(model.cluster_centers_), float(model.inertia_), int(model.n_iter_))
 
 
 def gpu_cluster() -> Any:
@@ -40,7 +40,7 @@ def gpu_cluster() -> Any:
 
 
 def require_cuml(client: Any) -> None:
-    """Raise ConfigError where a worker cannot load cuML: the worker would end, and the fit wait for it without end."""
+    """Raise ConfigError if a worker cannot load cuML: that worker would exit, and the fit would wait for it forever."""
     try:
         client.run(importlib.import_module, "cuml.cluster")
     except (ImportError, OSError) as error:
@@ -51,18 +51,18 @@ def require_cuml(client: Any) -> None:
 
 
 def dask_array(client: Any, points: NDArray[np.float32], library: Any) -> Any:
-    """A Dask array (N, D) with a chunk on each worker, of arrays of `library`: CuPy's lie on the GPU."""
+    """A Dask array (N, D) with a chunk on each worker. `library` is the array module: CuPy's arrays are on the GPU."""
     dask, arrays = importlib.import_module("dask"), importlib.import_module("dask.array")
     shares = np.array_split(points, min(len(points), len(client.nthreads())))
     moved, meta = dask.delayed(library.asarray), library.empty((0, 0), np.float32)
-    held = zip(client.scatter(shares, hash=False), shares, strict=True)
-    return arrays.concatenate([arrays.from_delayed(moved(future), share.shape, meta=meta) for future, share in held])
+    futures = zip(client.scatter(shares, hash=False), shares, strict=True)
+    return arrays.concatenate([arrays.from_delayed(moved(future), share.shape, meta=meta) for future, share in futures])
 
 
 def cuml_arguments(
     points: NDArray[np.float32], k: int, settings: KMeansSettings, start: NDArray[np.float32] | None
 ) -> dict[str, Any]:
-    """Our settings in the words of both of cuML's KMeans, whose k-means++ for many points is called k-means||."""
+    """Our settings as arguments of both of cuML's KMeans classes, where k-means++ is called `k-means||`."""
     return {
         "n_clusters": k,
         "init": "k-means||" if start is None else start,
@@ -74,11 +74,11 @@ def cuml_arguments(
 
 
 def cuml_tolerance(points: NDArray[np.float32], k: int) -> float:
-    """The tolerance that makes cuML end where the other engines do, or a little later.
+    """The tolerance with which cuML ends where the other engines end, or a little later.
 
-    cuML's is absolute and must be above 0, and a run also ends where inertia falls by no more than that share of
-    itself: with k clusters of a size, squared moves that sum to a share `t` of the variance of a dimension lower
-    inertia by some `t / (k * D)`. Moves as small as the rounding of float32 are none.
+    cuML's tolerance is absolute and must be above 0. A cuML run also ends once inertia falls by no more than this
+    share of its value. With k clusters of equal size, squared moves that sum to a share `t` of one dimension's variance
+    lower inertia by about `t / (k * D)`. The lower bound is the rounding of float32.
     """
     rounding: float = k * points.shape[1] * float(np.finfo(np.float32).eps) ** 2
     return max(allowed_shift(points) / k, rounding)

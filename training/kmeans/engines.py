@@ -11,18 +11,18 @@ from training.errors import ConfigError
 Engine = Literal["sklearn", "dask", "cuml", "cuml_dask"]
 
 
-def choose_engine(asked: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"]) -> Engine:
-    """The engine to use: `auto` takes cuML where it can run. Raises `ConfigError` for a named one that cannot."""
-    if asked == "auto":
+def choose_engine(requested: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"]) -> Engine:
+    """The engine to use; `auto` is cuML if it can run, else sklearn. Raises ConfigError if a named one cannot."""
+    if requested == "auto":
         return "sklearn" if cuml_problem() else "cuml"
     problems = {"dask": dask_problem, "cuml": cuml_problem, "cuml_dask": cuml_dask_problem}
-    if asked in problems and (problem := problems[asked]()):
+    if requested in problems and (problem := problems[requested]()):
         raise ConfigError(problem)
-    return asked
+    return requested
 
 
 def on_one_machine(engine: Engine) -> Engine:
-    """The engine on the same hardware without a cluster, for few points, such as a sample."""
+    """The engine for the same hardware without a cluster; for small inputs such as a sample."""
     return {"dask": "sklearn", "cuml_dask": "cuml"}.get(engine, engine)  # type: ignore[return-value]
 
 
@@ -36,23 +36,26 @@ def dask_problem() -> str:
 def cuml_problem(load_driver: Callable[[str], Any] = ctypes.CDLL) -> str:
     """Why cuML cannot run on this machine; empty when it can.
 
-    The driver is asked first: cuML imports without a GPU and fails only in `fit`.
+    The driver is checked first, because cuML can be imported without a GPU and fails only in `fit`.
     """
     try:
         driver = load_driver("libcuda.so.1")
     except OSError:
-        return "K-means engine cuml needs an NVIDIA GPU, and there is no driver (libcuda.so.1) here; use sklearn."
+        return "K-means engine cuml needs an NVIDIA GPU, and this machine has no driver (libcuda.so.1); use sklearn."
     count = ctypes.c_int(0)
     if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
-        return f"K-means engine cuml needs an NVIDIA GPU, and the driver answers with error {status}; use sklearn."
+        return f"K-means engine cuml needs an NVIDIA GPU, and the driver returned error {status}; use sklearn."
     if not count.value:
-        return "K-means engine cuml needs an NVIDIA GPU, and the driver sees none; use sklearn."
+        return "K-means engine cuml needs an NVIDIA GPU, and the driver found none; use sklearn."
     try:
         usable = importlib.import_module("cupy").cuda.is_available()
         importlib.import_module("cuml.cluster")
     except (ImportError, OSError) as error:
-        return f"K-means engine cuml is not installed ({error}); install segrec-platform[gpu] apart, or use sklearn."
-    return "" if usable else "K-means engine cuml needs a GPU that CuPy can use, and it finds none; use sklearn."
+        return (
+            f"K-means engine cuml is not installed ({error}); install segrec-platform[gpu] in its own environment, or "
+            "use sklearn."
+        )
+    return "" if usable else "K-means engine cuml needs a GPU that CuPy can use, and CuPy found none; use sklearn."
 
 
 def cuml_dask_problem() -> str:

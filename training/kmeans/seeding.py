@@ -1,4 +1,4 @@
-"""First centroids from those of an earlier fit: some left out, or others added by k-means++."""
+"""First centroids from an earlier fit, with some left out, or others added by k-means++."""
 
 import math
 
@@ -7,14 +7,13 @@ from numpy.typing import NDArray
 
 _ROWS = 1 << 14
 _SAME = 1e-12
-"""Squared distances below this share of the squared lengths are rounding: the points are the same."""
+"""Squared distances below this share of the squared lengths are rounding errors: they count as 0."""
 
 
 def resized(points: NDArray[np.float32], previous: NDArray[np.float32], k: int, seed: int) -> NDArray[np.float32]:
-    """`k` centroids to begin with from those of an earlier fit, (P, D); fewer where fewer points (N, D) are distinct.
+    """`k` first centroids from those of an earlier fit, (P, D); fewer if fewer points (N, D) are distinct.
 
-    Where there are too few, others are added by k-means++; where there are too many, those nearest to the fewest
-    points are left out.
+    If P is too small, k-means++ adds centroids. If P is too large, the centroids with the fewest points are left out.
     """
     if len(previous) <= k:
         return _added(points, previous, k - len(previous), np.random.default_rng(seed)).astype(np.float32)
@@ -27,10 +26,10 @@ def resized(points: NDArray[np.float32], previous: NDArray[np.float32], k: int, 
 def _added(
     points: NDArray[np.float32], chosen: NDArray[np.float32], count: int, random: np.random.Generator
 ) -> NDArray[np.float64]:
-    """The centroids `chosen` (C, D) and `count` of the points (N, D); fewer where fewer distinct points are left.
+    """The centroids `chosen` (C, D), then `count` of the points (N, D); fewer if fewer distinct points remain.
 
-    Greedy k-means++ (Arthur and Vassilvitskii 2007): each is the best of some drawn with probability proportional to
-    the squared distance to what is chosen already.
+    Greedy k-means++ (Arthur and Vassilvitskii 2007): candidates are drawn with probability proportional to the squared
+    distance to the centroids so far, and the candidate that lowers the sum of distances most is added.
     """
     centroids = list(chosen.astype(np.float64))
     nearest = _nearer(points, chosen, np.full(len(points), np.inf)).min(axis=1) if count else np.empty(0)
@@ -42,17 +41,17 @@ def _added(
         # A uniform draw in [0, mass[-1]) falls on a point with probability proportional to its squared distance.
         drawn = np.searchsorted(mass, random.random(trials) * mass[-1], side="right")
         candidates = points[np.minimum(drawn, len(points) - 1)].astype(np.float64)
-        left = _nearer(points, candidates, nearest)
-        best = int(left.sum(axis=0).argmin())
+        distances = _nearer(points, candidates, nearest)
+        best = int(distances.sum(axis=0).argmin())
         centroids.append(candidates[best])
-        nearest = left[:, best]
+        nearest = distances[:, best]
     return np.array(centroids)
 
 
 def _nearer(
     points: NDArray[np.floating], candidates: NDArray[np.floating], nearest: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Squared distances (N, c) to the nearest centroid when one of the candidates (c, D) joins."""
+    """Squared distances to the nearest centroid (N, c), if candidate j of (c, D) became a centroid, in column j."""
     return np.concatenate(
         [
             np.minimum(_squared(points[rows], candidates), nearest[rows, None])
@@ -72,6 +71,6 @@ def _squared(points: NDArray[np.floating], centroids: NDArray[np.floating]) -> N
 
 
 def _chunks(points: int, centroids: int) -> list[slice]:
-    """Rows that are handled at a time, so that their distances take little memory."""
+    """Slices of the points, small enough that the distances of each slice take little memory."""
     step = max(1, _ROWS * 64 // max(centroids, 64))
     return [slice(start, start + step) for start in range(0, points, step)]

@@ -1,4 +1,4 @@
-"""How K-means is run, and what an engine finds."""
+"""K-means settings, and the result of an engine."""
 
 from dataclasses import dataclass
 
@@ -23,15 +23,15 @@ class KMeansSettings:
 
     @classmethod
     def of(cls, segment: SegmentSettings) -> "KMeansSettings":
-        """The settings of a configuration."""
+        """The settings of a `[segment]` section."""
         return cls(segment.restarts, segment.max_iterations, segment.seed)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """The best restart of an engine: centroids (K, D), perhaps some without points, and its number of iterations.
+class EngineFit:
+    """The best restart of an engine: centroids (K, D), of which some may have no points, and its iterations.
 
-    `inertia` is the engine's own sum of squared distances, good enough to compare restarts.
+    `inertia` is the engine's own sum of squared distances; it only serves to compare restarts.
     """
 
     centroids: NDArray[np.floating]
@@ -40,15 +40,15 @@ class Found:
 
 
 def fixed_k(segment: SegmentSettings) -> int:
-    """The number of segments in a configuration; the default where a sweep is to choose it."""
+    """The number of segments in a configuration; `DEFAULT_K` if `k` is `auto`."""
     return segment.k if isinstance(segment.k, int) else DEFAULT_K
 
 
 def sample_of(points: NDArray[np.float32]) -> NDArray[np.float32]:
-    """All points (N, D), or an evenly spread part of them where there are 200,000 or more."""
+    """All points (N, D), or every n-th point if there are 200,000 or more."""
     return points[:: max(1, len(points) // _SAMPLE_ROWS)]
 
 
 def allowed_shift(points: NDArray[np.float32]) -> float:
-    """Sum of squared moves of the centroids below which a fit ends: scikit-learn's rule, for the other engines."""
+    """Convergence limit: a fit ends once the squared centroid moves sum to less. This is scikit-learn's rule."""
     return _TOLERANCE * float(sample_of(points).var(axis=0, dtype=np.float64).mean())

@@ -16,7 +16,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert Run.open(tmp_path, "own").record()["id"] == "own"
 
 
-@pytest.mark.parametrize(("name", "message"), [("../up", "no name for a run"), ("taken", "there already")])
+@pytest.mark.parametrize(("name", "message"), [("../up", "cannot name a run"), ("taken", "there already")])
 def test_a_name_must_be_plain_and_free(tmp_path: Path, name: str, message: str) -> None:
     Run.create(tmp_path, run_id="taken")
     with pytest.raises(RunError, match=message):
@@ -121,7 +121,7 @@ def test_a_derived_run_is_stale_once_its_parents_data_are_repeated(tmp_path: Pat
     run = parent.derive("student")
     with parent.stage("prepare"):
         pass
-    with pytest.raises(RunError, match=r"prepare of .*0001-demo was repeated after .*0002-demo-student was made"):
+    with pytest.raises(RunError, match=r"prepare of .*0001-demo was repeated after .*0002-demo-student was made from"):
         run.require("prepare")
 
 
@@ -130,11 +130,11 @@ def test_a_run_of_another_schema_is_refused(tmp_path: Path, version: int | None,
     run = Run.create(tmp_path)
     record = run.record() | {"schema_version": version}
     (run.path / "run.json").write_text(json.dumps({name: value for name, value in record.items() if value is not None}))
-    with pytest.raises(RunError, match=rf"schema version {said} and this build reads 1; start a new run with `segrec"):
+    with pytest.raises(RunError, match=rf"schema version {said}, and this build reads 1; start a new run with `segrec"):
         Run.open(tmp_path, run.path.name).config()
 
 
-def test_settings_that_are_no_more_are_named(tmp_path: Path) -> None:
+def test_a_removed_setting_is_named(tmp_path: Path) -> None:
     run = Run.create(tmp_path)
     run.describe(Config(), {})
     record = run.record()

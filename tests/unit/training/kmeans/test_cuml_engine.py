@@ -18,7 +18,7 @@ def cloud() -> NDArray[np.float32]:
     return normalised(np.random.default_rng(1).normal(size=(601, 6)) + 0.5).astype(np.float32)
 
 
-def test_settings_in_the_words_of_cuml() -> None:
+def test_settings_as_arguments_of_cuml() -> None:
     arguments = cuml_arguments(cloud(), 2, KMeansSettings(3, 50, 5), None)
     assert arguments == {
         "n_clusters": 2,
@@ -57,6 +57,6 @@ def test_each_worker_gets_a_chunk(dask_client: Any) -> None:
 
 
 @pytest.mark.skipif(not cuml_problem(), reason="cuML can run here")
-def test_a_worker_that_cannot_load_cuml_is_said(dask_client: Any) -> None:
+def test_a_worker_that_cannot_load_cuml_is_an_error(dask_client: Any) -> None:
     with pytest.raises(ConfigError, match=r"A worker of K-means engine cuml_dask cannot load cuML \(No module"):
         require_cuml(dask_client)

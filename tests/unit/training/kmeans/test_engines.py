@@ -35,14 +35,14 @@ def missing(name: str) -> Driver:
     [
         (missing, "no driver"),
         (lambda name: Driver(100, 0), "error 100"),
-        (lambda name: Driver(0, 0), "sees none"),
+        (lambda name: Driver(0, 0), "found none"),
     ],
 )
-def test_the_driver_says_why_cuml_cannot_run(load: Any, why: str) -> None:
+def test_the_driver_gives_the_reason_why_cuml_cannot_run(load: Any, why: str) -> None:
     assert why in cuml_problem(load)
 
 
-def test_a_gpu_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_on_a_gpu_machine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_module(name: str) -> None:
         raise ImportError(f"No module named '{name}'")
 
@@ -50,7 +50,9 @@ def test_a_gpu_without_the_library_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert "not installed (No module named 'cupy')" in cuml_problem(lambda name: Driver(0, 1))
 
 
-def test_cuml_over_dask_names_itself_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuml_over_dask_reports_its_own_name_and_the_missing_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(engines, "cuml_problem", lambda: "K-means engine cuml needs an NVIDIA GPU.")
     assert cuml_dask_problem() == "K-means engine cuml_dask needs an NVIDIA GPU."
     monkeypatch.setattr(engines, "cuml_problem", lambda: "")

@@ -130,7 +130,7 @@ def test_a_warm_start_adds_centroids_where_points_are_far(engine: Engine) -> Non
 
 
 @engines
-def test_a_warm_start_leaves_out_what_has_the_fewest_points(engine: Engine) -> None:
+def test_a_warm_start_leaves_out_centroids_with_the_fewest_points(engine: Engine) -> None:
     points, truth = planted()
     result = fit_kmeans(points, 4, engine=engine, previous=np.eye(8)[[7, 0, 1, 6, 2, 3]])
     np.testing.assert_array_equal(result.labels, truth)
@@ -146,7 +146,7 @@ def test_all_engines_end_in_the_same_place(engine: Engine) -> None:
 
 @pytest.mark.parametrize("k", [0, 5])
 def test_k_out_of_range_is_refused(k: int) -> None:
-    with pytest.raises(ConfigError, match=f"{k} segments of 4 users"):
+    with pytest.raises(ConfigError, match=f"Cannot split 4 users into {k} segments"):
         fit_kmeans(np.eye(4), k)
 
 
