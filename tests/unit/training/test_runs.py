@@ -16,7 +16,7 @@ def test_runs_are_numbered(tmp_path: Path) -> None:
     assert Run.open(tmp_path, "own").record()["id"] == "own"
 
 
-@pytest.mark.parametrize(("name", "message"), [("../up", "cannot name a run"), ("taken", "there already")])
+@pytest.mark.parametrize(("name", "message"), [("../up", "cannot name a run"), ("taken", "exists already")])
 def test_a_name_must_be_plain_and_free(tmp_path: Path, name: str, message: str) -> None:
     Run.create(tmp_path, run_id="taken")
     with pytest.raises(RunError, match=message):
