@@ -156,32 +156,9 @@ class Text(FrozenModel):
     )
 
 
-class Objectives(FrozenModel):
-    """Weights of what the encoder is trained for; at least one is above 0.
-
-    Without `next_item` the encoder is trained for the others alone. Items then have vectors apart from those that the
-    encoder reads: they learn to tell next items from finished user embeddings, and do not move the encoder.
-    """
-
-    next_item: float = Field(default=1.0, ge=0, allow_inf_nan=False, description="Name the next item.")
-    feature_mse: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="Foretell the embedding of what the user does next."
-    )
-    contrastive: float = Field(
-        default=0.0, ge=0, allow_inf_nan=False, description="Slices of one history near, of two users far."
-    )
-
-    @model_validator(mode="after")
-    def _one_is_positive(self) -> Self:
-        if not (self.next_item or self.feature_mse or self.contrastive):
-            raise ValueError("one of next_item, feature_mse and contrastive must be above 0")
-        return self
-
-
 class TrainSettings(FrozenModel):
     """The encoder and how it is trained."""
 
-    objectives: Objectives = Objectives()
     max_length: int = Field(
         default=0,
         ge=0,
@@ -194,14 +171,20 @@ class TrainSettings(FrozenModel):
     dropout: float | None = Field(
         default=None, ge=0, lt=1, description="On embeddings and residuals; left out: chosen from the log."
     )
+    feature_mse: float = Field(
+        default=0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="Weight of an extra loss: predict the embedding of what the user does next.",
+    )
     learning_rate: float = Field(default=3e-3, gt=0, description="Peak rate of AdamW.")
     batch_size: int | None = Field(default=None, ge=1, description="Windows a step; left out: from their lengths.")
     accumulate: int = Field(
         default=1, ge=1, description="Parts that a step is computed in, one by one: less memory, the same result."
     )
-    epochs: int = Field(default=30, ge=1, description="At most so many passes over the users.")
+    epochs: int = Field(default=30, ge=1, description="Most passes over the users.")
     max_minutes: float | None = Field(
-        default=None, gt=0, description="Training stops after so long; left out: no limit."
+        default=None, gt=0, description="Longest time that training may take; left out: no limit."
     )
     patience: int = Field(default=5, ge=1, description="Validations without gain before training stops.")
     negatives: int | None = Field(
@@ -209,7 +192,7 @@ class TrainSettings(FrozenModel):
     )
     categories: bool | None = Field(
         default=None,
-        description="Items share vectors of their categories, unless [text] tells them; left out: chosen from the log.",
+        description="Items without [text] share vectors of their categories; left out: chosen from the log.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
     device: str = Field(default="auto", description="auto, cpu or cuda; a named one that is not there is an error.")
@@ -324,12 +307,6 @@ class Config(FrozenModel):
     def _times_are_known(self) -> Self:
         if self.split.method == "time" and self.clean.missing.timestamp.method == "interpolate":
             raise ValueError("clean.missing.timestamp interpolate reads later times; with split.method time, drop them")
-        return self
-
-    @model_validator(mode="after")
-    def _text_is_learned(self) -> Self:
-        if not self.train.objectives.next_item and (self.text.model != "none" or self.text.vectors):
-            raise ValueError("[text] learns from next items: give train.objectives.next_item a weight, or drop [text]")
         return self
 
 

@@ -23,7 +23,7 @@ import torch
 
 from tests.benchmarks.common import show
 from tests.support.logs import planted_log
-from training.fit.train import CHECKPOINT
+from training.fit.checkpoints import CHECKPOINT
 from training.runs import Run
 
 LIMIT_MIB = 8 * 1024

@@ -15,7 +15,9 @@ from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.results import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
-from training.fit.train import CHECKPOINT, FEW_EVENTS_DROPOUT, choose_device, train
+from training.fit.checkpoints import CHECKPOINT
+from training.fit.defaults import FEW_EVENTS_DROPOUT, choose_device
+from training.fit.train import train
 from training.model import loss
 from training.model.loss import SAMPLED_NEGATIVES
 from training.model.weights import WEIGHTS

@@ -13,7 +13,7 @@ from tests.support.training import prepared_run, start_training, wait_for_checkp
 from training.cli.main import app
 from training.config import TrainSettings
 from training.errors import ConfigError
-from training.fit.distributed import World
+from training.fit.processes import Processes
 from training.fit.train import train
 from training.runs import Run
 
@@ -75,9 +75,9 @@ def test_other_commands_refuse_to_run_several_times_over(monkeypatch: pytest.Mon
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match="as many on every one"):
-        World.from_environment()
+        Processes.from_environment()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    assert World.from_environment() == World(rank=1, size=3, local_size=1)
+    assert Processes.from_environment() == Processes(rank=1, count=3, local_count=1)
     answer = CliRunner().invoke(app, ["evaluate", "--runs", str(tmp_path), "--run", "any"])
     assert answer.exit_code == 2
     assert "only `train` runs on several processes" in answer.output

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import training.fit.train
+import training.fit.trainer
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
-from training.config import Objectives, TrainSettings
-from training.fit.train import TrainResult, precision_on, train
+from training.config import TrainSettings
+from training.fit.train import TrainResult, train
+from training.fit.trainer import precision_on
 from training.model.encoder import Encoder, EncoderShape
 from training.runs import CURVES
 
@@ -18,7 +19,7 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds
 SHAPE = EncoderShape(item_count=30, action_count=2, max_length=16, embedding_dim=16, layers=2, heads=2)
 
 
-def settings_on(device: str, objectives: Objectives) -> TrainSettings:
+def settings_on(device: str, feature_mse: float = 0.0) -> TrainSettings:
     return TrainSettings(
         embedding_dim=16,
         layers=1,
@@ -26,7 +27,7 @@ def settings_on(device: str, objectives: Objectives) -> TrainSettings:
         epochs=6,
         learning_rate=0.01,
         batch_size=32,
-        objectives=objectives,
+        feature_mse=feature_mse,
         device=device,
     )
 
@@ -59,10 +60,10 @@ def test_compiled_blocks_compute_the_same_at_any_size() -> None:
 
 def test_bf16_trains_and_validates_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """CPUs compute bfloat16 as well; a score in it could not be written to the buffer of float32 scores."""
-    settings = settings_on("cpu", Objectives())
+    settings = settings_on("cpu")
     runs = [prepared_run(tmp_path / name, settings, users=100) for name in ("exact", "rounded")]
     exact = train(runs[0])
-    monkeypatch.setattr(training.fit.train, "precision_on", lambda device: "bf16-mixed")
+    monkeypatch.setattr(training.fit.trainer, "precision_on", lambda device: "bf16-mixed")
     rounded = train(runs[1])
     assert (weights_of(runs[0])["norm.weight"] != weights_of(runs[1])["norm.weight"]).any()
     assert rounded.ndcg == pytest.approx(exact.ndcg, rel=0.1)
@@ -74,11 +75,11 @@ def test_precisions() -> None:
 
 @pytest.mark.gpu
 @on_a_gpu
-@pytest.mark.parametrize("objectives", [Objectives(), Objectives(feature_mse=0.5, contrastive=0.5)], ids=["one", "all"])
-def test_a_gpu_trains_what_a_cpu_trains(objectives: Objectives, tmp_path: Path) -> None:
+@pytest.mark.parametrize("feature_mse", [0.0, 0.5])
+def test_a_gpu_trains_what_a_cpu_trains(feature_mse: float, tmp_path: Path) -> None:
     found: dict[str, TrainResult] = {}
     for device in ("cpu", "cuda"):
-        run = prepared_run(tmp_path / device, settings_on(device, objectives), users=200)
+        run = prepared_run(tmp_path / device, settings_on(device, feature_mse), users=200)
         found[device] = train(run)
         assert run.figures("train")["device"] == device
     curves = [json.loads((found[device].directory / CURVES).read_bytes()) for device in found]
@@ -89,7 +90,7 @@ def test_a_gpu_trains_what_a_cpu_trains(objectives: Objectives, tmp_path: Path) 
 @pytest.mark.gpu
 @on_a_gpu
 def test_a_training_on_a_gpu_goes_on_after_it_is_killed(tmp_path: Path) -> None:
-    run = prepared_run(tmp_path, settings_on("cuda", Objectives()), users=200)
+    run = prepared_run(tmp_path, settings_on("cuda"), users=200)
     with start_training(run) as killed:
         wait_for_checkpoint(run, killed)
         killed.kill()

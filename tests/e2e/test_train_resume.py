@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-import training.fit.train
+import training.fit.checkpoints
 from tests.support.training import prepared_run, start_training, wait_for_checkpoint, weights_of
 from training.config import TrainSettings
-from training.fit.checkpoints import AtomicCheckpoints
-from training.fit.train import CHECKPOINT, train
+from training.fit.checkpoints import CHECKPOINT, AtomicCheckpointIO
+from training.fit.train import train
 from training.runs import Progress, Run
 
 STEPS = 6
@@ -71,8 +71,7 @@ def change_clock(run: Run, **times: float) -> None:
     """Make the checkpoint say that so much time was spent."""
     path = run.path / "train" / CHECKPOINT
     state: dict[str, Any] = torch.load(path, weights_only=True)
-    [keeper] = [state["callbacks"][name] for name in state["callbacks"] if "Keeper" in name]
-    keeper["clock"] |= times
+    state["callbacks"]["TrainingClock"] |= times
     torch.save(state, path)
 
 
@@ -90,7 +89,7 @@ def test_kill_9_loses_nothing_before_the_last_checkpoint(tmp_path: Path, whole: 
 
 
 def test_an_epoch_goes_on_in_its_middle(tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training.fit.train, "CHECKPOINT_MINUTES", 0)
+    monkeypatch.setattr(training.fit.checkpoints, "CHECKPOINT_MINUTES", 0)
     run = prepared_run(tmp_path, SETTINGS, users=40)
     with pytest.raises(Cut):
         train(run, progress=cut_after(2 * STEPS + 3))
@@ -118,7 +117,7 @@ class Unwritable:
 
 def test_a_checkpoint_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
-    AtomicCheckpoints().save_checkpoint({"epoch": 1}, path)
+    AtomicCheckpointIO().save_checkpoint({"epoch": 1}, path)
     with pytest.raises(Cut):
-        AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(10_000), "epoch": Unwritable()}, path)
+        AtomicCheckpointIO().save_checkpoint({"weights": torch.zeros(10_000), "epoch": Unwritable()}, path)
     assert torch.load(path, weights_only=True) == {"epoch": 1}

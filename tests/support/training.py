@@ -14,7 +14,7 @@ from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
 from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
-from training.fit.train import CHECKPOINT
+from training.fit.checkpoints import CHECKPOINT
 from training.model.encoder import Encoder
 from training.model.export import random_inputs
 from training.model.weights import WEIGHTS

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from server.core.errors import SegrecError
 from training.errors import ConfigError, LogError, TrainingError
-from training.fit.distributed import World
+from training.fit.processes import Processes
 from training.runs import Run
 
 _PLAIN_WIDTH = 140
@@ -23,11 +23,11 @@ BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 class TrainConsole:
     """What the person at the terminal is told: bars while a stage works, a line when it is done."""
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.console = Console(quiet=not world.is_first)
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self.console = Console(quiet=not processes.is_first)
         if not self.console.is_terminal:
-            self.console = Console(width=_PLAIN_WIDTH, quiet=not world.is_first)
+            self.console = Console(width=_PLAIN_WIDTH, quiet=not processes.is_first)
         self.errors = Console(stderr=True)
         self.run: Run | None = None
         self.resume = ""
@@ -61,7 +61,7 @@ class TrainConsole:
     def finish(self) -> None:
         """End the stage at work, if any, with a line on it."""
         self.stop()
-        if self.run is not None and self._stage and self._world.is_first:
+        if self.run is not None and self._stage and self._processes.is_first:
             from training.cli.summary import stage_line
 
             self.console.print(stage_line(self._stage, self.run.record()["stages"][self._stage]), highlight=False)
@@ -76,22 +76,22 @@ class TrainConsole:
     def fail(self, message: str, code: int) -> typer.Exit:
         """One sentence on stderr, and the exit that says so."""
         self.stop()
-        if self._world.size > 1:
-            message = f"Process {self._world.rank} of {self._world.size}: {message}"
+        if self._processes.count > 1:
+            message = f"Process {self._processes.rank} of {self._processes.count}: {message}"
         self.errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
         return typer.Exit(code)
 
 
 @contextmanager
-def telling(world: World | None = None) -> Iterator[TrainConsole]:
+def telling(processes: Processes | None = None) -> Iterator[TrainConsole]:
     """Run a command; whatever goes wrong becomes a sentence and an exit code, never a traceback.
 
-    `world` names the processes of a command that can be run by several.
+    `processes` names the processes of a command that can be run by several.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    told = TrainConsole(world or World())
+    told = TrainConsole(processes or Processes())
     try:
-        if world is None and World.from_environment().size > 1:
+        if processes is None and Processes.from_environment().count > 1:
             raise ConfigError("Of segrec-train only `train` runs on several processes; run this without torchrun.")
         yield told
         told.finish()

@@ -32,7 +32,7 @@ from training.cli.options import (
 )
 from training.config import PublishSettings, load_config
 from training.errors import ConfigError
-from training.fit.distributed import World
+from training.fit.processes import Processes
 from training.runs import Run
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resu
 
     On several processes or machines: torchrun --nproc-per-node 2 -m -- training.cli.main train --run RUN.
     """
-    with telling(World.from_environment()) as told:
+    with telling(Processes.from_environment()) as told:
         from training.fit.train import train as work
         from training.pipeline import with_overrides
 

@@ -20,10 +20,9 @@ from rich.table import Table
 
 from server.core.features import Inputs
 from server.core.repository.layout import OUTPUT, read_preprocessing
-from training.config import Objectives, TrainSettings
+from training.config import TrainSettings
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import by_encoder, evaluate, protocols, ranks_by
-from training.fit.distillation import Lesson
 from training.fit.train import train
 from training.metrics import bootstrap_interval, ndcg_each
 from training.model.encoder import Encoder
@@ -150,9 +149,10 @@ def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progr
                 write_lowered(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
                 stage.figures |= {"training_seconds": training_seconds(run)}
         else:
-            settings, lesson = _lesson(run, encoder, way, max_minutes or training_seconds(run) / 60)
+            settings = _train_settings(run, encoder, way, max_minutes or training_seconds(run) / 60)
+            start, teacher = (pruned(encoder), None) if way == "pruned" else (None, encoder)
             variant.describe(run.config().model_copy(update={"train": settings}), run.record()["data"])
-            train(variant, settings=settings, lesson=lesson, progress=progress)
+            train(variant, settings=settings, start=start, teacher=teacher, progress=progress)
         export(variant, progress=progress)
         evaluate(variant, progress=progress)
     except BaseException:
@@ -161,13 +161,12 @@ def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progr
     return variant
 
 
-def _lesson(run: Run, encoder: Encoder, way: Way, minutes: float) -> tuple[TrainSettings, Lesson]:
+def _train_settings(run: Run, encoder: Encoder, way: Way, minutes: float) -> TrainSettings:
     settings = run.config().train.model_copy(update={"max_minutes": minutes})
     if way == "pruned":
         rate, epochs = settings.learning_rate * FINE_TUNING_RATE, min(settings.epochs, FINE_TUNING_EPOCHS)
-        return settings.model_copy(update={"learning_rate": rate, "epochs": epochs}), Lesson(start=pruned(encoder))
-    shape = student_shape(encoder, settings.heads)
-    return settings.model_copy(update={**shape, "objectives": Objectives()}), Lesson(teacher=encoder)
+        return settings.model_copy(update={"learning_rate": rate, "epochs": epochs})
+    return settings.model_copy(update={**student_shape(encoder, settings.heads), "feature_mse": 0.0})
 
 
 def student_shape(encoder: Encoder, heads: int) -> dict[str, int]:

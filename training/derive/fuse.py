@@ -30,7 +30,7 @@ from training.data.sequences import (
 )
 from training.data.split import read_split
 from training.errors import RunError
-from training.fit.train import CHECKPOINT
+from training.fit.checkpoints import CHECKPOINT
 from training.metrics import bootstrap_interval, ndcg_each, target_ranks
 from training.model.encoder import Encoder
 from training.model.ensemble import Member, write_members

@@ -1,6 +1,4 @@
-"""Learning from another encoder as well as from the log: a start from its weights, or its scores as soft targets."""
-
-from dataclasses import dataclass
+"""Distillation: a student encoder learns the scores of a teacher encoder as soft targets (Hinton et al. 2015)."""
 
 import torch
 from torch import Tensor
@@ -14,43 +12,40 @@ TEACHER_SHARE = 0.9
 """Share of the teacher in a student's loss; the rest is the next item itself."""
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What a training is given beside the log: an encoder to go on from, or one to learn from."""
+class Distillation:
+    """The loss of a student against its teacher, at temperature 1.
 
-    start: Encoder | None = None
-    teacher: Encoder | None = None
-
-
-class Teacher:
-    """An encoder whose scores a student learns to give (Hinton et al. 2015), at temperature 1.
-
-    No module, so that its weights are no part of the student's checkpoints.
+    No module, so that the teacher's weights are no part of the student's checkpoints.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder.eval().requires_grad_(False)
-        self._items = encoder.item_embeddings().detach()
+    def __init__(self, teacher: Encoder) -> None:
+        self._teacher = teacher.eval().requires_grad_(False)
+        self._items = teacher.item_embeddings().detach()
 
-    def mixed(self, loss: Tensor, inputs: Batch, asked: Tensor, targets: Tensor, users: Tensor, items: Items) -> Tensor:
-        """`loss` and `self.loss` in their shares."""
-        return (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * self.loss(inputs, asked, targets, users, items)
+    def mixed(
+        self, loss: Tensor, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: Items
+    ) -> Tensor:
+        """The student's own `loss` and `self.loss`, weighted by `TEACHER_SHARE`."""
+        return (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * self.loss(inputs, has_target, targets, users, items)
 
-    def loss(self, inputs: Batch, asked: Tensor, targets: Tensor, users: Tensor, items: Items) -> Tensor:
+    def loss(self, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: Items) -> Tensor:
         """Mean Kullback-Leibler divergence of the student's scores from the teacher's, in nats.
 
-        `asked` (B, L) marks the P positions of `users` (P, D); `targets` (P,) are their next item rows. Scores are
-        compared over all items of a small catalogue, otherwise over the batch's targets and random items.
+        `has_target` (B, L) marks the P positions of `users` (P, D); `targets` (P,) are their next item rows. Scores
+        are compared over all items of a small catalogue, otherwise over the batch's targets and random items.
         """
-        self._encoder.to(users.device)
+        self._teacher.to(users.device)
         self._items = self._items.to(users.device)
         rows = self._rows(targets)
         with torch.no_grad():
-            taught = self._encoder.sequence(**inputs)[asked] @ looked_up(self._items, rows).T
-        learned = users @ looked_up(items, rows).T
-        return functional.kl_div(learned.log_softmax(1), taught.log_softmax(1), log_target=True, reduction="batchmean")
+            teacher_scores = self._teacher.sequence(**inputs)[has_target] @ looked_up(self._items, rows).T
+        scores = users @ looked_up(items, rows).T
+        return functional.kl_div(
+            scores.log_softmax(1), teacher_scores.log_softmax(1), log_target=True, reduction="batchmean"
+        )
 
     def _rows(self, targets: Tensor) -> Tensor | None:
+        """Item rows to compare over; None for all."""
         count = len(self._items)
         if count <= FULL_SOFTMAX_ITEMS:
             return None

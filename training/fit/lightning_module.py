@@ -1,4 +1,4 @@
-"""What Lightning trains: the encoder with its objectives, its optimiser and its validation."""
+"""What Lightning trains: the encoder with its losses, its optimiser and its validation."""
 
 import math
 from typing import Any
@@ -12,9 +12,9 @@ from server.core.features import CHUNK_SIZE
 from training.config import TrainSettings
 from training.errors import RunError
 from training.fit.batching import Batch, EpochPlan
-from training.fit.callbacks import METRIC, Clock
-from training.fit.distillation import Teacher
-from training.fit.objectives import other_objectives, slices_of
+from training.fit.callbacks import METRIC, TrainingClock
+from training.fit.distillation import Distillation
+from training.fit.feature_mse import FeatureMSE
 from training.fit.optimizer import LazyAdamW, clip_gradients
 from training.metrics import ndcg_each, target_ranks
 from training.model.encoder import Encoder
@@ -31,13 +31,19 @@ class NextItemModule(lightning.LightningModule):
     """The encoder with its loss, optimiser and validation."""
 
     def __init__(
-        self, encoder: Encoder, loss: NextItemLoss, settings: TrainSettings, plan: EpochPlan, clock: Clock
+        self,
+        encoder: Encoder,
+        loss: NextItemLoss,
+        settings: TrainSettings,
+        plan: EpochPlan,
+        clock: TrainingClock,
+        teacher: Encoder | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.loss = loss
-        self.others = other_objectives(settings.objectives, encoder)
-        self.teacher: Teacher | None = None
+        self.feature_mse = FeatureMSE(encoder) if settings.feature_mse else None
+        self.distillation = None if teacher is None else Distillation(teacher)
         self._settings = settings
         self._plan = plan
         self._step_count = plan.steps * settings.epochs
@@ -54,48 +60,42 @@ class NextItemModule(lightning.LightningModule):
         self.loss.seed(_mixed(seed, step, 0))
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        """Mean loss of a batch, in nats, times its share of the step's targets; other objectives are added.
-
-        Without weight the next item does not move the encoder: items learn to be told by embeddings as they are.
-        """
-        weights, slices = self._settings.objectives, slices_of(batch)
+        """Mean loss of a batch, in nats, times its share of the step's targets; the weighted feature loss is added."""
         targets, weight = batch.pop("target"), batch.pop("weight")
-        with torch.set_grad_enabled(bool(weights.next_item or weights.feature_mse)):
-            users = self.encoder.sequence(**batch)
-        asked = targets > 0
-        count = int(asked.sum())
+        users = self.encoder.sequence(**batch)
+        has_target = targets > 0
+        count = int(has_target.sum())
         if not count:  # a mean over nothing is no number: one target that weighs nothing
-            asked[0, -1] = True
+            has_target[0, -1] = True
         with torch.autocast(self.device.type, enabled=False):
-            read = users if weights.next_item else users.detach()
-            asking, rows, items = read[asked].float(), targets[asked].clamp(min=1) - 1, self.encoder.item_rows()
-            loss: Tensor = self.loss(asking, rows, items)
-            if self.teacher is not None:
-                loss = self.teacher.mixed(loss, batch, asked, rows, asking, items)
+            queries, rows = users[has_target].float(), targets[has_target].clamp(min=1) - 1
+            items = self.encoder.item_rows()
+            loss: Tensor = self.loss(queries, rows, items)
+            if self.distillation is not None:
+                loss = self.distillation.mixed(loss, batch, has_target, rows, queries, items)
         self.log("loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=count)
-        if self.others is None:
-            return loss * weight
-        loss = loss * weight * (weights.next_item or 1.0)
-        for name, other in self.others(self.encoder, users, batch, slices).items():
-            self.log(name, other, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(users))
-            loss = loss + other * getattr(weights, name)
+        loss = loss * weight
+        if self.feature_mse is not None:
+            error = self.feature_mse(users, batch)
+            self.log("feature_mse", error, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(users))
+            loss = loss + error * self._settings.feature_mse
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        """One step, and the slow copy follows."""
+        """One step; the slow copy of the feature loss follows."""
         super().optimizer_step(*args, **kwargs)
-        if self.others is not None:
-            self.others.follow(self.encoder)
+        if self.feature_mse is not None:
+            self.feature_mse.follow(self.encoder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Note what the training is for, and how it tells items."""
-        checkpoint["objectives"] = self._settings.objectives.model_dump()
+        """Note what the loss is made of, and how items are represented."""
+        checkpoint["feature_mse"] = self._settings.feature_mse
         checkpoint["items"] = type(self.encoder.item).__name__
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with a training that was for something else."""
-        if checkpoint["objectives"] != self._settings.objectives.model_dump():
-            raise RunError("The training that was cut off had other objectives; train again without resuming.")
+        """Refuse to go on with a training of another loss, or with other representations of items."""
+        if checkpoint["feature_mse"] != self._settings.feature_mse:
+            raise RunError("The training that was cut off had another feature_mse; train again without resuming.")
         if checkpoint["items"] != type(self.encoder.item).__name__:
             raise RunError("The training that was cut off had other text or categories; train again without resuming.")
 
@@ -128,8 +128,8 @@ class NextItemModule(lightning.LightningModule):
         """AdamW; the rate warms up, then falls as a cosine over steps or minutes, whichever end is nearer."""
         decayed = [p for name, p in self.encoder.named_parameters() if name.startswith("blocks") and p.ndim > 1]
         others = [p for name, p in self.encoder.named_parameters() if not (name.startswith("blocks") and p.ndim > 1)]
-        if self.others is not None:
-            others += [parameter for parameter in self.others.parameters() if parameter.requires_grad]
+        if self.feature_mse is not None:
+            others += self.feature_mse.head.parameters()
         groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
         rate = self._settings.learning_rate
         optimizer = LazyAdamW(groups, lr=rate, betas=_BETAS, fused=True)

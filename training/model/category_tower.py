@@ -67,6 +67,11 @@ class CategoryTower(nn.Module):
         self.register_buffer("_index", index, persistent=False)
         self.register_buffer("_share", 1 / (index > 0).sum(1, keepdim=True).clamp(min=1), persistent=False)
 
+    @property
+    def category_count(self) -> int:
+        """Categories that have a vector."""
+        return self.categories.num_embeddings - 1
+
     def forward(self, item_index: Tensor) -> Tensor:
         """Vectors (..., D) of items by index; index 0 is padding."""
         shared = self.categories(self._index[item_index]).sum(-2) * self._share[item_index]

@@ -5,7 +5,10 @@ feed-forward part (Shazeer 2020), each added through a learned gate. Nothing dep
 positions are counted from the newest event, and no event attends to padding.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +16,7 @@ from torch.nn import functional
 
 from server.core.features import GAP_COUNT
 from training.data.item_text import ItemText
-from training.errors import ConfigError
+from training.errors import RunError
 from training.model.category_tower import CategoryTower, ItemCategories
 from training.model.dropout import Dropout
 from training.model.loss import Items
@@ -32,8 +35,7 @@ TOWERS = (TextTower, CategoryTower)
 class EncoderShape:
     """What fixes the encoder's weights. `item_count` and `action_count` do not count padding.
 
-    `tied` items have one vector each, by which they are read and foretold; others have two. `hidden` units make up
-    each feed-forward part; 0: as many as suit `embedding_dim`.
+    `hidden` units make up each feed-forward part; 0: as many as suit `embedding_dim`.
     """
 
     item_count: int
@@ -42,8 +44,15 @@ class EncoderShape:
     embedding_dim: int
     layers: int
     heads: int
-    tied: bool = True
     hidden: int = 0
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The shape in a JSON file. Raises RunError for a file of another version of the program."""
+        try:
+            return cls(**json.loads(path.read_bytes()))
+        except TypeError as error:
+            raise RunError(f"{path} was written by another version of segrec-train; train this run again.") from error
 
 
 class Block(nn.Module):
@@ -95,7 +104,6 @@ class Encoder(nn.Module):
         dim = shape.embedding_dim
         self.shape = shape
         self.item: nn.Embedding | TextTower | CategoryTower = nn.Embedding(shape.item_count + 1, dim)
-        self.output = None if shape.tied else nn.Embedding(shape.item_count, dim)
         self.action = nn.Embedding(shape.action_count + 1, dim)
         self.gap = nn.Embedding(GAP_COUNT, dim)
         self.position = nn.Embedding(shape.max_length, dim)
@@ -145,26 +153,21 @@ class Encoder(nn.Module):
         scale = self.shape.embedding_dim**0.5
         with torch.no_grad():
             self.bias.copy_(direction * scale)
-            told_by = self._ids.weight[1:] if self.output is None else self.output.weight
-            told_by += (log_counts - log_counts.mean())[:, None] / scale * direction
+            self._ids.weight[1:] += (log_counts - log_counts.mean())[:, None] / scale * direction
 
     def item_embeddings(self) -> Tensor:
-        """What items are foretold by: row r belongs to item index r + 1, (V, D)."""
-        if self.output is not None:
-            return self.output.weight
+        """Item vectors, by which items are both read and predicted: row r belongs to item index r + 1, (V, D)."""
         return self.item.table() if isinstance(self.item, TOWERS) else self.item.weight[1:]
 
     def item_rows(self) -> Items:
         """Item vectors for the loss: the table, or a look-up of those that are asked for: of a tower, or sparse."""
-        if self.output is None and isinstance(self.item, TOWERS):
+        if isinstance(self.item, TOWERS):
             return self.item.rows
         return self._looked_up if self._ids.sparse else self.item_embeddings()
 
     def use_sparse_gradients(self) -> None:
-        """Let gradients of the item tables hold only the rows that a step looked up."""
+        """Let gradients of the item table hold only the rows that a step looked up."""
         self._ids.sparse = True
-        if self.output is not None:
-            self.output.sparse = True
 
     def compile_blocks(self, backend: str = "inductor") -> None:
         """Compile each block in place, for any batch and length; weights and their names stay."""
@@ -172,9 +175,7 @@ class Encoder(nn.Module):
             block.compile(dynamic=True, backend=backend)
 
     def use_text(self, text: ItemText, event_counts: Tensor) -> None:
-        """Fuse ids with text from here on; arguments as of `TextTower`. Raises ConfigError for an untied output."""
-        if self.output is not None:
-            raise ConfigError("[text] needs the objective next_item: without it texts do not tell items apart.")
+        """Fuse ids with text from here on; arguments as of `TextTower`."""
         self.item = TextTower(self._ids, text, event_counts)
 
     def use_categories(self, categories: ItemCategories) -> None:
@@ -193,7 +194,7 @@ class Encoder(nn.Module):
     def _looked_up(self, rows: Tensor | None) -> Tensor:
         if rows is None:
             return self.item_embeddings()
-        vectors: Tensor = self.item(rows + 1) if self.output is None else self.output(rows)
+        vectors: Tensor = self.item(rows + 1)
         return vectors
 
     @property

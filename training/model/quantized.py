@@ -56,7 +56,7 @@ class QuantizedEncoder(Encoder):
         nn.Module.__init__(self)
         self.directory = directory
         self.precision: Precision = json.loads((directory / QUANTIZED).read_bytes())["precision"]
-        self.shape = EncoderShape(**json.loads((directory / _SHAPE).read_bytes()))
+        self.shape = EncoderShape.read(directory / _SHAPE)
         self._items = torch.from_numpy(np.load(directory / _ITEMS, allow_pickle=False))
         self._session = open_session(directory / _MODEL)
 

@@ -1,6 +1,5 @@
 """The encoder's files in a run: its shape as JSON, its best weights as safetensors, and how to read them."""
 
-import json
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -24,6 +23,6 @@ def load_encoder(trained: Path) -> Encoder:
         return QuantizedEncoder(trained)
     if not (trained / WEIGHTS).is_file():
         raise RunError(f"{trained} has no {WEIGHTS}; run `segrec-train train` first.")
-    encoder = Encoder(EncoderShape(**json.loads((trained / SHAPE).read_bytes())))
+    encoder = Encoder(EncoderShape.read(trained / SHAPE))
     encoder.load_state_dict(load_file(trained / WEIGHTS))
     return encoder.eval()

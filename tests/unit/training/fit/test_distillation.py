@@ -5,7 +5,7 @@ import torch
 
 from training.fit import distillation
 from training.fit.batching import Batch
-from training.fit.distillation import TEACHER_SHARE, Teacher
+from training.fit.distillation import TEACHER_SHARE, Distillation
 from training.model.encoder import Encoder, EncoderShape
 
 SHAPE = EncoderShape(item_count=30, action_count=2, max_length=8, embedding_dim=8, layers=1, heads=1)
@@ -32,10 +32,10 @@ def sharp(seed: int) -> Encoder:
 
 
 def loss_of(teacher: Encoder, student: Encoder, inputs: Batch) -> torch.Tensor:
-    asked = inputs["item_index"] > 0
-    users = student.sequence(**inputs)[asked]
-    targets = inputs["item_index"][asked].long() - 1
-    return Teacher(teacher).loss(inputs, asked, targets, users, student.item_rows())
+    has_target = inputs["item_index"] > 0
+    users = student.sequence(**inputs)[has_target]
+    targets = inputs["item_index"][has_target].long() - 1
+    return Distillation(teacher).loss(inputs, has_target, targets, users, student.item_rows())
 
 
 @pytest.mark.parametrize("small_catalogue", [True, False])
@@ -59,9 +59,9 @@ def test_the_teacher_stays_as_it_is_and_the_student_moves(inputs: Batch) -> None
 
 
 def test_shares_add_up(inputs: Batch) -> None:
-    teacher = Teacher(sharp(1))
+    distillation = Distillation(sharp(1))
     student = sharp(1)
-    asked = inputs["item_index"] > 0
-    users, targets = student.sequence(**inputs)[asked], inputs["item_index"][asked].long() - 1
-    mixed = teacher.mixed(torch.tensor(3.0), inputs, asked, targets, users, student.item_rows())
+    has_target = inputs["item_index"] > 0
+    users, targets = student.sequence(**inputs)[has_target], inputs["item_index"][has_target].long() - 1
+    mixed = distillation.mixed(torch.tensor(3.0), inputs, has_target, targets, users, student.item_rows())
     assert mixed.item() == pytest.approx(3.0 * (1 - TEACHER_SHARE), abs=1e-4)

@@ -10,7 +10,7 @@ import torch
 from server.core.features import Features
 from tests.support.training import assert_plain_is_the_same
 from training.data.sequences import EventLog
-from training.fit.train import FEW_EVENTS_AN_ITEM, choose_categories
+from training.fit.defaults import FEW_EVENTS_AN_ITEM, choose_categories
 from training.model.category_tower import CATEGORIES_AN_ITEM, CategoryTower, ItemCategories, read_item_categories
 from training.model.encoder import Encoder, EncoderShape
 from training.model.loss import NextItemLoss

@@ -1,7 +1,5 @@
 """Ids and text in one item vector: who leans on what, and that nothing changes without text."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -9,7 +7,6 @@ from torch import Tensor
 
 from tests.support.training import assert_plain_is_the_same
 from training.data.item_text import ItemText, TextSource
-from training.errors import ConfigError
 from training.model.encoder import Encoder, EncoderShape
 from training.model.loss import NextItemLoss
 from training.model.text_tower import TextTower, whitened
@@ -105,11 +102,6 @@ def test_the_loss_reaches_ids_gate_and_projection_of_the_rows_it_used(encoder: E
     for parameter in (tower.gate_slope, tower.gate_shift, tower.project.weight):
         assert parameter.grad is not None
         assert parameter.grad.any()
-
-
-def test_text_needs_an_encoder_that_tells_items_by_what_it_reads() -> None:
-    with pytest.raises(ConfigError, match="next_item"):
-        Encoder(replace(SHAPE, tied=False)).use_text(text(), counts())
 
 
 def test_whitening_goes_half_the_way() -> None:

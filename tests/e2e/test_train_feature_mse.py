@@ -1,4 +1,4 @@
-"""Training for more than the next item, or for something else: curves, what is exported, resuming, and ranking."""
+"""Training with the feature loss: curves, exported weights, and resuming."""
 
 import json
 from typing import Any
@@ -8,24 +8,24 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
-from training.config import Clean, Config, Objectives, TrainSettings
+from training.config import Clean, Config, TrainSettings
 from training.data.prepare import prepare
 from training.errors import RunError
-from training.fit.train import CHECKPOINT, train
+from training.fit.checkpoints import CHECKPOINT
+from training.fit.train import train
 from training.model.weights import WEIGHTS, load_encoder
 from training.runs import CURVES, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-ALL = Objectives(next_item=1.0, feature_mse=0.5, contrastive=0.5)
 SETTINGS = TrainSettings(
-    objectives=ALL, embedding_dim=16, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
+    feature_mse=0.5, embedding_dim=16, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
 )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that is trained for all three."""
+    """A trained run."""
     directory = tmp_path_factory.mktemp("planted")
     events, items, _ = write_planted(directory, users=100)
     made = Run.create(directory / "runs")
@@ -59,14 +59,14 @@ def kill_at_the_end(what: str, done: int, total: int) -> None:
         raise Killed
 
 
-def test_all_at_once_fall_and_add_nothing_to_what_is_exported(run: Run) -> None:
+def test_both_losses_fall_and_no_weight_is_added_to_the_export(run: Run) -> None:
     curves = json.loads((run.path / "train" / CURVES).read_bytes())
-    for name in ("loss", "feature_mse", "contrastive"):
+    for name in ("loss", "feature_mse"):
         assert curves[-1][name] < curves[0][name], name
     kept = load_file(run.path / "train" / WEIGHTS)
     assert kept.keys() == load_encoder(run.path / "train").state_dict().keys()
     state = checkpointed(run)
-    assert not torch.equal(state["others.features.slow.item.weight"], state["encoder.item.weight"])
+    assert not torch.equal(state["feature_mse.slow.item.weight"], state["encoder.item.weight"])
     assert not any("slow" in name or "head" in name for name in kept)
 
 
@@ -80,16 +80,16 @@ def test_resuming_ends_where_an_unbroken_training_does(run: Run) -> None:
     assert ends[0].keys() == ends[1].keys()
     for name in ends[0]:
         torch.testing.assert_close(ends[1][name], ends[0][name], rtol=0, atol=0, msg=name)
-    for name in ("others.features.slow.item.weight", "others.features.head.0.weight"):
+    for name in ("feature_mse.slow.item.weight", "feature_mse.head.0.weight"):
         assert not torch.equal(midway[name], ends[0][name]), name
 
 
-def test_other_objectives_do_not_go_on_with_it(run: Run) -> None:
+def test_another_weight_does_not_resume_it(run: Run) -> None:
     broken = beside(run)
     with pytest.raises(Killed):
         train(broken, progress=kill_at_the_end)
-    changed = SETTINGS.model_copy(update={"objectives": Objectives()})
-    with pytest.raises(RunError, match="had other objectives"):
+    changed = SETTINGS.model_copy(update={"feature_mse": 0.0})
+    with pytest.raises(RunError, match="had another feature_mse"):
         train(broken, settings=changed, resume=True)
 
 
@@ -107,16 +107,3 @@ def test_a_training_with_categories_goes_on_as_it_was_and_not_without_them(run: 
     assert weights[0].keys() == load_encoder(run.path / "train").state_dict().keys()
     for name, tensor in weights[0].items():
         torch.testing.assert_close(weights[1][name], tensor, rtol=0, atol=0, msg=name)
-
-
-@pytest.mark.parametrize("name", ["feature_mse", "contrastive"])
-def test_alone_items_still_learn_by_vectors_of_their_own(run: Run, name: str) -> None:
-    alone = beside(run)
-    objectives = Objectives.model_validate({"next_item": 0, name: 1})
-    settings = SETTINGS.model_copy(update={"objectives": objectives, "epochs": 6})
-    by_popularity = train(alone, settings=settings.model_copy(update={"epochs": 1, "learning_rate": 1e-12})).ndcg
-    assert train(alone, settings=settings).ndcg > 1.2 * by_popularity
-    curves = json.loads((alone.path / "train" / CURVES).read_bytes())
-    assert curves[-1]["loss"] < curves[0]["loss"]
-    kept = load_file(alone.path / "train" / WEIGHTS)
-    assert not torch.allclose(kept["output.weight"], kept["item.weight"][1:])
