@@ -27,7 +27,7 @@ TARGETS_A_STEP = 1280
 
 
 Batch = dict[str, Tensor]
-"""Encoder inputs by name, (B, L) each; `target` (B, L) int64: the next item's index, 0 where none is asked for; and
+"""Encoder inputs by name, (B, L) each; `target` (B, L) int64: the next item's index, 0 where there is no target; and
 `weight` (): how much the mean loss of this part of a step counts, 1 on average over the parts."""
 
 
@@ -57,7 +57,7 @@ class StepShards:
 class StepWindows:
     """Windows of one step: they end before `ends` (B,) and hold `lengths` (B,) events, the last only as target.
 
-    Part number `part` of `parts` of the step is asked for.
+    A batch is made of part number `part` of `parts` of the step.
     """
 
     ends: NDArray[np.int64]
@@ -80,12 +80,12 @@ class Windows(Dataset[Batch]):
 
         A part without any window, as in a step of fewer windows than parts, gets one without targets.
         """
-        asked = self._positive_before[window.ends] - self._positive_before[window.ends - window.lengths + 1]
+        counts = self._positive_before[window.ends] - self._positive_before[window.ends - window.lengths + 1]
         mine = slice(window.part, None, window.parts)
         ends, lengths = window.ends[mine], window.lengths[mine]
         if not len(ends):
             ends, lengths = window.ends[:1], np.ones(1, np.int64)
-        weight = window.parts * asked[mine].sum() / max(asked.sum(), 1)
+        weight = window.parts * counts[mine].sum() / max(counts.sum(), 1)
         longest = int(lengths.max()) - 1
         padded = pad(self._features, ends, lengths, padded_length(longest, self._max_length) + 1)
         target = np.where(self._positive[padded["action_index"][:, 1:]], padded["item_index"][:, 1:], 0)
@@ -131,7 +131,7 @@ class EpochPlan(Sampler[StepWindows]):
         self._epoch = epoch
 
     def start_at(self, batch: int) -> None:
-        """Leave out the first batches of the next epoch that is asked for; the one after it is whole again."""
+        """Leave out the first batches of the next epoch; the epoch after it is whole again."""
         self._first_batch = batch
 
     def __len__(self) -> int:
@@ -155,7 +155,7 @@ class EpochPlan(Sampler[StepWindows]):
 
 
 class Validation(Dataset[Batch]):
-    """Batches that ask for one target each.
+    """Batches of histories with one target each.
 
     Encoder inputs (B, L); `target` (B,) item rows; and `seen_place`, `seen_row` (P,): pairs of place in the batch and
     row of an item that is not to be ranked, empty unless the log excludes seen items.

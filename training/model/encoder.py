@@ -160,7 +160,7 @@ class Encoder(nn.Module):
         return self.item.table() if isinstance(self.item, TOWERS) else self.item.weight[1:]
 
     def item_rows(self) -> Items:
-        """Item vectors for the loss: the table, or a look-up of those that are asked for: of a tower, or sparse."""
+        """Item vectors for the loss: the table, or a look-up of rows where a tower or sparse gradients need it."""
         if isinstance(self.item, TOWERS):
             return self.item.rows
         return self._looked_up if self._ids.sparse else self.item_embeddings()
