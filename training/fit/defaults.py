@@ -56,4 +56,4 @@ def choose_device(name: str) -> str:
 
 
 def _training_events(log: EventLog) -> int:
-    return int((log.train_ends - log.features.offsets[:-1]).sum())
+    return int((log.train_ends - log.features.starts).sum())
