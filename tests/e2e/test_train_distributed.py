@@ -74,7 +74,7 @@ def test_two_processes_train_as_one_and_one_that_dies_ends_both(tmp_path: Path, 
 def test_other_commands_refuse_to_run_several_times_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "RANK": "1", "WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match="as many on every one"):
+    with pytest.raises(ConfigError, match="the same number on every machine"):
         Processes.from_environment()
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
     assert Processes.from_environment() == Processes(rank=1, count=3, local_count=1)

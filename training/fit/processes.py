@@ -23,7 +23,7 @@ class Processes:
         rank, count, local_count = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"))
         if count % local_count:
             raise ConfigError(
-                f"{count} processes cannot be {local_count} on each machine; start as many on every machine."
+                f"{count} processes cannot be {local_count} on each machine; start the same number on every machine."
             )
         return cls(rank, count, local_count)
 
