@@ -1,4 +1,4 @@
-"""The online side: answers `Segment` and `Recommend` over gRPC with Triton doing the inference.
+"""The online side: answers `Segment` and `Recommend` over gRPC, with Triton for the inference.
 
-`cli` starts what `assembly` puts together. It never imports `training`, torch, scikit-learn or cuML.
+`cli` starts the server that `assembly` builds. The package never imports `training`, torch, scikit-learn or cuML.
 """

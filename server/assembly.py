@@ -1,4 +1,4 @@
-"""Puts the server together, runs it, and takes it apart again. Tests start this very assembly, on port 0."""
+"""Builds the server from the settings, runs it, and stops it in order. Tests run the same code on port 0."""
 
 import asyncio
 import logging
@@ -58,7 +58,7 @@ TRITON_LOG = Path("triton.log")
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers. Ports are the ones really taken, also when the settings say 0."""
+    """A server that answers calls. The ports are the actual ones, also when the settings say 0."""
 
     port: int
     model_port: int
@@ -66,17 +66,17 @@ class Running:
     releases: ReleaseRegistry
     triton: EmbeddedTriton | None
     serving: asyncio.Event
-    """Set once a release is active."""
+    """Is set when a release is active."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Following:
-    """What follows the repository, and what looks after the releases that answer."""
+class _Background:
+    """The parts that run beside the calls: they load releases, follow the traffic, and watch and compare releases."""
 
     releases: ReleaseRegistry
     loader: Loader
     traffic: TrafficWatcher
-    keeper: CanaryGuard
+    guard: CanaryGuard
     shadow: Shadow
     poll_seconds: float
 
@@ -88,9 +88,9 @@ async def running(
     """Run a server until the block ends, then drain it.
 
     At the end health says NOT_SERVING, accepted calls are answered, the store is flushed, and the embedded Triton
-    stops. Raises `SetupError` with one sentence when the server cannot start.
+    stops. Raises `SetupError` when the server cannot start.
     """
-    config = _checked(settings)
+    config = _triton_config(settings)
     release_key = read_release_key(settings.release_key) if settings.release_key else None
     metrics = Metrics()
     async with AsyncExitStack() as stack:
@@ -98,7 +98,7 @@ async def running(
         stack.push_async_callback(store.close)
         executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="features")
         stack.callback(executor.shutdown)
-        triton = _embedded(settings)
+        triton = _embedded_triton(settings)
         if triton is not None:
             stack.push_async_callback(triton.stop)
             await triton.start()
@@ -111,18 +111,15 @@ async def running(
         if triton is not None:
             triton.set_callbacks(on_restart=loader.reload, probe=loader.check_active)
         cache = EmbeddingCache(settings.cache_entries)
-        embedder = Embedder(encoder, executor)
-        unary = Embedder(encoder, executor)  # takes no turns with the streams
-        batcher = MicroBatcher(unary, settings.max_batch_users, settings.max_waiting)
-        pipeline = Pipeline(store, cache, embedder, batcher, executor)
+        pipeline = _pipeline(settings, store, encoder, cache, executor)
         pipeline.on_encoder_failure = loader.probe_soon
         loader.warm_up = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
-        keeper = CanaryGuard(settings.repository, releases, metrics.release_stats)
+        guard = CanaryGuard(settings.repository, releases, metrics.release_stats)
         releases.on_unload += [cache.forget_release, metrics.release_stats.forget]
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
-        _export_guard(metrics, keeper)
+        _export_guard(metrics, guard)
 
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
@@ -136,32 +133,35 @@ async def running(
         if settings.bootstrap_events is not None:
             await _bootstrap(store, settings.bootstrap_events, on_progress or _no_progress)
         serving = asyncio.Event()
-        following = _Following(releases, loader, traffic, keeper, shadow, settings.poll_seconds)
-        follower = asyncio.create_task(_follow(following, [public, models], serving, stop))
-        stack.push_async_callback(_end, follower, stop)
+        background = _Background(releases, loader, traffic, guard, shadow, settings.poll_seconds)
+        task = asyncio.create_task(_run_background(background, [public, models], serving, stop))
+        stack.push_async_callback(_stop_background, task, stop)
         yield Running(public.port, models.port, metrics_port, releases, triton, serving)
 
 
-def _checked(settings: Settings) -> Path:
-    """See that what the settings name is there; returns the path of the encoder's Triton configuration."""
+def _triton_config(settings: Settings) -> Path:
+    """The path of the encoder's Triton configuration in the model repository, which is created when it is missing.
+
+    Raises `SetupError` when the repository cannot be created, or when the file `bootstrap_events` does not exist.
+    """
     events = settings.bootstrap_events
     if events is not None and not events.is_file():
         raise SetupError(f"bootstrap_events {events} does not exist: `segrec-train prepare` writes it")
     try:
         return ensure_repository(settings.repository)
     except OSError as error:
-        raise SetupError(f"the model repository {settings.repository} cannot be made: {error.strerror}") from error
+        raise SetupError(f"the model repository {settings.repository} cannot be created: {error.strerror}") from error
 
 
 async def open_store(settings: Settings) -> HistoryStore:
-    """The history store that the settings name. Raises `SetupError`."""
-    kind, _, rest = settings.store.partition(":")
-    if kind == "lmdb" and rest:
-        return LmdbStore.open(Path(rest), settings.history_limit)
-    if kind in ("redis", "rediss", "unix"):
+    """The history store that the settings name. Raises `SetupError` when the store cannot be opened."""
+    scheme, _, directory = settings.store.partition(":")
+    if scheme == "lmdb" and directory:
+        return LmdbStore.open(Path(directory), settings.history_limit)
+    if scheme in ("redis", "rediss", "unix"):
         return await ValkeyStore.connect(settings.store, settings.history_limit)
     raise SetupError(
-        f"a store of the kind {kind!r} is not known: give lmdb:DIRECTORY, or a redis://, rediss:// or unix:// URL"
+        f"a store of the kind {scheme!r} is not known: give lmdb:DIRECTORY, or a redis://, rediss:// or unix:// URL"
     )
 
 
@@ -170,18 +170,30 @@ def _warn_of_short_histories(releases: ReleaseRegistry, history_limit: int, warn
     if release is not None and release.preprocessing.max_length > history_limit and release.number not in warned:
         warned.add(release.number)
         log.warning(
-            "release %d reads %d events a user, but only the newest %d are kept: its embeddings are not those of its "
-            "training; raise history_limit",
+            "release %d reads %d events per user, but the store keeps only the newest %d: the embeddings differ from "
+            "those of the training; increase history_limit",
             release.number,
             release.preprocessing.max_length,
             history_limit,
         )
 
 
-def _embedded(settings: Settings) -> EmbeddedTriton | None:
+def _embedded_triton(settings: Settings) -> EmbeddedTriton | None:
     if settings.triton != "embedded":
         return None
     return EmbeddedTriton(settings.repository, settings.triton_environment, log_path=TRITON_LOG)
+
+
+def _pipeline(
+    settings: Settings,
+    store: HistoryStore,
+    encoder: EncoderClient,
+    cache: EmbeddingCache,
+    executor: ThreadPoolExecutor,
+) -> Pipeline:
+    """The pipeline of all calls. Unary calls have a separate embedder, so that they do not wait for the streams."""
+    batcher = MicroBatcher(Embedder(encoder, executor), settings.max_batch_users, settings.max_waiting)
+    return Pipeline(store, cache, Embedder(encoder, executor), batcher, executor)
 
 
 def _shadow(
@@ -192,12 +204,10 @@ def _shadow(
     metrics: Metrics,
     stack: AsyncExitStack,
 ) -> Shadow:
-    """What compares answers, on a thread and with calls to Triton of its own, so that no answer waits for those."""
+    """The comparison of answers with another release. Its thread and Triton calls are separate, so no answer waits."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shadow")
     stack.callback(executor.shutdown)
-    embedder = Embedder(encoder, executor)
-    batcher = MicroBatcher(embedder, settings.max_batch_users, settings.max_waiting)
-    pipeline = Pipeline(store, EmbeddingCache(0), embedder, batcher, executor)
+    pipeline = _pipeline(settings, store, encoder, EmbeddingCache(0), executor)
     shadow = Shadow(releases, pipeline, metrics.release_stats, settings.shadow_budget, settings.encode_timeout_seconds)
     shadow.on_dropped = metrics.shadow_dropped.inc
     return shadow
@@ -237,7 +247,7 @@ def _export(
     cache: EmbeddingCache,
     triton: EmbeddedTriton | None,
 ) -> None:
-    """Have the gauges read what they show when Prometheus asks."""
+    """Connect the gauges to their sources; Prometheus reads the current values."""
     releases.on_change.append(lambda: metrics.show_traffic(releases.shares()))
     metrics.traffic_damaged.set_function(lambda: bool(traffic.failure))
     metrics.active_release.set_function(lambda: releases.active.number if releases.active else 0)
@@ -247,9 +257,9 @@ def _export(
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
 
 
-def _export_guard(metrics: Metrics, keeper: CanaryGuard) -> None:
-    metrics.guard_trips.set_function(lambda: keeper.trip_count)
-    metrics.guard_holding_out.set_function(lambda: keeper.is_withholding)
+def _export_guard(metrics: Metrics, guard: CanaryGuard) -> None:
+    metrics.guard_trips.set_function(lambda: guard.trip_count)
+    metrics.guard_holding_out.set_function(lambda: guard.is_withholding)
 
 
 def _serve_metrics(settings: Settings, metrics: Metrics, stack: AsyncExitStack) -> int:
@@ -271,27 +281,27 @@ async def _bootstrap(store: HistoryStore, events: Path, on_progress: LoadProgres
         log.info("histories of %d users were loaded from %s", count, events)
 
 
-async def _follow(
-    following: _Following, endpoints: list[Endpoint], serving: asyncio.Event, stop: asyncio.Event
+async def _run_background(
+    background: _Background, endpoints: list[Endpoint], serving: asyncio.Event, stop: asyncio.Event
 ) -> None:
-    """Follow the repository; health says SERVING as soon as a release is active."""
+    """Follow the repository until `stop` is set. Health says SERVING as soon as a release is active."""
     changed = asyncio.Event()
-    following.releases.on_change.append(changed.set)
-    announcer = asyncio.create_task(_announce(following.releases, endpoints, serving, changed))
-    comparing = asyncio.create_task(following.shadow.work())
+    background.releases.on_change.append(changed.set)
+    health = asyncio.create_task(_set_serving(background.releases, endpoints, serving, changed))
+    comparison = asyncio.create_task(background.shadow.work())
     try:
-        await following.traffic.refresh()
+        await background.traffic.refresh()
         await asyncio.gather(
-            following.traffic.follow(stop),
-            following.loader.follow(following.poll_seconds, stop),
-            following.keeper.watch(stop),
+            background.traffic.follow(stop),
+            background.loader.follow(background.poll_seconds, stop),
+            background.guard.watch(stop),
         )
     finally:
-        announcer.cancel()
-        comparing.cancel()
+        health.cancel()
+        comparison.cancel()
 
 
-async def _announce(
+async def _set_serving(
     releases: ReleaseRegistry, endpoints: list[Endpoint], serving: asyncio.Event, changed: asyncio.Event
 ) -> None:
     while True:
@@ -307,10 +317,10 @@ async def _drain(endpoints: list[Endpoint], seconds: float) -> None:
     await asyncio.gather(*(endpoint.stop(seconds) for endpoint in endpoints))
 
 
-async def _end(follower: asyncio.Task[None], stop: asyncio.Event) -> None:
+async def _stop_background(task: asyncio.Task[None], stop: asyncio.Event) -> None:
     stop.set()
-    await follower
+    await task
 
 
 def _no_progress(done: int, total: int) -> None:
-    """Nobody watches."""
+    """Show nothing."""

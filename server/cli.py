@@ -1,4 +1,4 @@
-"""`segrec-serve`: run the server."""
+"""The command `segrec-serve`: runs the server until a signal stops it."""
 
 import argparse
 import asyncio
@@ -21,13 +21,13 @@ from server.settings import Settings, load_settings
 EXIT_SETUP = 1
 EXIT_USAGE = 2
 
-ONE_THREAD_EACH = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
-"""Read by the libraries when they are imported. The server's arrays are small: pools of threads that wait for each
-other cost it half of its processor time, and the cores are busy with other requests already."""
+THREAD_COUNT_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
+"""Environment variables that the libraries read at import; each is set to 1. The server's arrays are small and its
+cores are busy with other requests: threads of a pool that wait for each other took half of the processor time."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point. A wrong setting ends with exit code 2, a start that fails with 1, each with one sentence."""
+    """Entry point. Prints one sentence and exits with 2 for a wrong setting, with 1 when the server cannot start."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         settings = _settings(arguments)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (OSError, tomllib.TOMLDecodeError) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
-    for name in ONE_THREAD_EACH:
+    for name in THREAD_COUNT_VARIABLES:
         os.environ.setdefault(name, "1")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("faiss").setLevel(logging.WARNING)
@@ -89,11 +89,11 @@ async def _announce(serving: asyncio.Event) -> None:
     if not serving.is_set():
         print("waiting for a release", flush=True)
     await serving.wait()
-    _spare_the_collector()
+    _freeze_garbage_collector()
     print("serving", flush=True)
 
 
-def _spare_the_collector() -> None:
-    """Leave what was made until now out of garbage collections, which would stop every call for 50 to 80 ms."""
+def _freeze_garbage_collector() -> None:
+    """Exclude the existing objects from garbage collections, which would otherwise stop every call for 50 to 80 ms."""
     gc.collect()
     gc.freeze()

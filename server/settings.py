@@ -1,4 +1,4 @@
-"""Configuration of the server: a frozen value, built once at the edge from flags, environment and a TOML file."""
+"""Configuration of the server: a frozen value, built once at start from flags, environment and a TOML file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,42 +15,43 @@ from pydantic_settings import (
 
 
 class Settings(BaseSettings):
-    """Everything that can be set. Environment variables are the names in capitals after `SEGREC_`."""
+    """All settings of the server. The environment variable of a setting is `SEGREC_` and its name in capitals."""
 
     model_config = SettingsConfigDict(
         env_prefix="SEGREC_", frozen=True, extra="forbid", cli_kebab_case=True, cli_prog_name="segrec-serve"
     )
 
-    address: str = Field(default="127.0.0.1:50051", description="Where SegrecService and EventService listen.")
-    model_address: str = Field(default="127.0.0.1:50052", description="Where ModelService listens; keep it internal.")
+    address: str = Field(default="127.0.0.1:50051", description="HOST:PORT of SegrecService and EventService.")
+    model_address: str = Field(default="127.0.0.1:50052", description="HOST:PORT of ModelService; keep it internal.")
     model_token_file: Path | None = Field(
         default=None, description="File with the token that callers of SetTraffic and Rollback must send."
     )
     release_key: Path | None = Field(
-        default=None, description="PEM public key (Ed25519); with it, only releases signed for it are loaded."
+        default=None,
+        description="PEM public key (Ed25519); the server then loads only releases with a valid signature.",
     )
-    metrics_address: str = Field(default="127.0.0.1:50053", description="Where Prometheus reads /metrics.")
+    metrics_address: str = Field(default="127.0.0.1:50053", description="HOST:PORT of /metrics for Prometheus.")
     repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
-    triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of a Triton's gRPC endpoint.")
-    triton_environment: Path = Field(default=Path(".triton"), description="Where `segrec-triton install` put Triton.")
+    triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of Triton's gRPC endpoint.")
+    triton_environment: Path = Field(default=Path(".triton"), description="Directory of `segrec-triton install`.")
     store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis://, rediss:// or unix:// URL.")
     history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
-    bootstrap_events: Path | None = Field(default=None, description="Log that fills the store on first start.")
+    bootstrap_events: Path | None = Field(default=None, description="Event log that is loaded into the store once.")
     cache_entries: int = Field(default=200_000, ge=0, description="Embeddings kept in memory.")
     keep_releases: int = Field(
-        default=2, ge=1, description="Releases kept loaded that were active last, the active one included."
+        default=2, ge=1, description="Number of latest active releases that stay loaded, including the active one."
     )
-    poll_seconds: float = Field(default=0.5, gt=0, description="How often the repository is looked at.")
+    poll_seconds: float = Field(default=0.5, gt=0, description="Time between two reads of the repository.")
     encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for one call to Triton.")
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
-    max_waiting: int = Field(default=4096, ge=1, description="Unary calls that may wait; more are refused.")
+    max_waiting: int = Field(default=4096, ge=1, description="Most unary calls that wait; more are refused.")
     shadow_budget: float = Field(
-        default=0.1, gt=0, le=1, description="Share of the time in which answers are compared with another release."
+        default=0.1, gt=0, le=1, description="Largest share of the time that the shadow comparison may take."
     )
-    drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted work at the end.")
-    tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; with it, only TLS.")
+    drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted calls at shutdown.")
+    tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; turns TLS on.")
     tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")
-    tls_client_ca: Path | None = Field(default=None, description="PEM roots; with it, clients need a certificate.")
+    tls_client_ca: Path | None = Field(default=None, description="PEM root certificates; turns mutual TLS on.")
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:
@@ -62,16 +63,16 @@ class Settings(BaseSettings):
 
 
 def load_settings(arguments: Sequence[str] | None = None, toml: Path | None = None) -> Settings:
-    """Build the settings: command-line flags go before the environment, that before the file, that before defaults.
+    """Build the settings. Flags override environment variables, which override the file, which overrides defaults.
 
-    Raises `pydantic.ValidationError`, and `OSError` or `tomllib.TOMLDecodeError` for the file. Wrong flags and
-    `--help` end the process, as argparse does.
+    Raises `pydantic.ValidationError` for a wrong value, and `OSError` or `tomllib.TOMLDecodeError` for the file. Wrong
+    flags and `--help` end the process, as in argparse.
     """
     if toml is not None and not toml.is_file():
         raise FileNotFoundError(f"configuration file {toml} does not exist")
 
     class _Sources(Settings):
-        __doc__ = "Serve segments and recommendations over gRPC. Also: --config FILE, these settings as TOML."
+        __doc__ = "Serve segments and recommendations over gRPC. --config FILE reads these settings from TOML."
 
         @classmethod
         def settings_customise_sources(

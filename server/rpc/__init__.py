@@ -1,4 +1,4 @@
 """The gRPC edge: services, validation, conversion, errors, authorisation, TLS.
 
-May import `monitoring`, `releases`, `serving` and what stands below them.
+This package may import `monitoring`, `releases`, `serving` and the packages below them.
 """

@@ -1,4 +1,7 @@
-"""Who may change the traffic: whoever has the token; without one callers of this machine, or with a certificate."""
+"""Who may change the traffic.
+
+With a token file, the callers that send the token; otherwise callers on this machine, and with mutual TLS every caller.
+"""
 
 import hmac
 from ipaddress import IPv6Address, ip_address
@@ -14,37 +17,39 @@ _PREFIX = "Bearer "
 
 
 class Authorisation:
-    """Lets callers change the traffic, or not. `token` None: callers of this machine, and all behind mutual TLS."""
+    """Decides which callers may change the traffic. `token` None: callers on this machine, and with mutual TLS all."""
 
     def __init__(self, token: str | None, has_mutual_tls: bool) -> None:
         self._token = token
         self._has_mutual_tls = has_mutual_tls
 
     def check(self, context: Context) -> None:
-        """Raises `NotAllowed` unless the caller may."""
+        """Raises `NotAllowed` when the caller must not change the traffic."""
         if self._token is not None:
             if not hmac.compare_digest(_sent_token(context).encode(), self._token.encode()):
-                raise NotAllowed("the traffic may be changed with the server's token alone: give it by --token-file")
+                raise NotAllowed(
+                    "only callers with the server's token may change the traffic: give the token with --token-file"
+                )
         elif not self._has_mutual_tls and not is_local(context.peer()):
             raise NotAllowed(
-                "the traffic may be changed from the server's own machine alone: ask there, or give the server a "
-                "model_token_file or tls_client_ca"
+                "only callers on the server's machine may change the traffic: run the command there, or set "
+                "model_token_file or tls_client_ca in the server's configuration"
             )
 
 
 def authorisation_of(settings: Settings) -> Authorisation:
-    """What the settings ask for. Raises `SetupError`."""
+    """The authorisation that the settings define. Raises `SetupError` when the token file cannot be used."""
     path = settings.model_token_file
     return Authorisation(None if path is None else _read(path), settings.tls_client_ca is not None)
 
 
 def is_local(peer: str) -> bool:
-    """Whether gRPC's name of a caller, such as `ipv4:127.0.0.1:5000`, is of this machine."""
-    kind, _, place = unquote(peer).partition(":")
-    if kind == "unix":
+    """Whether a peer in gRPC's notation, such as `ipv4:127.0.0.1:5000`, is on this machine."""
+    scheme, _, host_and_port = unquote(peer).partition(":")
+    if scheme == "unix":
         return True
     try:
-        address = ip_address(place.rpartition(":")[0].strip("[]"))
+        address = ip_address(host_and_port.rpartition(":")[0].strip("[]"))
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

@@ -1,4 +1,4 @@
-"""Core values → messages."""
+"""Converts core values to messages of the API."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from server.releases.registry import State, Status
 from server.serving.answer import Answer, Degraded
 
 TOP_ITEMS = 20
-"""How many of a segment's items its profile shows."""
+"""Most items in the profile of a segment."""
 
 _REASONS = {
     Reason.PERSONAL: segrec_service_pb2.ITEM_REASON_PERSONAL,
@@ -41,7 +41,10 @@ _STATES = {
 
 
 def _fill_info(info: common_pb2.AnswerInfo, release: Release, answer: Answer) -> None:
-    """What the answer was made from. Setting fields in place costs a quarter of building messages and copying them."""
+    """Fill the release, the history's size and the degradation.
+
+    Setting fields in place takes a quarter of the time of building a message and copying it.
+    """
     info.release = release.number
     info.history_event_count = answer.embedded.used_count
     info.ignored_event_count = answer.embedded.ignored_count
@@ -51,7 +54,7 @@ def _fill_info(info: common_pb2.AnswerInfo, release: Release, answer: Answer) ->
 
 
 def segment_state(answer: Answer) -> segrec_service_pb2.SegmentState:
-    """Whether the user has a segment, and if not, why."""
+    """Whether the user has a segment, and why not."""
     if answer.embedded.embedding is not None:
         is_confident = answer.embedded.is_confident
         return (
@@ -65,7 +68,6 @@ def segment_state(answer: Answer) -> segrec_service_pb2.SegmentState:
 
 
 def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: Release, answer: Answer) -> None:
-    """The user's place among the segments."""
     embedded = answer.embedded
     assignment.state = segment_state(answer)
     if embedded.embedding is None:
@@ -86,7 +88,7 @@ def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: 
 
 
 def fill_segment(response: segrec_service_pb2.SegmentResponse, release: Release, answer: Answer) -> None:
-    """Fill the answer to Segment, or of a row of StreamSegment."""
+    """Fill the response of Segment, or the result of a StreamSegment row."""
     _fill_assignment(response.assignment, release, answer)
     _fill_info(response.info, release, answer)
 
@@ -94,7 +96,7 @@ def fill_segment(response: segrec_service_pb2.SegmentResponse, release: Release,
 def fill_recommend(
     response: segrec_service_pb2.RecommendResponse, release: Release, answer: Answer, ranked: Sequence[Ranked]
 ) -> None:
-    """Fill the answer to Recommend, or of a row of StreamRecommend."""
+    """Fill the response of Recommend, or the result of a StreamRecommend row."""
     item_ids, titles, add = release.item_ids, release.titles, response.items.add
     for row, score, reason, seen in ranked:
         item = add()
@@ -108,7 +110,7 @@ def fill_recommend(
 
 
 def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.SegmentProfile:
-    """A segment."""
+    """The message of a segment's profile, with its top items."""
     return segrec_service_pb2.SegmentProfile(
         segment_id=segment.segment_id,
         label=segment.label,
@@ -130,7 +132,7 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
 
 
 def migration_message(migration: Migration | None) -> segrec_service_pb2.Migration | None:
-    """What became of the segments of the release before; None where there was none."""
+    """The message of a migration; None for a release without a previous release."""
     if migration is None:
         return None
     return segrec_service_pb2.Migration(
@@ -158,7 +160,7 @@ def _top_items(release: Release, segment_id: int) -> list[segrec_service_pb2.Seg
 
 
 def event_message(event: Event) -> common_pb2.Event:
-    """A stored event."""
+    """The message of a stored event; a value of NaN stays unset."""
     seconds, milliseconds = divmod(event.timestamp, 1000)
     message = common_pb2.Event(
         item_id=event.item_id,
@@ -171,7 +173,7 @@ def event_message(event: Event) -> common_pb2.Event:
 
 
 def release_message(status: Status, live: Figures | None = None) -> model_service_pb2.Release:
-    """A release, its state, and what was seen of it lately."""
+    """The message of a release: its state, its recent figures, and its manifest when the manifest is readable."""
     message = model_service_pb2.Release(
         release=status.number,
         state=_STATES[status.state],
@@ -199,7 +201,7 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
 
 
 def live_message(figures: Figures) -> model_service_pb2.LiveFigures:
-    """What was seen of a release lately."""
+    """The message of a release's recent figures; the times stay unset when no call was timed."""
     message = model_service_pb2.LiveFigures(
         answer_count=figures.answer_count,
         error_share=figures.error_share,

@@ -1,8 +1,8 @@
-"""Requests whose strings are not UTF-8: found, and named, instead of failing as an unreadable message.
+"""Reads requests with strings that are not UTF-8, so that one bad id costs one row and not the whole request.
 
-Protocol buffers refuse such a message whole. A twin of its type in which every string is bytes can still read it, so
-that one bad id costs one row. A bad string is replaced by one that starts with `NOT_UTF8`, which validation refuses.
-What is no message at all becomes `UNREADABLE`, since an error here would reach the caller as UNKNOWN.
+Protocol Buffers refuse the whole message. A second message type, in which every string field is bytes, can read the
+message. Each bad string is then replaced by a string that starts with `NOT_UTF8`, which validation refuses. Data that
+is not a message becomes `UNREADABLE`, because an error in a deserializer reaches the caller as UNKNOWN.
 """
 
 from collections.abc import Callable
@@ -19,40 +19,41 @@ _STRING = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
 _BYTES = descriptor_pb2.FieldDescriptorProto.TYPE_BYTES
 
 
-def tolerant(parse: Callable[[bytes], Message], descriptor: Any) -> Callable[[bytes], object]:
-    """A deserializer that reads what `parse` reads, and messages with strings that are not UTF-8.
+def tolerant_deserializer(parse: Callable[[bytes], Message], descriptor: Any) -> Callable[[bytes], object]:
+    """A deserializer like `parse` that also reads messages with strings that are not UTF-8.
 
-    `descriptor` is the message's own, of whichever implementation of Protocol Buffers is in use.
+    `descriptor` is the descriptor of the message type; its class depends on the installed protobuf implementation.
     """
 
     def deserialize(data: bytes) -> object:
         try:
             return parse(data)
         except DecodeError:
-            twin = _twin_of(descriptor)()
+            raw = _bytes_type(descriptor)()
             try:
-                twin.ParseFromString(data)
+                raw.ParseFromString(data)
             except DecodeError:
                 return UNREADABLE
-            _mend(twin)
-            return parse(twin.SerializeToString())
+            _replace_bad_strings(raw)
+            return parse(raw.SerializeToString())
 
     return deserialize
 
 
 @cache
-def _twin_of(descriptor: Descriptor) -> type[Message]:
+def _bytes_type(descriptor: Descriptor) -> type[Message]:
+    """The same message type with a bytes field in place of every string field."""
     pool = descriptor_pool.DescriptorPool()
-    _add(pool, descriptor.file, set())
+    _add_file(pool, descriptor.file, set())
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(descriptor.full_name))
 
 
-def _add(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, done: set[str]) -> None:
-    if file.name in done:
+def _add_file(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
+    if file.name in added:
         return
-    done.add(file.name)
+    added.add(file.name)
     for dependency in file.dependencies:
-        _add(pool, dependency, done)
+        _add_file(pool, dependency, added)
     proto = descriptor_pb2.FileDescriptorProto()
     file.CopyToProto(proto)
     for message in proto.message_type:
@@ -62,19 +63,20 @@ def _add(pool: descriptor_pool.DescriptorPool, file: FileDescriptor, done: set[s
     pool.Add(proto)
 
 
-def _mend(message: Message) -> None:
+def _replace_bad_strings(message: Message) -> None:
     for field, value in message.ListFields():
         if field.type == FieldDescriptor.TYPE_BYTES:
             if field.is_repeated:
-                value[:] = [_mended(item) for item in value]
+                value[:] = [_marked(item) for item in value]
             else:
-                setattr(message, field.name, _mended(value))
+                setattr(message, field.name, _marked(value))
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             for child in value if field.is_repeated else [value]:
-                _mend(child)
+                _replace_bad_strings(child)
 
 
-def _mended(value: bytes) -> bytes:
+def _marked(value: bytes) -> bytes:
+    """The value itself, or with the mark `NOT_UTF8` in front when the value is not UTF-8."""
     try:
         value.decode()
     except UnicodeDecodeError:

@@ -20,31 +20,31 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-"""Largest request: 1,024 ids of 256 bytes are a sixteenth of it."""
+"""Largest request. 1,024 ids of 256 bytes take a sixteenth of this size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service to offer: its descriptor, and what adds its servicer to a server."""
+    """A gRPC service: its descriptor, and a function that adds its servicer to a server."""
 
     descriptor: ServiceDescriptor
     add: Callable[[Server], None]
 
 
 class Endpoint:
-    """A gRPC server on one address. Its health is NOT_SERVING until `set_serving(True)`."""
+    """A gRPC server on one address. Its health is NOT_SERVING until `set_serving(True)`. Raises `SetupError`."""
 
     def __init__(self, settings: Settings, address: str, services: Sequence[Service], metrics: Metrics) -> None:
         self._services = services
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, _requests(services))],
+            interceptors=[CallInterceptor(metrics, _request_types(services))],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
-                ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients ping quiet calls
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients ping idle calls
             ],
         )
         for service in services:
@@ -62,28 +62,29 @@ class Endpoint:
                 port = self._server.add_secure_port(address, _credentials(settings))
         except RuntimeError as error:
             raise SetupError(
-                f"cannot listen on {address}: is something else listening there? Choose another address, or stop it"
+                f"cannot listen on {address}: choose another address, or stop the program that listens there"
             ) from error
         return int(port)
 
     async def start(self) -> None:
-        """Answer; health says NOT_SERVING."""
+        """Start to answer calls; health still says NOT_SERVING."""
         await self.set_serving(False)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:
-        """What the health service says of the server and of each service."""
+        """Set the health of the server and of each service."""
         status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
         for name in self._names:
             await self._health.set(name, status)
 
     async def stop(self, grace_seconds: float) -> None:
-        """Say NOT_SERVING, refuse new calls, and wait for accepted ones, `grace_seconds` at most."""
+        """Set health to NOT_SERVING, refuse new calls, and wait at most `grace_seconds` for accepted calls."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
 
 
-def _requests(services: Sequence[Service]) -> dict[str, Descriptor]:
+def _request_types(services: Sequence[Service]) -> dict[str, Descriptor]:
+    """Request types by full method name, such as `/segrec.v1.SegrecService/Segment`."""
     return {
         f"/{service.descriptor.full_name}/{method.name}": method.input_type
         for service in services

@@ -1,4 +1,4 @@
-"""Errors on the wire: google.rpc.Status with ErrorInfo and BadRequest, and the API's own RowStatus."""
+"""Errors in responses: google.rpc.Status with ErrorInfo and BadRequest, and the API's own RowStatus."""
 
 import grpc
 from google.protobuf.any_pb2 import Any
@@ -10,7 +10,7 @@ from server.core.errors import SegrecError
 
 DOMAIN = "segrec"
 ROW_STATUS_KEY = "segrec-error-bin"
-"""Trailing metadata with the RowStatus of the whole call, for clients without googleapis packages."""
+"""Key of the trailing metadata that holds a RowStatus of the whole call, for clients without googleapis packages."""
 
 
 def row_status(error: SegrecError) -> RowStatus:
@@ -20,7 +20,7 @@ def row_status(error: SegrecError) -> RowStatus:
 
 
 def trailing_metadata(error: SegrecError, request_id: str) -> tuple[tuple[str, bytes], ...]:
-    """The error's details for the trailing metadata of a call."""
+    """The trailing metadata of a failed call: google.rpc.Status and RowStatus, serialized."""
     status = row_status(error)
     info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} if request_id else {})
     details = [info, *_bad_request(error)]

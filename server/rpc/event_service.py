@@ -1,4 +1,4 @@
-"""`segrec.v1.EventService`."""
+"""`segrec.v1.EventService`: writes, reads and erases histories."""
 
 import asyncio
 
@@ -19,7 +19,7 @@ DEFAULT_HISTORY_LIMIT = 100
 
 
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
-    """Writes, reads and erases histories."""
+    """Validates the requests and passes them to the pipeline, which reads and writes the history store."""
 
     def __init__(self, pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock) -> None:
         self._pipeline = pipeline
@@ -28,7 +28,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._clock = clock
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Context) -> pb.RecordEventsResponse:
-        """Store events durably; refused ones are named by index, and the others stored."""
+        """Store the valid events durably; the response names the refused events by their index."""
         if not 1 <= len(request.events) <= MAX_RECORDED_EVENTS:
             raise InvalidArgument(
                 f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed", "events"
@@ -62,7 +62,6 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         response.duplicate_count += duplicates
 
     async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
-        """The newest events of a user, oldest first."""
         user_id = checked_id(request.user_id, "user_id")
         limit = request.limit if request.HasField("limit") else DEFAULT_HISTORY_LIMIT
         in_range(limit, 1, MAX_EVENTS, "limit")
@@ -72,7 +71,6 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         )
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
-        """Forget a user."""
         user_id = checked_id(request.user_id, "user_id")
         erased = await self._pipeline.erase(user_id, self._releases.loaded_numbers())
         return pb.EraseUserResponse(erased_event_count=erased)

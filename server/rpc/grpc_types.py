@@ -1,4 +1,4 @@
-"""gRPC types that are generic for the type checker and not at run time."""
+"""gRPC types that are generic in the type stubs, but not at run time."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What every RPC goes through: request id, tolerant decoding, errors to status, metrics after the handler's end."""
+"""The interceptor of every RPC: request id, decoding, errors as gRPC status, and metrics at the end of the handler."""
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -12,27 +12,27 @@ from grpc.aio import ServerInterceptor
 
 from server.core.errors import InvalidArgument, SegrecError
 from server.monitoring.metrics import Metrics
-from server.rpc.decoding import UNREADABLE, tolerant
+from server.rpc.decoding import UNREADABLE, tolerant_deserializer
 from server.rpc.errors import trailing_metadata
 from server.rpc.grpc_types import Context, Handler
 
 log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata by which a caller names a call; it comes back in the error's details and in the log."""
+"""Metadata key of the caller's id for a call. The id appears in the error's details and in the log."""
 
 _LONGEST_REQUEST_ID = 128
 
 
 class CallInterceptor(ServerInterceptor):
-    """Wraps the handlers of our own services; those of gRPC itself (health, reflection) pass untouched.
+    """Wraps the handlers of Segrec's services; gRPC's own handlers (health, reflection) stay unchanged.
 
-    `requests` maps a full method name, such as `/segrec.v1.SegrecService/Segment`, to its request type.
+    `request_types` maps a full method name, such as `/segrec.v1.SegrecService/Segment`, to its request type.
     """
 
-    def __init__(self, metrics: Metrics, requests: dict[str, Descriptor]) -> None:
+    def __init__(self, metrics: Metrics, request_types: dict[str, Descriptor]) -> None:
         self._metrics = metrics
-        self._requests = requests
+        self._request_types = request_types
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -40,19 +40,19 @@ class CallInterceptor(ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the wrapped handler of the method; made once."""
+        """Return the wrapped handler of the method, which is made at the first call."""
         method: str = handler_call_details.method
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
             return wrapped
         handler = await continuation(handler_call_details)
-        if handler is None or method not in self._requests:
+        if handler is None or method not in self._request_types:
             return handler
         self._wrapped[method] = self._wrap(handler, method)
         return self._wrapped[method]
 
     def _wrap(self, handler: Any, method: str) -> Handler:
-        deserializer = tolerant(handler.request_deserializer, self._requests[method])
+        deserializer = tolerant_deserializer(handler.request_deserializer, self._request_types[method])
         name = method.rsplit("/", 1)[-1]
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
@@ -101,14 +101,14 @@ class CallInterceptor(ServerInterceptor):
         request_id = _request_id(context)
         if not isinstance(error, SegrecError):
             log.error("%s failed (request %s)", name, request_id or "without id", exc_info=error)
-            error = SegrecError("the server failed; its log says why")
+            error = SegrecError("the server failed; its log holds the cause")
         self._metrics.calls.labels(name, error.code).inc()
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
 
 
 def _readable(request: Any) -> Any:
     if request is UNREADABLE:
-        raise InvalidArgument("the request is not a message of this method's type: are its protos those of segrec.v1?")
+        raise InvalidArgument("the request is not a message of this method: use the protos of segrec.v1")
     return request
 
 

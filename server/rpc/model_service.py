@@ -1,4 +1,4 @@
-"""`segrec.v1.ModelService`."""
+"""`segrec.v1.ModelService`: lists the releases and changes the traffic."""
 
 import asyncio
 
@@ -16,52 +16,49 @@ from server.rpc.traffic_messages import (
     MAX_REASON_BYTES,
     checked_text,
     record_message,
-    wanted_of,
+    traffic_of,
 )
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Tells which releases there are, and has another one answer."""
+    """Reads the releases from the registry; changes the traffic through `Promotion`, for authorised callers."""
 
-    def __init__(self, promotion: Promotion, authorisation: Authorisation, live: ReleaseStats) -> None:
-        self._live = live
+    def __init__(self, promotion: Promotion, authorisation: Authorisation, release_stats: ReleaseStats) -> None:
+        self._release_stats = release_stats
         self._promotion = promotion
         self._releases = promotion.releases
         self._authorisation = authorisation
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
-        """All releases on disk, newest first, and which of them answers whom."""
         statuses = await asyncio.to_thread(self._releases.statuses)
-        file = self._promotion.watcher
+        watcher = self._promotion.watcher
         return pb.ListReleasesResponse(
-            releases=[release_message(status, self._live.figures(status.number)) for status in statuses],
+            releases=[release_message(status, self._release_stats.figures(status.number)) for status in statuses],
             traffic=record_message(self._releases.traffic),
-            traffic_failure=file.failure,
+            traffic_failure=watcher.failure,
         )
 
     async def GetRelease(self, request: pb.GetReleaseRequest, context: Context) -> pb.GetReleaseResponse:
-        """One release."""
         if request.release < 1:
             raise InvalidArgument(f"release is {request.release}; give a number from 1", "release")
         status = await asyncio.to_thread(self._releases.status, request.release)
-        return pb.GetReleaseResponse(release=release_message(status, self._live.figures(status.number)))
+        return pb.GetReleaseResponse(release=release_message(status, self._release_stats.figures(status.number)))
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
-        """Say which release answers whom."""
         self._authorisation.check(context)
-        who, reason = _who_and_why(request, context)
+        changed_by, reason = _origin(request, context)
         if not request.HasField("traffic"):
-            raise InvalidArgument("give the traffic that shall be in force", "traffic")
-        traffic = await self._promotion.set(wanted_of(request.traffic), who, reason)
+            raise InvalidArgument("traffic is missing: give the new traffic", "traffic")
+        traffic = await self._promotion.set(traffic_of(request.traffic), changed_by, reason)
         return pb.SetTrafficResponse(traffic=record_message(traffic))
 
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
-        """Take the last change back."""
         self._authorisation.check(context)
-        traffic, summary = await self._promotion.roll_back(*_who_and_why(request, context))
+        traffic, summary = await self._promotion.roll_back(*_origin(request, context))
         return pb.RollbackResponse(traffic=record_message(traffic), summary=summary)
 
 
-def _who_and_why(request: pb.SetTrafficRequest | pb.RollbackRequest, context: Context) -> tuple[str, str]:
-    who = checked_text(request.changed_by, MAX_NAME_BYTES, "changed_by") or f"a caller at {context.peer()}"
-    return who, checked_text(request.reason, MAX_REASON_BYTES, "reason")
+def _origin(request: pb.SetTrafficRequest | pb.RollbackRequest, context: Context) -> tuple[str, str]:
+    """The author of a change and the reason for it, as the audit log names them."""
+    changed_by = checked_text(request.changed_by, MAX_NAME_BYTES, "changed_by") or f"a caller at {context.peer()}"
+    return changed_by, checked_text(request.reason, MAX_REASON_BYTES, "reason")

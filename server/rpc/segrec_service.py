@@ -1,4 +1,4 @@
-"""`segrec.v1.SegrecService`."""
+"""`segrec.v1.SegrecService`: segments and recommendations, single and in streams."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -32,11 +32,11 @@ from server.serving.answer import Answer, Degraded
 from server.serving.pipeline import NO_ANSWER, Pipeline
 
 REPLY_SECONDS = 0.05
-"""Kept back from a caller's deadline for everything after the encoder."""
+"""Part of a caller's deadline that is reserved for the work after the encoder."""
 
 
 class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
-    """Answers from the pipeline; holds the release of a call until it has ended."""
+    """Answers from the pipeline; each call holds a lease on its release until the call has ended."""
 
     def __init__(
         self,
@@ -55,29 +55,27 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._shadow = shadow
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
-        """One user's segment."""
-        with self._leased(request) as release:
+        with self._lease(request) as release:
             answer = await self._answer(release, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
-            self._answered(release, [answer])
+            self._record_answers(release, [answer])
             return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
-        """Items for one user."""
         query = query_of(request.options)
-        with self._leased(request) as release:
+        with self._lease(request) as release:
             answer = await self._answer(release, request, context)
             [ranked] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranked)
-            self._answered(release, [answer])
+            self._record_answers(release, [answer])
             return response
 
     async def StreamSegment(
         self, request_iterator: AsyncIterator[pb.StreamSegmentRequest], context: Context
     ) -> AsyncIterator[pb.StreamSegmentResponse]:
-        """Segments of many users."""
+        """Holds a lease on the active release from the start of the stream to its end."""
         tally = _Tally(self._metrics, "StreamSegment")
         with self._routing.lease() as current:
 
@@ -93,7 +91,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     async def StreamRecommend(
         self, request_iterator: AsyncIterator[pb.StreamRecommendRequest], context: Context
     ) -> AsyncIterator[pb.StreamRecommendResponse]:
-        """Items for many users."""
+        """Holds a lease on the active release from the start of the stream to its end."""
         tally = _Tally(self._metrics, "StreamRecommend")
         with self._routing.lease() as current:
 
@@ -107,7 +105,6 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         yield pb.StreamRecommendResponse(summary=tally.summary())
 
     async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:
-        """All segments of a release, largest first."""
         release = self._routing.get(pin_of(request))
         ordered = sorted(release.segments, key=lambda segment: -segment.user_count)
         return pb.ListSegmentsResponse(
@@ -117,33 +114,28 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         )
 
     async def GetSegment(self, request: pb.GetSegmentRequest, context: Context) -> pb.GetSegmentResponse:
-        """One segment of a release."""
         release = self._routing.get(pin_of(request))
         for segment in release.segments:
             if segment.segment_id == request.segment_id:
-                part = release.migration and release.migration.touching(segment.segment_id)
+                migration = release.migration and release.migration.touching(segment.segment_id)
                 return pb.GetSegmentResponse(
-                    segment=profile_of(release, segment), release=release.number, migration=migration_message(part)
+                    segment=profile_of(release, segment), release=release.number, migration=migration_message(migration)
                 )
         raise NotFound(f"release {release.number} has no segment {request.segment_id}", "segment_id")
 
     @contextmanager
-    def _leased(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
-        """The release for a unary call, whose time and end are counted with it."""
+    def _lease(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
+        """The release for a unary call; the call's time and outcome are counted in the release's figures."""
         with (
             self._routing.lease(pin_of(request), _user_of(request)) as release,
             self._metrics.release_stats.call(release.number),
         ):
             yield release
 
-    def _answered(self, release: Release, answers: Sequence[Answer]) -> None:
-        """Count answers with their release, and have them compared where they are to be."""
+    def _record_answers(self, release: Release, answers: Sequence[Answer]) -> None:
+        """Count the answers in the release's figures, and offer them to the shadow for a comparison."""
         self._metrics.release_stats.answered(release.number, answers)
         self._shadow.offer(release, answers)
-
-    def _answered_parts(self, parts: "Sequence[_Part]") -> None:
-        for part in parts:
-            self._answered(part.release, [row.answer for row in part.rows])
 
     async def _answer(
         self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
@@ -174,9 +166,10 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         try:
             _check_size(request.user_ids)
             with self._routing.lease_chunk(pin_of(request), current) as route:
-                rows, parts = await self._rows(route, request.user_ids)
+                rows, groups = await self._answered_rows(route, request.user_ids)
                 chunk = await asyncio.to_thread(_segment_chunk, request.chunk_id, rows)
-                self._answered_parts(parts)
+                for group in groups:
+                    self._record_answers(group.release, group.answers)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
@@ -190,40 +183,42 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             _check_size(request.user_ids)
             query = query_of(request.options)
             with self._routing.lease_chunk(pin_of(request), current) as route:
-                rows, parts = await self._rows(route, request.user_ids)
-                await asyncio.gather(*(self._rank(part, query) for part in parts))
+                rows, groups = await self._answered_rows(route, request.user_ids)
+                await asyncio.gather(*(self._rank(group, query) for group in groups))
                 chunk = await asyncio.to_thread(_recommend_chunk, request.chunk_id, rows)
-                self._answered_parts(parts)
+                for group in groups:
+                    self._record_answers(group.release, group.answers)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
         tally.add(rows)
         return chunk
 
-    async def _rows(self, route: Route, user_ids: Sequence[str]) -> "tuple[list[_Row], list[_Part]]":
-        """A row per user, answered by the user's release; and the good ones by release."""
+    async def _answered_rows(self, route: Route, user_ids: Sequence[str]) -> "tuple[list[_Row], list[_ReleaseRows]]":
+        """One row per user, answered by the user's release or with an error; and the valid rows by release."""
         stable = route.stable
         rows = [
-            _Row(id_, stable) if is_plain(id_) else _checked_row(id_, at, stable) for at, id_ in enumerate(user_ids)
+            _Row(user_id, stable) if is_plain(user_id) else _checked_row(user_id, index, stable)
+            for index, user_id in enumerate(user_ids)
         ]
         if route.canary is not None:
             for row in rows:
                 row.release = route.release_for(row.user_id)
-        parts = _parts(rows)
-        await asyncio.gather(*(self._fill(part) for part in parts))
-        return rows, parts
+        groups = _by_release(rows)
+        await asyncio.gather(*(self._fill_answers(group) for group in groups))
+        return rows, groups
 
-    async def _fill(self, part: "_Part") -> None:
-        user_ids = [row.user_id for row in part.rows]
-        with self._metrics.release_stats.counting_errors(part.release.number, len(user_ids)):
-            answers = await self._pipeline.answer_users(part.release, user_ids, self._encode_timeout)
-        for row, answer in zip(part.rows, answers, strict=True):
+    async def _fill_answers(self, group: "_ReleaseRows") -> None:
+        user_ids = [row.user_id for row in group.rows]
+        with self._metrics.release_stats.counting_errors(group.release.number, len(user_ids)):
+            answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout)
+        for row, answer in zip(group.rows, answers, strict=True):
             row.answer = answer
 
-    async def _rank(self, part: "_Part", query: Query) -> None:
-        with self._metrics.release_stats.counting_errors(part.release.number, len(part.rows)):
-            ranked = await self._pipeline.recommend(part.release, query, [row.answer for row in part.rows])
-        for row, items in zip(part.rows, ranked, strict=True):
+    async def _rank(self, group: "_ReleaseRows", query: Query) -> None:
+        with self._metrics.release_stats.counting_errors(group.release.number, len(group.rows)):
+            ranked = await self._pipeline.recommend(group.release, query, group.answers)
+        for row, items in zip(group.rows, ranked, strict=True):
             row.items = items
 
 
@@ -237,37 +232,41 @@ class _Row:
 
     @property
     def shown_id(self) -> str:
-        """The id as sent; without the mark of one that was not UTF-8."""
+        """The id as the caller sent it, without the mark `NOT_UTF8`."""
         return self.user_id.removeprefix(NOT_UTF8)
 
 
 @dataclass(slots=True)
-class _Part:
-    """The good rows of a chunk that one release answers."""
+class _ReleaseRows:
+    """The valid rows of a chunk that one release answers."""
 
     release: Release
     rows: list[_Row] = field(default_factory=list)
 
+    @property
+    def answers(self) -> list[Answer]:
+        return [row.answer for row in self.rows]
 
-def _parts(rows: Sequence[_Row]) -> list[_Part]:
-    parts: dict[int, _Part] = {}
+
+def _by_release(rows: Sequence[_Row]) -> list[_ReleaseRows]:
+    groups: dict[int, _ReleaseRows] = {}
     for row in rows:
         if row.error is None:
-            part = parts.get(row.release.number)
-            if part is None:
-                part = parts[row.release.number] = _Part(row.release)
-            part.rows.append(row)
-    return list(parts.values())
+            group = groups.get(row.release.number)
+            if group is None:
+                group = groups[row.release.number] = _ReleaseRows(row.release)
+            group.rows.append(row)
+    return list(groups.values())
 
 
 def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
-    """Whose request it is; empty for a history given inline."""
+    """The user id of a request; empty for an inline history."""
     return request.user_id if request.WhichOneof("subject") == "user_id" else ""
 
 
-def _checked_row(user_id: str, place: int, release: Release) -> _Row:
+def _checked_row(user_id: str, index: int, release: Release) -> _Row:
     try:
-        return _Row(checked_id(user_id, f"user_ids[{place}]"), release)
+        return _Row(checked_id(user_id, f"user_ids[{index}]"), release)
     except InvalidArgument as error:
         return _Row(user_id, release, error)
 
@@ -312,7 +311,6 @@ class _Tally:
         self._counts = pb.StreamSummary()
 
     def add(self, rows: Sequence[_Row]) -> None:
-        """Count the rows of a chunk."""
         failed = sum(row.error is not None for row in rows)
         degraded = [row.answer.degraded for row in rows if row.answer.degraded is not Degraded.NO]
         self._count(len(rows) - failed, failed, len(degraded))
@@ -321,7 +319,7 @@ class _Tally:
         self._metrics.count_states([segment_state(row.answer) for row in rows if row.error is None])
 
     def add_refused(self, user_count: int) -> None:
-        """Count a chunk that was refused as a whole."""
+        """Count the users of a chunk that was refused as a whole."""
         self._count(0, user_count, 0)
 
     def _count(self, answered: int, failed: int, degraded: int) -> None:
@@ -334,5 +332,4 @@ class _Tally:
         self._metrics.stream_rows.labels(self._method, "failed").inc(failed)
 
     def summary(self) -> pb.StreamSummary:
-        """The counts so far."""
         return self._counts

@@ -1,4 +1,4 @@
-"""Chunks of a bidirectional stream: read ahead, worked on side by side, answered in order."""
+"""Chunks of a bidirectional stream: read ahead, processed concurrently, answered in order."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -8,39 +8,39 @@ Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 CHUNKS_IN_FLIGHT = 4
-"""Chunks of one stream under way at once, the one that the caller is being sent included."""
+"""Most chunks of one stream in progress, including the chunk whose answer is being sent."""
 
 
 async def answered_in_order(
     requests: AsyncIterator[Request], answer: Callable[[Request], Awaitable[Response]]
 ) -> AsyncGenerator[Response, None]:
-    """Yield `answer(request)` for each request, in order, `CHUNKS_IN_FLIGHT` at once, none later than it is ready.
+    """Yield `answer(request)` for each request in order, as soon as the answer and all earlier answers are ready.
 
-    Reading waits while that many answers are not yet taken, so that a slow reader holds back the sender. What is
-    under way is cancelled when the caller stops early.
+    At most `CHUNKS_IN_FLIGHT` requests are read ahead of the consumer, so that a slow consumer slows the sender down.
+    When the consumer stops early, the answers in progress are cancelled.
     """
     queue: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
-    room = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
-    under_way: set[asyncio.Task[Response]] = set()
+    free_slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)
+    in_progress: set[asyncio.Task[Response]] = set()
 
     async def read() -> None:
         try:
             async for request in requests:
-                await room.acquire()
+                await free_slots.acquire()
                 task = asyncio.ensure_future(answer(request))
-                under_way.add(task)
+                in_progress.add(task)
                 queue.put_nowait(task)
         finally:
-            queue.put_nowait(None)  # the end; never waits, so that a reader that is cancelled ends
+            queue.put_nowait(None)  # end mark; does not wait, so that a cancelled reader can end
 
     reader = asyncio.ensure_future(read())
     try:
         while (task := await queue.get()) is not None:
             yield await task
-            under_way.discard(task)
-            room.release()
+            in_progress.discard(task)
+            free_slots.release()
         await reader
     finally:
-        for pending in (reader, *under_way):
+        for pending in (reader, *in_progress):
             pending.cancel()
-        await asyncio.gather(reader, *under_way, return_exceptions=True)
+        await asyncio.gather(reader, *in_progress, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""`segrec.v1.Traffic` and its record → core values and back."""
+"""Converts `segrec.v1.Traffic` and `TrafficRecord` to core values and back."""
 
 import math
 
@@ -18,8 +18,8 @@ MAX_REASON_BYTES = 1024
 _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
 
 
-def wanted_of(message: pb.Traffic) -> Traffic:
-    """The traffic of a request. Raises `InvalidArgument` with the field's path."""
+def traffic_of(message: pb.Traffic) -> Traffic:
+    """The traffic of a request. Raises `InvalidArgument` with the path of the wrong field."""
     for name in ("stable_release", "canary_release", "shadow_release"):
         in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}")
     percent = _within(message.canary_percent, 0.0, LARGEST_CANARY_PERCENT, "traffic.canary_percent")
@@ -34,7 +34,7 @@ def wanted_of(message: pb.Traffic) -> Traffic:
 
 
 def checked_text(value: str, most_bytes: int, field: str) -> str:
-    """A line for the audit log. Raises `InvalidArgument`."""
+    """The text itself. Raises `InvalidArgument` when the text is too long or not printable on one line."""
     size = len(value.encode(errors="surrogatepass"))
     if size > most_bytes:
         raise InvalidArgument(f"{field} has {size} bytes; at most {most_bytes} are allowed", field)
@@ -50,7 +50,7 @@ def _guard_of(message: pb.Guard, field: str) -> Guard:
     if message.HasField("max_p99_time"):
         bounds["max_p99_seconds"] = _within(_seconds(message.max_p99_time), 1e-6, math.inf, f"{field}.max_p99_time")
     if not bounds:
-        raise InvalidArgument("a guard needs one bound at least", field)
+        raise InvalidArgument("a guard needs at least one bound", field)
     has_window = message.HasField("window")
     window = _within(_seconds(message.window) if has_window else 30.0, 1.0, LONGEST_WINDOW_SECONDS, f"{field}.window")
     count = in_range(message.min_answer_count or 100, 1, 2**62, f"{field}.min_answer_count")
@@ -68,7 +68,7 @@ def _seconds(duration: Duration) -> float:
 
 
 def record_message(traffic: Traffic) -> pb.TrafficRecord:
-    """What is or was in force."""
+    """The message of a traffic with its origin: author, time, reason and previous releases."""
     record = pb.TrafficRecord(
         traffic=pb.Traffic(
             stable_release=traffic.stable,

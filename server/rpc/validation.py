@@ -1,4 +1,4 @@
-"""Requests → core values. Every refusal is an `InvalidArgument` that names the field."""
+"""Validates requests and converts them to core values. Every refusal is an `InvalidArgument` that names the field."""
 
 import math
 import re
@@ -29,7 +29,7 @@ MAX_TOP_K = 500
 MAX_ITEM_IDS = 1000
 MAX_CATEGORIES = 100
 FUTURE_TOLERANCE_SECONDS = 300
-LARGEST_SECONDS = 253_402_300_799  # the end of the year 9999, as google.protobuf.Timestamp has it
+LARGEST_SECONDS = 253_402_300_799  # end of the year 9999, the limit of google.protobuf.Timestamp
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _STRATEGIES = {
@@ -57,12 +57,12 @@ Pinning = (
 
 
 def is_plain(value: str) -> bool:
-    """Whether an id is fine at first glance, as nearly all are: printable ASCII of the right length."""
+    """Whether an id is printable ASCII of an allowed length: a fast check that nearly all ids pass."""
     return 0 < len(value) <= ID_MAX_BYTES and value.isascii() and value.isprintable()
 
 
 def checked_id(value: str, field: str) -> str:
-    """The id itself, when it is 1 to 256 bytes of UTF-8 without control characters."""
+    """The id itself. Raises `InvalidArgument` unless the id is 1 to 256 bytes of UTF-8 without control characters."""
     if is_plain(value):
         return value
     if not value:
@@ -82,7 +82,7 @@ def _checked_event_id(value: str, field: str) -> str:
 
 
 def _timestamp(message: EventMessage, field: str, now_seconds: float) -> int:
-    """The event's time in milliseconds."""
+    """The event's time in milliseconds since 1970."""
     seconds = message.timestamp.seconds
     if not 0 <= message.timestamp.nanos < 1_000_000_000 or not 0 <= seconds <= LARGEST_SECONDS:
         raise InvalidArgument(f"{field}.timestamp lies before 1970 or is not a valid time", f"{field}.timestamp")
@@ -96,37 +96,40 @@ def _timestamp(message: EventMessage, field: str, now_seconds: float) -> int:
 
 
 def event_of(message: EventMessage, field: str, now_seconds: float) -> Event:
-    """One event to record; without a timestamp it happened now."""
+    """The event of a message; an event without a timestamp happened now, an event without a value has NaN."""
     value = message.value if message.HasField("value") else math.nan
     if message.HasField("value") and not math.isfinite(value):
         raise InvalidArgument(f"{field}.value is not a finite number", f"{field}.value")
-    timed = message.HasField("timestamp")
+    has_time = message.HasField("timestamp")
     return Event(
         checked_id(message.item_id, f"{field}.item_id"),
         checked_id(message.action, f"{field}.action"),
         value,
-        _timestamp(message, field, now_seconds) if timed else int(now_seconds * 1000),
+        _timestamp(message, field, now_seconds) if has_time else int(now_seconds * 1000),
         _checked_event_id(message.event_id, f"{field}.event_id"),
     )
 
 
 def inline_history(events: EventList, now_seconds: float) -> History:
-    """A history given in the request. When a timestamp is missing, the order given counts."""
+    """The history of a request's inline events, sorted by time.
+
+    When an event has no timestamp, the order of the request is kept, and times are filled in that agree with it.
+    """
     if not 1 <= len(events.events) <= MAX_EVENTS:
         raise InvalidArgument(f"events has {len(events.events)} events; 1 to {MAX_EVENTS} are allowed", "events.events")
     checked = [event_of(message, f"events.events[{i}]", now_seconds) for i, message in enumerate(events.events)]
     if all(message.HasField("timestamp") for message in events.events):
         return history_of(checked)
-    in_order: list[Event] = []
+    in_request_order: list[Event] = []
     latest = 0
     for message, event in zip(events.events, checked, strict=True):
         latest = max(latest, event.timestamp) if message.HasField("timestamp") else latest
-        in_order.append(Event(event.item_id, event.action, event.value, latest, event.event_id))
-    return history_of(in_order)
+        in_request_order.append(Event(event.item_id, event.action, event.value, latest, event.event_id))
+    return history_of(in_request_order)
 
 
 def query_of(options: RecommendOptions, field: str = "options") -> Query:
-    """What to recommend and what not."""
+    """The query of the options, with defaults for unset fields."""
     top_k = options.top_k if options.HasField("top_k") else 10
     if not 1 <= top_k <= MAX_TOP_K:
         raise InvalidArgument(f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k")
@@ -155,7 +158,7 @@ def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...
 
 
 def pin_of(request: Pinning) -> Pin:
-    """The release that a request asks for."""
+    """The pin of a request, `NO_PIN` when the request names no release."""
     number, alias = request.release, request.release_alias
     if number < 0:
         raise InvalidArgument(f"release is {number}; give 0 for none, or a number from 1", "release")
@@ -167,7 +170,7 @@ def pin_of(request: Pinning) -> Pin:
 
 
 def in_range(value: int, smallest: int, largest: int, field: str) -> int:
-    """The value itself, when it lies in the range."""
+    """The value itself. Raises `InvalidArgument` when the value is out of range."""
     if not smallest <= value <= largest:
         raise InvalidArgument(f"{field} is {value}; {smallest} to {largest} are allowed", field)
     return value

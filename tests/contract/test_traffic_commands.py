@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from server.core.errors import InvalidArgument
 from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
-from server.rpc.traffic_messages import record_message, wanted_of
+from server.rpc.traffic_messages import record_message, traffic_of
 from tests.support.releases import tiny_release
 from training.cli.main import app
 
@@ -41,7 +41,7 @@ class RepositoryModels:
     def set_traffic(self, stable: int, *, reason: str, changed_by: str, **fields: Any) -> pb.TrafficRecord:
         canary, percent, shadow, guard = (fields[name] for name in ("canary", "canary_percent", "shadow", "guard"))
         try:
-            wanted = wanted_of(traffic_request(stable, canary, percent, shadow, guard, changed_by, reason).traffic)
+            wanted = traffic_of(traffic_request(stable, canary, percent, shadow, guard, changed_by, reason).traffic)
         except InvalidArgument as error:
             raise errors.InvalidArgument(str(error)) from error
 

@@ -22,7 +22,7 @@ from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.traffic_watcher import TrafficWatcher
 from server.rpc.authorisation import Authorisation, authorisation_of, is_local
-from server.rpc.traffic_messages import checked_text, record_message, wanted_of
+from server.rpc.traffic_messages import checked_text, record_message, traffic_of
 from server.settings import Settings
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
@@ -145,20 +145,20 @@ async def test_a_repository_that_cannot_be_written_gives_a_clear_error(
 )
 def test_wrong_fields_are_named_by_their_path(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
-        wanted_of(pb.Traffic(**fields))
+        traffic_of(pb.Traffic(**fields))
     assert caught.value.field == field
 
 
 def test_a_guard_may_allow_zero_errors() -> None:
     message = pb.Traffic(stable_release=1, canary_release=2, canary_percent=5, guard=pb.Guard(max_error_share=0.0))
-    assert wanted_of(message).guard == Guard(max_error_share=0.0)
+    assert traffic_of(message).guard == Guard(max_error_share=0.0)
 
 
 def test_traffic_comes_back_as_it_was_sent() -> None:
     guard = pb.Guard(max_degraded_share=0.25, max_p99_time=Duration(nanos=50_000_000), window=Duration(seconds=9))
     guard.min_answer_count = 7
     sent = pb.Traffic(stable_release=1, canary_release=2, canary_percent=2.5, shadow_release=3, guard=guard)
-    assert record_message(wanted_of(sent)).traffic == sent
+    assert record_message(traffic_of(sent)).traffic == sent
 
 
 def test_texts_for_the_audit_log_are_one_line_of_limited_length() -> None:

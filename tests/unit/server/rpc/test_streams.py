@@ -1,4 +1,4 @@
-"""Chunks of a stream: order, how many are under way, and what is left when the caller leaves early."""
+"""Chunks of a stream: order, number in progress, and cleanup when the caller stops early."""
 
 import asyncio
 import gc
@@ -13,17 +13,17 @@ from tests.support.waiting import pause
 
 
 class Answer:
-    """What can be referred to weakly."""
+    """An answer that can have weak references."""
 
     def __init__(self, number: int) -> None:
         self.number = number
 
 
 class Sender:
-    """Endless requests, and an answer to each; counts what was asked for."""
+    """Endless requests, and an answer to each; counts the started answers."""
 
     def __init__(self) -> None:
-        self.begun = 0
+        self.started = 0
         self.made: list[weakref.ref[Answer]] = []
         self.gate = asyncio.Event()
 
@@ -34,7 +34,7 @@ class Sender:
             number += 1
 
     async def answer(self, number: int) -> Answer:
-        self.begun += 1
+        self.started += 1
         await self.gate.wait()
         answer = Answer(number)
         self.made.append(weakref.ref(answer))
@@ -45,19 +45,19 @@ class Sender:
 
 
 async def settle() -> None:
-    """Let every task go as far as it can without anything from outside."""
+    """Let every task run until it waits for something outside the test."""
     for _ in range(50):
         await pause(0)
 
 
 async def ended(task: asyncio.Future[None]) -> None:
-    """Return once a task has ended by itself; a deadline that cancelled it could make it end."""
+    """Return when the task has ended by itself. A deadline would cancel the task and hide a task that never ends."""
     done, _ = await asyncio.wait({task}, timeout=5)
     assert done == {task}
 
 
 @pytest.mark.parametrize("taken", [0, 1, 5])
-async def test_a_stream_left_early_while_all_its_answers_are_ready_leaves_nothing(taken: int) -> None:
+async def test_a_stream_closed_with_answers_ready_leaves_no_task_and_no_answer(taken: int) -> None:
     sender = Sender()
     sender.gate.set()
     before = asyncio.all_tasks()
@@ -66,15 +66,15 @@ async def test_a_stream_left_early_while_all_its_answers_are_ready_leaves_nothin
         assert (await anext(answers)).number == number
     await settle()
     await ended(asyncio.ensure_future(answers.aclose()))
-    assert sender.begun == (taken + CHUNKS_IN_FLIGHT - 1 if taken else 0)
+    assert sender.started == (taken + CHUNKS_IN_FLIGHT - 1 if taken else 0)
     del answers
-    await settle()  # the event loop closes the requests, and lets go of what it handled last
+    await settle()  # the event loop closes the requests and drops its last references
     gc.collect()
     assert asyncio.all_tasks() == before
-    assert (len(sender.made), sender.alive()) == (sender.begun, 0)
+    assert (len(sender.made), sender.alive()) == (sender.started, 0)
 
 
-async def test_a_stream_cancelled_while_its_answers_are_made_leaves_nothing() -> None:
+async def test_a_stream_cancelled_with_answers_in_progress_leaves_no_task() -> None:
     sender = Sender()
     before = asyncio.all_tasks()
 
@@ -84,14 +84,14 @@ async def test_a_stream_cancelled_while_its_answers_are_made_leaves_nothing() ->
 
     caller = asyncio.ensure_future(take())
     await settle()
-    assert sender.begun == CHUNKS_IN_FLIGHT
+    assert sender.started == CHUNKS_IN_FLIGHT
     caller.cancel()
     await ended(caller)
     assert caller.cancelled()
     assert asyncio.all_tasks() == before
 
 
-async def test_requests_that_fail_end_the_stream_after_the_answers_before_them() -> None:
+async def test_a_failed_request_ends_the_stream_after_the_earlier_answers() -> None:
     async def requests() -> AsyncIterator[int]:
         for number in range(6):
             yield number

@@ -1,3 +1,5 @@
+"""Validation of requests: ids, events, histories and options."""
+
 import math
 
 import pytest
@@ -15,7 +17,7 @@ NOW = 1_800_000_000.0
 
 
 @pytest.mark.parametrize("value", ["u", "用户1", "a b", "x" * 256, "é" * 128, "-1/%"])
-def test_ids_of_every_script_are_fine(value: str) -> None:
+def test_ids_of_every_script_are_allowed(value: str) -> None:
     assert checked_id(value, "user_id") == value
 
 
@@ -31,7 +33,7 @@ def test_ids_of_every_script_are_fine(value: str) -> None:
         ("é\x7f", "control character"),
     ],
 )
-def test_bad_ids_name_the_field_and_the_fault(value: str, message: str) -> None:
+def test_the_error_of_a_bad_id_names_the_field_and_the_problem(value: str, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message) as caught:
         checked_id(value, "user_ids[3]")
     assert caught.value.field == "user_ids[3]"
@@ -66,13 +68,13 @@ def test_an_event_without_time_or_value_happened_now() -> None:
         ({"event_id": "x" * 257}, "e.event_id"),
     ],
 )
-def test_bad_events_name_their_field(fields: dict[str, object], path: str) -> None:
+def test_the_error_of_a_bad_event_names_the_field(fields: dict[str, object], path: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         event_of(event(**fields), "e", NOW)
     assert caught.value.field == path
 
 
-def test_an_event_a_little_in_the_future_is_a_clock_that_differs() -> None:
+def test_an_event_a_little_in_the_future_is_allowed() -> None:
     assert event_of(event(timestamp=Timestamp(seconds=int(NOW) + 299)), "e", NOW).timestamp > NOW * 1000
 
 
@@ -123,7 +125,7 @@ def test_options_are_read() -> None:
         (RecommendOptions(candidate_item_ids=["x" * 300]), "options.candidate_item_ids[0]"),
     ],
 )
-def test_bad_options_name_their_field(options: RecommendOptions, path: str) -> None:
+def test_the_error_of_a_bad_option_names_the_field(options: RecommendOptions, path: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         query_of(options)
     assert caught.value.field == path
