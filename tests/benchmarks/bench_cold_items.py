@@ -30,7 +30,7 @@ from training.data.demo import CONFIG as DEMO
 from training.data.demo import write_demo
 from training.data.item_text import VECTORS
 from training.data.prepare import prepare
-from training.data.sequences import EventLog, HeldOut, chosen, read_log, seen_pairs
+from training.data.sequences import EventLog, HeldOut, read_log, seen_pairs, select_targets
 from training.fit.train import train
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.model.weights import load_encoder
@@ -113,7 +113,7 @@ def measure(run: Run, parted: Split) -> tuple[dict[str, dict[str, float]], dict[
     for name, scorer in ways.items():
         ranks: dict[str, list[Tensor]] = {"all": [], "cold": []}
         for start in range(0, len(rows), _AT_ONCE):
-            part = chosen(held, np.arange(start, min(start + _AT_ONCE, len(rows))))
+            part = select_targets(held, np.arange(start, min(start + _AT_ONCE, len(rows))))
             scores, targets = scorer(part), torch.from_numpy(part.targets.astype(np.int64) - 1)
             if preprocessing.exclude_seen:
                 place, row = (torch.from_numpy(array) for array in seen_pairs(log, part))

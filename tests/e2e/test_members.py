@@ -99,7 +99,7 @@ def test_the_suffix_chooses_the_format(shared: Place, tmp_path: Path) -> None:
         assert shared.call("members", "--out", out, "--runs", shared.runs, "--segment", 1).exit_code == 0
         found = scan_table(out, tmp_path / "scratch").select("user_id").collect()
         assert found["user_id"].to_list() == expected["user_id"].to_list()
-    assert "suffix that is not known" in refused(shared, tmp_path, out="x.txt")
+    assert "unknown suffix" in refused(shared, tmp_path, out="x.txt")
     assert "no directory" in refused(shared, tmp_path, out="nowhere/x.csv")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["all.csv", "all.ndjson", "all.parquet", "all.tsv"]
 

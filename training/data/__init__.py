@@ -1,4 +1,4 @@
-"""From a log file to sequences of events: reading, cleaning, splitting, encoding; item texts and the demo log.
+"""From a log file to event sequences: reading, cleaning, the split, encoder inputs; item texts and the demo log.
 
-May import `kmeans`, `profiles` and what stands below them; no torch.
+May import `kmeans`, `profiles` and the packages below them; no torch.
 """

@@ -1,6 +1,6 @@
-"""Cleans a log, step by step, and keeps account of what each step dropped and changed.
+"""Cleans a log in steps, and counts the rows that each step drops and changes.
 
-Every step takes events as `reading.Log` describes them and returns them with its line of the account.
+Every step takes the events of a `RawLog` and returns the remaining events and a `Step`, its line of the account.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ _FOREST_ROWS = 100_000
 
 
 class Step(FrozenModel):
-    """One line of the account; `rows_changed` counts rows that stayed and were altered."""
+    """One line of the account; `rows_changed` counts changed rows that were not dropped."""
 
     name: str
     rows_in: int
@@ -34,12 +34,12 @@ class Step(FrozenModel):
 
     @property
     def rows_out(self) -> int:
-        """Rows that the step passed on."""
+        """Rows after the step."""
         return self.rows_in - self.rows_dropped
 
 
 class Account(FrozenModel):
-    """What cleaning did: steps in order, each taking in what the one before passed on, and remarks."""
+    """The record of a cleaning, `account.json`: the steps in order, and notes. `rows_in` and `rows_out` are totals."""
 
     rows_in: int
     rows_out: int
@@ -47,7 +47,7 @@ class Account(FrozenModel):
     notes: tuple[str, ...] = ()
 
     def table(self) -> Table:
-        """For people: the steps that did something."""
+        """A table for people: the steps that dropped or changed rows, then the notes."""
         table = Table(title=f"{self.rows_in:,} events read, {self.rows_out:,} kept")
         for heading, justify in (("step", "left"), ("dropped", "right"), ("changed", "right"), ("why", "left")):
             table.add_column(heading, justify="right" if justify == "right" else "left")
@@ -61,18 +61,16 @@ class Account(FrozenModel):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Events sorted by user_id, then time; what was done to them."""
+    """Events sorted by user_id, then time, and the steps of the cleaning."""
 
     events: pl.DataFrame
     steps: tuple[Step, ...]
 
 
 def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
-    """Clean a log whose actions have their final names. `now_ms` tells times in the future, `seed` the forest.
+    """Clean a log whose actions have their final names. `now_ms` is the current time, `seed` is the forest's.
 
-    Statistics are learned on the training part of `split`.
-
-    Raises LogError where nothing is left.
+    Statistics are computed on the training part of `split`. Raises LogError if no event is left.
     """
     missing = settings.missing
     before_sort: list[Callable[[pl.DataFrame], tuple[pl.DataFrame, Step]]] = [
@@ -87,33 +85,33 @@ def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = L
         lambda events: fill_missing(events, "action", missing.action, split),
         lambda events: drop_unusable_ids(events, "action"),
         drop_infinite,
-        lambda events: drop_duplicates(events, settings.drop_duplicates, log.own_order),
+        lambda events: drop_duplicates(events, settings.drop_duplicates, log.ordered_by_row),
         lambda events: fill_missing(events, "value", missing.value, split),
         lambda events: treat_outliers(events, settings.outliers, seed, split),
     ]
     events, steps = log.events, []
     for step in before_sort:
-        events, line = step(events)
-        steps.append(line)
+        events, record = step(events)
+        steps.append(record)
     events = sort_events(events)
     for step in after_sort:
-        events, line = step(events)
-        steps.append(line)
-    events, lines = keep_core(events, settings.min_events_per_user, settings.min_events_per_item)
-    steps.extend(lines)
+        events, record = step(events)
+        steps.append(record)
+    events, records = keep_core(events, settings.min_events_per_user, settings.min_events_per_item)
+    steps.extend(records)
     if events.is_empty():
         worst = max(steps, key=lambda step: step.rows_dropped)
         raise LogError(
             f"Cleaning left none of {len(log.events):,} events; the step `{worst.name}` dropped "
-            f"{worst.rows_dropped:,}: {worst.why}. Set [clean] otherwise, or check which columns were read."
+            f"{worst.rows_dropped:,}: {worst.why}. Change [clean], or check which columns were read."
         )
     return Cleaned(events, tuple(steps))
 
 
 def sort_events(events: pl.DataFrame) -> pl.DataFrame:
-    """Sort by user_id, then time; ties stay in the order of rows.
+    """Sort by user_id, then time; ties keep the order of the rows.
 
-    Both are packed into one integer where they fit, which sorts four times as fast as two columns.
+    If both fit into one int64, they are sorted as one integer, four times as fast as two columns.
     """
     first, last = events["timestamp"].min(), events["timestamp"].max()
     if not isinstance(first, int) or not isinstance(last, int):
@@ -126,31 +124,31 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def fill_missing(
-    events: pl.DataFrame, column: str, how: Missing, split: Split = LEAVE_ONE_OUT
+    events: pl.DataFrame, column: str, missing: Missing, split: Split = LEAVE_ONE_OUT
 ) -> tuple[pl.DataFrame, Step]:
-    """Treat rows without a value in `column`; rows that stay without one are dropped, save in `value`."""
+    """Fill or drop rows with a null in `column`. Rows that are still null are dropped, except in the column `value`."""
     gaps = events[column].null_count()
     name = f"missing {column}"
-    if gaps == 0 or how.method == "keep":
-        return events, Step(name=name, rows_in=len(events), why="stays missing" if gaps else "none is missing")
-    filled, why = events, "dropped" if how.method == "drop" else ""
-    if how.method == "interpolate":
-        line = pl.col(column).cast(pl.Float64).interpolate().forward_fill().backward_fill()
-        line = line.over("user_id", *split.periods())
-        filled = events.with_columns(line.cast(events.schema[column]))
-        why = "on the line between the user's neighbouring events"
-    elif how.method != "drop":
-        fill = how.fill if how.method == "constant" else _statistic(events, column, how.method, split)
+    if gaps == 0 or missing.method == "keep":
+        return events, Step(name=name, rows_in=len(events), why="kept as missing" if gaps else "none is missing")
+    filled, why = events, "dropped" if missing.method == "drop" else ""
+    if missing.method == "interpolate":
+        interpolated = pl.col(column).cast(pl.Float64).interpolate().forward_fill().backward_fill()
+        interpolated = interpolated.over("user_id", *split.periods())
+        filled = events.with_columns(interpolated.cast(events.schema[column]))
+        why = "interpolated between the user's neighbouring events"
+    elif missing.method != "drop":
+        fill = missing.fill if missing.method == "constant" else _statistic(events, column, missing.method, split)
         filled = events.with_columns(_filled(events[column], fill)) if fill is not None else events
-        why = f"filled with {fill} ({how.method.replace('_', ' ')})"
-    kept = filled if column == "value" and how.method != "drop" else filled.drop_nulls(column)
+        why = f"filled with {fill} ({missing.method.replace('_', ' ')})"
+    kept = filled if column == "value" and missing.method != "drop" else filled.drop_nulls(column)
     dropped = len(events) - len(kept)
     changed = gaps - filled[column].null_count()
     return kept, Step(name=name, rows_in=len(events), rows_dropped=dropped, rows_changed=changed, why=why)
 
 
 def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, Step]:
-    """Drop ids that the API would refuse: too long, or with control characters."""
+    """Drop ids that the API refuses: too long, or with control characters."""
     ids = _texts(events[column])
     bad = ids.filter((ids.str.len_bytes() > ID_MAX_BYTES) | ids.str.contains(_CONTROL))
     kept = events.filter(~pl.col(column).is_in(bad.cast(events.schema[column]).implode())) if len(bad) else events
@@ -159,62 +157,64 @@ def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, 
 
 
 def drop_impossible_times(events: pl.DataFrame, has_clock: bool, now_ms: int) -> tuple[pl.DataFrame, Step]:
-    """Drop times before 1970 and more than a day ahead, which the API would refuse."""
+    """Drop times that the API refuses: before 1970, or more than a day in the future."""
     kept = events.filter(pl.col("timestamp").is_between(0, now_ms + DAY_MS)) if has_clock else events
     return kept, _dropped("impossible timestamp", events, kept, "before 1970, or more than a day in the future")
 
 
 def drop_infinite(events: pl.DataFrame) -> tuple[pl.DataFrame, Step]:
-    """Infinite values become missing ones."""
+    """Replace infinite values by null."""
     infinite = int(events["value"].is_infinite().sum())
     if infinite:
         events = events.with_columns(pl.when(pl.col("value").is_finite()).then("value"))
-    why = "infinite: taken as missing"
+    why = "infinite, so treated as missing"
     return events, Step(name="infinite value", rows_in=len(events), rows_changed=infinite, why=why)
 
 
-def drop_duplicates(events: pl.DataFrame, wanted: bool, own_order: bool) -> tuple[pl.DataFrame, Step]:
-    """Keep the first of equal events of sorted `events`.
+def drop_duplicates(events: pl.DataFrame, enabled: bool, ordered_by_row: bool) -> tuple[pl.DataFrame, Step]:
+    """Keep the first of equal events; `events` are sorted.
 
-    With a time column (a clock or an ordinal) equal means equal in all five columns. Where the order of rows is all
-    there is, no two events are equal so; there a row that repeats the user's previous one is taken for logged twice.
+    With a time column (a clock or an ordinal), equal events are equal in all five columns. With `ordered_by_row`, times
+    are row numbers and never equal; then a row is a duplicate if it repeats the user's previous row.
     """
-    if not wanted:
-        return events, Step(name="duplicates", rows_in=len(events), why="left in, as configured")
+    if not enabled:
+        return events, Step(name="duplicates", rows_in=len(events), why="kept, as configured")
     columns = ["user_id", "item_id", "action", "value"]
-    if own_order:
+    if ordered_by_row:
         repeats = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in columns)
         kept = events.filter((pl.int_range(pl.len()) == 0) | ~repeats)
         return kept, _dropped("duplicates", events, kept, "the same as the user's previous row")
     previous = pl.all_horizontal(
         (pl.col(name) == pl.col(name).shift(1)).fill_null(False) for name in ("user_id", "timestamp")
     )
-    follows = events.select(previous).to_series()
-    at_once = follows | follows.shift(-1, fill_value=False)  # only events at the user's same time can be equal
+    same_as_previous = events.select(previous).to_series()
+    at_once = same_as_previous | same_as_previous.shift(
+        -1, fill_value=False
+    )  # only events of the same user and time can be equal
     first = events.filter(at_once).select(pl.struct(*columns, "timestamp").is_first_distinct()).to_series()
     kept = events if first.all() else events.filter(~at_once.scatter(at_once.arg_true(), ~first))
     return kept, _dropped("duplicates", events, kept, "equal in user, item, action, value and time")
 
 
 def treat_outliers(
-    events: pl.DataFrame, how: Outliers, seed: int, split: Split = LEAVE_ONE_OUT
+    events: pl.DataFrame, outliers: Outliers, seed: int, split: Split = LEAVE_ONE_OUT
 ) -> tuple[pl.DataFrame, Step]:
-    """Drop or clip values far off those of the training part of sorted `events`."""
+    """Drop or clip values outside of the usual range of the training part; `events` are sorted."""
     name = "outliers"
-    if how.method == "none":
-        return events, Step(name=name, rows_in=len(events), why="not looked for")
+    if outliers.method == "none":
+        return events, Step(name=name, rows_in=len(events), why="not treated, as configured")
     values = split.training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
     if values.is_empty():
         return events, Step(name=name, rows_in=len(events), why="no values in the training part")
-    if how.method == "isolation_forest":
-        inliers = _forest_inliers(values, events["value"], how.threshold, seed)
+    if outliers.method == "isolation_forest":
+        inliers = _forest_inliers(values, events["value"], outliers.threshold, seed)
         low, high = inliers[0], inliers[-1]
         inside = pl.col("value").is_in(inliers.implode())
     else:
-        low, high = _bounds(values, how)
+        low, high = _bounds(values, outliers)
         inside = pl.col("value").is_between(low, high)
-    why = f"{how.method}: {'dropped' if how.action == 'drop' else 'clipped'} beyond {low:.6g} to {high:.6g}"
-    if how.action == "drop":
+    why = f"{outliers.method}: {'dropped' if outliers.action == 'drop' else 'clipped'} beyond {low:.6g} to {high:.6g}"
+    if outliers.action == "drop":
         kept = events.filter(inside | pl.col("value").is_null())
         return kept, _dropped(name, events, kept, why)
     clipped = events.with_columns(pl.col("value").clip(low, high))
@@ -223,30 +223,30 @@ def treat_outliers(
 
 
 def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.DataFrame, list[Step]]:
-    """Drop users and items with too few events, again and again until all that is left has enough."""
+    """Drop users and items with too few events, in rounds, until all remaining users and items have enough."""
     rows_in, rounds = len(events), 0
-    dropped = {"user_id": 0, "item_id": 0}
-    gone: dict[str, int] = {"user_id": 0, "item_id": 0}
+    dropped_rows = {"user_id": 0, "item_id": 0}
+    dropped_ids: dict[str, int] = {"user_id": 0, "item_id": 0}
     before = -1
     while before != len(events):
         before, rounds = len(events), rounds + 1
-        for column, least in (("user_id", per_user), ("item_id", per_item)):
+        for column, minimum in (("user_id", per_user), ("item_id", per_item)):
             codes = events[column].to_physical().to_numpy()
             counts = np.bincount(codes)
-            few = (counts > 0) & (counts < least)
+            few = (counts > 0) & (counts < minimum)
             if few.any():
                 events = events.filter(pl.Series(~few[codes]))
-                dropped[column] += int(counts[few].sum())
-                gone[column] += int(few.sum())
+                dropped_rows[column] += int(counts[few].sum())
+                dropped_ids[column] += int(few.sum())
     steps = []
-    for column, least, kind in (("user_id", per_user, "users"), ("item_id", per_item, "items")):
+    for column, minimum, kind in (("user_id", per_user, "users"), ("item_id", per_item, "items")):
         why = (
-            f"{gone[column]:,} {kind} with fewer than {least}, found in {rounds} rounds"
-            if least > 1
-            else "any number will do"
+            f"{dropped_ids[column]:,} {kind} with fewer than {minimum}, found in {rounds} rounds"
+            if minimum > 1
+            else "no minimum is configured"
         )
-        steps.append(Step(name=f"{kind} with few events", rows_in=rows_in, rows_dropped=dropped[column], why=why))
-        rows_in -= dropped[column]
+        steps.append(Step(name=f"{kind} with few events", rows_in=rows_in, rows_dropped=dropped_rows[column], why=why))
+        rows_in -= dropped_rows[column]
     return events, steps
 
 
@@ -255,14 +255,14 @@ def _dropped(name: str, before: pl.DataFrame, after: pl.DataFrame, why: str) -> 
 
 
 def _texts(column: pl.Series) -> pl.Series:
-    """What an Enum column can hold, in the order in which it sorts."""
+    """All categories of an Enum column, in sort order."""
     dtype = column.dtype
     assert isinstance(dtype, pl.Enum)
     return dtype.categories
 
 
 def _statistic(events: pl.DataFrame, column: str, method: str, split: Split) -> Any:
-    """Mean, median or most frequent value of the training part; None where it has none."""
+    """Mean, median or most frequent value of the training part; None if that part has no values."""
     known = events.drop_nulls("timestamp").sort("user_id", "timestamp", maintain_order=True)
     values = split.training_part(known.lazy()).select(column).drop_nulls().collect().to_series()
     if values.is_empty():
@@ -273,30 +273,30 @@ def _statistic(events: pl.DataFrame, column: str, method: str, split: Split) -> 
 
 
 def _filled(column: pl.Series, fill: Any) -> pl.Series:
-    """`column` with `fill` for nulls; an Enum learns the new text."""
+    """`column` with `fill` in place of nulls; `fill` becomes a category of an Enum."""
     if not isinstance(column.dtype, pl.Enum):
         return column.fill_null(pl.Series([fill]).cast(column.dtype, strict=False)[0])
     texts = pl.concat([column.dtype.categories, pl.Series([str(fill)])]).unique().sort()
     return column.cast(pl.String).fill_null(str(fill)).cast(pl.Enum(texts))
 
 
-def _bounds(values: pl.Series, how: Outliers) -> tuple[float, float]:
-    if how.method == "z_score":
-        center, spread, threshold = values.mean(), values.std(ddof=0), how.threshold or 3.0
+def _bounds(values: pl.Series, outliers: Outliers) -> tuple[float, float]:
+    if outliers.method == "z_score":
+        center, spread, threshold = values.mean(), values.std(ddof=0), outliers.threshold or 3.0
         low = high = float(center or 0.0)  # type: ignore[arg-type]
     else:
         low, high = (float(values.quantile(share, "linear") or 0.0) for share in (0.25, 0.75))
-        spread, threshold = high - low, how.threshold or 1.5
+        spread, threshold = high - low, outliers.threshold or 1.5
     reach = threshold * float(spread or 0.0)  # type: ignore[arg-type]
     return low - reach, high + reach
 
 
-def _forest_inliers(values: pl.Series, every: pl.Series, share: float | None, seed: int) -> pl.Series:
-    """Those of the different values in `every` that a forest grown on `values` takes for usual."""
+def _forest_inliers(values: pl.Series, all_values: pl.Series, share: float | None, seed: int) -> pl.Series:
+    """The distinct values of `all_values` that an isolation forest fitted on `values` accepts, sorted."""
     from sklearn.ensemble import IsolationForest
 
-    grown_on = values if len(values) <= _FOREST_ROWS else values.sample(_FOREST_ROWS, seed=seed)
+    sample = values if len(values) <= _FOREST_ROWS else values.sample(_FOREST_ROWS, seed=seed)
     forest = IsolationForest(contamination=share or "auto", random_state=seed)
-    forest.fit(grown_on.to_numpy().reshape(-1, 1))
-    different = every.drop_nulls().unique().sort()
-    return different.filter(pl.Series(forest.predict(different.to_numpy().reshape(-1, 1)) == 1))
+    forest.fit(sample.to_numpy().reshape(-1, 1))
+    distinct = all_values.drop_nulls().unique().sort()
+    return distinct.filter(pl.Series(forest.predict(distinct.to_numpy().reshape(-1, 1)) == 1))

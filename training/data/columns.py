@@ -1,4 +1,4 @@
-"""Recognises the columns of a log and the weights of its actions by their common names, English and Chinese."""
+"""Recognises the columns and actions of a log by their common names, English and Chinese."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,13 +8,13 @@ from training.config import ActionSetting
 from training.errors import LogError
 
 ROLES = ("user_id", "item_id", "action", "value", "timestamp")
-"""The columns of an event, in their order."""
+"""The columns of an event, in the order of the event table."""
 
 DEFAULT_ACTION = "event"
-"""The action of every event in a log that has no such column."""
+"""The action of every event in a log without an action column."""
 
 # Names are compared by `_plain`: lower case, without spaces, underscores, hyphens, dots and slashes.
-_NAMES: Mapping[str, frozenset[str]] = {
+_COMMON_NAMES: Mapping[str, frozenset[str]] = {
     role: frozenset(names.split())
     for role, names in {
         "user_id": "userid user uid visitorid visitor customerid customer customerno customernumber clientid client "
@@ -45,7 +45,7 @@ _EXACT_FIRST: Mapping[str, str] = {"user_id": "userid", "item_id": "itemid", "ac
     "timestamp": "timestamp"
 }
 
-_WEIGHTS: Mapping[str, float] = {
+_COMMON_WEIGHTS: Mapping[str, float] = {
     name: weight
     for weight, names in {
         1.0: "purchase purchased buy bought order ordered transaction pay paid payment sale checkout enrol enroll "
@@ -61,15 +61,15 @@ _WEIGHTS: Mapping[str, float] = {
     }.items()
     for name in names.split()
 }
-# Kinds of event that are the only one of their log, or say nothing of liking by themselves.
+# Actions of weight 1 that are the only action of their log, or that by themselves do not show interest.
 _NEUTRAL = frozenset(f"{DEFAULT_ACTION} rate rating rated review reviewed 评分 打分 评价".split())
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What the log's action names become.
+class ActionWeights:
+    """Final name and weight of each action, by its name in the log.
 
-    `name` and `weight` are keyed by the name in the log; `unknown` are those that no table knows.
+    `unknown` lists actions that are neither configured nor common.
     """
 
     name: Mapping[str, str]
@@ -78,23 +78,26 @@ class Weights:
 
 
 def find_columns(
-    columns: Sequence[str], chosen: Mapping[str, str | None], roles: Iterable[str], section: str, where: str
+    columns: Sequence[str], configured: Mapping[str, str | None], roles: Iterable[str], section: str, where: str
 ) -> dict[str, str]:
-    """The column of each role: the chosen one, else the one with a common name; roles without any are left out.
+    """The column of each role: the configured one, else the one with a common name. Leaves out roles without a column.
 
-    `section` is the TOML section in which a person chooses and `where` the file, both for the messages.
-    Raises LogError where a chosen column is not there or two columns could be meant.
+    `section`, the TOML section that configures columns, and `where`, the file, appear in messages.
+    Raises LogError if a configured column does not exist, or if several columns have a common name of the same role.
     """
     found: dict[str, str] = {}
-    taken = {column for column in chosen.values() if column is not None}
+    configured_names = {column for column in configured.values() if column is not None}
     for role in roles:
-        column = chosen.get(role)
+        column = configured.get(role)
         if column is not None:
             if column not in columns:
-                raise LogError(f"{where} has no column `{column}`, which [{section}] {role} names; {_there(columns)}.")
+                raise LogError(
+                    f"[{section}] {role} names the column `{column}`, but {where} has no column `{column}`; "
+                    f"{_known_columns(columns)}."
+                )
             found[role] = column
             continue
-        candidates = [name for name in columns if name not in taken and _plain(name) in _NAMES[role]]
+        candidates = [name for name in columns if name not in configured_names and _plain(name) in _COMMON_NAMES[role]]
         exact = [name for name in candidates if _plain(name) == _EXACT_FIRST.get(role, role)]
         candidates = exact or candidates
         if len(candidates) > 1:
@@ -111,34 +114,34 @@ def find_columns(
 def require_columns(
     found: Mapping[str, str], columns: Sequence[str], roles: Iterable[str], section: str, where: str
 ) -> None:
-    """Raise LogError naming the first of `roles` for which no column was found."""
+    """Raise LogError that names the first of `roles` without a column."""
     for role in roles:
         if role not in found:
             raise LogError(
-                f"{where} lacks a column for the {role}; {_there(columns)}. Name it in the configuration: "
+                f"{where} lacks a column for the {role}; {_known_columns(columns)}. Name it in the configuration: "
                 f'[{section}] {role} = "...".'
             )
 
 
-def action_weights(names: Iterable[str], settings: Mapping[str, ActionSetting]) -> Weights:
-    """Name and weight of every action of a log; an action that nothing knows weighs 1."""
-    final: dict[str, str] = {}
-    weight: dict[str, float] = {}
+def action_weights(names: Iterable[str], settings: Mapping[str, ActionSetting]) -> ActionWeights:
+    """Name and weight of every action of a log; an unknown action has weight 1."""
+    final_names: dict[str, str] = {}
+    weights: dict[str, float] = {}
     unknown: list[str] = []
     for raw in names:
         setting = settings.get(raw)
-        known = _WEIGHTS.get(_plain(raw), 1.0 if _plain(raw) in _NEUTRAL else None)
-        final[raw] = (setting.name if setting else None) or raw
-        weight[raw] = setting.weight if setting else (1.0 if known is None else known)
-        if setting is None and known is None:
+        common_weight = _COMMON_WEIGHTS.get(_plain(raw), 1.0 if _plain(raw) in _NEUTRAL else None)
+        final_names[raw] = (setting.name if setting else None) or raw
+        weights[raw] = setting.weight if setting else (1.0 if common_weight is None else common_weight)
+        if setting is None and common_weight is None:
             unknown.append(raw)
-    return Weights(final, weight, tuple(unknown))
+    return ActionWeights(final_names, weights, tuple(unknown))
 
 
 def _plain(name: str) -> str:
     return re.sub(r"[\s_\-./]+", "", name.strip().lower())
 
 
-def _there(columns: Sequence[str]) -> str:
+def _known_columns(columns: Sequence[str]) -> str:
     shown = ", ".join(f"`{column}`" for column in columns[:30]) + (", …" if len(columns) > 30 else "")
     return f"its columns are {shown}" if columns else "it has no columns"

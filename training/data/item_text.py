@@ -1,7 +1,7 @@
-"""What is known of items beside their ids: vectors of their texts by a language model, and vectors out of a file.
+"""Item vectors from texts, by a language model, and from a file of vectors.
 
-An item's text is its title, its categories and its description. With such vectors an item that nobody has touched can
-enter the catalogue, and is recommended for what it is.
+The text of an item is its title, categories and description. With such a vector, an item without events can enter the
+catalogue and be recommended by its content.
 """
 
 from collections.abc import Mapping
@@ -31,24 +31,26 @@ _CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class TextSource(FrozenModel):
-    """Where text vectors come from, so that those of later items come from the same."""
+    """The origin of text vectors, so that later items get vectors of the same origin."""
 
-    model: str = Field(description="The language model; empty where there is none.")
+    model: str = Field(description="The language model; empty if there is none.")
     model_dim: int = Field(ge=0)
-    file_dim: int = Field(ge=0, description="Size of the vectors that came from a file, beside the model's.")
-    probe: tuple[float, ...] = Field(description="The model's vector of a fixed text.")
+    file_dim: int = Field(ge=0, description="Dimensions of the vectors from a file; they follow the model's.")
+    probe: tuple[float, ...] = Field(
+        description="The model's vector of a fixed text, to check that a model is the same."
+    )
 
 
 @dataclass(frozen=True)
 class ItemText:
-    """What `prepare` found of the items' texts: `vectors` float32 (V, T), zeros without text."""
+    """Text vectors of the catalogue: `vectors` float32 (V, T), zeros for items without text."""
 
     vectors: NDArray[np.float32]
     source: TextSource
 
 
 def read_item_text(prepared: Path) -> ItemText | None:
-    """What `add_text` wrote; None where no text was wanted."""
+    """The vectors that `add_text` wrote; None if the run has no text vectors."""
     if not (prepared / SOURCE).is_file():
         return None
     source = TextSource.model_validate_json((prepared / SOURCE).read_bytes())
@@ -57,7 +59,7 @@ def read_item_text(prepared: Path) -> ItemText | None:
 
 @dataclass(frozen=True)
 class VectorFile:
-    """Vectors that somebody computed: `item_ids` (n), all different, and `values` float32 (n, T), all finite."""
+    """The vectors of a file: `item_ids` (n), all distinct, and `values` float32 (n, T), all finite."""
 
     path: Path
     item_ids: pl.Series
@@ -65,9 +67,11 @@ class VectorFile:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a Parquet file of an item id and a list of numbers. Raises LogError that names the first bad row."""
+        """Read a Parquet file with an item id and a list of numbers. Raises LogError that names the first bad row."""
         if path.suffix.lower() != ".parquet":
-            raise LogError(f"{path} holds item vectors, which come as Parquet: an item id and a list of numbers.")
+            raise LogError(
+                f"Item vectors must be a Parquet file with an item id and a list of numbers; {path} is not Parquet."
+            )
         frame = scan_table(path, path.parent)
         names, schema = column_names(frame), frame.collect_schema()
         id_column = find_columns(names, {}, ("item_id",), "items", str(path))
@@ -83,17 +87,17 @@ class VectorFile:
         return cls(path, table["item_id"], _checked(table, path))
 
     def require_known(self, known: pl.Series) -> None:
-        """Raise LogError naming the first item that is not among `known`."""
+        """Raise LogError that names the first item that is not in `known`."""
         for row in (~self.item_ids.is_in(known.implode())).arg_true().head(1):
             item_id = self.item_ids[row]
             raise LogError(f"{self.path}, row {row + 1:,}: item `{item_id}` is in neither the log nor the item table.")
 
     def of(self, item_ids: pl.Series) -> NDArray[np.float32]:
-        """Their vectors at length 1, (V, T); zeros where the file has none."""
+        """Vectors of length 1 of the items, (V, T); zeros for items that the file lacks."""
         rows = pl.DataFrame({"item_id": self.item_ids}).with_row_index("row")
-        found = item_ids.to_frame("item_id").join(rows, on="item_id", how="left", maintain_order="left")["row"]
+        file_rows = item_ids.to_frame("item_id").join(rows, on="item_id", how="left", maintain_order="left")["row"]
         vectors = np.zeros((len(item_ids), self.values.shape[1]), np.float32)
-        vectors[found.is_not_null().to_numpy()] = self.values[found.drop_nulls().to_numpy()]
+        vectors[file_rows.is_not_null().to_numpy()] = self.values[file_rows.drop_nulls().to_numpy()]
         return _at_length_one(vectors)
 
 
@@ -106,11 +110,11 @@ def add_text(
     directory: Path,
     progress: Progress = no_progress,
 ) -> tuple[pl.DataFrame, list[str]]:
-    """Write the items' text vectors into `directory`, and return the catalogue with remarks.
+    """Write the items' text vectors into `directory`, and return the extended catalogue and notes.
 
-    Items of the item table and of the vector file that the catalogue lacks come after the others, if they have a
-    vector. `log_ids` are the item ids of the log as it was read, `store` is where vectors are kept between runs.
-    Writes `VECTORS`, float32 (V, T), zeros without text, and `SOURCE`; removes both where no text is wanted.
+    Items of the item table and the vector file that are not in the catalogue are appended to it, if they have a vector.
+    `log_ids` are the item ids of the log before cleaning; `store` is the directory that keeps vectors between runs.
+    Writes `VECTORS`, float32 (V, T), zeros for items without text, and `SOURCE`; removes both if `[text]` is off.
     """
     for name in (VECTORS, SOURCE):
         (directory / name).unlink(missing_ok=True)
@@ -120,33 +124,35 @@ def add_text(
     table = pl.DataFrame(schema=_TABLE) if table is None else table.select(list(_TABLE))
     if file:
         file.require_known(pl.concat([log_ids, table["item_id"]]))
-        more = pl.DataFrame({"item_id": file.item_ids}).join(table, on="item_id", how="anti")
-        table = pl.concat([table, more], how="diagonal")
-    cold, refused = _usable(table.join(catalogue, on="item_id", how="anti", maintain_order="left"))
+        file_only = pl.DataFrame({"item_id": file.item_ids}).join(table, on="item_id", how="anti")
+        table = pl.concat([table, file_only], how="diagonal")
+    new_items, refusal_notes = _usable(table.join(catalogue, on="item_id", how="anti", maintain_order="left"))
     described = catalogue.join(table.select("item_id", "description"), on="item_id", how="left", maintain_order="left")
-    empty = pl.lit(0, pl.UInt32).alias("event_count"), pl.lit(0.0).alias("weight")
-    candidates = pl.concat([described, cold.with_columns(empty)], how="diagonal")
+    no_events = pl.lit(0, pl.UInt32).alias("event_count"), pl.lit(0.0).alias("weight")
+    candidates = pl.concat([described, new_items.with_columns(no_events)], how="diagonal")
     model = None if settings.model == "none" else settings.model
     vectors, source = item_vectors(candidates, model, file, store, progress)
     kept = (candidates["event_count"] > 0).to_numpy() | vectors.any(1)
     np.save(directory / VECTORS, vectors[kept], allow_pickle=False)
     write_atomically(directory / SOURCE, source.model_dump_json(indent=1) + "\n")
     joined = candidates.filter(kept).select(catalogue.columns)
-    read_by = source.model + " (chosen by the letters of the texts)" * (settings.model == "auto")
-    sources = ([read_by] if model else []) + ([str(file.path)] if file else [])
-    notes = [f"text by {' and '.join(sources)}: {int(vectors[kept].any(1).sum()):,} of {len(joined):,} items have some"]
+    model_note = source.model + " (chosen by the letters of the texts)" * (settings.model == "auto")
+    sources = ([model_note] if model else []) + ([str(file.path)] if file else [])
+    notes = [
+        f"text by {' and '.join(sources)}: {int(vectors[kept].any(1).sum()):,} of {len(joined):,} items have a vector"
+    ]
     if new := len(joined) - len(catalogue):
-        notes.append(f"{new:,} items that nobody has touched join the catalogue by their text")
-    return joined, notes + refused
+        notes.append(f"{new:,} items without events join the catalogue by their text")
+    return joined, notes + refusal_notes
 
 
 def item_vectors(
     items: pl.DataFrame, model: str | None, file: VectorFile | None, store: Path | None, progress: Progress
 ) -> tuple[NDArray[np.float32], TextSource]:
-    """Vectors (V, T) at length 1, zeros for an item without any, and where they come from.
+    """Vectors (V, T) of length 1, zeros for an item without a vector, and their origin.
 
-    `items` has item_id, title, category and description. With a model and a file both vectors stand side by side.
-    Raises ConfigError where the model is not there, and LogError where no item has a text to read.
+    `items` has item_id, title, category and description. With a model and a file, both vectors are concatenated.
+    Raises ConfigError if the model is not available, and LogError if no item has a text.
     """
     parts: list[NDArray[np.float32]] = []
     probe: tuple[float, ...] = ()
@@ -155,13 +161,13 @@ def item_vectors(
         texts = texts_of(items)
         distinct = texts.drop_nulls().unique(maintain_order=True)
         if distinct.is_empty():
-            raise LogError("[text] model has nothing to read: no item has a title or a description.")
+            raise LogError("[text] model has no texts to read: no item has a title or a description.")
         name = choose_model(distinct) if model == "auto" else model
-        found = encode_texts(name, [_PROBE, *distinct], store, progress)
-        probe = tuple(found[0].tolist())
-        place = texts.replace_strict(distinct, np.arange(1, len(found)), default=0, return_dtype=pl.Int64).fill_null(0)
-        found[0] = 0.0
-        parts.append(found[place.to_numpy()])
+        encoded = encode_texts(name, [_PROBE, *distinct], store, progress)
+        probe = tuple(encoded[0].tolist())
+        rows = texts.replace_strict(distinct, np.arange(1, len(encoded)), default=0, return_dtype=pl.Int64).fill_null(0)
+        encoded[0] = 0.0
+        parts.append(encoded[rows.to_numpy()])
     if file:
         parts.append(file.of(items["item_id"]))
     return _at_length_one(np.hstack(parts)), TextSource(
@@ -170,12 +176,12 @@ def item_vectors(
 
 
 def texts_of(items: pl.DataFrame) -> pl.Series:
-    """The text of each item: title, categories and description; null where it has neither the first nor the last."""
+    """The text of each item: title, categories, description; null for an item without title and description."""
     title, description = (pl.when(pl.col(name) != "").then(name) for name in ("title", "description"))
     categories = pl.when(pl.col("category").list.len() > 0).then(pl.col("category").list.join(", "))
-    told = pl.any_horizontal(title.is_not_null(), description.is_not_null())
+    has_text = pl.any_horizontal(title.is_not_null(), description.is_not_null())
     parts = pl.concat_str(title, categories, description, separator=". ", ignore_nulls=True)
-    return items.select(pl.when(told).then(parts).alias("text")).to_series()
+    return items.select(pl.when(has_text).then(parts).alias("text")).to_series()
 
 
 _TABLE: Mapping[str, pl.DataType | type[pl.DataType]] = {
@@ -186,16 +192,16 @@ _TABLE: Mapping[str, pl.DataType | type[pl.DataType]] = {
 }
 
 
-def _usable(cold: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """Without ids that the API would refuse, as `cleaning.drop_unusable_ids` has it for the log."""
+def _usable(items: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
+    """The items with ids that the API accepts, as in `cleaning.drop_unusable_ids`, and notes."""
     bad = (pl.col("item_id").str.len_bytes() > ID_MAX_BYTES) | pl.col("item_id").str.contains(_CONTROL)
-    kept = cold.filter(~bad)
-    dropped = len(cold) - len(kept)
-    return kept, [f"{dropped:,} items of the item table have unusable ids and stay out"] if dropped else []
+    kept = items.filter(~bad)
+    dropped = len(items) - len(kept)
+    return kept, [f"{dropped:,} items of the item table have unusable ids and are left out"] if dropped else []
 
 
 def _checked(table: pl.DataFrame, path: Path) -> NDArray[np.float32]:
-    """The vectors, (n, T); raises LogError for the first row that is none."""
+    """The vectors (n, T); raises LogError for the first bad row."""
     vector = pl.col("vector")
     length = vector.list.len()
     finite = vector.list.eval(pl.element().is_finite().fill_null(False)).list.all()
@@ -204,13 +210,13 @@ def _checked(table: pl.DataFrame, path: Path) -> NDArray[np.float32]:
         "has no vector": vector.is_null() | (length == 0),
         "has numbers that are missing or not finite": ~finite,
         "is of another length than the first row": length != length.first(),
-        "repeats an item of a row above": ~pl.col("item_id").is_first_distinct(),
+        "repeats an item of an earlier row": ~pl.col("item_id").is_first_distinct(),
     }
-    marked = table.select(expression.fill_null(False).alias(what) for what, expression in problems.items())
-    bad = [(int(rows[0]), what) for what in problems if len(rows := marked[what].arg_true())]
+    marked = table.select(expression.fill_null(False).alias(problem) for problem, expression in problems.items())
+    bad = [(int(rows[0]), problem) for problem in problems if len(rows := marked[problem].arg_true())]
     if bad:
-        row, what = min(bad)
-        raise LogError(f"{path}, row {row + 1:,}: the vector {what} (item `{table['item_id'][row]}`).")
+        row, problem = min(bad)
+        raise LogError(f"{path}, row {row + 1:,}: the vector {problem} (item `{table['item_id'][row]}`).")
     if table.is_empty():
         raise LogError(f"{path} has no rows.")
     return table["vector"].list.to_array(len(table["vector"][0])).to_numpy()

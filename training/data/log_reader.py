@@ -1,4 +1,4 @@
-"""Reads a behaviour log into five typed columns, and item and user tables beside it."""
+"""Reads a behaviour log into five typed columns, and the item and user tables."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,34 +12,34 @@ from training.data.timestamps import numbers_to_milliseconds, time_parsers
 from training.errors import LogError
 
 ACTIONS_MAX = 256
-"""A column with more different texts than this is hardly one of actions."""
+"""A column with more distinct texts is refused as the action column."""
 
 _SAMPLE_ROWS = 10_000
 _SHOWN_ROWS = 5
-_NOTHING = ("", "nan", "nat", "null", "none", "na", "n/a", "\\n", "-")  # texts for a number or time that is not there
+_NOTHING = ("", "nan", "nat", "null", "none", "na", "n/a", "\\n", "-")  # texts that mean a missing number or time
 
 
 @dataclass(frozen=True)
 class RawLog:
-    """A log as it was read: nothing dropped, nothing filled in, rows in the order of the file.
+    """A log before cleaning: all rows, in the order of the file.
 
-    `events` has the columns user_id, item_id, action (Enum, trimmed, null where empty; an Enum sorts like its
-    texts), value (float64, null where missing) and timestamp (int64 milliseconds, null where missing).
-    Where `has_clock` is false timestamps only give the order; where `own_order` is true, too, they are row numbers.
+    `events` has the columns user_id, item_id and action (Enum of trimmed texts, null if empty; sorts like the texts),
+    value (float64, null if missing) and timestamp (int64 milliseconds, null if missing).
+    Without `has_clock`, timestamps only give the order. With `ordered_by_row`, they are row numbers.
     """
 
     events: pl.DataFrame
     has_clock: bool
-    own_order: bool
+    ordered_by_row: bool
     columns: dict[str, str]
-    """Which column of the file became which, by role."""
+    """The name of the file's column for each role, such as `user_id`."""
 
 
 def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
-    """Read the log in `path`; `scratch` is a directory for a copy in UTF-8 where one is needed.
+    """Read the log in `path`; `scratch` is a directory for a UTF-8 copy, if the file has another encoding.
 
-    Raises LogError for what `scan_table` does not open, a log without rows, a lacking or ambiguous column, and
-    unreadable times and values, with the column's name and the first bad rows.
+    Raises LogError for a file that `scan_table` refuses, a log without rows, a missing or ambiguous column, and
+    unreadable times and values; names the column and the first bad rows.
     """
     frame = scan_table(path, scratch)
     names = column_names(frame)
@@ -58,33 +58,34 @@ def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
         times, has_clock = numbers_to_milliseconds(events["timestamp"])
     if events["action"].n_unique() > ACTIONS_MAX:
         raise LogError(
-            f"The column `{found.get('action')}` of {path} has {events['action'].n_unique():,} different texts, more "
-            f'than the {ACTIONS_MAX} that actions may have; name another one: [columns] action = "...".'
+            f"The column `{found.get('action')}` of {path} has {events['action'].n_unique():,} different texts, and a "
+            f'log may have at most {ACTIONS_MAX} actions; choose another column: [columns] action = "...".'
         )
     return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in found, found)
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
-    """The item table: item_id, title, description (text, null where empty), category (list of text). One row an item.
+    """The item table, one row per item: item_id, title and description (text, null if empty), category (list of text).
 
-    A description without a title is taken for one. Raises LogError as `read_raw_log` does.
+    A table with a description column and no title column gets the descriptions as titles. Raises LogError as
+    `read_raw_log` does.
     """
     frame = scan_table(path, scratch)
     names = column_names(frame)
     category = columns.category
-    several = list(category) if isinstance(category, tuple) else None
-    chosen = columns.model_dump(include={"item_id", "title", "description"})
-    chosen["category"] = None if several else category
-    roles = ("item_id", "title", "description", *(() if several else ("category",)))
-    found = find_columns(names, chosen, roles, "items", str(path))
+    category_columns = list(category) if isinstance(category, tuple) else None
+    configured = columns.model_dump(include={"item_id", "title", "description"})
+    configured["category"] = None if category_columns else category
+    roles = ("item_id", "title", "description", *(() if category_columns else ("category",)))
+    found = find_columns(names, configured, roles, "items", str(path))
     if "title" not in found and "description" in found:
         found["title"] = found.pop("description")
     require_columns(found, names, ("item_id",), "items", str(path))
-    for name in several or []:
+    for name in category_columns or []:
         find_columns(names, {"category": name}, ("category",), "items", str(path))
-    parts = several or ([found["category"]] if "category" in found else [])
+    list_columns = category_columns or ([found["category"]] if "category" in found else [])
     schema = frame.collect_schema()
-    lists = [_categories(name, schema[name], columns.category_separator) for name in parts]
+    lists = [_categories(name, schema[name], columns.category_separator) for name in list_columns]
     title, description = (
         _text(found[role], schema[found[role]]) if role in found else pl.lit(None, pl.String)
         for role in ("title", "description")
@@ -100,7 +101,7 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
 
 
 def read_users(path: Path, columns: UserColumns, scratch: Path) -> pl.DataFrame:
-    """The user table: user_id (text), then its other columns as they are. One row a user. Raises LogError."""
+    """The user table, one row per user: user_id (text), then its other columns unchanged. Raises LogError."""
     frame = scan_table(path, scratch)
     names = column_names(frame)
     found = find_columns(names, columns.model_dump(), ("user_id",), "users", str(path))
@@ -115,7 +116,7 @@ def read_users(path: Path, columns: UserColumns, scratch: Path) -> pl.DataFrame:
 
 
 def _typed(frame: pl.LazyFrame, found: dict[str, str], sample: pl.DataFrame, path: Path) -> pl.DataFrame:
-    """The five columns, in the order of the file; times may still be numbers without a unit."""
+    """The five columns, rows in the order of the file; times may still be numbers of unknown unit."""
     ids = {role: _id(found[role], sample) for role in ("user_id", "item_id", "action") if role in found}
     value = _value(found["value"], sample, path) if "value" in found else [pl.lit(None, pl.Float64)]
     time = time_parsers(found["timestamp"], sample[found["timestamp"]]) if "timestamp" in found else [pl.lit(None)]
@@ -143,14 +144,14 @@ def _typed(frame: pl.LazyFrame, found: dict[str, str], sample: pl.DataFrame, pat
 def _repaired(
     events: pl.DataFrame, frame: pl.LazyFrame, role: str, column: str, parsers: list[pl.Expr], path: Path
 ) -> pl.DataFrame:
-    """`events` with the rows that the quick parser did not read tried with the last; raises LogError for the rest."""
+    """Retry rows that the first parser left null with the last parser. Raises LogError for rows that also fail then."""
     failed = (events[role].is_null() & events[f"{role}_given"]).arg_true()
     if failed.is_empty():
         return events
     raw = frame.select(column).with_row_index("row").filter(pl.col("row").is_in(failed.implode())).collect()
-    again = raw.select("row", pl.col(column).cast(pl.String).alias("text"), parsers[-1].alias("parsed"))
-    missing = pl.col("text").str.strip_chars().str.to_lowercase().is_in(_NOTHING)
-    bad = again.filter(pl.col("parsed").is_null() & ~missing)
+    retried = raw.select("row", pl.col(column).cast(pl.String).alias("text"), parsers[-1].alias("parsed"))
+    means_missing = pl.col("text").str.strip_chars().str.to_lowercase().is_in(_NOTHING)
+    bad = retried.filter(pl.col("parsed").is_null() & ~means_missing)
     if len(bad):
         rows = ", ".join(
             f"row {row + 1:,} `{text[:60]}`" for row, text in bad.head(_SHOWN_ROWS).select("row", "text").rows()
@@ -159,7 +160,7 @@ def _repaired(
             f"The column `{column}` ({role}) of {path} is unreadable in {len(bad):,} row{'s' * (len(bad) > 1)}; the "
             f"first: {rows}. Rows count from 1, without the header."
         )
-    return events.with_columns(events[role].scatter(failed, again["parsed"].cast(events[role].dtype)).alias(role))
+    return events.with_columns(events[role].scatter(failed, retried["parsed"].cast(events[role].dtype)).alias(role))
 
 
 def _value(column: str, sample: pl.DataFrame, path: Path) -> list[pl.Expr]:
@@ -175,7 +176,7 @@ def _value(column: str, sample: pl.DataFrame, path: Path) -> list[pl.Expr]:
 
 
 def _id(column: str, sample: pl.DataFrame) -> pl.Expr:
-    """Ids as a Categorical, which costs each different id once; whole floats are ids such as 17, not 17.0."""
+    """Ids as a Categorical, which stores each distinct id once; a whole float gives `17`, not `17.0`."""
     return _raw_text(column, sample.schema[column]).cast(pl.Categorical(pl.Categories.random()))
 
 
@@ -192,25 +193,25 @@ def _raw_text(column: str, dtype: pl.DataType) -> pl.Expr:
 
 
 def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Trimmed text, null where empty."""
+    """Trimmed text, null if empty."""
     text = _raw_text(column, dtype).str.strip_chars()
     return pl.when(text != "").then(text)
 
 
 def _as_enum(ids: pl.Series) -> pl.Series:
-    """Trimmed ids as an Enum in the order of their texts; empty ones are null."""
-    different = ids.drop_nulls().unique()
-    texts = different.cast(pl.String).str.strip_chars()
+    """Trimmed ids as an Enum that sorts like the texts; empty ids become null."""
+    distinct = ids.drop_nulls().unique()
+    texts = distinct.cast(pl.String).str.strip_chars()
     texts = texts.set(texts == "", None)
-    order = pl.Enum(texts.drop_nulls().unique().sort())
-    codes = texts.cast(order).to_physical()
-    place = different.to_physical()
-    table = pl.Series([None], dtype=codes.dtype).new_from_index(0, int(place.max() or 0) + 1)  # type: ignore[arg-type]
-    return table.scatter(place, codes).gather(ids.to_physical()).cat.to(order).alias(ids.name)
+    enum = pl.Enum(texts.drop_nulls().unique().sort())
+    codes = texts.cast(enum).to_physical()
+    codes_in = distinct.to_physical()
+    enum_codes = pl.Series([None], dtype=codes.dtype).new_from_index(0, int(codes_in.max() or 0) + 1)  # type: ignore[arg-type]
+    return enum_codes.scatter(codes_in, codes).gather(ids.to_physical()).cat.to(enum).alias(ids.name)
 
 
 def _categories(column: str, dtype: pl.DataType, separator: str) -> pl.Expr:
-    """A list of trimmed texts, empty where there is none."""
+    """A list of trimmed texts without empty ones."""
     column_list = pl.col(column) if isinstance(dtype, pl.List) else pl.col(column).cast(pl.String).str.split(separator)
     trimmed = column_list.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars())
     return trimmed.list.eval(pl.element().filter(pl.element() != "")).fill_null([])

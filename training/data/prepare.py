@@ -1,4 +1,4 @@
-"""First stage: reads and cleans a log, and writes what every later stage and the server's history store start from."""
+"""First stage: reads and cleans a log, and writes the tables that later stages and the server's history store read."""
 
 import shutil
 import time
@@ -11,7 +11,7 @@ from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.repository.layout import PREPROCESSING
 from training.config import Config
 from training.data.cleaning import Account, clean
-from training.data.columns import Weights, action_weights
+from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
 from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
@@ -19,17 +19,17 @@ from training.errors import ConfigError, LogError
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
 
 REPEATS_MAX = 0.1
-"""Where a larger share of events goes back to an item, users repeat themselves, and seen items stay in."""
+"""Limit of `repeat_share`: at or above it, recommendations may contain items that the user has seen."""
 
 _LENGTHS = (16, 32, 50, 100, 200)
 _STEPS = ("reading", "cleaning", "item table", "writing")
 _TEXT_STORE = ".text"
-"""Beside the runs: text vectors of earlier ones."""
+"""Directory beside the runs that keeps text vectors for later runs."""
 
 
 @dataclass(frozen=True)
 class PrepareResult:
-    """What `prepare` wrote under `directory`, in short."""
+    """Summary of the output of `prepare` in `directory`."""
 
     directory: Path
     preprocessing: Preprocessing
@@ -43,7 +43,7 @@ def prepare(
 ) -> PrepareResult:
     """Write `events.parquet`, `items.parquet`, `users.parquet` (if given), `preprocessing.json` and `account.json`.
 
-    With `[text]` also what `text.add_text` writes. Raises LogError and ConfigError.
+    With `[text]` also the files of `item_text.add_text`. Raises LogError and ConfigError.
     """
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
@@ -51,44 +51,42 @@ def prepare(
         log = read_raw_log(events, config.columns, scratch)
         log, weights, notes = named_actions(log, config)
         if not log.has_clock:
-            notes.append(
-                "no clock: " + ("rows" if log.own_order else "times") + " give the order of events, not when they were"
-            )
+            kind = "rows" if log.ordered_by_row else "times"
+            notes.append(f"no clock: {kind} give the order of events, not their date and time")
         progress(_STEPS[1], 1, len(_STEPS))
         now_ms = int(time.time() * 1000)
         split = choose_split(config.split, log.events["timestamp"], log.has_clock, now_ms)
         if split.by_time:
-            notes.append(split.in_words())
+            notes.append(split.describe())
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         progress(_STEPS[2], 2, len(_STEPS))
-        known = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
-        if known.is_empty():
-            raise LogError(f"Cleaning left nothing to train on ({split.in_words()}).")
-        catalogue = _catalogue(cleaned.events, known, weights)
+        training_events = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
+        if training_events.is_empty():
+            raise LogError(f"Cleaning left no events to train on ({split.describe()}).")
+        catalogue = _catalogue(cleaned.events, training_events, weights)
         table = read_items(items, config.items, scratch) if items else None
-        catalogue, more = _described(catalogue, table)
+        catalogue, title_notes = _with_titles(catalogue, table)
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
         store = run.path.parent / _TEXT_STORE
-        catalogue, of_text = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
+        catalogue, text_notes = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
         labels = read_users(users, config.users, scratch) if users else None
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
-        repeats = repeat_share(known)
+        repeats = repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
+        rows_in, rows_out = len(log.events), len(cleaned.events)
+        notes += title_notes + text_notes
+        account = Account(rows_in=rows_in, rows_out=rows_out, steps=cleaned.steps, notes=tuple(notes))
+        _write_tables(stage.directory, cleaned.events, catalogue, labels)
         write_split(stage.directory, split)
-        account = Account(
-            rows_in=len(log.events), rows_out=len(cleaned.events), steps=cleaned.steps, notes=(*notes, *more, *of_text)
-        )
-        _write(stage.directory, cleaned.events, catalogue, labels)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
         files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
-        run.describe(
-            config, {name: fingerprint(path) for name, path in files.items() if path} | {"columns": log.columns}
-        )
+        fingerprints = {name: fingerprint(path) for name, path in files.items() if path}
+        run.describe(config, fingerprints | {"columns": log.columns})
         user_count = cleaned.events["user_id"].n_unique()
-        stage.figures |= {"rows_in": account.rows_in, "events": account.rows_out, "users": user_count}
-        stage.figures |= {"items": len(catalogue), "has_clock": log.has_clock, "max_length": preprocessing.max_length}
+        stage.figures |= {"rows_in": rows_in, "events": rows_out, "users": user_count, "items": len(catalogue)}
+        stage.figures |= {"has_clock": log.has_clock, "max_length": preprocessing.max_length}
         stage.figures |= {"exclude_seen": preprocessing.exclude_seen, "repeats": round(repeats, 4)}
         progress(_STEPS[3], 4, len(_STEPS))
     return PrepareResult(stage.directory, preprocessing, account, user_count, len(catalogue))
@@ -96,29 +94,31 @@ def prepare(
 
 def learn_preprocessing(
     events: pl.DataFrame,
-    weights: Weights,
+    weights: ActionWeights,
     has_clock: bool,
     repeats: float,
     config: Config,
     split: Split = LEAVE_ONE_OUT,
 ) -> Preprocessing:
-    """Everything that encoding an event needs, learned from cleaned, sorted events; `repeats` as in `repeat_share`."""
-    known = split.training_part(events.lazy()).collect() if split.by_time else events
-    counts = events.select(pl.col("action").unique()).join(known.group_by("action").len(), on="action", how="left")
+    """The preprocessing learned from cleaned, sorted events; `repeats` is their `repeat_share`."""
+    training_events = split.training_part(events.lazy()).collect() if split.by_time else events
+    counts = events.select(pl.col("action").unique()).join(
+        training_events.group_by("action").len(), on="action", how="left"
+    )
     counts = counts.sort("len", "action", descending=[True, False], nulls_last=True)
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
-    seen = config.clean.exclude_seen
+    exclude_seen = config.clean.exclude_seen
     return Preprocessing(
-        max_length=config.train.max_length or choose_max_length(known),
+        max_length=config.train.max_length or choose_max_length(training_events),
         actions=tuple(Action(name=name, weight=by_name[name]) for name in counts["action"].cast(pl.String)),
         value=learn_normaliser(events, config.clean.normalise, split),
         has_clock=has_clock,
-        exclude_seen=repeats < REPEATS_MAX if seen is None else seen,
+        exclude_seen=repeats < REPEATS_MAX if exclude_seen is None else exclude_seen,
     )
 
 
 def learn_normaliser(events: pl.DataFrame, method: str, split: Split = LEAVE_ONE_OUT) -> ValueNormaliser:
-    """How values are scaled, learned on the training part of sorted events; none where there are no values."""
+    """Scaling of values, learned on the training part of sorted events; no scaling if there are no values."""
     value = pl.col("value")
     if method == "log":
         value = value.sign() * value.abs().log1p()
@@ -127,35 +127,35 @@ def learn_normaliser(events: pl.DataFrame, method: str, split: Split = LEAVE_ONE
         "min_max": value.max() - value.min(),
         "robust": value.quantile(0.75, "linear") - value.quantile(0.25, "linear"),
     }
-    wanted = centers.get(method, value.mean()), spreads.get(method, value.std(ddof=0))
-    part = split.training_part(events.lazy())
-    center, scale = part.select(wanted[0].alias("c"), wanted[1].alias("s")).collect().row(0)
+    statistics = centers.get(method, value.mean()), spreads.get(method, value.std(ddof=0))
+    training_events = split.training_part(events.lazy())
+    center, scale = training_events.select(statistics[0].alias("c"), statistics[1].alias("s")).collect().row(0)
     if method == "none" or center is None:
         return ValueNormaliser()
     return ValueNormaliser.model_validate({"method": method, "center": center, "scale": scale or 1.0})
 
 
 def repeat_share(events: pl.DataFrame) -> float:
-    """Share of events by which a user comes back to an item by the same action, after another item in between.
+    """Share of events with which a user returns to an item by the same action, after another item in between.
 
-    An item seen twice in a row is one visit: reloading an article is no sign that people want it again.
-    `events` are sorted, with ids as Enums.
+    Repeats without another item in between count as one visit: reloading an article is no sign of interest in seeing
+    it again. `events` are sorted, with ids as Enums.
     """
     user, item, action = (pl.col(name).to_physical().cast(pl.Int64) for name in ("user_id", "item_id", "action"))
     same_visit = (user == user.shift(1)) & (item == item.shift(1))
-    kind = (user * (item.max() + 1) + item) * (action.max() + 1) + action  # one integer is counted faster than three
+    kind = (user * (item.max() + 1) + item) * (action.max() + 1) + action  # one integer is faster to count than three
     visits = events.select(kind.filter(~same_visit.fill_null(False))).to_series()
     return (len(visits) - visits.n_unique()) / len(events)
 
 
 def choose_max_length(events: pl.DataFrame) -> int:
-    """A length that holds the whole history of three users in four, within what serves quickly."""
+    """The smallest of `_LENGTHS` that holds the whole history of 75 % of users; the largest if none does."""
     typical = events.group_by("user_id").len()["len"].quantile(0.75) or 1
     return next((length for length in _LENGTHS if length >= typical), _LENGTHS[-1])
 
 
-def named_actions(log: RawLog, config: Config) -> tuple[RawLog, Weights, list[str]]:
-    """The log with final action names, their weights, and remarks on those that nothing knows. Raises ConfigError."""
+def named_actions(log: RawLog, config: Config) -> tuple[RawLog, ActionWeights, list[str]]:
+    """The log with final action names, the action weights, and notes on unknown actions. Raises ConfigError."""
     raw = log.events["action"].drop_nulls().unique().cast(pl.String).sort().to_list()
     fill = config.clean.missing.action.fill
     weights = action_weights(dict.fromkeys([*raw, *([str(fill)] if fill is not None else [])]), config.actions)
@@ -163,20 +163,20 @@ def named_actions(log: RawLog, config: Config) -> tuple[RawLog, Weights, list[st
     for name, weight in ((weights.name[key], weight) for key, weight in weights.weight.items()):
         if by_name.setdefault(name, weight) != weight:
             raise ConfigError(
-                f"The action `{name}` gets two weights, {by_name[name]:g} and {weight:g}; set one in [actions]."
+                f"The action `{name}` gets two weights, {by_name[name]:g} and {weight:g}; set one weight in [actions]."
             )
     notes = [
-        f"action `{name}` is not a common one: it weighs 1; set [actions] to change it" for name in weights.unknown
+        f"action `{name}` is not a common one: its weight is 1; change it in [actions]" for name in weights.unknown
     ]
     notes += [f"[actions] `{name}` does not occur in the log" for name in config.actions if name not in weights.name]
     if any(name != key for key, name in weights.name.items()):
         names = pl.Enum(sorted(by_name))
         renamed = log.events["action"].cast(pl.String).replace(dict(weights.name)).cast(names)
-        log = RawLog(log.events.with_columns(renamed), log.has_clock, log.own_order, log.columns)
+        log = RawLog(log.events.with_columns(renamed), log.has_clock, log.ordered_by_row, log.columns)
     return log, weights, notes
 
 
-def _catalogue(events: pl.DataFrame, known: pl.DataFrame, weights: Weights) -> pl.DataFrame:
+def _catalogue(events: pl.DataFrame, known: pl.DataFrame, weights: ActionWeights) -> pl.DataFrame:
     """item_id, event_count and summed weight of all `events`; the item that is most frequent in `known` comes first."""
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
     counts = events.group_by("item_id", "action").len().with_columns(pl.col("action").cast(pl.String))
@@ -193,8 +193,8 @@ def _catalogue(events: pl.DataFrame, known: pl.DataFrame, weights: Weights) -> p
     )
 
 
-def _described(catalogue: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, list[str]]:
-    """The catalogue with titles and categories where an item table has them."""
+def _with_titles(catalogue: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, list[str]]:
+    """The catalogue with titles and categories from the item table, and notes."""
     if table is None:
         empty = (pl.lit(None, pl.String).alias("title"), pl.lit([], pl.List(pl.String)).alias("category"))
         joined, notes = catalogue.with_columns(*empty), []
@@ -207,7 +207,7 @@ def _described(catalogue: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.
     return joined.select("item_id", "title", "category", "event_count", "weight"), notes
 
 
-def _write(directory: Path, events: pl.DataFrame, catalogue: pl.DataFrame, labels: pl.DataFrame | None) -> None:
+def _write_tables(directory: Path, events: pl.DataFrame, catalogue: pl.DataFrame, labels: pl.DataFrame | None) -> None:
     texts = pl.col("user_id", "item_id", "action").cast(pl.String)
     events.lazy().with_columns(texts).sink_parquet(directory / "events.parquet", compression="lz4")
     catalogue.write_parquet(directory / "items.parquet")

@@ -1,9 +1,9 @@
-"""From `events.parquet` to encoder inputs: sequences by user, the split into train, validation and test, and windows.
+"""From `events.parquet` to encoder inputs: the histories of users, and the held-out targets of validation and test.
 
-The split is leave-one-out twice: of each user with at least `EVENTS_MIN` events the last one is the test target and
-the one before it the validation target. Training ends before both, in each of two readings of a history: as it is,
-and with only the first event of each user and item, the reading of the published figures. So neither gives away
-what the other is tested on.
+Leave-one-out: for each user with at least `EVENTS_MIN` events, the last event is the test target and the event before
+it is the validation target. There are two readings of a log: all events, and only the first event of each user and
+item, which published results use. Training ends before the targets of both readings, so that no reading trains on a
+target of the other.
 """
 
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ from server.core.ragged import offsets_of, places_of
 from training.data.split import LEAVE_ONE_OUT, Split, read_split
 
 EVENTS_MIN = 5
-"""Users with fewer events (of the reading at hand) are for training only."""
+"""Users with fewer events in a reading have no targets; all their events are for training."""
 
 
 @dataclass(frozen=True, slots=True)
 class EventLog:
-    """Events of U users, encoded: user b's are `features.offsets[b]:features.offsets[b + 1]`. Users may have none.
+    """The N encoded events of U users: those of user b are `features.offsets[b]:features.offsets[b + 1]`, perhaps none.
 
-    `train_ends` (U,) is one past each user's last event that training may see, an absolute place in the columns.
+    `train_ends` (U,) is the end of each user's training events, as an absolute position in the columns.
     `timestamp` (N,) is in milliseconds.
     """
 
@@ -42,23 +42,23 @@ class EventLog:
         return self.features.rows
 
     def before(self, ends: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Which events (N,) lie before their user's end; `ends` (U,) are absolute places in the columns."""
+        """Mask (N,) of the events before their user's end; `ends` (U,) are absolute positions in the columns."""
         return np.arange(len(self.timestamp)) < np.repeat(ends, self.features.lengths)
 
     def histories(self, rows: NDArray[np.intp], ends: NDArray[np.int64], max_length: int | None = None) -> Features:
-        """The events of the users `rows` (B,) before `ends` (B,): all of them, or the newest `max_length`."""
+        """The events of the users `rows` (B,) before `ends` (B,): all events, or the newest `max_length`."""
         starts = self.features.starts[rows]
         return self.features.slices(starts if max_length is None else np.maximum(starts, ends - max_length), ends)
 
-    def only(self, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing) -> "EventLog":
-        """The events `kept` (N,) of the users `rows`, ascending; gaps are those between the events that are left."""
-        wanted = np.zeros(len(self.users), np.bool_)
-        wanted[rows] = True
+    def subset(self, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing) -> "EventLog":
+        """The events in the mask `kept` (N,) of the users `rows` (ascending), with new gaps between these events."""
+        is_kept_user = np.zeros(len(self.users), np.bool_)
+        is_kept_user[rows] = True
         user = self.event_users
-        kept = kept & wanted[user]
-        # Rows of the users that stay are counted anew, from 0.
+        kept = kept & is_kept_user[user]
+        # Renumber the remaining users from 0.
         row, columns = np.searchsorted(rows, user[kept]), self.features
-        events = {
+        event_columns = {
             "row": row,
             "item_index": columns.item_index[kept],
             "action_index": columns.action_index[kept],
@@ -66,14 +66,14 @@ class EventLog:
             "timestamp": (timestamp := self.timestamp[kept]),
         }
         scaled_already = preprocessing.model_copy(update={"value": ValueNormaliser()})
-        encoded = encode(pl.LazyFrame(events), scaled_already).collect()
+        encoded = encode(pl.LazyFrame(event_columns), scaled_already).collect()
         features = Features.of(encoded, np.bincount(row, minlength=len(rows)))
         train_ends = offsets_of(kept)[self.train_ends[rows]]
         return EventLog(self.users.gather(rows), features, timestamp, train_ends, self.split)
 
 
 def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
-    """Encode the whole of `events.parquet`, in its order."""
+    """Encode all of `events.parquet`, in the order of the file."""
     events = _indexed(prepared, preprocessing).collect()
     split = read_split(prepared)
     encoded = encode(events.lazy(), preprocessing).collect()
@@ -83,20 +83,20 @@ def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
 
 
 def read_first_events(prepared: Path, preprocessing: Preprocessing) -> EventLog:
-    """Encode the first event of each user and item only. Training ends where it does in the whole log."""
+    """Encode only the first event of each user and item; `train_ends` is at the same events as in the whole log."""
     log = read_log(prepared, preprocessing)
     pairs = pl.DataFrame({"row": log.event_users, "item_index": log.features.item_index})
     first = pairs.select(pl.struct("row", "item_index").is_first_distinct()).to_series().to_numpy()
-    return log.only(first, np.arange(len(log.users)), preprocessing)
+    return log.subset(first, np.arange(len(log.users)), preprocessing)
 
 
 def read_sequences(prepared: Path, preprocessing: Preprocessing) -> EventLog:
-    """The reading that fits the log: first events where seen items are excluded, all events otherwise."""
+    """The reading that fits the log: first events only if seen items are excluded, else all events."""
     return (read_first_events if preprocessing.exclude_seen else read_log)(prepared, preprocessing)
 
 
 def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
-    """Events with row, item_index and action_index in place of user, item and action."""
+    """Events with the indexes row, item_index (from 1) and action_index (from 1) instead of texts."""
     items = pl.scan_parquet(prepared / "items.parquet").select("item_id").with_row_index("item_index", 1)
     names = [action.name for action in preprocessing.actions]
     actions = pl.LazyFrame({"action": names}, {"action": pl.String}).with_row_index("action_index", 1)
@@ -110,9 +110,9 @@ def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
 
 
 def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
-    """Before the validation target of both readings, the whole history of users too short for either.
+    """End of each user's training events, (U,): before the validation targets of both readings, or the whole history.
 
-    With a split by time, before the first event of the validation period.
+    With a split by time: before the user's first event of the validation period.
     """
     if split.by_time:
         inside = (pl.col("timestamp") < split.validation_from).sum()
@@ -145,9 +145,9 @@ def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """One target each of some users: `rows` (T,) of the log, `ends` (T,) where their histories end, `targets` (T,).
+    """T held-out targets: the user row of each, `rows` (T,), the end of the history, `ends` (T,), and `targets` (T,).
 
-    The target, an item index, is the event at `ends`.
+    A target is the item index of the event at `ends`.
     """
 
     rows: NDArray[np.intp]
@@ -158,44 +158,44 @@ class HeldOut:
 def held_out(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None = None) -> HeldOut:
     """The `from_end`-th last event of each user with enough events: 1 is the test target, 2 the validation target.
 
-    With a split by time, each user's first event of the test period (1) or of the validation period (2), where an
-    event lies before that period. With `positive`, by action index, a negative action is no target: leave-one-out
-    leaves such a user out, the split by time takes the next event of the period.
+    With a split by time: the first event of the test period (1) or validation period (2) of each user with an event
+    before that period. With `positive`, a mask by action index, events of other actions are no targets: leave-one-out
+    skips these users, the split by time takes the user's next event of the period.
     """
     if log.split.by_time:
         return _first_of_period(log, from_end, positive)
     rows = np.flatnonzero(log.features.lengths >= EVENTS_MIN)
     ends = log.features.ends[rows] - from_end
     if positive is not None:
-        asked = positive[log.features.action_index[ends]]
-        rows, ends = rows[asked], ends[asked]
+        is_target = positive[log.features.action_index[ends]]
+        rows, ends = rows[is_target], ends[is_target]
     return HeldOut(rows, ends, log.features.item_index[ends])
 
 
 def _first_of_period(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
     starts, stops = period_starts(log, from_end), period_starts(log, from_end - 1)
     user = log.event_users
-    asked = log.before(stops) & ~log.before(starts) & (starts > log.features.starts)[user]
+    is_target = log.before(stops) & ~log.before(starts) & (starts > log.features.starts)[user]
     if positive is not None:
-        asked &= positive[log.features.action_index]
-    rows, first = np.unique(user[asked], return_index=True)
-    ends = np.flatnonzero(asked)[first]
+        is_target &= positive[log.features.action_index]
+    rows, first = np.unique(user[is_target], return_index=True)
+    ends = np.flatnonzero(is_target)[first]
     return HeldOut(rows, ends, log.features.item_index[ends])
 
 
 def period_starts(log: EventLog, from_end: int) -> NDArray[np.int64]:
-    """Where each user's test period (1) or validation period (2) of a split by time begins, (U,); 0: past the end."""
+    """Start of each user's test (1) or validation period (2) of a split by time, (U,); for 0 the end of the log."""
     if from_end == 0:
         return log.features.ends
     moment = log.split.test_from if from_end == 1 else log.split.validation_from
-    before = offsets_of(log.timestamp < moment)  # (N + 1,): events before the moment that precede each place
+    before = offsets_of(log.timestamp < moment)  # (N + 1,): number of events before the moment, up to each position
     first, last = log.features.starts, log.features.ends
     starts: NDArray[np.int64] = first + before[last] - before[first]
     return starts
 
 
 def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
-    """Where each user's history ends that may be known before the targets of `held_out`, (U,); the whole one for 0."""
+    """End of each user's events that are known before the targets of `held_out`, (U,); for 0 the whole history."""
     if log.split.by_time or from_end == 0:
         return period_starts(log, from_end)
     ends = log.train_ends.copy()
@@ -205,41 +205,38 @@ def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
 
 
 def positive_actions(preprocessing: Preprocessing) -> NDArray[np.bool_]:
-    """Whether an action may be a target, by action index; padding may not."""
+    """Mask by action index of the actions that can be targets: weight 0 or more, and no padding."""
     return np.array([False, *(action.weight >= 0 for action in preprocessing.actions)])
 
 
-def sampled(held: HeldOut, count: int, seed: int) -> HeldOut:
-    """At most `count` of them, drawn by seed, in their order."""
+def sample_targets(held: HeldOut, count: int, seed: int) -> HeldOut:
+    """At most `count` targets, drawn at random, in their original order."""
     if len(held.rows) <= count:
         return held
-    return chosen(held, np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False)))
+    return select_targets(held, np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False)))
 
 
-def chosen(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
-    """Those at `places`, in that order."""
+def select_targets(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
+    """The targets at `places`, in that order."""
     return HeldOut(held.rows[places], held.ends[places], held.targets[places])
 
 
 def seen_pairs(log: EventLog, held: HeldOut) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Everything in the histories before the targets, as pairs of place in `held` and item row, both (P,)."""
-    past = log.histories(held.rows, held.ends)
-    return past.rows, past.item_index.astype(np.intp) - 1
+    """The items in histories before the targets: pairs of position in `held` and item row (index - 1), both (P,)."""
+    histories = log.histories(held.rows, held.ends)
+    return histories.rows, histories.item_index.astype(np.intp) - 1
 
 
 def in_training(log: EventLog) -> NDArray[np.bool_]:
-    """Which events training may see, (N,)."""
+    """Mask (N,) of the training events."""
     return log.before(log.train_ends)
 
 
 def random_half(log: EventLog, seed: int) -> NDArray[np.bool_]:
-    """Whether each event is in the first of two halves of its user's events, drawn at random, (N,).
-
-    Of an odd number of events the second half has one more.
-    """
+    """Mask (N,) of a random half of each user's events; if their number is odd, the other half has one more."""
     lengths, user = log.features.lengths, log.event_users
-    # Each user's events in random order; the first half of that order is taken.
+    # Shuffle each user's events and take the first half.
     order = np.lexsort((np.random.default_rng(seed).random(len(user)), user))
-    one = np.zeros(len(user), np.bool_)
-    one[order] = places_of(0, lengths) < lengths[user] // 2
-    return one
+    in_half = np.zeros(len(user), np.bool_)
+    in_half[order] = places_of(0, lengths) < lengths[user] // 2
+    return in_half

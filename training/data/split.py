@@ -1,4 +1,4 @@
-"""Which events training may see: all but the last of each user, or all before a time."""
+"""The split into training, validation and test events: by each user's last events, or by time."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,10 +16,10 @@ _FILE = "split.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Leave-one-out where both are 0, or two times in milliseconds.
+    """A split by two times in milliseconds, or leave-one-out if both are 0.
 
-    Training ends before `validation_from`, test targets begin with `test_from`, and what lies between chooses the
-    epoch.
+    Events before `validation_from` are for training, events from `test_from` on are for the test. The events in between
+    validate, for instance to choose the epoch.
     """
 
     validation_from: int = 0
@@ -31,7 +31,7 @@ class Split:
         return self.validation_from != 0
 
     def training_part(self, events: pl.LazyFrame) -> pl.LazyFrame:
-        """Those of sorted `events` (user_id, then time) that training may see.
+        """The training events of `events`, which are sorted by user_id, then time.
 
         Leave-one-out holds back the last two events of each user.
         """
@@ -40,12 +40,12 @@ class Split:
         return events.filter((pl.col("user_id") == pl.col("user_id").shift(-2)).fill_null(False))
 
     def periods(self) -> list[pl.Expr]:
-        """What tells the periods of a split by time apart; nothing for leave-one-out."""
+        """Expressions to group events by period of a split by time; empty for leave-one-out."""
         moments = (self.validation_from, self.test_from) if self.by_time else ()
         return [pl.col("timestamp") < moment for moment in moments]
 
-    def in_words(self) -> str:
-        """For people."""
+    def describe(self) -> str:
+        """The split as a phrase for people."""
         if not self.by_time:
             return "leave-one-out"
         return f"time split: training before {_day(self.validation_from)}, test from {_day(self.test_from)} on"
@@ -55,43 +55,43 @@ LEAVE_ONE_OUT = Split()
 
 
 def choose_split(settings: SplitSettings, timestamps: pl.Series, has_clock: bool, now_ms: int) -> Split:
-    """The split of a log with these times in milliseconds, nulls and times in the future aside.
+    """The split of a log with these times in milliseconds; ignores nulls and times in the future.
 
-    Without a time of its own, the newest `test_share` of events is the test part; the period before it, with a share
-    as large of what is left, validates. Raises ConfigError for a log without a clock, or without events on both sides.
+    Without `test_from` in the settings, the newest `test_share` of events is for the test. The newest `test_share` of
+    the remaining events validates. Raises ConfigError for a log without a clock, or if a part would have no events.
     """
     if settings.method == "leave_one_out":
         return Split()
     if not has_clock:
-        raise ConfigError("[split] method is time, and this log has no clock; use leave_one_out.")
+        raise ConfigError("[split] method is time, but this log has no clock; use leave_one_out.")
     times = timestamps.drop_nulls()
     times = times.filter(times <= now_ms).sort()
     if times.is_empty():
-        raise ConfigError("[split] method is time, and no event of this log has a time that is past.")
+        raise ConfigError("[split] method is time, but this log has no event with a time in the past.")
     if settings.test_from is None:
         test_from = int(times[int(len(times) * (1 - settings.test_share))])
     else:
-        given = settings.test_from
-        test_from = round((given if given.tzinfo else given.replace(tzinfo=UTC)).timestamp() * 1000)
+        moment = settings.test_from
+        test_from = round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
     before = times.filter(times < test_from)
     if before.is_empty() or len(before) == len(times):
         raise ConfigError(
-            f"[split] test_from {_day(test_from)} leaves no event on one side; the log runs from "
+            f"[split] test_from {_day(test_from)} leaves no event before or after this time; the log runs from "
             f"{_day(times[0])} to {_day(times[-1])}."
         )
     validation_from = int(before[int(len(before) * (1 - settings.test_share))])
     if validation_from <= times[0]:
-        raise ConfigError("[split] leaves no time to train on: too many events happened at once. Lower test_share.")
+        raise ConfigError("[split] leaves no events to train on: too many events have the same time. Lower test_share.")
     return Split(validation_from, test_from)
 
 
 def write_split(directory: Path, split: Split) -> None:
-    """Note the split among the prepared data."""
+    """Write the split into the directory of the prepared data."""
     write_atomically(directory / _FILE, json.dumps(asdict(split)) + "\n")
 
 
 def read_split(prepared: Path) -> Split:
-    """The split that `prepare` noted; leave-one-out where it noted none."""
+    """The split in the directory of the prepared data; leave-one-out if there is no split file."""
     path = prepared / _FILE
     return Split(**json.loads(path.read_bytes())) if path.is_file() else Split()
 

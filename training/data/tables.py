@@ -1,4 +1,4 @@
-"""Opens a table file as a Polars LazyFrame, by suffix, and for text by its encoding and delimiter; writes one, too."""
+"""Opens table files as Polars LazyFrames: format by suffix; detects encoding and delimiter of text. Writes tables."""
 
 import codecs
 import gzip
@@ -15,7 +15,7 @@ from polars.exceptions import PolarsError
 from training.errors import ConfigError, LogError
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""What `scan_table` opens, case aside."""
+"""Suffixes that `scan_table` opens, in upper or lower case."""
 
 _WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
     ".parquet": lambda frame, path: frame.write_parquet(path),
@@ -25,13 +25,13 @@ _WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
     ".jsonl": lambda frame, path: frame.write_ndjson(path),
 }
 _HEAD_BYTES = 1 << 20
-_GB2312_SHARE = 0.8  # of the two-byte characters of Chinese text; accented Latin text has next to none
+_GB2312_SHARE = 0.8  # least share of two-byte characters in Chinese text; accented Latin text has almost none
 
 
 def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
-    """The table in `path`; columns of text formats without types come as text.
+    """The table in `path`; every column of a CSV or TSV file is text.
 
-    Text that is not UTF-8 but GB18030 or UTF-16 is rewritten once as UTF-8 under `scratch`.
+    A GB18030 or UTF-16 file is first copied as UTF-8 into `scratch`.
     Raises LogError for a missing or empty file, an unknown suffix or another encoding.
     """
     kind = _kind(path)
@@ -52,9 +52,9 @@ def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
-    """Write a table, format by suffix: .parquet, .csv, .tsv, .ndjson or .jsonl; whole or not at all.
+    """Write a table in one step; format by suffix: .parquet, .csv, .tsv, .ndjson or .jsonl.
 
-    Raises ConfigError for another suffix and for a place that cannot be written.
+    Raises ConfigError for another suffix, and for a path that cannot be written.
     """
     check_writable(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -68,21 +68,21 @@ def write_table(frame: pl.DataFrame, path: Path) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Raises ConfigError where `write_table` does not know the suffix, or there is no such directory."""
+    """Raise ConfigError for a suffix that `write_table` does not know, or a missing directory."""
     if path.suffix.lower() not in _WRITERS:
-        raise ConfigError(f"{path} has a suffix that is not known; write to one of {', '.join(_WRITERS)}.")
+        raise ConfigError(f"{path} has an unknown suffix; write to one of {', '.join(_WRITERS)}.")
     check_directory(path)
 
 
 def check_directory(path: Path) -> None:
-    """Raises ConfigError where a file cannot be written to `path` since its directory is not there."""
+    """Raise ConfigError if the directory of `path` does not exist."""
     if not path.parent.is_dir():
         raise ConfigError(f"Cannot write {path}: there is no directory {path.parent}.")
 
 
 @contextmanager
 def readable(path: Path) -> Iterator[None]:
-    """Turn what Polars raises about the content of `path` into a LogError."""
+    """Turn errors that Polars raises about the content of `path` into a LogError."""
     try:
         yield
     except (PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
@@ -91,7 +91,7 @@ def readable(path: Path) -> Iterator[None]:
 
 
 def column_names(frame: pl.LazyFrame) -> list[str]:
-    """Names of the columns, in order."""
+    """Column names, in order."""
     return frame.collect_schema().names()
 
 
@@ -99,7 +99,7 @@ def _kind(path: Path) -> str:
     name = path.name.lower()
     suffix = next((known for known in SUFFIXES if name.endswith(known)), None)
     if suffix is None:
-        raise LogError(f"{path} has a suffix that is not known; save it as one of {', '.join(SUFFIXES)}.")
+        raise LogError(f"{path} has an unknown suffix; save the table as one of {', '.join(SUFFIXES)}.")
     kind = suffix.split(".")[1]
     return "ndjson" if kind == "jsonl" else kind
 
@@ -109,7 +109,7 @@ def _open(path: Path) -> IO[bytes]:
 
 
 def _as_utf8(path: Path, scratch: Path) -> Path:
-    """`path` itself where its start is UTF-8, else a copy in UTF-8."""
+    """`path` itself if it begins with UTF-8 text, else a UTF-8 copy in `scratch`."""
     with _open(path) as file:
         encoding = _encoding(file.read(_HEAD_BYTES), path)
     if encoding == "utf-8":
@@ -145,7 +145,7 @@ def _decodes(head: bytes, encoding: str) -> bool:
 
 
 def _gb2312_share(head: bytes) -> float:
-    """Share of the characters beyond ASCII whose second byte is one, too, as it is in everyday Chinese."""
+    """Share of the non-ASCII characters whose second byte is 0xA1 or more, as in everyday Chinese."""
     pairs = both = position = 0
     while position < len(head) - 1:
         if head[position] < 0x80:
@@ -158,7 +158,7 @@ def _gb2312_share(head: bytes) -> float:
 
 
 def _separator(path: Path, kind: str) -> str:
-    """The delimiter: a tab for TSV; for CSV the comma, or what the first line has in its place."""
+    """The delimiter: a tab for TSV; for CSV a comma, or, if the first line has none, a semicolon, tab or bar."""
     if kind == "tsv":
         return "\t"
     with _open(path) as file:

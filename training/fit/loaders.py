@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader
 
 from server.core.preprocessing import Preprocessing
 from training.config import TrainSettings
-from training.data.sequences import EventLog, chosen, held_out, positive_actions, sampled
+from training.data.sequences import EventLog, held_out, positive_actions, sample_targets, select_targets
 from training.errors import LogError
 from training.fit.batching import Batch, EpochPlan, StepShards, Validation, Windows
 from training.fit.processes import Processes
@@ -55,9 +55,9 @@ def validation_loader(
 ) -> DataLoader[Batch] | None:
     """This process's share of a sample of the validation targets; None where no user has one."""
     users = max(1, min(_VALIDATION_USERS, _VALIDATION_SCORES // item_count))
-    targets = sampled(held_out(log, 2, positive_actions(preprocessing)), users, seed)
+    targets = sample_targets(held_out(log, 2, positive_actions(preprocessing)), users, seed)
     if not len(targets.rows):
         return None
     if len(targets.rows) >= processes.count:  # with fewer every process validates all: the mean is the same
-        targets = chosen(targets, np.arange(processes.rank, len(targets.rows), processes.count))
+        targets = select_targets(targets, np.arange(processes.rank, len(targets.rows), processes.count))
     return DataLoader(Validation(log, targets, preprocessing), batch_size=None)

@@ -14,7 +14,7 @@ from sklearn.preprocessing import normalize
 
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import EventLog, HeldOut, chosen, in_training, positive_actions, random_half
+from training.data.sequences import EventLog, HeldOut, in_training, positive_actions, random_half, select_targets
 from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 
@@ -70,7 +70,7 @@ def learn_forecast(
     moments = _moments(log, seed)
     following = _following(log, preprocessing, moments, bags)
     told = np.flatnonzero(following.any(axis=1))
-    moments = chosen(moments, told)
+    moments = select_targets(moments, told)
     if len(np.unique(moments.rows)) < 2 * _FOLDS:
         return None
     known = embed(log.histories(moments.rows, moments.ends, max_length)).astype(np.float64)
@@ -111,7 +111,7 @@ def halves_of(
     """What is known from two random halves of users' training events, (H, P) each; None of too few users."""
     learned, one = in_training(log), random_half(log, seed)
     rows = np.sort(np.random.default_rng(seed).permutation(len(log.users))[:_HALVED_USERS])
-    parts = [log.only(half & learned, rows, preprocessing).features for half in (one, ~one)]
+    parts = [log.subset(half & learned, rows, preprocessing).features for half in (one, ~one)]
     both = (parts[0].lengths > 0) & (parts[1].lengths > 0)
     if both.sum() <= max(_KS):
         return None

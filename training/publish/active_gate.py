@@ -21,7 +21,7 @@ from server.core.repository.read import read_release
 from server.core.repository.traffic import last_traffic, read_traffic
 from server.core.segments import next_item_part, segment_part
 from training.config import PublishSettings
-from training.data.sequences import HeldOut, sampled
+from training.data.sequences import HeldOut, sample_targets
 from training.errors import PublishError
 from training.evaluation.compare import SIGNIFICANT, PairedDifference, difference_of
 from training.evaluation.evaluate import protocols
@@ -145,7 +145,7 @@ def gate_targets(prepared: Path, release: Release, most: int) -> GateTargets | N
     if protocol is None:
         return None
     events = pl.read_parquet(prepared / "events.parquet")
-    held = sampled(protocol.held, most, seed=0)
+    held = sample_targets(protocol.held, most, seed=0)
     ends = _places(events, exclude_seen)[held.ends]
     return _asked(events, held, ends)
 

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
-from training.data.sequences import EventLog, HeldOut, chosen, held_out, known_ends, positive_actions, sampled
+from training.data.sequences import (
+    EventLog,
+    HeldOut,
+    held_out,
+    known_ends,
+    positive_actions,
+    sample_targets,
+    select_targets,
+)
 from training.kmeans.engines import Engine, on_one_machine
 from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
@@ -122,7 +130,7 @@ class HybridTuner:
     def scene(self, from_end: int, targets: HeldOut | None = None) -> Snapshot | None:
         """The world before `targets`, by default a sample of those of `held_out`; None without any."""
         positive = positive_actions(self.preprocessing)
-        held = targets or sampled(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
+        held = targets or sample_targets(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
         if not len(held.rows):
             return None
         ends = known_ends(self.log, from_end)
@@ -195,7 +203,7 @@ class HybridTuner:
                 if lately:
                     personal += lately(scene.moments[places])
                 if self.preprocessing.exclude_seen:
-                    leave_out_seen(personal, self.log, chosen(scene.held, places))
+                    leave_out_seen(personal, self.log, select_targets(scene.held, places))
                 for weight in weights:
                     # -inf stays -inf under any weight but 0.
                     scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)

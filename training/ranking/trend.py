@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from server.core.preprocessing import Preprocessing
-from training.data.sequences import EventLog, HeldOut, chosen, known_ends, positive_actions
+from training.data.sequences import EventLog, HeldOut, known_ends, positive_actions, select_targets
 from training.metrics import ndcg_each, target_ranks
 from training.model.torch_inference import Scorer, leave_out_seen
 
@@ -145,7 +145,7 @@ def choose_trend(
         for places in parts:
             personal, targets = scorer(places), torch.from_numpy(held.targets[places].astype(np.int64) - 1)
             if exclude_seen:
-                leave_out_seen(personal, log, chosen(held, places))
+                leave_out_seen(personal, log, select_targets(held, places))
             more = lately(moments[places]) if lately else torch.zeros(())
             ranks = [target_ranks(personal + weight * more, targets).numpy() for weight in weights]
             found.append(np.stack([ndcg_each(one, 10) for one in ranks]))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from server.core.features import Features
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
-from training.data.sequences import EventLog, held_out, positive_actions, random_half, read_sequences, sampled
+from training.data.sequences import EventLog, held_out, positive_actions, random_half, read_sequences, sample_targets
 from training.segments.measures import Fitter, Past
 from training.segments.quality import targets_of
 
@@ -58,7 +58,7 @@ class ViewBuilder:
         """Users before their validation targets: at most `ASKED_USERS`, drawn."""
         log = read_sequences(self.prepared, self.preprocessing)
         positive = positive_actions(self.preprocessing)
-        held = sampled(held_out(log, 2, positive), ASKED_USERS, self.seed)
+        held = sample_targets(held_out(log, 2, positive), ASKED_USERS, self.seed)
         if not len(held.rows):
             return None
         points = self.points(self.encode(log.histories(held.rows, held.ends, self.preprocessing.max_length)))
@@ -71,5 +71,5 @@ class ViewBuilder:
             return None
         rows = everyone[Fitter(seed=self.seed).drawn(len(everyone), HALVED_USERS)]
         one = random_half(log, self.seed)
-        parts = [log.only(kept, rows, self.preprocessing).features for kept in (one, ~one)]
+        parts = [log.subset(kept, rows, self.preprocessing).features for kept in (one, ~one)]
         return self.points(self.encode(parts[0])), self.points(self.encode(parts[1]))

@@ -129,15 +129,15 @@ def test_duplicates_are_equal_in_everything() -> None:
     events = frame(
         [row, ("u", "j", "view", None, NOW), row, ("u", "i", "view", 1.0, NOW), ("u", "i", "view", None, NOW + 1)]
     )
-    kept, step = drop_duplicates(events, wanted=True, own_order=False)
+    kept, step = drop_duplicates(events, enabled=True, ordered_by_row=False)
     assert kept.equals(pl.concat([events[:2], events[3:]]))
     assert step.rows_dropped == 1
-    assert len(drop_duplicates(events, wanted=False, own_order=False)[0]) == 5
+    assert len(drop_duplicates(events, enabled=False, ordered_by_row=False)[0]) == 5
 
 
 def test_without_a_time_column_only_the_row_before_can_be_repeated() -> None:
     events = frame([("u", item, "view", None, n) for n, item in enumerate(["i", "i", "j", "i"])])
-    kept, _ = drop_duplicates(events, wanted=True, own_order=True)
+    kept, _ = drop_duplicates(events, enabled=True, ordered_by_row=True)
     assert kept["item_id"].to_list() == ["i", "j", "i"]
 
 
@@ -219,8 +219,8 @@ cleanings = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(rows, min_size=1, max_size=40), cleanings, st.booleans(), st.booleans())
-def test_the_counts_add_up(rows: list[tuple[Any, ...]], how: Clean, has_clock: bool, own_order: bool) -> None:
-    log = RawLog(frame(rows), has_clock, own_order and not has_clock, {})
+def test_the_counts_add_up(rows: list[tuple[Any, ...]], how: Clean, has_clock: bool, ordered_by_row: bool) -> None:
+    log = RawLog(frame(rows), has_clock, ordered_by_row and not has_clock, {})
     cleaned = None
     with suppress(LogError):
         cleaned = clean(log, how, NOW, 0)

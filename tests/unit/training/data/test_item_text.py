@@ -89,7 +89,7 @@ def test_a_multilingual_model_from_a_package_and_its_store(tmp_path: Path, monke
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"directory .*nowhere, which is not there"):
+    with pytest.raises(ConfigError, match=r"directory .*nowhere, which does not exist"):
         encode_texts(str(tmp_path / "nowhere"), ["a"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="cannot be loaded"):
@@ -141,7 +141,7 @@ def test_vectors_of_a_file_bring_in_items_that_nobody_touched(tmp_path: Path) ->
     place = catalogue["item_id"].to_list().index("i00001")
     np.testing.assert_allclose(text.vectors[place], [0, -1])
     assert np.count_nonzero(text.vectors.any(1)) == 2
-    assert any("1 items that nobody has touched" in note for note in result.account.notes)
+    assert any("1 items without events" in note for note in result.account.notes)
     with pytest.raises(LogError, match=r"row 2: item `stranger` is in neither"):
         prepared(tmp_path, Text(vectors=written(tmp_path, ["i00001", "stranger"], [[1.0], [1.0]])))
 

@@ -43,7 +43,7 @@ def test_the_chinese_log_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     assert log.events["action"].to_list() == ["浏览", "购买", "搜索"]
     assert log.events["value"].to_list() == [None, 1999.5, 1.0]
     assert log.events["timestamp"].to_list() == [0, 1, 2]
-    assert (log.has_clock, log.own_order) == (False, True)
+    assert (log.has_clock, log.ordered_by_row) == (False, True)
 
 
 def test_another_encoding_says_how_to_mend_it(tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_texts_for_nothing_are_missing(tmp_path: Path) -> None:
         ("log.csv", "user_id,item_id\n", "has no rows"),
         ("log.csv", "who,item_id\na,b\n", r"lacks a column for the user_id; its columns are `who`, `item_id`"),
         ("log.csv", "user_id,value\na,1\n", "lacks a column for the item_id"),
-        ("log.xlsx", "x", r"suffix that is not known; save it as one of \.csv"),
+        ("log.xlsx", "x", r"unknown suffix; save the table as one of \.csv"),
         ("log.parquet", "not parquet", "cannot be read as parquet"),
         ("log.csv.gz", "not gzip", "cannot be read as csv"),
         ("log.jsonl", "{broken", "cannot be read as ndjson"),

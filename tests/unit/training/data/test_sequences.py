@@ -121,7 +121,7 @@ def test_histories_before_the_targets(tmp_path: Path) -> None:
 def test_a_log_of_some_events_has_its_own_gaps_users_and_ends(tmp_path: Path) -> None:
     log = read_log(write(tmp_path, {"ann": "abc", "ben": "ab", "cat": "cdef"}), PREPROCESSING)
     kept = np.array([True, False, True, True, True, False, True, False, True])
-    part = log.only(kept, np.array([0, 2]), PREPROCESSING)
+    part = log.subset(kept, np.array([0, 2]), PREPROCESSING)
     assert part.users.to_list() == ["ann", "cat"]
     assert part.features.item_index.tolist() == [1, 3, 4, 6]
     assert part.event_users.tolist() == [0, 0, 1, 1]

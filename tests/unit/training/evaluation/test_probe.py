@@ -57,7 +57,7 @@ def log_of(*histories: list[int], step_ms: int = SECOND) -> EventLog:
 
 def whole(log: EventLog) -> EventLog:
     everyone = np.arange(len(log.users))
-    return log.only(np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
+    return log.subset(np.ones(len(log.timestamp), np.bool_), everyone, PREPROCESSING)
 
 
 def planted_vectors(users: int = 200, groups: int = 4, noise: float = 0.1, seed: int = 0) -> NDArray[np.float64]:
