@@ -71,7 +71,7 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class _Background:
-    """The parts that run beside the calls: they load releases, follow the traffic, and watch and compare releases."""
+    """The parts that run in background tasks: they load, guard and compare releases, and follow the traffic."""
 
     releases: ReleaseRegistry
     loader: Loader

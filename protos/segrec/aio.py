@@ -249,7 +249,7 @@ class _AsyncClient:
 
 
 class AsyncSegrecClient(_AsyncClient):
-    """SegrecClient for asyncio, which documents the methods. Streams also accept async iterables.
+    """SegrecClient for asyncio; SegrecClient documents the methods. The streams also accept async iterables.
 
     Create the client inside the running event loop.
     """
@@ -326,7 +326,7 @@ class AsyncSegrecClient(_AsyncClient):
 
 
 class AsyncModelClient(_AsyncClient):
-    """ModelClient for asyncio, which documents the methods. Create the client inside the running event loop."""
+    """ModelClient for asyncio; ModelClient documents the methods. Create the client inside the running event loop."""
 
     def __init__(
         self,

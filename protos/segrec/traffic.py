@@ -53,7 +53,7 @@ _SHARE_NOUNS = {
 
 @dataclass(frozen=True, slots=True)
 class TrafficState:
-    """Which release answers whom. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none."""
+    """Which release answers which users. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none."""
 
     stable: int = NEWEST
     canary: int = 0
@@ -74,10 +74,11 @@ class TrafficChange:
     guard: GuardBounds | None = None
 
     def applied_to(self, before: TrafficState, active: int) -> TrafficState:
-        """The traffic after the change. `active` is the release that answers by default now, 0 where there is none.
+        """The traffic after the change. `active` is the release that answers by default now, 0 without one.
 
-        A shadow stays until it answers itself or the newest release takes over; a guard stays with its canary. A shadow
-        beside the newest release makes the active release the stable one. Raises InvalidArgument.
+        A shadow stays until its release answers users or `stable` becomes the newest release. A guard stays while its
+        canary stays. A shadow given while `stable` is the newest release makes the active release the stable one.
+        Raises InvalidArgument.
         """
         stable, canary, percent = before.stable, before.canary, before.canary_percent
         if self.shares is not None:
@@ -222,7 +223,7 @@ def notation(state: TrafficState) -> str:
 
 
 def sentences(state: TrafficState) -> list[str]:
-    """Which release answers whom, what the shadow does, and when the guard acts."""
+    """Sentences that say which release answers which users, what the shadow does, and when the guard acts."""
     lines = [_answering(state)]
     if state.shadow:
         lines.append(f"Release {state.shadow} is the shadow: computed and compared, never returned.")

@@ -113,7 +113,7 @@ def event_of(message: EventMessage, field: str, now_seconds: float) -> Event:
 def inline_history(events: EventList, now_seconds: float) -> History:
     """The history of a request's inline events, sorted by time.
 
-    When an event has no timestamp, the order of the request is kept, and times are filled in that agree with it.
+    When an event has no timestamp, all events stay in the order of the request and get times that do not decrease.
     """
     if not 1 <= len(events.events) <= MAX_EVENTS:
         raise InvalidArgument(f"events has {len(events.events)} events; 1 to {MAX_EVENTS} are allowed", "events.events")
