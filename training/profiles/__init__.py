@@ -1,4 +1,4 @@
-"""What describes a segment: traits, activity in time, labels, names by a language model.
+"""Segment profiles: traits, activity over time, labels, names by a language model.
 
 May import `runs`, `config`, `errors` and `metrics`; no torch.
 """

@@ -1,4 +1,4 @@
-"""How much, when and for how much the users of each cluster act."""
+"""Activity figures of each cluster: amount, growth, hours, weekdays and spend."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from training.profiles.traits import placed_users
 
 DAY_MS = 86_400_000
 _PERIODS = 10
-"""Growth compares the last two of so many equal parts of the log's time."""
+"""The log's time is divided into this number of equal periods; growth compares the last two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """Figures of one cluster; see the fields of the API's `SegmentProfile` of the same names."""
+    """Activity figures of one cluster; the fields have the meaning of those in the API's `SegmentProfile`."""
 
     activity: Activity | None
     growth: float | None
@@ -28,10 +28,10 @@ class Habits:
 def habits_of(
     events: pl.LazyFrame, clusters: NDArray[np.intp], cluster_count: int, has_clock: bool, min_users: int
 ) -> list[Habits]:
-    """The habits of each cluster; one without users has none.
+    """The figures of each cluster; None or empty for a cluster without users.
 
     `events` has `row`, `timestamp` (milliseconds) and `value`; `clusters` (U,) is the cluster of each row. Growth and
-    spend are told where at least `min_users` users of the cluster stand behind each of the figures.
+    spend are None if fewer than `min_users` users of the cluster contribute to them.
     """
     users = placed_users(clusters).join(_users(events), on="row", how="left")
     activity = _activity(users, has_clock)
@@ -51,18 +51,18 @@ def habits_of(
 
 
 def _users(events: pl.LazyFrame) -> pl.DataFrame:
-    """Each user's `events`, `days`, newest time `last`, `values` that are numbers, and their sum `total`."""
+    """Per user: `events`, active `days`, newest time `last`, count of finite `values`, and their sum `total`."""
     value = pl.col("value").cast(pl.Float64)
-    number = value.filter(value.is_finite())
-    sums = events.group_by("row").agg(
+    finite = value.filter(value.is_finite())
+    totals = events.group_by("row").agg(
         pl.len().alias("events"),
         pl.col("timestamp").max().alias("last"),
-        number.len().alias("values"),
-        number.sum().alias("total"),
+        finite.len().alias("values"),
+        finite.sum().alias("total"),
     )
     days = events.select("row", (pl.col("timestamp") // DAY_MS).alias("day")).unique()
-    counted = days.group_by("row").agg(pl.len().alias("days")).collect(engine="streaming")
-    return sums.collect(engine="streaming").join(counted, on="row")
+    day_counts = days.group_by("row").agg(pl.len().alias("days")).collect(engine="streaming")
+    return totals.collect(engine="streaming").join(day_counts, on="row")
 
 
 def _activity(users: pl.DataFrame, has_clock: bool) -> dict[int, Activity]:
@@ -83,7 +83,7 @@ def _activity(users: pl.DataFrame, has_clock: bool) -> dict[int, Activity]:
 
 
 def _spend(users: pl.DataFrame, min_users: int) -> dict[int, Spend]:
-    """Spend of the clusters of which enough users have values."""
+    """Spend by cluster, for clusters in which at least `min_users` users have values."""
     figures = (
         users.group_by("cluster")
         .agg(
@@ -99,30 +99,34 @@ def _spend(users: pl.DataFrame, min_users: int) -> dict[int, Spend]:
 
 
 def _shares(placed: pl.LazyFrame, cell: pl.Expr, cell_count: int, cluster_count: int) -> list[tuple[float, ...]]:
-    """For each cluster the share of its events in each cell, from 0."""
-    counted = placed.group_by("cluster", cell.alias("cell")).agg(pl.len().alias("count")).collect(engine="streaming")
+    """For each cluster, the share of its events in each cell (hour or weekday), cells numbered from 0."""
+    counts = placed.group_by("cluster", cell.alias("cell")).agg(pl.len().alias("count")).collect(engine="streaming")
     table = np.zeros((cluster_count, cell_count))
-    table[counted["cluster"].to_numpy(), counted["cell"].to_numpy()] = counted["count"].to_numpy()
+    table[counts["cluster"].to_numpy(), counts["cell"].to_numpy()] = counts["count"].to_numpy()
     return [tuple(row) for row in (table / np.maximum(table.sum(1, keepdims=True), 1)).tolist()]
 
 
 def _growth(placed: pl.LazyFrame, cluster_count: int, min_users: int) -> list[float | None]:
-    """Change of each cluster's share of active users; None where too few of them were active in either period."""
+    """Relative change of each cluster's share of active users between the last two periods.
+
+    None if fewer than `min_users` of the cluster were active in one of the periods.
+    """
     time = pl.col("timestamp")
     first, last = placed.select(time.min().alias("first"), time.max().alias("last")).collect(engine="streaming").row(0)
     if first == last:
         return [None] * cluster_count
-    before, now = (last - periods * (last - first) / _PERIODS for periods in (2, 1))
+    previous_start, last_start = (last - periods * (last - first) / _PERIODS for periods in (2, 1))
     active = (
-        placed.filter(time >= before)
-        .select("row", "cluster", (time >= now).alias("now"))
+        placed.filter(time >= previous_start)
+        .select("row", "cluster", (time >= last_start).alias("in_last"))
         .unique()
-        .group_by("cluster", "now")
+        .group_by("cluster", "in_last")
         .agg(pl.len().alias("count"))
         .collect(engine="streaming")
     )
+    # Active users (K, 2) in the previous and in the last period.
     table = np.zeros((cluster_count, 2))
-    table[active["cluster"].to_numpy(), active["now"].cast(pl.Int64).to_numpy()] = active["count"].to_numpy()
+    table[active["cluster"].to_numpy(), active["in_last"].cast(pl.Int64).to_numpy()] = active["count"].to_numpy()
     shares = table / np.maximum(table.sum(0), 1)
     return [
         float(shares[cluster, 1] / shares[cluster, 0] - 1) if table[cluster].min() >= max(min_users, 1) else None

@@ -1,70 +1,70 @@
-"""Labels of segments, and one sentence on each: plain words that say what the figures of the profiles say, no more."""
+"""Segment labels, and a one-sentence description per segment, built from the figures of the profiles only."""
 
 import textwrap
 from collections import Counter
 from collections.abc import Callable, Sequence
 
 from server.core.profiles import SegmentProfile, Trait
-from training.profiles.traits import MOST, SMALLEST_LIFT
+from training.profiles.traits import MOST_TRAITS, SMALLEST_LIFT
 
 LONGEST_NAME = 40
-"""Characters of a title or category in a sentence."""
+"""Maximum characters of a title or category in a description."""
 
 _SMALLEST_GROWTH = 0.1
 _JOINERS = "\u200c\u200d"
-"""Characters that nobody sees, and that some scripts need inside words."""
+"""Invisible characters that some scripts need inside words."""
 
 
 def labels_of(traits: Sequence[Sequence[Trait]]) -> list[str]:
-    """A name for each segment in plain words, no two the same: its two strongest categories.
+    """A unique label for each segment: the names of its two strongest categories.
 
-    Where there are no categories it is named by items, and then by what its users do.
+    A segment without categories is named by its items, and a segment without both by its actions.
     """
-    parts = [_label_parts(own) for own in traits]
-    labels = [" · ".join(own[:2]) or "All-round" for own in parts]
-    for count in range(3, max((len(own) for own in parts), default=0) + 1):
-        taken = Counter(labels)
+    names_by_segment = [_label_names(names) for names in traits]
+    labels = [" · ".join(names[:2]) or "All-round" for names in names_by_segment]
+    for count in range(3, max((len(names) for names in names_by_segment), default=0) + 1):
+        uses = Counter(labels)
         labels = [
-            " · ".join(own[:count]) if taken[label] > 1 and len(own) >= count else label
-            for label, own in zip(labels, parts, strict=True)
+            " · ".join(names[:count]) if uses[label] > 1 and len(names) >= count else label
+            for label, names in zip(labels, names_by_segment, strict=True)
         ]
-    taken, seen = Counter(labels), Counter[str]()
+    uses, numbers = Counter(labels), Counter[str]()
     numbered = []
     for label in labels:
-        seen[label] += 1
-        numbered.append(label if taken[label] == 1 else f"{label} ({seen[label]})")
+        numbers[label] += 1
+        numbered.append(label if uses[label] == 1 else f"{label} ({numbers[label]})")
     return numbered
 
 
-def describe(profiles: Sequence[SegmentProfile]) -> list[str]:
-    """One sentence on each segment of a release, no two the same, made of the profiles' own figures.
+def descriptions_of(profiles: Sequence[SegmentProfile]) -> list[str]:
+    """A unique one-sentence description of each segment of a release, from the figures of the profiles.
 
-    What it says of weekends and of how much users do is beside all users, reckoned from the profiles together.
+    Weekends and the number of events are compared with all users, whose figures are computed from all profiles.
     """
     sentences = [_sentence(profile, profiles) for profile in profiles]
-    taken = Counter(sentences)
+    uses = Counter(sentences)
     return [
-        f"Segment {profile.segment_id}: {sentence}" if taken[sentence] > 1 else sentence
+        f"Segment {profile.segment_id}: {sentence}" if uses[sentence] > 1 else sentence
         for profile, sentence in zip(profiles, sentences, strict=True)
     ]
 
 
-def in_words(name: str) -> str:
-    """A category or title as people would write it: no shouting, no surplus spaces, nothing that cannot be seen."""
-    seen = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in name)
-    text = " ".join(seen.split())
+def display_name(name: str) -> str:
+    """A category or title for display: not all upper case, no repeated spaces, no invisible characters."""
+    visible = "".join(letter if letter.isprintable() or letter in _JOINERS else " " for letter in name)
+    text = " ".join(visible.split())
     return text.capitalize() if text.isupper() else text
 
 
-def label_percent(share: float) -> str:
-    """A share in whole per cent, never 0 for something nor 100 for less than everything."""
+def percent_text(share: float) -> str:
+    """A share in whole per cent; `under 1 %` and `over 99 %` keep small shares from 0 % and large ones from 100 %."""
     if 0 < share < 0.01:
         return "under 1 %"
     return "over 99 %" if 0.99 < share < 1 else f"{100 * share:.0f} %"
 
 
-def times(ratio: float) -> str:
-    """How many times, in as many digits as are worth telling."""
+def times_text(ratio: float) -> str:
+    """A ratio such as `1.5 times`, with one decimal below 10."""
     if ratio < 0.1:
         return "less than 0.1 times"
     return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:.0f} times"
@@ -73,61 +73,69 @@ def times(ratio: float) -> str:
 def _sentence(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
     if profile.share == 1:
         return "All users in one segment; there is no other to differ from."
-    told = [part for part in (_what(profile), _when(profile, profiles), _how_much(profile, profiles)) if part]
-    told += [part for part in [_growth(profile)] if part]
-    parts = told or ["nothing sets them apart from all users"]
-    return "; ".join([f"{label_percent(profile.share).capitalize()} of users", *parts]) + "."
+    clauses = (
+        _what_clause(profile),
+        _when_clause(profile, profiles),
+        _amount_clause(profile, profiles),
+        _growth_clause(profile),
+    )
+    differences = [clause for clause in clauses if clause] or ["nothing sets them apart from all users"]
+    return "; ".join([f"{percent_text(profile.share).capitalize()} of users", *differences]) + "."
 
 
-def _what(profile: SegmentProfile) -> str:
-    """Its strongest categories; items where it has none, and actions where it has neither."""
-    own: list[tuple[str, Trait]] = []
+def _what_clause(profile: SegmentProfile) -> str:
+    """The strongest two categories; else items; else actions."""
+    named_traits: list[tuple[str, Trait]] = []
     for kind in ("category", "item", "action"):
-        own = own or _named(profile.traits, kind)[:2]
-    if not own:
+        named_traits = named_traits or _named(profile.traits, kind)[:2]
+    if not named_traits:
         return ""
-    (name, first), *others = own
-    text = f"{label_percent(first.share)} of their events are {name}, {times(first.lift)} the share among all users"
-    return text + "".join(f", and {label_percent(trait.share)} {name}, {times(trait.lift)}" for name, trait in others)
+    (name, first), *others = named_traits
+    text = f"{percent_text(first.share)} of their events are {name}, {times_text(first.lift)} the share among all users"
+    return text + "".join(
+        f", and {percent_text(trait.share)} {name}, {times_text(trait.lift)}" for name, trait in others
+    )
 
 
-def _when(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
-    """The days, and the part of the day, that sets it apart."""
-    said = []
+def _when_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
+    """Weekends and the part of the day, if the segment differs from all users there."""
+    clauses = []
     everyone = _event_mean(profiles, _weekend)
-    own = _weekend(profile)
-    if everyone and own is not None and own >= SMALLEST_LIFT * everyone:
-        said.append("mostly on weekends" if own > 0.5 else "more on weekends than others")
+    weekend = _weekend(profile)
+    if everyone and weekend is not None and weekend >= SMALLEST_LIFT * everyone:
+        clauses.append("mostly on weekends" if weekend > 0.5 else "more on weekends than others")
     for name, trait in _named(profile.traits, "time")[:1]:
-        said.append(f"mostly at {name}" if trait.share > 0.5 else f"more at {name} than others")
-    text = ", ".join(said)
+        clauses.append(f"mostly at {name}" if trait.share > 0.5 else f"more at {name} than others")
+    text = ", ".join(clauses)
     return text if not text or "UTC" in text else f"{text} (UTC)"
 
 
-def _how_much(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
-    known = [one for one in profiles if one.activity and one.user_count]
-    users = sum(one.user_count for one in known)
-    events = sum(one.user_count * one.activity.mean_events for one in known if one.activity)
+def _amount_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
+    active = [other for other in profiles if other.activity and other.user_count]
+    users = sum(other.user_count for other in active)
+    events = sum(other.user_count * other.activity.mean_events for other in active if other.activity)
     if not profile.activity or not events:
         return ""
     ratio = profile.activity.mean_events * users / events
-    return f"{times(ratio)} the events of the average user" if not 1 / SMALLEST_LIFT < ratio < SMALLEST_LIFT else ""
+    return (
+        f"{times_text(ratio)} the events of the average user" if not 1 / SMALLEST_LIFT < ratio < SMALLEST_LIFT else ""
+    )
 
 
-def _growth(profile: SegmentProfile) -> str:
+def _growth_clause(profile: SegmentProfile) -> str:
     if profile.growth is None or abs(profile.growth) < _SMALLEST_GROWTH:
         return ""
-    how = "larger" if profile.growth > 0 else "smaller"
-    return f"their share of the active users lately {label_percent(abs(profile.growth))} {how} than before"
+    direction = "larger" if profile.growth > 0 else "smaller"
+    return f"their share of the active users lately {percent_text(abs(profile.growth))} {direction} than before"
 
 
 def _named(traits: Sequence[Trait], kind: str) -> list[tuple[str, Trait]]:
-    """The traits of one kind that have a name to print, by that name; of those that read the same, the first."""
-    found: dict[str, Trait] = {}
+    """The traits of one kind with their display names; of equal names the first, and none without a visible name."""
+    by_name: dict[str, Trait] = {}
     for trait in traits:
-        if trait.kind == kind and (name := textwrap.shorten(in_words(trait.name), LONGEST_NAME, placeholder="…")):
-            found.setdefault(name, trait)
-    return list(found.items())
+        if trait.kind == kind and (name := textwrap.shorten(display_name(trait.name), LONGEST_NAME, placeholder="…")):
+            by_name.setdefault(name, trait)
+    return list(by_name.items())
 
 
 def _weekend(profile: SegmentProfile) -> float | None:
@@ -135,18 +143,18 @@ def _weekend(profile: SegmentProfile) -> float | None:
 
 
 def _event_mean(profiles: Sequence[SegmentProfile], figure: Callable[[SegmentProfile], float | None]) -> float | None:
-    """Mean of a share over all events of the profiles that tell it; None where there are none."""
-    told = [
-        (one.user_count * one.activity.mean_events, value)
-        for one in profiles
-        if one.activity and (value := figure(one)) is not None
+    """Mean of a share over all events of the profiles that have the figure; None if no profile has it."""
+    weighted = [
+        (profile.user_count * profile.activity.mean_events, value)
+        for profile in profiles
+        if profile.activity and (value := figure(profile)) is not None
     ]
-    weight = sum(events for events, _ in told)
-    return sum(events * value for events, value in told) / weight if weight else None
+    weight = sum(events for events, _ in weighted)
+    return sum(events * value for events, value in weighted) / weight if weight else None
 
 
-def _label_parts(traits: Sequence[Trait]) -> list[str]:
-    """Names to build a label from, the best first; names that say the same are taken once."""
-    by_kind = {kind: [in_words(trait.name) for trait in traits if trait.kind == kind] for kind in MOST}
-    first = by_kind["category"] or by_kind["item"]
-    return [name for name in dict.fromkeys([*first, *by_kind["action"]]) if name]
+def _label_names(traits: Sequence[Trait]) -> list[str]:
+    """Distinct names for a label, the best first."""
+    by_kind = {kind: [display_name(trait.name) for trait in traits if trait.kind == kind] for kind in MOST_TRAITS}
+    main_names = by_kind["category"] or by_kind["item"]
+    return [name for name in dict.fromkeys([*main_names, *by_kind["action"]]) if name]

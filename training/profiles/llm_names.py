@@ -1,7 +1,7 @@
-"""Names of segments by a language model behind any address that speaks OpenAI's chat API.
+"""Segment names from a language model behind an OpenAI-compatible chat API.
 
-The model gets the figures that a release publishes of its segments, and nothing else: no user, no event. Its answer is
-untrusted text: a name becomes a label only where it is a short, visible line that no other segment has.
+The request contains only the published figures of the segments: no users and no events. The answer is untrusted: a name
+becomes a label only if it is a short, visible line that no other segment has.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from server.core.profiles import SegmentProfile
 from training.config import Naming
 from training.errors import ConfigError
-from training.profiles.labels import in_words
+from training.profiles.labels import display_name
 
 LONGEST_LABEL = 60
 SEGMENTS_AT_ONCE = 20
@@ -34,22 +34,22 @@ _TASK = (
 
 
 class _NoNames(Exception):
-    """Why the model's answer cannot be used, in words that hold nothing of the answer or of the request."""
+    """The reason why there are no names; the text contains no part of the answer or the request."""
 
 
 def require_client(settings: Naming) -> None:
-    """Raises ConfigError where a model shall name segments and the client that calls it is not installed."""
+    """Raise ConfigError if [segment.naming] is configured and the `openai` package is not installed."""
     if settings.url is not None and find_spec("openai") is None:
         raise ConfigError(
-            "[segment.naming] url is set, and the `openai` package that calls the model is not installed; "
+            "[segment.naming] needs the `openai` package, which is not installed; "
             "run `pip install 'segrec-platform[llm]'`, or remove [segment.naming]."
         )
 
 
 def with_llm_names(profiles: Sequence[SegmentProfile], settings: Naming) -> tuple[list[SegmentProfile], list[str]]:
-    """The profiles under the names that the model gave, and notes on those that keep the label they had.
+    """The profiles with the model's names as labels, and notes on the profiles that keep their label.
 
-    Nothing here ends a training: a model that is out of reach, slow or answers nonsense costs the names alone.
+    No failure of the model ends the training: without a usable answer, the labels stay.
     """
     if settings.url is None:
         return list(profiles), []
@@ -59,26 +59,26 @@ def with_llm_names(profiles: Sequence[SegmentProfile], settings: Naming) -> tupl
     for start in range(0, len(shown), SEGMENTS_AT_ONCE):
         group = shown[start : start + SEGMENTS_AT_ONCE]
         try:
-            found = _names_in(_content(settings, request_of(group, settings.model)))
+            answered = _names_in(_content(settings, request_of(group, settings.model)))
         except _NoNames as problem:
-            notes.append(f"No names from the model `{settings.model}`: {problem}. Labels stay as they were made.")
+            notes.append(f"No names from the model `{settings.model}`: {problem}. The segments keep their labels.")
             break
-        names |= {profile.segment_id: found.get(str(profile.segment_id), "") for profile in group}
+        names |= {profile.segment_id: answered.get(str(profile.segment_id), "") for profile in group}
     labels, refused = _accepted(profiles, names)
-    notes += [f"Segment {one} keeps its label: {reason}." for one, reason in refused.items()]
+    notes += [f"Segment {segment_id} keeps its label: {reason}." for segment_id, reason in refused.items()]
     pairs = zip(profiles, labels, strict=True)
     return [profile.model_copy(update={"label": label}) for profile, label in pairs], notes
 
 
 def request_of(profiles: Sequence[SegmentProfile], model: str) -> dict[str, Any]:
-    """The arguments of one chat completion."""
+    """The arguments of one chat completion request."""
     segments = json.dumps([_aggregates(profile) for profile in profiles], ensure_ascii=False)
     messages = [{"role": "system", "content": _TASK}, {"role": "user", "content": segments}]
     return {"model": model, "messages": messages, "temperature": 0}
 
 
 def _aggregates(profile: SegmentProfile) -> dict[str, Any]:
-    """What the model may know of a segment: named field by field, so that a new field is not sent by accident."""
+    """The figures of a segment for the model. Each field is listed, so that a new field is not sent by accident."""
     figures = profile.model_dump(
         mode="json",
         include={
@@ -95,13 +95,13 @@ def _aggregates(profile: SegmentProfile) -> dict[str, Any]:
         },
     )
     for trait in figures["traits"]:
-        trait["name"] = in_words(trait["name"])[:_LONGEST_TITLE]
+        trait["name"] = display_name(trait["name"])[:_LONGEST_TITLE]
     rounded: dict[str, Any] = json.loads(json.dumps(figures), parse_float=lambda text: round(float(text), 3))
     return rounded
 
 
 def _content(settings: Naming, request: Mapping[str, Any]) -> str:
-    """The text of the model's answer. Raises _NoNames, which never holds the key or the whole address."""
+    """The text of the model's answer. Raises _NoNames, whose text never contains the key or the full address."""
     raw = asyncio.run(_answer(settings, request))
     if len(raw) > _LARGEST_ANSWER:
         raise _NoNames(f"its answer is longer than {_LARGEST_ANSWER:,} bytes")
@@ -113,21 +113,25 @@ def _content(settings: Naming, request: Mapping[str, Any]) -> str:
 
 
 async def _answer(settings: Naming, request: Mapping[str, Any]) -> bytes:
-    """The bytes of one answer within the timeout from start to end, cut off soon after `_LARGEST_ANSWER`.
+    """The bytes of one answer; the timeout covers the whole call, and reading stops after `_LARGEST_ANSWER` bytes.
 
-    The key goes to the configured host alone: redirects are not followed. The client takes no key, organization or
-    project from variables of its own.
+    Redirects are not followed, so the key goes to the configured host only. The client does not read a key,
+    organization or project from its own environment variables.
     """
-    import openai  # takes a second, which a training without names need not wait
+    import openai  # the import takes a second; a training without names does not need it
 
     key = os.environ.get(settings.api_key_variable) if settings.api_key_variable else "none"
     if not key:
         raise _NoNames(f"the environment variable {settings.api_key_variable} is not set")
-    unset = ["OpenAI-Organization", "OpenAI-Project", *([] if settings.api_key_variable else ["Authorization"])]
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs addresses with the passwords in them
-    where, raw = "its host", bytearray()
+    omitted_headers = [
+        "OpenAI-Organization",
+        "OpenAI-Project",
+        *([] if settings.api_key_variable else ["Authorization"]),
+    ]
+    logging.getLogger("httpx2").setLevel(logging.WARNING)  # it logs addresses that may contain passwords
+    host, raw = "its host", bytearray()
     try:
-        where = urlsplit(str(settings.url)).hostname or where
+        host = urlsplit(str(settings.url)).hostname or host
         hooks = {"response": [_close_unless_ok]}
         async with (
             asyncio.timeout(settings.timeout_seconds),
@@ -135,7 +139,7 @@ async def _answer(settings: Naming, request: Mapping[str, Any]) -> bytes:
             openai.AsyncOpenAI(
                 base_url=settings.url, api_key=key, max_retries=0, timeout=None, http_client=http
             ).chat.completions.with_streaming_response.create(
-                **request, extra_headers=dict.fromkeys(unset, openai.Omit())
+                **request, extra_headers=dict.fromkeys(omitted_headers, openai.Omit())
             ) as response,
         ):
             async for chunk in response.iter_bytes():
@@ -143,34 +147,34 @@ async def _answer(settings: Naming, request: Mapping[str, Any]) -> bytes:
                 if len(raw) > _LARGEST_ANSWER:
                     break
     except openai.APIStatusError as error:
-        raise _NoNames(f"{where} answers with status {error.status_code}") from None
+        raise _NoNames(f"{host} answers with status {error.status_code}") from None
     except TimeoutError:
-        raise _NoNames(f"{where} gave no answer within {settings.timeout_seconds:g} s") from None
-    except Exception as error:  # whatever the client and the transport below it raise: none may end a training
-        raise _NoNames(f"{where} cannot be reached ({type(error.__cause__ or error).__name__})") from None
+        raise _NoNames(f"{host} gave no answer within {settings.timeout_seconds:g} s") from None
+    except Exception as error:  # any error of the client or the transport: none may end a training
+        raise _NoNames(f"{host} cannot be reached ({type(error.__cause__ or error).__name__})") from None
     return bytes(raw)
 
 
 async def _close_unless_ok(response: Any) -> None:
-    """Leaves the body of an error unread: nobody needs it, and it may be endless."""
+    """Close an error response without reading its body, which may be endless."""
     if response.status_code != 200:
         await response.aclose()
 
 
 def _names_in(answer: str) -> dict[str, str]:
-    """Names by segment id in the model's text, which may stand in a code fence; none where it is something else."""
+    """Names by segment id from the JSON in the model's text, which may be in a code fence; empty for other text."""
     start, end = answer.find("{"), answer.rfind("}")
     try:
-        found = json.loads(answer[start : end + 1])
+        names = json.loads(answer[start : end + 1])
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(names, dict):
         return {}
-    return {key: name.strip() for key, name in found.items() if isinstance(name, str)}
+    return {key: name.strip() for key, name in names.items() if isinstance(name, str)}
 
 
 def _accepted(profiles: Sequence[SegmentProfile], names: Mapping[int, str]) -> tuple[list[str], dict[int, str]]:
-    """A label for each profile, all different, and by segment id why the name in `names` is none."""
+    """A distinct label for each profile, and by segment id the reason why the name in `names` was refused."""
     taken = {profile.label.casefold() for profile in profiles}
     labels: list[str] = []
     refused: dict[int, str] = {}
@@ -185,7 +189,7 @@ def _accepted(profiles: Sequence[SegmentProfile], names: Mapping[int, str]) -> t
 
 
 def _objection(name: str, taken: set[str]) -> str:
-    """Why a name is no label; empty where it is one."""
+    """The reason why a name cannot be a label; empty if it can."""
     if not name:
         return "the model gave it no name"
     if len(name) > LONGEST_LABEL or not name.isprintable() or not any(map(str.isalnum, name)):

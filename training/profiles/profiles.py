@@ -1,4 +1,4 @@
-"""What a segment is, in figures: its profile, put together from its members, traits and habits."""
+"""Builds the profile of each segment from its members, traits and activity."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from server.core.profiles import SegmentProfile
 from training.profiles.activity import Habits, habits_of
-from training.profiles.labels import describe, labels_of
+from training.profiles.labels import descriptions_of, labels_of
 from training.profiles.traits import actions_by_cluster, tallies_of, traits_by_cluster
 
 _SAMPLE = 5_000
@@ -18,7 +18,7 @@ _EXEMPLARS = 10
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """Users by row (U): the cluster of each, from 0 to K - 1, and its distance to the centroid. `points` (U, D)."""
+    """For each user row (U,): its cluster, from 0 to K - 1, and its distance to the centroid; `points` is (U, D)."""
 
     clusters: NDArray[np.intp]
     distances: NDArray[np.float64]
@@ -27,8 +27,11 @@ class Members:
 
 @dataclass(frozen=True, slots=True)
 class Privacy:
-    """k-anonymity: nothing is told of a segment of fewer than `min_segment_size` users, and of an item, category or
-    action only what at least `min_item_users` of a segment's users have."""
+    """k-anonymity limits.
+
+    A segment with fewer than `min_segment_size` users publishes no figures. An item, category or action appears in a
+    profile only if at least `min_item_users` users of the segment have it.
+    """
 
     min_segment_size: int = 1
     min_item_users: int = 1
@@ -42,7 +45,7 @@ def profiles_of(
     has_clock: bool,
     privacy: Privacy,
 ) -> list[SegmentProfile]:
-    """A profile for each cluster, without history.
+    """A profile for each cluster, without the history across releases.
 
     `events` has `row`, `item_id`, `action`, `value` and `timestamp` (milliseconds), in any order; `items` has
     `item_id, title, category`; `segment_ids` are by cluster.
@@ -53,28 +56,28 @@ def profiles_of(
     habits = habits_of(events, members.clusters, count, has_clock, least)
     shown = np.bincount(members.clusters, minlength=count) >= max(privacy.min_segment_size, 1)
     all_traits = traits_by_cluster(tallies, count, least)
-    traits = [own if shown[cluster] else [] for cluster, own in enumerate(all_traits)]
+    traits = [traits_of_cluster if shown[cluster] else [] for cluster, traits_of_cluster in enumerate(all_traits)]
     actions = actions_by_cluster(tallies, count, least)
     bare = bare_profiles(members, segment_ids, labels_of(traits))
     profiles = [
-        _filled(profile, habits[cluster]).model_copy(
+        _with_habits(profile, habits[cluster]).model_copy(
             update={"traits": tuple(traits[cluster]), "actions": tuple(actions[cluster])}
         )
         if shown[cluster]
-        else withheld(profile, count)
+        else withheld_profile(profile, count)
         for cluster, profile in enumerate(bare)
     ]
-    told = [profile for profile, own in zip(profiles, shown, strict=True) if own]
-    sentences = iter(describe(told))
-    too_few = f"Fewer than {privacy.min_segment_size} users; of so few nothing is told."
+    published = [profile for profile, traits_of_cluster in zip(profiles, shown, strict=True) if traits_of_cluster]
+    sentences = iter(descriptions_of(published))
+    too_few = f"Fewer than {privacy.min_segment_size} users; figures of so small a segment are withheld."
     return [
-        profile.model_copy(update={"description": next(sentences) if own else too_few})
-        for profile, own in zip(profiles, shown, strict=True)
+        profile.model_copy(update={"description": next(sentences) if traits_of_cluster else too_few})
+        for profile, traits_of_cluster in zip(profiles, shown, strict=True)
     ]
 
 
 def bare_profiles(members: Members, segment_ids: Sequence[int], labels: Sequence[str]) -> list[SegmentProfile]:
-    """Profiles of size and shape alone."""
+    """Profiles with only the sizes, distances and silhouettes."""
     sizes = np.bincount(members.clusters, minlength=len(segment_ids))
     distances = np.bincount(members.clusters, members.distances, len(segment_ids)) / np.maximum(sizes, 1)
     silhouettes = silhouettes_of(members, len(segment_ids), seed=0)
@@ -91,8 +94,8 @@ def bare_profiles(members: Members, segment_ids: Sequence[int], labels: Sequence
     ]
 
 
-def withheld(profile: SegmentProfile, segment_count: int) -> SegmentProfile:
-    """What is told of a segment that is too small: its id and label, and that it is all there is where it is alone."""
+def withheld_profile(profile: SegmentProfile, segment_count: int) -> SegmentProfile:
+    """The profile of a segment that is too small: id and label; `share` is 1 for the only segment, else 0."""
     alone = 1.0 if segment_count == 1 else 0.0
     return SegmentProfile(
         segment_id=profile.segment_id, label=profile.label, user_count=0, share=alone, mean_distance=0, silhouette=0
@@ -102,7 +105,7 @@ def withheld(profile: SegmentProfile, segment_count: int) -> SegmentProfile:
 def exemplars_of(members: Members, segment_ids: Sequence[int], user_ids: pl.Series) -> pl.DataFrame:
     """The users nearest to each segment's centroid and those farthest: `segment_id, kind, rank, user_id, distance`.
 
-    These are people: they belong into the run, and never into a release, a report or a log.
+    These rows identify people: they stay in the run, and never go into a release, a report or a program log.
     """
     placed = pl.DataFrame(
         {
@@ -122,26 +125,26 @@ def exemplars_of(members: Members, segment_ids: Sequence[int], user_ids: pl.Seri
 
 
 def _compact(events: pl.LazyFrame, items: pl.DataFrame) -> tuple[pl.LazyFrame, pl.DataFrame]:
-    """Events read once, with numbers in place of texts: 24 bytes each."""
+    """The events in memory, with ids and actions as numbers: 24 bytes per event."""
     item_id = pl.col("item_id").cast(pl.Enum(items["item_id"]))
     columns = ("row", item_id, pl.col("action").cast(pl.Categorical), "timestamp", "value")
     return events.select(*columns).collect(engine="streaming").lazy(), items.with_columns(item_id)
 
 
-def _filled(profile: SegmentProfile, habits: Habits) -> SegmentProfile:
+def _with_habits(profile: SegmentProfile, habits: Habits) -> SegmentProfile:
     names = ("activity", "growth", "hours", "weekdays", "spend")
     return profile.model_copy(update={name: getattr(habits, name) for name in names})
 
 
 def silhouettes_of(members: Members, cluster_count: int, seed: int) -> NDArray[np.float64]:
-    """Mean silhouette of each cluster (K,), -1 to 1, on a sample of users; 0 where the sample cannot tell."""
+    """Mean silhouette of each cluster (K,), -1 to 1, on a sample of users; 0 if the sample has one cluster only."""
     from sklearn.metrics import silhouette_samples
 
     rows = np.random.default_rng(seed).permutation(len(members.clusters))[:_SAMPLE]
     clusters = members.clusters[rows]
-    found = np.zeros(cluster_count)
+    silhouettes = np.zeros(cluster_count)
     if 2 <= len(np.unique(clusters)) < len(rows):
         values = silhouette_samples(members.points[rows], clusters)
         counts = np.bincount(clusters, minlength=cluster_count)
-        found = np.bincount(clusters, values, cluster_count) / np.maximum(counts, 1)
-    return np.clip(found, -1.0, 1.0)
+        silhouettes = np.bincount(clusters, values, cluster_count) / np.maximum(counts, 1)
+    return np.clip(silhouettes, -1.0, 1.0)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.profiles import Activity, SegmentProfile, Trait
-from training.profiles.labels import LONGEST_NAME, describe, in_words, label_percent, labels_of, times
+from training.profiles.labels import LONGEST_NAME, descriptions_of, display_name, labels_of, percent_text, times_text
 
 
 def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:
@@ -38,9 +38,9 @@ def test_labels_differ_by_more_traits_and_then_by_number() -> None:
 
 
 def test_words_are_not_shouted() -> None:
-    assert in_words("FRZN  MEAT/MEAT DINNERS") == "Frzn meat/meat dinners"
-    assert in_words("Sci-Fi") == "Sci-Fi"
-    assert in_words("饮料") == "饮料"
+    assert display_name("FRZN  MEAT/MEAT DINNERS") == "Frzn meat/meat dinners"
+    assert display_name("Sci-Fi") == "Sci-Fi"
+    assert display_name("饮料") == "饮料"
 
 
 def profile(segment_id: int = 1, share: float = 0.12, **figures: object) -> SegmentProfile:
@@ -59,7 +59,7 @@ def test_a_sentence_says_what_how_much_and_when() -> None:
     weekends, even = (0.1,) * 5 + (0.25,) * 2, (0.16,) * 5 + (0.1,) * 2
     one = profile(traits=(drinks, beer, late), activity=activity(21), weekdays=weekends, growth=0.234)
     rest = profile(2, 0.88, user_count=880, activity=activity(14), weekdays=even)
-    assert describe([one, rest]) == [
+    assert descriptions_of([one, rest]) == [
         "12 % of users; 24 % of their events are Soft drinks, 3.1 times the share among all users, and 10 % Beer, "
         "2.2 times; more on weekends than others, mostly at 18–24 h UTC; 1.4 times the events of the average user; "
         "their share of the active users lately 23 % larger than before.",
@@ -69,37 +69,37 @@ def test_a_sentence_says_what_how_much_and_when() -> None:
 
 def test_items_stand_in_for_categories_and_actions_for_both() -> None:
     items = [trait("item", "Alien (1979)"), trait("action", "view")]
-    assert "are Alien (1979), " in describe([profile(traits=tuple(items))])[0]
-    assert "are view, " in describe([profile(traits=tuple(items[1:]))])[0]
+    assert "are Alien (1979), " in descriptions_of([profile(traits=tuple(items))])[0]
+    assert "are view, " in descriptions_of([profile(traits=tuple(items[1:]))])[0]
 
 
 def test_weekends_alone_are_said_to_be_utc() -> None:
     weekend = profile(weekdays=(0,) * 5 + (0.5, 0.5), activity=activity(5))
     rest = profile(2, 0.3, weekdays=(0.2,) * 5 + (0, 0), activity=activity(5))
-    assert describe([weekend, rest])[0] == "12 % of users; mostly on weekends (UTC)."
+    assert descriptions_of([weekend, rest])[0] == "12 % of users; mostly on weekends (UTC)."
 
 
 def test_segments_that_nothing_tells_apart_are_told_apart_by_id() -> None:
-    assert describe([profile(3), profile(8)]) == [
+    assert descriptions_of([profile(3), profile(8)]) == [
         "Segment 3: 12 % of users; nothing sets them apart from all users.",
         "Segment 8: 12 % of users; nothing sets them apart from all users.",
     ]
 
 
 def test_a_segment_of_everyone_says_so() -> None:
-    assert describe([profile(share=1.0)]) == ["All users in one segment; there is no other to differ from."]
+    assert descriptions_of([profile(share=1.0)]) == ["All users in one segment; there is no other to differ from."]
 
 
 @pytest.mark.parametrize(
     ("share", "text"), [(0, "0 %"), (0.001, "under 1 %"), (0.125, "12 %"), (0.9999, "over 99 %"), (1, "100 %")]
 )
 def test_shares_in_words(share: float, text: str) -> None:
-    assert label_percent(share) == text
+    assert percent_text(share) == text
 
 
 @pytest.mark.parametrize(("ratio", "text"), [(0.04, "less than 0.1 times"), (3.14, "3.1 times"), (31.4, "31 times")])
 def test_ratios_in_words(ratio: float, text: str) -> None:
-    assert times(ratio) == text
+    assert times_text(ratio) == text
 
 
 _SHARE = r"\d+ %|under 1 %|over 99 %"
@@ -137,7 +137,7 @@ def profiles(draw: st.DrawFn) -> list[SegmentProfile]:
 @given(profiles())
 @settings(max_examples=300, deadline=None)
 def test_sentences_are_whole_one_line_and_all_different(own: list[SegmentProfile]) -> None:
-    sentences = describe(own)
+    sentences = descriptions_of(own)
     assert len(set(sentences)) == len(sentences) == len(own)
     for sentence in sentences:
         assert sentence.endswith(".")
@@ -150,13 +150,13 @@ def test_sentences_are_whole_one_line_and_all_different(own: list[SegmentProfile
 def test_sentences_claim_nothing_that_figures_do_not_say(own: list[SegmentProfile]) -> None:
     """Names are cut out first, since they may look like figures; then every claim is looked up."""
     plain = [one.model_copy(update={"traits": tuple(_lettered(one.traits))}) for one in own]
-    for one, sentence in zip(plain, describe(plain), strict=True):
+    for one, sentence in zip(plain, descriptions_of(plain), strict=True):
         assert not re.search(r"None|nan|inf\b", sentence)
-        assert label_percent(one.share).lower() in sentence.lower() or one.share == 1
+        assert percent_text(one.share).lower() in sentence.lower() or one.share == 1
         claims = re.findall(rf"({_SHARE}) (?:of their events are )?(N[abcd]), ({_TIMES})", sentence)
         assert len(claims) == len(re.findall(r"(?<!at )N[abcd]", sentence))
         for claim in claims:
-            assert claim in [(label_percent(t.share), t.name, times(t.lift)) for t in one.traits]
+            assert claim in [(percent_text(t.share), t.name, times_text(t.lift)) for t in one.traits]
         weekend = sum(one.weekdays[5:])
         assert "mostly on weekends" not in sentence or weekend > 0.5
         for ratio in re.findall(rf"({_TIMES}) the events of the average user", sentence):
@@ -185,10 +185,10 @@ def _lettered(traits: tuple[Trait, ...]) -> list[Trait]:
 @given(st.text())
 @settings(deadline=None)
 def test_words_are_one_visible_line(name: str) -> None:
-    words = in_words(name)
+    words = display_name(name)
     assert words == words.strip()
     assert words.replace("\u200c", "").replace("\u200d", "").isprintable()
-    assert in_words(words) == words
+    assert display_name(words) == words
 
 
 @given(st.lists(st.lists(TRAITS, max_size=4), min_size=1, max_size=5))

@@ -135,12 +135,12 @@ def test_an_answer_that_is_no_chat_completion_is_told(body: bytes) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 401, 307])
-def test_a_status_that_is_not_ok_is_told_and_redirects_are_not_followed(status: int) -> None:
+def test_a_status_that_is_not_ok_is_noted_and_redirects_are_not_followed(status: int) -> None:
     with serving(lambda _: (status, b"{}")) as model:
         labels, notes = asked(model)
     assert labels == ["Made 1", "Made 2"]
     assert notes == [
-        f"No names from the model `m`: 127.0.0.1 answers with status {status}. Labels stay as they were made."
+        f"No names from the model `m`: 127.0.0.1 answers with status {status}. The segments keep their labels."
     ]
     assert len(model.requests) == 1
 

@@ -96,7 +96,7 @@ def test_nothing_is_told_of_a_segment_that_is_too_small() -> None:
         share=0,
         mean_distance=0,
         silhouette=0,
-        description="Fewer than 61 users; of so few nothing is told.",
+        description="Fewer than 61 users; figures of so small a segment are withheld.",
     )
     assert second.user_count == 240
     assert second.description.startswith("80 % of users")
@@ -105,7 +105,7 @@ def test_nothing_is_told_of_a_segment_that_is_too_small() -> None:
 def test_a_log_of_too_few_users_tells_that_they_are_all_there_is() -> None:
     [only] = profiles(np.zeros(49, np.intp))
     assert (only.user_count, only.share, only.traits, only.activity) == (0, 1.0, (), None)
-    assert only.description == "Fewer than 50 users; of so few nothing is told."
+    assert only.description == "Fewer than 50 users; figures of so small a segment are withheld."
 
 
 def test_exemplars_are_the_nearest_and_the_farthest() -> None:
