@@ -1,9 +1,14 @@
 """The encoder: one position or all, padding, causality, and the loss that trains it."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from training.errors import RunError
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import random_inputs
 from training.model.loss import NextItemLoss, choose_negatives
@@ -96,3 +101,12 @@ def test_shared_negatives_estimate_the_full_softmax() -> None:
 def test_negatives_by_size_of_the_catalogue() -> None:
     assert choose_negatives(100) == 0
     assert choose_negatives(1_000_000) >= 256
+
+
+def test_a_shape_is_read_back_and_one_of_another_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "encoder.json"
+    path.write_text(json.dumps(asdict(SHAPE)))
+    assert EncoderShape.read(path) == SHAPE
+    path.write_text(json.dumps(asdict(SHAPE) | {"tied": True}))
+    with pytest.raises(RunError, match="written by another version"):
+        EncoderShape.read(path)
