@@ -1,4 +1,4 @@
-"""Input and output behind the Protocols of `ports`: Triton, history stores, the bulk load.
+"""Input and output behind the Protocols of `ports`: the Triton client, the history stores and their bulk load.
 
 May import `core`.
 """

@@ -1,4 +1,4 @@
-"""What the history stores share about the rows that they keep."""
+"""Packed history rows as the history stores read and write them; shared by all stores."""
 
 import hashlib
 import logging
@@ -10,20 +10,20 @@ log = logging.getLogger(__name__)
 
 
 def read_row(row: bytes | None) -> History:
-    """The history in a row, `EMPTY` for none. A damaged one is logged and raises `StoreUnavailable`."""
+    """The history in a row; `EMPTY` for None. Logs a damaged row and raises `StoreUnavailable`."""
     if row is None:
         return EMPTY
     try:
         return History(row)
     except ValueError as error:
-        log.error("damaged history: %s", error)
+        log.error("a stored history is damaged: %s", error)
         raise StoreUnavailable(
             "the stored history is damaged; erase this user with EraseUser and record the events again"
         ) from error
 
 
 def read_row_or_none(row: bytes | None) -> History | None:
-    """Like `read_row`, with None for a damaged one: among many users it must not take the others' answers."""
+    """Like `read_row`, with None for a damaged row, so that one user does not fail a whole batch."""
     try:
         return read_row(row)
     except StoreUnavailable:
@@ -31,7 +31,7 @@ def read_row_or_none(row: bytes | None) -> History | None:
 
 
 def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> bytes | None:
-    """The row to store after a bulk load of `added`; None when it stays as it is, as a damaged one does."""
+    """The row to store after a bulk load of `added`; None when the stored row is damaged or needs no change."""
     if row is None:
         return added.with_revision(revision).row
     try:
@@ -43,5 +43,5 @@ def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> 
 
 
 def erasure_mark(user_id: str) -> bytes:
-    """What a store keeps of an erased user, so that no bulk load brings the user back: a hash, not the id."""
+    """Hash of an erased user's id (16 bytes). Stores keep it, so that no bulk load restores the user."""
     return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"segrec.erased").digest()

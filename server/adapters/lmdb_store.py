@@ -1,11 +1,11 @@
-"""History store in a directory on this machine: LMDB, one packed row a user.
+"""History store in a directory on this machine: LMDB, one packed row per user.
 
-Reads are memory reads. Writes go through one thread that puts all that wait into one transaction, syncs it to disk and
-only then answers. Several processes may use one directory: LMDB lets them write in turn, and the revision is drawn from
-a counter in the same transaction as the write that uses it. Never use a store across a fork.
+A read is a memory read. One thread does all writes: it puts all queued writes into one transaction, syncs it to disk,
+and only then answers. Several processes may use one directory: LMDB lets them write in turn, and a write takes its
+revision from a counter in the same transaction. Never use a store across a fork.
 
-The user id itself is the key: LMDB takes keys of up to 511 bytes and ids have at most `ID_MAX_BYTES`, so there is no
-hash that two users could share and nothing to compare on reading.
+The key is the user id itself: LMDB allows keys of 511 bytes, ids have at most `ID_MAX_BYTES`. A hash of the id could
+belong to two users.
 """
 
 import asyncio
@@ -28,19 +28,18 @@ from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
+Result = TypeVar("Result")
 
 MAP_SIZE_BYTES = 1 << 40
-"""Address space, not disk: the file grows with what is stored, up to this."""
+"""Largest size of the file. It takes address space, not disk space: the file grows with the data."""
 
-GROUP_MAX = 1024
-"""Most writes in one transaction."""
+TRANSACTION_MAX_WRITES = 1024
 
 READ_IN_THREAD_FROM = 16
-"""Fewer histories than this are read quicker than a thread is woken."""
+"""Fewer histories than this are read without a thread, which is quicker."""
 
-_Operation = Callable[["_Transaction", int], T]
-"""Reads and writes within a transaction, given the revision for what it writes."""
+_Operation = Callable[["_Transaction", int], Result]
+"""Reads and writes in a transaction; the second argument is the revision for the rows that it writes."""
 
 if TYPE_CHECKING:
     _Transaction = lmdb.Transaction[bytes]
@@ -71,7 +70,7 @@ class LmdbStore:
 
     @classmethod
     def open(cls, path: Path, history_limit: int, map_size_bytes: int = MAP_SIZE_BYTES) -> "LmdbStore":
-        """Open or create the store in directory `path`, keeping `history_limit` newest events a user.
+        """Open or create the store in directory `path`; it keeps the newest `history_limit` events of each user.
 
         Raises `SetupError` when the directory cannot be used.
         """
@@ -89,15 +88,15 @@ class LmdbStore:
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
         key = _key(user_id)
-        with self._reporting(), self._environment.begin(self._histories) as transaction:
+        with self._translate_errors(), self._environment.begin(self._histories) as transaction:
             row = transaction.get(key)
         return read_row(row)
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
-        """See `HistoryStore.get_many`. A damaged history is logged and comes as None: others get their answers."""
+        """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
         self._check_open()
         keys = [_key(user_id) for user_id in user_ids]
-        with self._reporting():
+        with self._translate_errors():
             if len(keys) < READ_IN_THREAD_FROM:
                 return self._read(keys)
             return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, keys)
@@ -119,7 +118,7 @@ class LmdbStore:
         return await self._write(add)
 
     async def erase(self, user_id: str) -> int:
-        """See `HistoryStore.erase`. Bulk loads leave the user out from now on."""
+        """See `HistoryStore.erase`. Later bulk loads leave the user out."""
         key, mark = _key(user_id), erasure_mark(user_id)
 
         def remove(transaction: "_Transaction", _: int) -> int:
@@ -133,7 +132,7 @@ class LmdbStore:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
         event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)
         mark = f"loaded:{event_log.mark}".encode()
-        with self._reporting(), self._environment.begin(self._meta) as transaction:
+        with self._translate_errors(), self._environment.begin(self._meta) as transaction:
             if transaction.get(mark) is not None:
                 return 0
         loaded = await load(event_log, self._load_users, on_progress)
@@ -141,7 +140,7 @@ class LmdbStore:
         return loaded
 
     async def close(self) -> None:
-        """Finish the writes that wait, then close. Later calls raise `StoreUnavailable`."""
+        """Finish the queued writes, then close. Later calls raise `StoreUnavailable`."""
         if not self._closed:
             self._closed = True
             self._jobs.put(None)
@@ -170,24 +169,24 @@ class LmdbStore:
         if self._closed:
             raise StoreUnavailable(f"the history store in {self._path} is closed")
 
-    async def _write(self, operation: _Operation[T]) -> T:
+    async def _write(self, operation: _Operation[Result]) -> Result:
         self._check_open()
-        answer: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_WriteJob(operation, answer))  # type: ignore[arg-type]  # a future of T takes the operation's T
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._jobs.put(_WriteJob(operation, answer))  # type: ignore[arg-type]  # the future takes the operation's result
         return await answer
 
     def _write_forever(self) -> None:
-        going_on = True
-        while going_on:
+        is_open = True
+        while is_open:
             first = self._jobs.get()
-            jobs = [] if first is None else [first, *self._waiting()]
-            going_on = first is not None
+            jobs = [] if first is None else [first, *self._queued_jobs()]
+            is_open = first is not None
             if jobs:
                 self._commit(jobs)
 
-    def _waiting(self) -> Iterator[_WriteJob]:
-        """Jobs that wait, without waiting for more; the end of all jobs is put back."""
-        for _ in range(GROUP_MAX - 1):
+    def _queued_jobs(self) -> Iterator[_WriteJob]:
+        """The queued jobs, without waiting for more. None, which ends the thread, is put back into the queue."""
+        for _ in range(TRANSACTION_MAX_WRITES - 1):
             try:
                 job = self._jobs.get_nowait()
             except Empty:
@@ -199,14 +198,14 @@ class LmdbStore:
 
     def _commit(self, jobs: Sequence[_WriteJob]) -> None:
         try:
-            with self._reporting(), self._environment.begin(write=True) as transaction:
+            with self._translate_errors(), self._environment.begin(write=True) as transaction:
                 revision = self._next_revision(transaction)
                 results = [_attempt(job.operation, transaction, revision) for job in jobs]
         except Exception as error:
             if not isinstance(error, StoreUnavailable):
                 log.exception("a write to the history store failed")
             results = [error] * len(jobs)
-        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits any more
+        with contextlib.suppress(RuntimeError):  # the event loop has ended
             jobs[0].answer.get_loop().call_soon_threadsafe(_answer, jobs, results)
 
     def _next_revision(self, transaction: "_Transaction") -> int:
@@ -215,8 +214,8 @@ class LmdbStore:
         return revision
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Turn LMDB's errors into `StoreUnavailable`."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn errors of LMDB into `StoreUnavailable`."""
         try:
             yield
         except lmdb.MapFullError as error:
@@ -231,17 +230,17 @@ class LmdbStore:
 
 
 def _check_format(environment: lmdb.Environment, path: Path) -> None:
-    """Note the version of the rows in a new store; refuse a store with another."""
+    """Write the row version into a new store. Raises `SetupError` for a store of another version."""
     meta = environment.open_db(b"meta")
     with environment.begin(meta, write=True) as transaction:
-        found = transaction.get(b"format")
-        if found is None:
+        stored = transaction.get(b"format")
+        if stored is None:
             transaction.put(b"format", str(ROW_VERSION).encode())
-        elif found != str(ROW_VERSION).encode():
+        elif stored != str(ROW_VERSION).encode():
             environment.close()
             raise SetupError(
-                f"the history store in {path} has format {found.decode()}, this version of Segrec reads {ROW_VERSION}; "
-                "use the version that wrote it, or give another directory"
+                f"the history store in {path} has format {stored.decode()}, this Segrec reads format {ROW_VERSION}; "
+                "use the version of Segrec that wrote the store, or give another directory"
             )
 
 
@@ -252,8 +251,8 @@ def _key(user_id: str) -> bytes:
     return key
 
 
-def _attempt(operation: _Operation[T], transaction: "_Transaction", revision: int) -> T | StoreUnavailable:
-    """The operation's result. One that finds a damaged history has written nothing yet and fails alone."""
+def _attempt(operation: _Operation[Result], transaction: "_Transaction", revision: int) -> Result | StoreUnavailable:
+    """The result of an operation, or its error: a damaged history fails only this operation, before it writes."""
     try:
         return operation(transaction, revision)
     except StoreUnavailable as error:
@@ -262,7 +261,7 @@ def _attempt(operation: _Operation[T], transaction: "_Transaction", revision: in
 
 def _answer(jobs: Sequence[_WriteJob], results: Sequence[object]) -> None:
     for job, result in zip(jobs, results, strict=True):
-        if job.answer.done():  # the caller has gone
+        if job.answer.done():  # the caller was cancelled
             continue
         if isinstance(result, BaseException):
             job.answer.set_exception(result)

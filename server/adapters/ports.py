@@ -1,7 +1,4 @@
-"""The Protocols behind which all I/O of the server lives. Each implementation passes the same contract tests.
-
-The errors named here are those of `server.core.errors`.
-"""
+"""The Protocols of the encoder and of the history store. Each implementation passes the same contract tests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,30 +24,30 @@ class EncoderClient(Protocol):
         ...
 
     async def load(self, releases: Sequence[int]) -> None:
-        """Make exactly these releases answer, keeping those that already do answering throughout.
+        """Load exactly these releases and unload all others; a release that is loaded already answers throughout.
 
-        Raises `EncoderUnavailable` with Triton's reason when one cannot be loaded; the others go on.
+        Raises `EncoderUnavailable` with Triton's reason when a release cannot be loaded; the others answer.
         """
         ...
 
     async def is_ready(self, release: int) -> bool:
-        """Whether Triton says that this release answers. Never raises."""
+        """Whether Triton reports this release as ready. Never raises."""
         ...
 
     async def close(self) -> None:
-        """Drop the connection."""
+        """Close the connection."""
         ...
 
 
 class HistoryStore(Protocol):
-    """Keeps each user's newest events. Methods never block the event loop for longer than a memory read."""
+    """Stores the newest events of each user. No method blocks the event loop for longer than a memory read."""
 
     async def get(self, user_id: str) -> History:
         """The user's history, `EMPTY` when nothing is stored. Raises `StoreUnavailable`."""
         ...
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
-        """One history per id, in the order asked; None where one is damaged. Raises `StoreUnavailable`."""
+        """One history per id, in the order of the ids; None for a damaged one. Raises `StoreUnavailable`."""
         ...
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
@@ -58,14 +55,14 @@ class HistoryStore(Protocol):
         ...
 
     async def erase(self, user_id: str) -> int:
-        """Delete all that is stored of a user, durably; returns the events erased. Raises `StoreUnavailable`."""
+        """Delete a user durably; returns the number of erased events. Raises `StoreUnavailable`."""
         ...
 
     async def bulk_load(self, source: Path, on_progress: "LoadProgress") -> int:
-        """Fill the store from a prepared log once; returns the users loaded, 0 when this log is already in.
+        """Load a prepared log into the store once; returns the number of users, 0 for a log that was loaded before.
 
         `source` is Parquet with `user_id, item_id, action` (strings), `value` (float) and `timestamp`
-        (int64, milliseconds), as `segrec-train prepare` writes it. Safe to repeat after an interruption.
+        (int64, milliseconds), as `segrec-train prepare` writes it. Can be repeated after an interruption.
         """
         ...
 
@@ -75,8 +72,8 @@ class HistoryStore(Protocol):
 
 
 class LoadProgress(Protocol):
-    """Told how far a long step is."""
+    """Receives the progress of a long step."""
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` units are done."""
+        """Report that `done` of `total` units are done."""
         ...

@@ -1,14 +1,15 @@
-"""The encoder behind Triton's gRPC API: NVIDIA's container and the embedded Triton alike.
+"""The client of Triton's gRPC API, for NVIDIA's container and for the embedded Triton.
 
-Loading, as measured on Triton 2.51.0: a load whose `config` names the wanted versions under `version_policy.specific`
-starts the new ones, drops those no longer named once their calls have ended, and leaves the others alone, to the very
-processes; naming what is loaded already takes about a millisecond. A damaged version fails the whole load and changes
-nothing, so the others are then loaded without it. A version whose directory is missing is left out silently, so the
-index is read after each load. With such a `config`, a new time stamp on `config.pbtxt` reloads nothing, and a new one
-on a version's directory reloads that version.
+Loading, as measured on Triton 2.51.0. The `config` of a load names the versions under `version_policy.specific`:
 
-Calls are never cancelled: a client deadline that cancels a call in flight can crash this Triton. A call that outlives
-its time is left to end by itself, and is counted.
+- Triton starts new versions, ends versions that are no longer named after their last call, and keeps the processes of
+  the others. A load that changes nothing takes about a millisecond.
+- A damaged version fails the whole load and changes nothing. The client then loads each missing version alone.
+- A version without a directory is left out silently, so the client reads the index after each load.
+- A new time stamp on `config.pbtxt` reloads nothing; a new time stamp on a version's directory reloads that version.
+
+The client never cancels a call, because a cancelled call can crash this Triton. After a timeout the call is abandoned:
+it ends by itself, and `abandoned_count` counts it until then.
 """
 
 import asyncio
@@ -32,8 +33,8 @@ logger = logging.getLogger(__name__)
 FIRST_INPUT = "item_index"
 DATA_TYPES = {"item_index": "INT32", "action_index": "INT32", "value": "FP32", "gap_index": "INT32"}
 NUMPY_TYPES: dict[str, np.dtype[Any]] = {"INT32": np.dtype("<i4"), "FP32": np.dtype("<f4")}
-MOST_ABANDONED = 64
-"""Calls that may be left to end by themselves at a time; more fail at once, without being sent."""
+ABANDONED_MAX = 64
+"""Largest number of abandoned calls; at this number, new calls fail without being sent."""
 LOAD_SECONDS = 120.0
 QUERY_SECONDS = 5.0
 _CHANNEL_OPTIONS = (
@@ -42,20 +43,20 @@ _CHANNEL_OPTIONS = (
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 200),
     ("grpc.max_receive_message_length", -1),
-    # Pings less often than Triton's limit of five minutes; their time-out is also the one after which a peer that
-    # acknowledges nothing counts as dead, so that calls to a vanished host end.
+    # Triton allows a ping every five minutes. A ping without an answer within the timeout ends all calls, so that calls
+    # to a host that vanished do not wait for ever.
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
 class TritonEncoder:
-    """An `Encoder` that asks Triton, which may be absent, restarted or replaced at any time.
+    """An `EncoderClient` for a Triton that may be absent, restarted or replaced at any time.
 
-    `config_path` is the repository's `user_encoder/config.pbtxt`: the batch limit is read from it, and each load
-    sends it with the wanted versions filled in.
+    `config_path` is the repository's `user_encoder/config.pbtxt`. It holds the batch limit, and each load sends it with
+    the requested versions.
     """
 
     def __init__(self, address: str, config_path: Path) -> None:
@@ -64,43 +65,44 @@ class TritonEncoder:
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._abandoned: set[asyncio.Task[Any]] = set()
-        self._wanted: tuple[int, ...] = ()
+        self._requested: tuple[int, ...] = ()
         self._load_lock = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
 
     @property
     def abandoned_count(self) -> int:
-        """Calls whose caller has gone and that Triton has not answered yet."""
+        """Calls that timed out or were cancelled, and that Triton has not answered yet."""
         return len(self._abandoned)
 
     async def encode(
         self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
     ) -> NDArray[np.float32]:
-        """Return user embeddings, float32 (B, D), for inputs of shape (B, L) each; see `Encoder.encode`.
+        """Return user embeddings, float32 (B, D), for inputs of shape (B, L) each; see `EncoderClient.encode`.
 
-        More histories than one call may hold are sent as several calls at once.
+        More histories than `max_batch_size` are sent as several concurrent calls.
         """
         batch = len(inputs[FIRST_INPUT])
         limit = self._config.max_batch_size
         if batch <= limit:
             return await self._infer(release, inputs, timeout_seconds)
-        parts = [{name: array[at : at + limit] for name, array in inputs.items()} for at in range(0, batch, limit)]
+        starts = range(0, batch, limit)
+        parts = [{name: array[start : start + limit] for name, array in inputs.items()} for start in starts]
         return np.concatenate(await asyncio.gather(*(self._infer(release, part, timeout_seconds) for part in parts)))
 
     async def load(self, releases: Sequence[int]) -> None:
-        """Make exactly these releases answer; see `Encoder.load` and this module's notes."""
+        """Load exactly these releases; see `EncoderClient.load` and the notes of this module."""
         async with self._load_lock:
-            self._wanted = tuple(sorted(set(releases)))
-            await self._load_wanted()
+            self._requested = tuple(sorted(set(releases)))
+            await self._load_requested()
 
     async def reload(self) -> None:
-        """Load again what the last `load` asked for: for a Triton that restarted with an empty memory."""
+        """Repeat the last `load`, for a Triton that has restarted without releases."""
         async with self._load_lock:
-            if self._wanted:
-                await self._load_wanted()
+            if self._requested:
+                await self._load_requested()
 
     async def is_ready(self, release: int) -> bool:
-        """Whether Triton says that this release answers. Never raises."""
+        """See `EncoderClient.is_ready`."""
         request = service_pb2.ModelReadyRequest(name=MODEL_NAME, version=str(release))
         try:
             return bool((await self._call(self._triton.ModelReady, request, QUERY_SECONDS)).ready)
@@ -108,7 +110,7 @@ class TritonEncoder:
             return False
 
     async def close(self) -> None:
-        """Wait a few seconds for the calls in flight, then drop the connection."""
+        """Wait up to `QUERY_SECONDS` for the abandoned calls, then close the connection."""
         if self._reload_task:
             self._reload_task.cancel()
             await asyncio.gather(self._reload_task, return_exceptions=True)
@@ -119,7 +121,7 @@ class TritonEncoder:
     async def _infer(
         self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
     ) -> NDArray[np.float32]:
-        """One call of at most `max_batch_size` histories."""
+        """Make one call with at most `max_batch_size` histories."""
         request = build_request(release, inputs)
         try:
             response = await self._call(self._triton.ModelInfer, request, timeout_seconds)
@@ -130,19 +132,19 @@ class TritonEncoder:
             raise EncoderUnavailable(f"Triton at {self._address}: {error.code().name}: {details}") from error
         return read_embeddings(response, len(inputs[FIRST_INPUT]))
 
-    async def _call(self, method: Callable[[Any], Awaitable[Answer]], request: Message, seconds: float) -> Answer:
-        """Send a request and wait `seconds` at most, leaving the call to end by itself after that.
+    async def _call(self, method: Callable[[Any], Awaitable[Response]], request: Message, seconds: float) -> Response:
+        """Send a request and wait at most `seconds`; after that the call is abandoned.
 
-        Raises `AioRpcError` for what Triton or the transport reports, `EncoderUnavailable` when time is up or too
-        many calls are still waited for.
+        Raises `AioRpcError` for an error of Triton or of the transport, `EncoderUnavailable` after a timeout or while
+        there are too many abandoned calls.
         """
-        if len(self._abandoned) >= MOST_ABANDONED:
+        if len(self._abandoned) >= ABANDONED_MAX:
             raise EncoderUnavailable(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
         task = asyncio.ensure_future(_finish(method(request)))
         try:
             await asyncio.wait((task,), timeout=seconds)
         finally:
-            if not task.done():  # time is up, or our own caller was cancelled
+            if not task.done():  # a timeout, or the caller was cancelled
                 self._abandoned.add(task)
                 task.add_done_callback(self._drained)
         if not task.done():
@@ -152,12 +154,12 @@ class TritonEncoder:
     def _drained(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
         if not task.cancelled():
-            task.exception()  # seen: its caller has gone
+            task.exception()  # mark as retrieved: nobody waits for it
 
     def _reload_soon(self, release: int) -> None:
-        """Load again in the background when Triton does not know a release that it was told to load."""
+        """Load again in the background when Triton does not know a release of the last `load`."""
         loading = self._load_lock.locked() or (self._reload_task and not self._reload_task.done())
-        if release in self._wanted and not loading:
+        if release in self._requested and not loading:
             self._reload_task = asyncio.create_task(self._reload_quietly())
 
     async def _reload_quietly(self) -> None:
@@ -166,29 +168,29 @@ class TritonEncoder:
         except EncoderUnavailable as error:
             logger.warning("loading the releases again failed: %s", error)
 
-    async def _load_wanted(self) -> None:
-        """Load all that is wanted; when Triton refuses, each by itself, beside whatever answers already."""
+    async def _load_requested(self) -> None:
+        """Load all requested releases; if Triton refuses, add them one by one to the loaded releases."""
         try:
-            reason = await self._load_exactly(self._wanted)
+            reason = await self._load_exactly(self._requested)
             if not reason:
                 return
-            kept, reasons = await self._ready_releases(), {}
-            for release in sorted(set(self._wanted) - kept):
-                reason = await self._load_exactly((*sorted(kept), release))
+            loaded, reasons = await self._ready_releases(), {}
+            for release in sorted(set(self._requested) - loaded):
+                reason = await self._load_exactly((*sorted(loaded), release))
                 if reason:
                     reasons[release] = reason
                 else:
-                    kept.add(release)
+                    loaded.add(release)
         except grpc.aio.AioRpcError as error:
             raise EncoderUnavailable(f"Triton at {self._address} cannot load: {error.details()}") from error
-        self._wanted = tuple(sorted(kept))
+        self._requested = tuple(sorted(loaded))
         if reasons:
             raise EncoderUnavailable(
                 "; ".join(f"release {key} cannot be loaded: {why}" for key, why in reasons.items())
             )
 
     async def _load_exactly(self, releases: Sequence[int]) -> str:
-        """Ask Triton for these releases and no other; returns why they do not all answer, or an empty string."""
+        """Have Triton load these releases and no other; returns the reason of a failure, or an empty string."""
         if not releases:
             request = service_pb2.RepositoryModelUnloadRequest(model_name=MODEL_NAME)
             await self._call(self._triton.RepositoryModelUnload, request, LOAD_SECONDS)
@@ -196,7 +198,7 @@ class TritonEncoder:
         try:
             await self._call(self._triton.RepositoryModelLoad, build_load_request(self._config, releases), LOAD_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if error.code() == grpc.StatusCode.UNAVAILABLE:  # the transport: Triton itself does not answer
+            if error.code() == grpc.StatusCode.UNAVAILABLE:  # the transport failed: Triton did not answer
                 raise
             return error.details() or error.code().name
         missing = sorted(set(releases) - await self._ready_releases())
@@ -208,13 +210,13 @@ class TritonEncoder:
         return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}
 
 
-async def _finish(call: Awaitable[Answer]) -> Answer:
-    """Own a call, so that nobody who waits for it can cancel it."""
+async def _finish(call: Awaitable[Response]) -> Response:
+    """Wrap a call into a coroutine, whose task can outlive a caller that is cancelled."""
     return await call
 
 
 def read_config(path: Path) -> model_config_pb2.ModelConfig:
-    """Read a config.pbtxt by Triton's own protobuf. Raises `SetupError`."""
+    """Read a config.pbtxt with Triton's own protobuf message. Raises `SetupError`."""
     try:
         return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
     except (OSError, text_format.ParseError) as error:
@@ -224,7 +226,7 @@ def read_config(path: Path) -> model_config_pb2.ModelConfig:
 def build_load_request(
     config: model_config_pb2.ModelConfig, releases: Sequence[int]
 ) -> service_pb2.RepositoryModelLoadRequest:
-    """A load of exactly these versions, whatever version policy the file names."""
+    """A request to load exactly these versions; replaces the version policy of the file."""
     chosen = model_config_pb2.ModelConfig()
     chosen.CopyFrom(config)
     chosen.version_policy.specific.versions[:] = releases
@@ -235,7 +237,7 @@ def build_load_request(
 
 
 def build_request(release: int, inputs: Mapping[str, NDArray[np.generic]]) -> service_pb2.ModelInferRequest:
-    """Put arrays of shape (B, L) into a request as raw bytes, pinned to one release."""
+    """A request for one release with inputs of shape (B, L) as raw bytes."""
     request = service_pb2.ModelInferRequest(model_name=MODEL_NAME, model_version=str(release))
     for name, data_type in DATA_TYPES.items():
         array = inputs[name]
@@ -245,7 +247,7 @@ def build_request(release: int, inputs: Mapping[str, NDArray[np.generic]]) -> se
 
 
 def read_embeddings(response: service_pb2.ModelInferResponse, batch: int) -> NDArray[np.float32]:
-    """The response's embeddings, float32 (batch, D). Raises `EncoderUnavailable` unless they are whole and finite."""
+    """The embeddings of a response, float32 (batch, D). Raises `EncoderUnavailable` if incomplete or not finite."""
     if len(response.outputs) != 1 or len(response.raw_output_contents) != 1:
         raise EncoderUnavailable(f"Triton's answer has {len(response.outputs)} outputs, expected {OUTPUT} alone")
     output, content = response.outputs[0], response.raw_output_contents[0]

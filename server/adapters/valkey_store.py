@@ -1,11 +1,11 @@
-"""History store in Valkey or Redis, which several servers share: one packed row a user.
+"""History store in Valkey or Redis, which several servers can share: one packed row per user.
 
-A write reads the row, merges here, and replaces it by a script only if it still has the revision that was read.
-Revisions are 63 random bits: unlike a counter's they are not repeated when a fail-over loses the last writes.
+A write reads the row and merges the events here. A script then replaces the row, but only if it still has the revision
+that was read. A revision is 63 random bits: unlike a counter, it does not repeat after a fail-over that loses writes.
 
-A write is as durable as the server makes it. For "acknowledged means stored" set `appendonly yes`,
-`appendfsync always` and `maxmemory-policy noeviction`; with `everysec` a crash of its machine loses up to two
-seconds of events. A fail-over loses what had not reached the replica.
+Durability depends on the Valkey server. For "acknowledged means stored" set `appendonly yes`, `appendfsync always` and
+`maxmemory-policy noeviction`. With `everysec` a crash of its machine loses up to two seconds of events. A fail-over
+loses the events that had not reached the replica.
 """
 
 import asyncio
@@ -31,17 +31,17 @@ from server.core.history import Event, History, event_count_of, merge
 log = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 1.0
-TURN_SECONDS = 5.0
-"""Longest wait for a connection that is not in use, in a burst of calls."""
+CONNECTION_WAIT_SECONDS = 5.0
+"""Longest wait for a free connection of the pool."""
 CONNECTIONS_MAX = 32
 READ_CHUNK = 256
 LOAD_CHUNK = 250
-"""Users written by one call of the script, which holds up the server meanwhile."""
+"""Users in one call of the script, which blocks the Valkey server while it runs."""
 ATTEMPTS_MAX = 100
-"""Tries to replace a row that other servers keep changing."""
+"""Largest number of attempts to replace a row that other servers change at the same time."""
 
 _ERASED = "segrec:erased"
-_REVISION_BYTES = slice(8, 16)  # of the packed row; the script has the same place
+_REVISION_BYTES = slice(8, 16)  # of the packed row; the script uses the same bytes
 _REPLACE = """
 local done = {}
 for i = 2, #KEYS do
@@ -58,7 +58,7 @@ end
 return done
 """
 _Swap = tuple[str, bytes | None, bytes, bytes]
-"""A user id, the row that was read, the row to put in its place unless the user bears the erasure mark that follows."""
+"""User id, row that was read, new row, and erasure mark: the script skips a user whose mark is in `_ERASED`."""
 
 
 class ValkeyStore:
@@ -71,32 +71,32 @@ class ValkeyStore:
         self._limit = history_limit
         self._replace = client.register_script(_REPLACE)
         self._closed = False
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._user_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     async def connect(cls, url: str, history_limit: int) -> "ValkeyStore":
-        """Connect to `redis://`, `rediss://` or `unix://` and look that it answers.
+        """Connect to `redis://`, `rediss://` or `unix://` and check that the server answers.
 
-        Raises `SetupError` for a URL that makes no sense, `StoreUnavailable` when nothing answers there.
+        Raises `SetupError` for an invalid URL, `StoreUnavailable` when no server answers.
         """
         try:
             pool = BlockingConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS_MAX,
-                timeout=TURN_SECONDS,
+                timeout=CONNECTION_WAIT_SECONDS,
                 socket_timeout=TIMEOUT_SECONDS,
                 socket_connect_timeout=TIMEOUT_SECONDS,
                 retry=Retry(ConstantBackoff(0.02), 1),  # a pooled connection may have died unnoticed
             )
         except ValueError:  # its text may show the password
             raise SetupError(
-                "the history store's URL is not valid; write redis://[[user]:password@]host:port[/database]"
+                "the URL of the history store is not valid; write redis://[[user]:password@]host:port[/database]"
             ) from None
         where = pool.connection_kwargs
         address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
         store = cls(Redis.from_pool(pool), address, history_limit)
         try:
-            await store._look()
+            await store._check_persistence()
         except BaseException:
             await store.close()
             raise
@@ -107,19 +107,19 @@ class ValkeyStore:
         return read_row(await self._row(user_id))
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
-        """See `HistoryStore.get_many`. A damaged history is logged and comes as None: others get their answers."""
+        """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
         histories: list[History | None] = []
         for start in range(0, len(user_ids), READ_CHUNK):
-            with self._reporting():
+            with self._translate_errors():
                 rows = await self._rows(user_ids[start : start + READ_CHUNK])
             histories += map(read_row_or_none, rows)
         return histories
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
-        """See `HistoryStore.record`; how durable it is, the server's settings say."""
+        """See `HistoryStore.record`. The settings of the Valkey server decide how durable a write is."""
         if not events:
             return 0, 0
-        async with self._turn(user_id):
+        async with self._user_lock(user_id):
             for _ in range(ATTEMPTS_MAX):
                 row = await self._row(user_id)
                 history = read_row(row)
@@ -130,8 +130,8 @@ class ValkeyStore:
         raise StoreUnavailable(f"the history store at {self._address} is too busy with one user; try again")
 
     async def erase(self, user_id: str) -> int:
-        """See `HistoryStore.erase`. Bulk loads leave the user out from now on."""
-        with self._reporting():
+        """See `HistoryStore.erase`. Later bulk loads leave the user out."""
+        with self._translate_errors():
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.getdel(_key(user_id))
                 pipe.sadd(_ERASED, erasure_mark(user_id))
@@ -142,32 +142,32 @@ class ValkeyStore:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
         event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)
         mark = f"segrec:loaded:{event_log.mark}"
-        with self._reporting():
+        with self._translate_errors():
             if await self._client.exists(mark):
                 return 0
         loaded = await load(event_log, self._load_users, on_progress)
-        with self._reporting():
+        with self._translate_errors():
             await self._client.set(mark, b"")
         return loaded
 
     async def close(self) -> None:
-        """Drop the connections. Later calls raise `StoreUnavailable`."""
+        """Close the connections. Later calls raise `StoreUnavailable`."""
         self._closed = True
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
-    async def _look(self) -> None:
-        with self._reporting():
+    async def _check_persistence(self) -> None:
+        with self._translate_errors():
             persistence = await self._client.info("persistence")
         if not persistence.get("aof_enabled"):
             log.warning(
-                "the history store at %s keeps no append-only file: events that it acknowledges are lost when it "
-                "crashes; set `appendonly yes` and `appendfsync always` there",
+                "the history store at %s has no append-only file, so a crash loses events that it has acknowledged; "
+                "set `appendonly yes` and `appendfsync always` there",
                 self._address,
             )
 
     async def _row(self, user_id: str) -> bytes | None:
-        with self._reporting():
+        with self._translate_errors():
             return (await self._rows([user_id]))[0]
 
     async def _rows(self, user_ids: Sequence[str]) -> list[bytes | None]:
@@ -175,47 +175,47 @@ class ValkeyStore:
 
     async def _load_users(self, users: Users) -> None:
         for start in range(0, len(users), LOAD_CHUNK):
-            waiting = users[start : start + LOAD_CHUNK]
+            remaining = users[start : start + LOAD_CHUNK]
             for _ in range(ATTEMPTS_MAX):
-                waiting = await self._load_once(waiting)
-                if not waiting:
+                remaining = await self._load_once(remaining)
+                if not remaining:
                     break
             else:
                 raise StoreUnavailable(f"the history store at {self._address} is too busy to be filled; try again")
 
     async def _load_once(self, users: Users) -> Users:
-        """Merge what is to be loaded; returns the users whose rows changed meanwhile."""
-        with self._reporting():
+        """Merge the users into the store; returns the users whose rows another server changed meanwhile."""
+        with self._translate_errors():
             rows = await self._rows([user_id for user_id, _ in users])
         swaps: list[_Swap] = []
-        asked: list[tuple[str, History]] = []
+        attempted: list[tuple[str, History]] = []
         for (user_id, added), row in zip(users, rows, strict=True):
-            wanted = loaded_row(row, added, self._limit, _new_revision())
-            if wanted is not None:
-                asked.append((user_id, added))
-                swaps.append((user_id, row, wanted, erasure_mark(user_id)))
+            new_row = loaded_row(row, added, self._limit, _new_revision())
+            if new_row is not None:
+                attempted.append((user_id, added))
+                swaps.append((user_id, row, new_row, erasure_mark(user_id)))
         done = await self._swap(swaps)
-        return [user for user, replaced in zip(asked, done, strict=True) if not replaced]
+        return [user for user, replaced in zip(attempted, done, strict=True) if not replaced]
 
     async def _swap(self, swaps: Sequence[_Swap]) -> list[bool]:
-        """Replace each row unless it has changed since it was read; returns which ones are done with."""
+        """Replace each row that has not changed since it was read. False in the result: changed, so try again."""
         if not swaps:
             return []
         keys = [_ERASED, *(_key(user_id) for user_id, *_ in swaps)]
-        arguments = [part for _, row, wanted, mark in swaps for part in (_revision_bytes(row), wanted, mark)]
-        with self._reporting():
+        arguments = [part for _, row, new_row, mark in swaps for part in (_revision_bytes(row), new_row, mark)]
+        with self._translate_errors():
             return [bool(replaced) for replaced in await self._replace(keys=keys, args=arguments)]
 
-    def _turn(self, user_id: str) -> asyncio.Lock:
-        """One writer a user within this process: others would only make it try again."""
-        lock = self._turns.get(user_id)
+    def _user_lock(self, user_id: str) -> asyncio.Lock:
+        """A lock per user: two writers of this process would only make each other try again."""
+        lock = self._user_locks.get(user_id)
         if lock is None:
-            self._turns[user_id] = lock = asyncio.Lock()
+            self._user_locks[user_id] = lock = asyncio.Lock()
         return lock
 
     @contextlib.contextmanager
-    def _reporting(self) -> Iterator[None]:
-        """Turn the client's errors into `StoreUnavailable`; the address is told, credentials are not."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Turn errors of the client into `StoreUnavailable`, with the address but without the credentials."""
         if self._closed:
             raise StoreUnavailable(f"the connection to the history store at {self._address} is closed")
         try:

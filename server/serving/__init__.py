@@ -1,4 +1,4 @@
-"""One request: from the history store through the encoder to an answer; micro-batches and the embedding cache.
+"""Answers a request: history store, encoder, nearest segment, ranking; with micro-batches and an embedding cache.
 
 May import `adapters` and `core`; not `releases`, its sibling.
 """

@@ -1,4 +1,4 @@
-"""What one answer knows about its user: the embedding with its segment, the history, why it is degraded."""
+"""The answer for one user: the embedding with its segment, the history, and whether the answer is degraded."""
 
 from enum import Enum, auto
 from typing import NamedTuple
@@ -10,27 +10,30 @@ from server.core.history import History
 
 
 class Embedded(NamedTuple):
-    """A user embedding (D,), None when the release knows no event of the history; and what it was made from."""
+    """A user embedding (D,) with its segment, and the number of events behind it.
+
+    `embedding` is None when the release knows no event of the history.
+    """
 
     embedding: NDArray[np.float32] | None
     used_count: int = 0
     ignored_count: int = 0
     segment_index: int = -1
-    """Place of the nearest centroid; -1 without embedding."""
+    """Index of the nearest centroid; -1 without an embedding."""
     distance: float = 0.0
     runner_up_index: int = -1
-    """Place of the second nearest centroid; the nearest itself where there is no other."""
+    """Index of the second nearest centroid; with one centroid only, the nearest."""
     runner_up_distance: float = 0.0
     confidence: float | None = None
-    """How sure the segment is, 0 to 1; None for a release without a calibration."""
+    """Probability that the user stays in this segment, 0 to 1; None for a release without calibration."""
     is_confident: bool = True
-    """Whether that is as much as the release asks for."""
+    """Whether `confidence` reaches the minimum of the release."""
     is_short: bool = False
-    """Whether fewer events were used than the release asks for."""
+    """Whether `used_count` is below the minimum of the release."""
 
 
 class Degraded(Enum):
-    """Why an answer is less than it could be; see the API's `DegradedReason`."""
+    """Why an answer is degraded; see the API's `DegradedReason`."""
 
     NO = auto()
     STALE_EMBEDDING = auto()
@@ -39,7 +42,7 @@ class Degraded(Enum):
 
 
 class Answer(NamedTuple):
-    """What is known of one user: the embedding with its segment, the history, and whether that is less than all."""
+    """The embedding and the history of one user, and why they are degraded."""
 
     embedded: Embedded
     history: History

@@ -14,8 +14,8 @@ from server.serving.embedding import Embedder
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """Calls of one release that wait for the next micro-batch."""
+class _Pending:
+    """Calls of one release that wait for the next micro-batch; `deadlines` are in monotonic seconds."""
 
     release: Release
     histories: list[History] = field(default_factory=list)
@@ -24,42 +24,42 @@ class _Waiting:
 
 
 class _Running(NamedTuple):
-    """A batch under way, and since when by the event loop's clock."""
+    """A batch in progress; `started` is its start by the event loop's clock, in seconds."""
 
-    since: float
+    started: float
     task: asyncio.Task[None]
 
 
 class MicroBatcher:
-    """Joins concurrent single calls into one feature call and one encoder call for each release.
+    """Joins concurrent unary calls of a release into one feature call and one encoder call.
 
-    Calls that arrive together start together; those that arrive while a batch is under way wait for it, and releases
-    take turns. More batches at once would be smaller and cost nearly as much each, so that two cores answered fewer
-    calls, and later. A batch that is slow holds up other releases for `PATIENCE_SECONDS` at most.
+    One batch runs at a time, and releases take turns; calls that arrive meanwhile form the next batch. Several smaller
+    batches at once would cost nearly as much each, so that a server of two cores would answer fewer calls, and later.
+    A slow batch delays other releases for at most `PATIENCE_SECONDS`.
     """
 
     PATIENCE_SECONDS = 0.05
 
     def __init__(self, embedder: Embedder, max_batch: int, max_waiting: int) -> None:
-        """`embedder` should serve nobody else, so that no call waits for its turn behind the chunks of a stream."""
+        """`embedder` must not be shared with streams: a call would wait for its turn behind their chunks."""
         self._embedder = embedder
         self._max_batch = max_batch
         self._max_waiting = max_waiting
-        self._waiting: dict[int, _Waiting] = {}
-        self._waiting_count = 0
+        self._pending: dict[int, _Pending] = {}
+        self._pending_count = 0
         self._running: dict[int, _Running] = {}
-        self._alarm: asyncio.TimerHandle | None = None
+        self._late_start: asyncio.TimerHandle | None = None
 
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
-        """Embed one history. Raises `EncoderUnavailable`, and `Overloaded` when too many calls wait already."""
-        if self._waiting_count >= self._max_waiting:
+        """Embed one history. Raises `EncoderUnavailable`, or `Overloaded` when `max_waiting` calls wait already."""
+        if self._pending_count >= self._max_waiting:
             raise Overloaded(f"{self._max_waiting} calls are waiting already: try again later")
-        waiting = self._waiting.setdefault(release.number, _Waiting(release))
+        pending = self._pending.setdefault(release.number, _Pending(release))
         future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
-        waiting.histories.append(history)
-        waiting.futures.append(future)
-        waiting.deadlines.append(monotonic() + timeout_seconds)
-        self._waiting_count += 1
+        pending.histories.append(history)
+        pending.futures.append(future)
+        pending.deadlines.append(monotonic() + timeout_seconds)
+        self._pending_count += 1
         asyncio.get_running_loop().call_soon(self._start)
         try:
             return await asyncio.wait_for(future, timeout_seconds)
@@ -67,38 +67,38 @@ class MicroBatcher:
             raise EncoderUnavailable("the encoder did not answer in time") from error
 
     def _start(self) -> None:
-        """Begin the batch of the release that has waited longest, unless another has just begun."""
+        """Start the batch of the release that has waited longest, unless another batch has just started."""
         loop = asyncio.get_running_loop()
-        number = next((number for number in self._waiting if number not in self._running), None)
+        number = next((number for number in self._pending if number not in self._running), None)
         if number is None:
             return
         now = loop.time()
-        if any(now - running.since < self.PATIENCE_SECONDS for running in self._running.values()):
-            self._alarm = self._alarm or loop.call_later(self.PATIENCE_SECONDS, self._start_late)
+        if any(now - running.started < self.PATIENCE_SECONDS for running in self._running.values()):
+            self._late_start = self._late_start or loop.call_later(self.PATIENCE_SECONDS, self._start_late)
             return
-        task = loop.create_task(self._run(self._take(number)))
+        task = loop.create_task(self._run(self._take_batch(number)))
         self._running[number] = _Running(now, task)
-        task.add_done_callback(partial(self._ended, number))
+        task.add_done_callback(partial(self._on_batch_end, number))
 
     def _start_late(self) -> None:
-        self._alarm = None
+        self._late_start = None
         self._start()
 
-    def _ended(self, number: int, _: asyncio.Task[None]) -> None:
+    def _on_batch_end(self, number: int, _: asyncio.Task[None]) -> None:
         del self._running[number]
         self._start()
 
-    def _take(self, number: int) -> _Waiting:
-        waiting = self._waiting.pop(number)
+    def _take_batch(self, number: int) -> _Pending:
+        pending = self._pending.pop(number)
         size = self._max_batch
-        rest = _Waiting(waiting.release, waiting.histories[size:], waiting.futures[size:], waiting.deadlines[size:])
+        rest = _Pending(pending.release, pending.histories[size:], pending.futures[size:], pending.deadlines[size:])
         if rest.futures:
-            self._waiting[number] = rest
-        batch = _Waiting(waiting.release, waiting.histories[:size], waiting.futures[:size], waiting.deadlines[:size])
-        self._waiting_count -= len(batch.futures)
+            self._pending[number] = rest
+        batch = _Pending(pending.release, pending.histories[:size], pending.futures[:size], pending.deadlines[:size])
+        self._pending_count -= len(batch.futures)
         return batch
 
-    async def _run(self, batch: _Waiting) -> None:
+    async def _run(self, batch: _Pending) -> None:
         remaining = max(batch.deadlines) - monotonic()
         try:
             async with asyncio.timeout(remaining):

@@ -1,4 +1,4 @@
-"""Embeddings of users whose histories have not changed since."""
+"""A cache of user embeddings, valid for one revision of a history."""
 
 from collections import OrderedDict
 
@@ -6,22 +6,22 @@ from server.serving.answer import Embedded
 
 
 class EmbeddingCache:
-    """Least recently used embeddings by release and user, each with the revision of the history it was made from.
+    """LRU cache: (release, user id) → embedding, with the revision of the history that was embedded.
 
     Not thread-safe: used from the event loop only.
     """
 
     def __init__(self, capacity: int) -> None:
         self._capacity = capacity
-        self.erasures = 0
-        """How often a user was forgotten; see `put`."""
+        self.erasure_count = 0
+        """Number of calls to `forget_user`; see `put`."""
         self._entries: OrderedDict[tuple[int, str], tuple[int, Embedded]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def get(self, release: int, user_id: str, revision: int) -> Embedded | None:
-        """The embedding of exactly this revision."""
+        """The embedding of this revision; None if another revision or nothing is cached."""
         entry = self._entries.get((release, user_id))
         if entry is None or entry[0] != revision:
             return None
@@ -29,16 +29,16 @@ class EmbeddingCache:
         return entry[1]
 
     def latest(self, release: int, user_id: str) -> tuple[int, Embedded] | None:
-        """The embedding of whatever revision there is, with that revision."""
+        """The cached revision and its embedding, which may be out of date; None if nothing is cached."""
         return self._entries.get((release, user_id))
 
-    def put(self, release: int, user_id: str, revision: int, embedded: Embedded, erasures: int) -> None:
-        """Remember an embedding, forgetting the least recently used one when full.
+    def put(self, release: int, user_id: str, revision: int, embedded: Embedded, erasure_count: int) -> None:
+        """Add an embedding; a full cache drops the least recently used one.
 
-        `erasures` is what `self.erasures` was before the history was read: an embedding made while a user was being
-        forgotten could be of that very user and is not kept.
+        `erasure_count` is the value of `self.erasure_count` before the history was read. If a user was erased since
+        then, this could be the erased user, and the embedding is not cached.
         """
-        if erasures != self.erasures:
+        if erasure_count != self.erasure_count:
             return
         self._entries[(release, user_id)] = (revision, embedded)
         self._entries.move_to_end((release, user_id))
@@ -46,12 +46,11 @@ class EmbeddingCache:
             self._entries.popitem(last=False)
 
     def forget_user(self, user_id: str, releases: list[int]) -> None:
-        """Drop all that is kept of a user."""
-        self.erasures += 1
+        """Drop the embeddings of a user, and reject embeddings that are still being computed; see `put`."""
+        self.erasure_count += 1
         for release in releases:
             self._entries.pop((release, user_id), None)
 
     def forget_release(self, release: int) -> None:
-        """Drop all that a release gave."""
         for key in [key for key in self._entries if key[0] == release]:
             del self._entries[key]

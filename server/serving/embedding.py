@@ -1,4 +1,4 @@
-"""Histories → user embeddings and segments: features in a worker thread, encoding in Triton, micro-batched."""
+"""Histories → user embeddings with segments: features in a worker thread, encoding in Triton."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -22,19 +22,18 @@ from server.serving.answer import Embedded
 T = TypeVar("T")
 
 ENCODINGS_IN_FLIGHT = 4
-"""Encoder batches under way at once, over all calls: enough to keep two Triton instances busy."""
+"""Largest number of encoder batches in flight over all calls: enough to keep two Triton instances busy."""
 
-
-LARGE_FROM, LARGE_CALL = 512, 256
-"""From so many histories on, so many go in one call: a call to Triton costs about half a millisecond whatever it holds,
-and the embedded Triton takes the padding out again, piece by piece."""
+LARGE_FROM_HISTORIES, LARGE_CALL_HISTORIES = 512, 256
+"""From 512 histories on, one call to Triton holds 256 histories: each call costs about half a millisecond of its own,
+and the embedded Triton removes the extra padding, piece by piece."""
 
 
 class Embedder:
-    """Embeds many histories with one release.
+    """Embeds histories with one release, with at most `ENCODINGS_IN_FLIGHT` calls to Triton at once.
 
-    Calls to Triton take turns. Waiting for a turn has no deadline of its own, since whoever has much to embed must
-    wait however healthy Triton is; a call has one, which begins when the call does.
+    Waiting for a turn has no deadline, because many histories must wait even when Triton is healthy. The deadline of a
+    call begins with the call.
     """
 
     def __init__(self, encoder: EncoderClient, executor: Executor) -> None:
@@ -46,8 +45,8 @@ class Embedder:
     async def embed(self, release: Release, histories: Sequence[History], call_seconds: float) -> list[Embedded]:
         """One result per history, in order.
 
-        Raises `EncoderUnavailable` when Triton does not answer a call within `call_seconds`, or answered nobody while
-        a call waited for its turn for that long.
+        Raises `EncoderUnavailable` when Triton does not answer a call within `call_seconds`, or answers no call at all
+        while a call waits for its turn for `call_seconds`.
         """
         work = await self._run(len(histories), _prepare, release, histories)
         tasks = [
@@ -62,15 +61,15 @@ class Embedder:
         return await self._run(len(histories), _assign, release, work, encoded)
 
     async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
-        """Few histories cost less than a change of thread; many would hold up the event loop."""
+        """Call a function: here for few histories, which is cheaper; in a thread for many, to free the event loop."""
         if count <= FEW:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     async def _encode(self, release: int, inputs: Inputs, call_seconds: float) -> NDArray[np.float32]:
-        since = monotonic()
+        waiting_since = monotonic()
         async with self._in_flight:
-            if self._last_answer <= since <= monotonic() - call_seconds:
+            if self._last_answer <= waiting_since <= monotonic() - call_seconds:
                 raise EncoderUnavailable(f"the encoder has answered no call for {call_seconds:.3f} s")
             embeddings = await self._encoder.encode(release, inputs, call_seconds)
             self._last_answer = monotonic()
@@ -78,19 +77,21 @@ class Embedder:
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _EncoderWork:
+    """Encoder batches of B histories as (rows, inputs), and the used and ignored events of each history, (B,)."""
+
     batches: list[tuple[NDArray[np.intp], Inputs]]
     lengths: NDArray[np.int64]
     ignored: NDArray[np.int32]
 
 
-def _prepare(release: Release, histories: Sequence[History]) -> _Work:
+def _prepare(release: Release, histories: Sequence[History]) -> _EncoderWork:
     features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
-    size = LARGE_CALL if len(histories) >= LARGE_FROM else CHUNK_SIZE
-    return _Work(batches(features, release.preprocessing.max_length, size), features.lengths, features.ignored)
+    size = LARGE_CALL_HISTORIES if len(histories) >= LARGE_FROM_HISTORIES else CHUNK_SIZE
+    return _EncoderWork(batches(features, release.preprocessing.max_length, size), features.lengths, features.ignored)
 
 
-def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]]) -> list[Embedded]:
+def _assign(release: Release, work: _EncoderWork, encoded: Sequence[NDArray[np.float32]]) -> list[Embedded]:
     results = [Embedded(None, 0, ignored) for ignored in work.ignored.tolist()]
     if not work.batches:
         return results
@@ -108,7 +109,7 @@ def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]
         place.first_distance.tolist(),
         place.second.tolist(),
         place.second_distance.tolist(),
-        *_doubt(release, place, used),
+        *_confidence_columns(release, place, used),
         strict=True,
     )
     for row, *fields in columns:
@@ -116,10 +117,10 @@ def _assign(release: Release, work: _Work, encoded: Sequence[NDArray[np.float32]
     return results
 
 
-def _doubt(
+def _confidence_columns(
     release: Release, place: Nearest, used: NDArray[np.int64]
 ) -> tuple[Iterable[float | None], Iterable[bool], Iterable[bool]]:
-    """Confidence, whether that is enough, and whether the history is short, of each placed history."""
+    """The columns `confidence`, `is_confident` and `is_short` of `Embedded`, one entry per embedded history (B,)."""
     calibration = release.manifest.confidence
     if calibration is None:
         return repeat(None, len(used)), repeat(True, len(used)), repeat(False, len(used))

@@ -1,4 +1,4 @@
-"""One request, from history to answer: snapshot → history store → features → Triton → nearest centroid → items."""
+"""The steps of one request: history store → cache → encoder → nearest centroid → ranking, with fallbacks."""
 
 import asyncio
 import logging
@@ -22,27 +22,26 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WARM_UP_SIZES = (1, 4, 32, 64)
-"""So many histories at a time are run through a release before it answers."""
+"""Batch sizes (histories) of the warm-up of a release."""
 WARM_UP_SECONDS = 10.0
 RANK_IN_THREAD_FROM = 4
-"""Rankings of fewer users than this are quicker than a change of thread."""
+"""Fewer users than this are ranked without a thread, which is quicker."""
 
-
-_NOTHING = Embedded(None)
-NO_ANSWER = Answer(_NOTHING, EMPTY)
+_NO_EMBEDDING = Embedded(None)
+NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
 """The answer for a user without history."""
-_UNREADABLE = Answer(_NOTHING, EMPTY, Degraded.STORE_UNAVAILABLE)
+_UNREADABLE = Answer(_NO_EMBEDDING, EMPTY, Degraded.STORE_UNAVAILABLE)
 """The answer for a user whose history could not be read."""
 
 
 class _RecentUsers:
-    """Ids of a few dozen users who were asked for lately, in memory only."""
+    """Ids of the latest users of requests, at most the largest warm-up batch, in memory only."""
 
     def __init__(self) -> None:
         self._ids: dict[str, None] = {}
 
-    def saw(self, user_id: str) -> None:
-        """Remember a user, forgetting the one who has been here longest when there are enough."""
+    def add(self, user_id: str) -> None:
+        """Remember a user; the user who was added first is dropped when there are too many."""
         if user_id in self._ids:
             return
         self._ids[user_id] = None
@@ -50,16 +49,14 @@ class _RecentUsers:
             del self._ids[next(iter(self._ids))]
 
     def forget(self, user_id: str) -> None:
-        """Drop a user."""
         self._ids.pop(user_id, None)
 
     def ids(self) -> list[str]:
-        """Those who are remembered."""
         return list(self._ids)
 
 
 class Pipeline:
-    """Answers for users and for histories given inline. Every answer is of the one release handed in."""
+    """Computes answers for stored users and for inline histories, each with the release that the caller gives."""
 
     def __init__(
         self,
@@ -74,14 +71,14 @@ class Pipeline:
         self._embedder = embedder
         self._batcher = batcher
         self._executor = executor
-        self._recent = _RecentUsers()
+        self._recent_users = _RecentUsers()
         self.on_encoder_failure: Callable[[], None] = lambda: None
-        """Called whenever the encoder did not answer a call."""
+        """Called after each call that the encoder did not answer."""
 
     async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
-        """The answer for a stored user; falls back, and says so, when the store or the encoder does not answer."""
-        erasures = self._cache.erasures
-        self._recent.saw(user_id)
+        """The answer for a stored user; a degraded answer when the store or the encoder does not respond."""
+        erasure_count = self._cache.erasure_count
+        self._recent_users.add(user_id)
         try:
             history = await self._store.get(user_id)
         except StoreUnavailable as error:
@@ -91,23 +88,23 @@ class Pipeline:
         if cached is not None:
             return Answer(cached, history)
         if not history:
-            return Answer(_NOTHING, history)
+            return Answer(_NO_EMBEDDING, history)
         try:
             embedded = await self._batcher.embed(release, history, timeout_seconds)
         except EncoderUnavailable as error:
             return self._fallback(release, user_id, history, error)
-        self._cache.put(release.number, user_id, history.revision, embedded, erasures)
+        self._cache.put(release.number, user_id, history.revision, embedded, erasure_count)
         return Answer(embedded, history)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
-        """The answer for a history given inline. Unknown items and actions are counted over all of it."""
+        """The answer for an inline history. `ignored_count` counts unknown events over the whole history."""
         items, actions = release.item_index.find(history.item_hashes), release.action_index.find(history.action_hashes)
         unknown = int(((items == 0) | (actions == 0)).sum())
         try:
             embedded = await self._batcher.embed(release, history, timeout_seconds)
         except EncoderUnavailable as error:
-            self._report(error)
-            return Answer(_NOTHING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
+            self._report_failure(error)
+            return Answer(_NO_EMBEDDING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
         return Answer(embedded._replace(ignored_count=unknown), history)
 
     async def answer_histories(
@@ -115,15 +112,15 @@ class Pipeline:
     ) -> list[Answer]:
         """One answer per history, in order, without store, cache or fallback. Raises `EncoderUnavailable`."""
         embedded = await self._embedder.embed(release, histories, call_seconds)
-        return [Answer(*one) for one in zip(embedded, histories, strict=True)]
+        return [Answer(*pair) for pair in zip(embedded, histories, strict=True)]
 
     async def answer_users(self, release: Release, user_ids: Sequence[str], call_seconds: float) -> list[Answer]:
-        """One answer per user, in order. Reads the cache but does not fill it, so that batches leave it warm.
+        """One answer per user, in order. Reads the cache but does not fill it: a batch would evict the unary users.
 
         `call_seconds` is the longest wait for one call to Triton; see `Embedder.embed`.
         """
         for user_id in user_ids[:1]:
-            self._recent.saw(user_id)
+            self._recent_users.add(user_id)
         try:
             histories = await self._store.get_many(user_ids)
         except StoreUnavailable as error:
@@ -138,31 +135,31 @@ class Pipeline:
             cached = self._cache.get(release.number, user_id, history.revision)
             if cached is None and history:
                 missing.append(place)
-            answers.append(Answer(cached or _NOTHING, history))
+            answers.append(Answer(cached or _NO_EMBEDDING, history))
         if not missing:
             return answers
-        wanted = [answers[place].history for place in missing]
+        missing_histories = [answers[place].history for place in missing]
         try:
-            embedded = await self._embedder.embed(release, wanted, call_seconds)
+            embedded = await self._embedder.embed(release, missing_histories, call_seconds)
         except EncoderUnavailable as error:
-            for place, history in zip(missing, wanted, strict=True):
+            for place, history in zip(missing, missing_histories, strict=True):
                 answers[place] = self._fallback(release, user_ids[place], history, error)
             return answers
-        for place, history, result in zip(missing, wanted, embedded, strict=True):
+        for place, history, result in zip(missing, missing_histories, embedded, strict=True):
             answers[place] = Answer(result, history)
         return answers
 
     async def warm_up(self, release: Release) -> None:
-        """Run histories of users seen lately through a release. Raises `EncoderUnavailable` when it cannot embed them.
+        """Embed histories of recent users with a release. Raises `EncoderUnavailable` when that fails.
 
-        Where nobody was seen yet, or the store does not answer, there is nothing to do.
+        Does nothing without recent users or when the history store does not answer.
         """
         try:
-            found = await self._store.get_many(self._recent.ids())
+            recent = await self._store.get_many(self._recent_users.ids())
         except StoreUnavailable as error:
-            log.warning("release %d answers without a warm-up: %s", release.number, error)
+            log.warning("release %d gets no warm-up: %s", release.number, error)
             return
-        histories = [history for history in found if history]
+        histories = [history for history in recent if history]
         for count in WARM_UP_SIZES:
             if histories:
                 await self._embedder.embed(release, histories[:count], WARM_UP_SECONDS)
@@ -178,13 +175,13 @@ class Pipeline:
         return await self._store.record(user_id, events)
 
     async def history(self, user_id: str) -> History:
-        """What is stored of a user. Raises `StoreUnavailable`."""
+        """The stored history of a user. Raises `StoreUnavailable`."""
         return await self._store.get(user_id)
 
     async def erase(self, user_id: str, releases: list[int]) -> int:
-        """Forget a user, cached embeddings of these releases included; returns the events erased."""
+        """Erase a user from the store and from the cache of these releases; returns the number of erased events."""
         erased = await self._store.erase(user_id)
-        self._recent.forget(user_id)
+        self._recent_users.forget(user_id)
         self._cache.forget_user(user_id, releases)
         return erased
 
@@ -192,13 +189,13 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
-        self._report(error)
+        self._report_failure(error)
         latest = self._cache.latest(release.number, user_id)
         if latest is None or latest[1].embedding is None:
-            return Answer(_NOTHING, history, Degraded.ENCODER_UNAVAILABLE)
+            return Answer(_NO_EMBEDDING, history, Degraded.ENCODER_UNAVAILABLE)
         return Answer(latest[1], history, Degraded.STALE_EMBEDDING)
 
-    def _report(self, error: EncoderUnavailable) -> None:
+    def _report_failure(self, error: EncoderUnavailable) -> None:
         log.debug("the encoder did not answer a call: %s", error)
         self.on_encoder_failure()
 

@@ -94,7 +94,7 @@ async def test_an_unknown_user_has_an_empty_history(store: HistoryStore) -> None
     assert (await store.get("nobody")).revision == 0
 
 
-async def test_events_come_back_whole_and_in_time_order(store: HistoryStore) -> None:
+async def test_events_are_returned_unchanged_and_in_time_order(store: HistoryStore) -> None:
     assert await store.record("u", [view(3), view(1)]) == (2, 0)
     assert await store.record("u", [Event("item-2", "购买", 2.5, 2000)]) == (1, 0)
     expected = ["item-1", "item-2", "item-3"], ["view", "购买", "view"], [1.0, 2.5, 3.0], [1000, 2000, 3000]
@@ -102,7 +102,7 @@ async def test_events_come_back_whole_and_in_time_order(store: HistoryStore) -> 
     assert contents((await whole(store, ["u"]))[0]) == expected
 
 
-async def test_only_the_newest_are_kept(store: HistoryStore) -> None:
+async def test_only_the_newest_events_are_kept(store: HistoryStore) -> None:
     for number in (7, 1, 4, 2, 6, 3, 5):
         assert await store.record("u", [view(number)]) == (1, 0)
     assert (await store.get("u")).timestamps.tolist() == [3000, 4000, 5000, 6000, 7000]
@@ -119,7 +119,7 @@ async def test_recording_again_changes_nothing(store: HistoryStore) -> None:
     assert (await store.get("u")).timestamps.tolist() == [1000, 2000, 3000]
 
 
-async def test_the_event_id_decides_what_is_the_same(store: HistoryStore) -> None:
+async def test_events_with_the_same_event_id_are_duplicates(store: HistoryStore) -> None:
     twice = [Event("a", "view", 1.0, 5, "first"), Event("a", "view", 1.0, 5, "second")]
     assert await store.record("u", twice) == (2, 0)
     assert await store.record("u", [Event("b", "cart", 2.0, 6, "first")]) == (0, 1)
@@ -138,14 +138,14 @@ async def test_a_revision_is_never_used_twice(store: HistoryStore) -> None:
     assert 0 not in revisions
 
 
-async def test_a_duplicate_leaves_the_revision(store: HistoryStore) -> None:
+async def test_a_duplicate_does_not_change_the_revision(store: HistoryStore) -> None:
     await store.record("u", [view(1)])
     before = (await store.get("u")).revision
     await store.record("u", [view(1)])
     assert (await store.get("u")).revision == before
 
 
-async def test_erasing_leaves_nothing_of_that_user_only(store: HistoryStore) -> None:
+async def test_erasing_a_user_removes_all_events_of_this_user_only(store: HistoryStore) -> None:
     await store.record("u", [view(1), view(2)])
     await store.record("v", [view(1)])
     assert await store.erase("u") == 2
@@ -156,7 +156,7 @@ async def test_erasing_leaves_nothing_of_that_user_only(store: HistoryStore) -> 
 
 
 @pytest.mark.parametrize("user_id", ["用户-1", "a b", "Ünï🙂", "x" * 256, LONGEST, "segrec:h:u", "'; --"])
-async def test_any_id_of_up_to_256_bytes_is_a_user_and_an_item(store: HistoryStore, user_id: str) -> None:
+async def test_any_id_of_up_to_256_bytes_is_a_valid_user_and_item_id(store: HistoryStore, user_id: str) -> None:
     await store.record(user_id, [Event(user_id, user_id, 1.0, 1)])
     await store.record(user_id[:-1] or "-", [view(2)])
     assert contents(await store.get(user_id)) == ([user_id], [user_id], [1.0], [1])
@@ -172,7 +172,7 @@ async def test_values_may_be_missing_or_extreme(store: HistoryStore) -> None:
     assert stored[1:] == values[1:]
 
 
-async def test_get_many_answers_in_the_order_asked(store: HistoryStore) -> None:
+async def test_get_many_returns_histories_in_the_order_of_the_ids(store: HistoryStore) -> None:
     for number in range(40):
         await store.record(f"u{number}", [view(number)])
     asked = [f"u{number}" for number in (3, 39, 3, 0, 77, 12)] * 60
@@ -219,7 +219,7 @@ async def test_a_bulk_load_and_recorded_events_merge(store: HistoryStore, tmp_pa
     assert (await store.get("ann")).timestamps.tolist() == [1000, 2000, 3000, 4000, 9000]
 
 
-async def test_a_bulk_load_that_was_broken_off_is_repeated_whole(
+async def test_an_interrupted_bulk_load_is_repeated_from_the_start(
     store: HistoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_load, "CHUNK_ROWS", 4)
@@ -242,7 +242,7 @@ async def test_a_bulk_load_that_was_broken_off_is_repeated_whole(
     assert [history.timestamps.tolist() for history in everyone] == [[0, 1000, 2000]] * 18
 
 
-async def test_a_log_in_any_order_loads_the_same(
+async def test_a_log_in_any_order_gives_the_same_histories(
     open_store: Open, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_load, "CHUNK_ROWS", 7)
@@ -268,7 +268,7 @@ async def test_a_larger_limit_loads_the_log_again(open_store: Open, tmp_path: Pa
     assert bulk_load.BootstrapLog.open(log, 5).mark != bulk_load.BootstrapLog.open(log, 6).mark
 
 
-async def test_what_the_api_would_refuse_is_left_out_of_a_bulk_load(
+async def test_a_bulk_load_leaves_out_events_that_the_api_would_refuse(
     store: HistoryStore, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     bad = [("x" * 257, view(1)), ("", view(1)), ("u", view(1, "a\0b")), ("u", Event("a", "", 1.0, 1))]
@@ -278,7 +278,7 @@ async def test_what_the_api_would_refuse_is_left_out_of_a_bulk_load(
     assert "4 events" in caplog.text
 
 
-async def test_a_log_that_is_none_names_itself(store: HistoryStore, tmp_path: Path) -> None:
+async def test_a_file_that_is_no_log_gives_an_error_with_its_path(store: HistoryStore, tmp_path: Path) -> None:
     with pytest.raises(SetupError, match=r"missing\.parquet cannot be read"):
         await store.bulk_load(tmp_path / "missing.parquet", ignore)
     text = tmp_path / "text.parquet"
@@ -298,9 +298,7 @@ async def test_a_closed_store_is_unavailable(store: HistoryStore) -> None:
             await call
 
 
-async def test_a_damaged_history_takes_only_its_own_answer(
-    store: HistoryStore, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_a_damaged_history_fails_only_its_own_user(store: HistoryStore, caplog: pytest.LogCaptureFixture) -> None:
     await store.record("secret-id", [view(1)])
     await store.record("fine", [view(1)])
     await _damage(store, "secret-id")
@@ -339,7 +337,7 @@ async def test_lmdb_survives_reopening(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_lmdb_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+async def test_a_directory_that_lmdb_cannot_open_gives_a_setup_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(SetupError, match="cannot be opened"):
         LmdbStore.open(tmp_path / "file", LIMIT)
@@ -355,7 +353,7 @@ async def test_lmdb_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
         LmdbStore.open(tmp_path / "store", LIMIT)
 
 
-async def test_a_full_lmdb_refuses_writes_and_goes_on_reading(tmp_path: Path) -> None:
+async def test_a_full_lmdb_refuses_writes_and_still_answers_reads(tmp_path: Path) -> None:
     store = LmdbStore.open(tmp_path / "store", 1000, map_size_bytes=256 * 1024)
     await store.record("u", [view(1)])
     events = [view(n) for n in range(100)]
@@ -367,7 +365,7 @@ async def test_a_full_lmdb_refuses_writes_and_goes_on_reading(tmp_path: Path) ->
     await store.close()
 
 
-async def test_valkey_that_does_not_answer_says_where(tmp_path: Path) -> None:
+async def test_the_error_of_an_absent_valkey_names_its_address(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     server.start()
     store = await ValkeyStore.connect(server.url, LIMIT)

@@ -16,7 +16,7 @@ import pytest
 
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.embedded_triton.process import choose_port
-from server.adapters.triton import MOST_ABANDONED, TritonEncoder
+from server.adapters.triton import ABANDONED_MAX, TritonEncoder
 from server.core.errors import EncoderUnavailable, SetupError
 from tests.support.onnx_models import random_inputs
 from tests.support.triton import ROOT, ModelRepository, RunningTriton
@@ -107,7 +107,7 @@ async def test_embeddings_equal_onnx_runtime(
     np.testing.assert_allclose(embeddings, repository.expected(11, inputs), rtol=0, atol=1e-5)
 
 
-async def test_a_large_batch_is_right_though_its_padding_is_left_out(
+async def test_a_large_batch_without_its_padding_gives_the_same_embeddings(
     encoder: TritonEncoder, running_triton: RunningTriton
 ) -> None:
     """Sorted by length, from histories that are padding alone to one without any."""
@@ -140,7 +140,7 @@ async def test_an_error_in_one_request_fails_no_other(encoder: TritonEncoder, ru
     assert failed == list(range(0, 40, 4))
 
 
-async def test_releases_come_and_go_under_traffic_without_a_failure(
+async def test_loading_and_unloading_releases_under_traffic_fails_no_call(
     encoder: TritonEncoder, running_triton: RunningTriton
 ) -> None:
     repository = running_triton.repository
@@ -162,7 +162,7 @@ async def test_releases_come_and_go_under_traffic_without_a_failure(
     np.testing.assert_allclose(embeddings, repository.expected(22, inputs), rtol=0, atol=1e-5)
 
 
-async def test_a_damaged_release_is_refused_and_the_others_go_on(
+async def test_a_damaged_release_is_refused_and_the_others_still_answer(
     encoder: TritonEncoder, running_triton: RunningTriton
 ) -> None:
     repository = running_triton.repository
@@ -180,7 +180,7 @@ async def test_a_damaged_release_is_refused_and_the_others_go_on(
     await encoder.reload()
 
 
-async def test_a_missing_release_is_named(encoder: TritonEncoder, running_triton: RunningTriton) -> None:
+async def test_the_error_of_a_missing_release_names_it(encoder: TritonEncoder, running_triton: RunningTriton) -> None:
     running_triton.repository.add_tiny(41)
     with pytest.raises(EncoderUnavailable, match=r"release 49 cannot be loaded: .*repository"):
         await encoder.load([41, 49])
@@ -192,12 +192,12 @@ async def test_a_release_that_is_not_loaded_is_unavailable(encoder: TritonEncode
         await encoder.encode(999, random_inputs(1, 2), SECONDS)
 
 
-async def test_calls_out_of_time_are_drained_and_harm_nothing(
+async def test_calls_that_time_out_are_abandoned_and_end_by_themselves(
     encoder: TritonEncoder, running_triton: RunningTriton
 ) -> None:
     running_triton.repository.add_tiny(51)
     await encoder.load([51])
-    hurried = (encoder.encode(51, random_inputs(64, 400, seed), 0.001) for seed in range(MOST_ABANDONED + 40))
+    hurried = (encoder.encode(51, random_inputs(64, 400, seed), 0.001) for seed in range(ABANDONED_MAX + 40))
     results = await asyncio.gather(*hurried, return_exceptions=True)
     assert all(isinstance(result, EncoderUnavailable) for result in results if isinstance(result, BaseException))
     callers = [asyncio.create_task(encoder.encode(51, random_inputs(64, 400, 1), SECONDS)) for _ in range(20)]
@@ -225,10 +225,10 @@ async def test_an_absent_triton_is_unavailable_at_once(running_triton: RunningTr
     await encoder.close()
 
 
-async def test_a_silent_triton_costs_the_deadline_and_then_nothing(running_triton: RunningTriton) -> None:
+async def test_a_silent_triton_costs_the_timeout_and_later_calls_fail_at_once(running_triton: RunningTriton) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         encoder = TritonEncoder(f"127.0.0.1:{silent.getsockname()[1]}", running_triton.repository.config_path)
-        calls = (encoder.encode(1, random_inputs(1, 2), 0.05) for _ in range(MOST_ABANDONED))
+        calls = (encoder.encode(1, random_inputs(1, 2), 0.05) for _ in range(ABANDONED_MAX))
         results = await asyncio.gather(*calls, return_exceptions=True)
         assert all(isinstance(result, EncoderUnavailable) for result in results)
         with pytest.raises(EncoderUnavailable, match="earlier calls"):
@@ -251,7 +251,7 @@ async def test_killed_triton_is_started_again_and_loaded(
     assert embedded_triton.address == address
 
 
-async def test_a_triton_that_forgot_is_loaded_again_without_being_told(
+async def test_a_triton_that_lost_its_releases_is_loaded_again(
     embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, model_repository: ModelRepository
 ) -> None:
     other = TritonEncoder(embedded_triton.address, model_repository.config_path)
@@ -261,7 +261,7 @@ async def test_a_triton_that_forgot_is_loaded_again_without_being_told(
 
 
 @pytest.mark.parametrize("killed", [1, 2])
-async def test_killed_stubs_are_replaced_while_the_other_release_goes_on(
+async def test_killed_stubs_are_replaced_while_the_other_release_answers(
     embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, model_repository: ModelRepository, killed: int
 ) -> None:
     stubs_of_1 = embedded_triton.stub_pids()
@@ -349,7 +349,9 @@ def test_triton_ends_when_its_parent_is_killed_under_load(
     wait_until(lambda: not any(_is_running(pid) for pid in pids))
 
 
-async def test_a_taken_port_is_one_sentence(triton_environment: Path, model_repository: ModelRepository) -> None:
+async def test_a_port_in_use_gives_an_error_of_one_sentence(
+    triton_environment: Path, model_repository: ModelRepository
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SetupError, match=f"Port {port} on 127.0.0.1 is in use"):

@@ -1,4 +1,4 @@
-"""The real Triton on one machine: installed into an environment of its own, started, watched and ended by us."""
+"""The real Triton on one machine: installed into its own environment, started, watched and stopped by the server."""
 
 from server.adapters.embedded_triton.environment import TritonEnvironment, check_environment, install_environment
 from server.adapters.embedded_triton.supervisor import EmbeddedTriton

@@ -1,4 +1,4 @@
-"""`segrec-triton`: install the embedded Triton, or run it by itself."""
+"""`segrec-triton`: install the embedded Triton, or run it without the server."""
 
 import asyncio
 import signal
@@ -12,22 +12,22 @@ from server.adapters.embedded_triton.supervisor import EmbeddedTriton
 from server.core.errors import SetupError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
-EnvironmentPath = Annotated[Path, typer.Option("--path", help="Directory of Triton's own environment.")]
+EnvironmentPath = Annotated[Path, typer.Option("--path", help="Directory of the Python environment of Triton.")]
 
 
 @app.command()
 def install(path: EnvironmentPath = DEFAULT_PATH) -> None:
-    """Install Triton into an environment of its own; instant when it stands already."""
+    """Install Triton into its own Python environment. Does nothing if it is installed already."""
     environment = install_environment(path, report=typer.echo)
-    typer.echo(f"Triton stands in {environment.path}")
+    typer.echo(f"Triton is installed in {environment.path}")
 
 
 @app.command()
 def run(
-    repository: Annotated[Path, typer.Option(help="Model repository: the directory that holds user_encoder.")],
+    repository: Annotated[Path, typer.Option(help="Model repository: the directory that contains user_encoder.")],
     path: EnvironmentPath = DEFAULT_PATH,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 takes a free one.")] = 8001,
-    log: Annotated[Path, typer.Option(help="File that Triton's log is appended to.")] = Path("triton.log"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 chooses a free port.")] = 8001,
+    log: Annotated[Path, typer.Option(help="File to which Triton appends its log.")] = Path("triton.log"),
 ) -> None:
     """Run Triton in the foreground until Ctrl-C, for `segrec-serve --triton HOST:PORT`."""
     asyncio.run(_run(EmbeddedTriton(repository, path, port=port, log_path=log)))

@@ -1,7 +1,7 @@
-"""Triton's own Python environment: what is in it, how it is made, and whether it stands.
+"""Installs and checks Triton's own Python environment.
 
-The directory is a virtual environment with two things added: `backends/` (the Python backend with the stub for this
-Python version, and our `onnxruntime` backend that runs on it) and `segrec-stamp.json`, written last.
+The directory is a virtual environment with two additions: `backends/` (Triton's Python backend with the stub for this
+Python version, and Segrec's `onnxruntime` backend, which runs on it) and `segrec-stamp.json`, which is written last.
 """
 
 import ctypes
@@ -21,21 +21,21 @@ from pathlib import Path
 from server.core.errors import SetupError
 
 DEFAULT_PATH = Path(".triton")
-_HERE = Path(__file__).parent
-_REQUIREMENTS = _HERE / "requirements.txt"
-_OWN_BACKENDS = _HERE / "backends"
+_PACKAGE = Path(__file__).parent
+_REQUIREMENTS = _PACKAGE / "requirements.txt"
+_OWN_BACKENDS = _PACKAGE / "backends"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @dataclass(frozen=True)
 class TritonEnvironment:
-    """Where the parts of an installed Triton lie."""
+    """Paths inside an installed environment."""
 
     path: Path
 
     @property
     def python(self) -> Path:
-        """The interpreter that the stubs take their packages from."""
+        """The interpreter; the stubs use its packages."""
         return self.path / "bin" / "python"
 
     @property
@@ -45,7 +45,7 @@ class TritonEnvironment:
 
     @property
     def site_packages(self) -> Path:
-        """Where the wheels are unpacked."""
+        """The directory of the installed packages."""
         return self.path / "lib" / f"python{_PYTHON}" / "site-packages"
 
     @property
@@ -54,7 +54,7 @@ class TritonEnvironment:
         return self.site_packages / "pytriton" / "tritonserver" / "bin" / "tritonserver"
 
     def variables(self) -> dict[str, str]:
-        """The environment variables to start Triton with: the stubs find their interpreter by PATH alone."""
+        """The environment variables of Triton. The stubs find their interpreter by PATH."""
         libraries = [str(self.site_packages / "nvidia_pytriton.libs"), *_libpython_directories()]
         inherited = {
             key: os.environ[key] for key in ("HOME", "LANG", "TMPDIR", "CUDA_VISIBLE_DEVICES") if key in os.environ
@@ -68,38 +68,38 @@ class TritonEnvironment:
 
 
 def check_environment(path: Path = DEFAULT_PATH) -> TritonEnvironment:
-    """Return the environment at `path`; raises `SetupError` when it is missing, half made or of another version."""
+    """The environment at `path`. Raises `SetupError` when it is missing, incomplete or of another version."""
     stamp = _read_stamp(path)
     if not stamp:
         raise SetupError(f"The Triton environment {path} is missing: run `segrec-triton install`")
-    if stamp != _wanted_stamp() or not TritonEnvironment(path.absolute()).server.is_file():
+    if stamp != _current_stamp() or not TritonEnvironment(path.absolute()).server.is_file():
         raise SetupError(f"The Triton environment {path} is out of date: run `segrec-triton install`")
     return TritonEnvironment(path.absolute())
 
 
 def install_environment(path: Path = DEFAULT_PATH, report: Callable[[str], None] = lambda _: None) -> TritonEnvironment:
-    """Make the environment at `path`, or the part of it that changed; instant when it stands.
+    """Install the environment at `path`, or only the parts that changed.
 
-    `report` is told each step in words. Safe to call from several processes at once. Raises `SetupError`.
+    `report` receives one sentence per step. Several processes may call this at once. Raises `SetupError`.
     """
     environment = TritonEnvironment(path.absolute())
     with _locked(environment.path):
-        stamp, wanted = _read_stamp(path), _wanted_stamp()
-        if stamp.get("packages") != wanted["packages"] or not environment.server.is_file():
+        stamp, current = _read_stamp(path), _current_stamp()
+        if stamp.get("packages") != current["packages"] or not environment.server.is_file():
             (path / "segrec-stamp.json").unlink(missing_ok=True)
             _libpython_directories()
             _install_packages(environment, report)
             stamp = {}
-        if stamp.get("backends") != wanted["backends"]:
+        if stamp.get("backends") != current["backends"]:
             report("copying the backends")
             _copy_backends(environment)
-            _write_stamp(path, wanted)
+            _write_stamp(path, current)
     return environment
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file beside `path`, so that two installs do not write over each other."""
+    """Hold the lock file beside `path`, so that two installations wait for each other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".setup-{path.name.lstrip('.')}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -119,8 +119,8 @@ def _write_stamp(path: Path, stamp: dict[str, str]) -> None:
     temporary.rename(path / "segrec-stamp.json")
 
 
-def _wanted_stamp() -> dict[str, str]:
-    """Hashes of what goes in: the pins with the interpreter, and our backends."""
+def _current_stamp() -> dict[str, str]:
+    """Hashes of the pins with the interpreter, and of Segrec's backends."""
     backends = hashlib.sha256()
     for file in sorted(_OWN_BACKENDS.rglob("*.py")):
         backends.update(str(file.relative_to(_OWN_BACKENDS)).encode() + b"\0" + file.read_bytes())
@@ -129,7 +129,7 @@ def _wanted_stamp() -> dict[str, str]:
 
 
 def _libpython_directories() -> list[str]:
-    """Directories to search for the shared libpython; none when the system's linker finds it by itself."""
+    """Directories with the shared libpython; empty when the linker of the system finds it. Raises `SetupError`."""
     name = f"libpython{_PYTHON}.so.1.0"
     library_directory = str(sysconfig.get_config_var("LIBDIR"))
     if (Path(library_directory) / name).exists():
@@ -139,14 +139,14 @@ def _libpython_directories() -> list[str]:
     except OSError:
         raise SetupError(
             f"Triton needs {name}, which this Python ({sys.base_prefix}) lacks: "
-            "use a Python built with --enable-shared, such as the one `uv python install` brings"
+            "use a Python built with --enable-shared, such as the one that `uv python install` installs"
         ) from None
     return []
 
 
 def _install_packages(environment: TritonEnvironment, report: Callable[[str], None]) -> None:
     uv = _find_uv()
-    report(f"making the environment {environment.path} with {'uv' if uv else 'pip'}")
+    report(f"creating the environment {environment.path} with {'uv' if uv else 'pip'}")
     if uv:
         _run(uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(environment.path))
         install = [uv, "pip", "install", "--quiet", "--python", str(environment.python)]
@@ -158,7 +158,7 @@ def _install_packages(environment: TritonEnvironment, report: Callable[[str], No
 
 
 def _find_uv() -> str | None:
-    """The uv beside this interpreter, else the one on PATH."""
+    """The `uv` beside this interpreter, else the `uv` on PATH."""
     return shutil.which("uv", path=str(Path(sys.executable).parent)) or shutil.which("uv")
 
 
@@ -169,13 +169,13 @@ def _run(*command: str) -> None:
 
 
 def _copy_backends(environment: TritonEnvironment) -> None:
-    """Make the backend directory anew: the Python backend with this Python's stub, and our own backends."""
+    """Replace the backend directory: the Python backend with the stub for this Python, and Segrec's backends."""
     triton = environment.site_packages / "pytriton" / "tritonserver"
     stub = triton / "python_backend_stubs" / _PYTHON / "triton_python_backend_stub"
     if not stub.is_file():
         raise SetupError(f"This Triton has no stub for Python {_PYTHON}: use Python 3.11, 3.12 or 3.13")
     if environment.backends.exists():
-        shutil.rmtree(environment.backends)  # a running Triton keeps the files that it has open
+        shutil.rmtree(environment.backends)  # a running Triton keeps its open files
     shutil.copytree(_OWN_BACKENDS, environment.backends, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(triton / "backends" / "python", environment.backends / "python")
     shutil.copyfile(stub, environment.backends / "python" / stub.name)

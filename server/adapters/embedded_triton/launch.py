@@ -1,8 +1,8 @@
-"""Replaces itself by the given command, which the kernel ends when the parent process ends, however that ends.
+"""Replaces itself by the given command, which the kernel kills when the parent process ends for any reason.
 
     python -I launch.py PARENT_PID COMMAND [ARGUMENT...]
 
-It stands between, because doing this after a fork inside a threaded server may deadlock.
+A process of its own does this, because Python code after a fork in a threaded server may deadlock.
 """
 
 import ctypes
@@ -17,7 +17,7 @@ def main() -> None:
     """Tie this process to its parent, then become the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         sys.exit(1)
     os.execv(command[0], command)  # noqa: S606  the command is ours
 

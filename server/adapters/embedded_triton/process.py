@@ -1,4 +1,4 @@
-"""One `tritonserver` process with its stubs: starting it, asking how it is, and ending all of it."""
+"""One `tritonserver` process with its stubs: start, state, and stop."""
 
 import asyncio
 import os
@@ -16,17 +16,17 @@ from server.core.errors import SetupError
 
 HOST = "127.0.0.1"
 _LAUNCHER = Path(__file__).with_name("launch.py")
-_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  where the Python backend keeps its regions; it offers no choice
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the Python backend allows no other place
 _EXIT_SECONDS = 2
 _LOG_TAIL_LINES = 15
 
 
 def choose_port(port: int = 0) -> int:
-    """Return `port` when nobody uses it, or a free one for 0. Raises `SetupError` when it is taken."""
+    """Return `port` if it is free; for 0 return a free port. Raises `SetupError` when `port` is in use."""
     with socket.socket() as probe:
         probe.settimeout(1.0)
         if port and probe.connect_ex((HOST, port)) == 0:
-            raise SetupError(f"Port {port} on {HOST} is in use: choose another or stop what answers there")
+            raise SetupError(f"Port {port} on {HOST} is in use: choose another port or stop the process that uses it")
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -37,7 +37,7 @@ def choose_port(port: int = 0) -> int:
 
 
 class TritonProcess:
-    """A running `tritonserver`, the leader of a process group that its stubs belong to."""
+    """A running `tritonserver`, the leader of a process group with its stubs."""
 
     def __init__(self, process: asyncio.subprocess.Process, shared_memory_prefix: str) -> None:
         self._process = process
@@ -47,10 +47,10 @@ class TritonProcess:
     async def start(
         cls, environment: TritonEnvironment, repository: Path, port: int, log_path: Path
     ) -> "TritonProcess":
-        """Start Triton on `port` without a model loaded; its output is appended to `log_path`.
+        """Start Triton on `port` without a loaded model; its output is appended to `log_path`.
 
-        It ends with this process even when this process is killed; for the kernel that means the thread that calls
-        this, so call it from one that stays. Returns before Triton answers.
+        Returns before Triton answers. Triton ends with this process, even when this process is killed. The kernel ties
+        Triton to the calling thread, so call this from a thread that lives as long as the process.
         """
         prefix = f"segrec_triton_{os.getpid()}_{port}_"
         remove_orphaned_shared_memory()
@@ -75,24 +75,24 @@ class TritonProcess:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative is the signal that ended it."""
+        """Exit code of `tritonserver`; None while it runs, negative for the signal that ended it."""
         return self._process.returncode
 
     async def wait(self) -> int:
-        """Wait until `tritonserver` ends; returns its exit code."""
+        """Wait for the end of `tritonserver`; returns the exit code."""
         return await self._process.wait()
 
     def stubs(self) -> list[psutil.Process]:
-        """The live stub processes: one for each model instance of each loaded version."""
+        """The running stub processes: one per model instance of each loaded version."""
         return [process for process in _group_members(self.pid) if process.pid != self.pid]
 
     def kill(self) -> None:
-        """End `tritonserver` at once, without waiting; its stubs remain until `stop`."""
+        """Kill `tritonserver` without waiting; the stubs remain until `stop`."""
         if self.exit_code is None:
             self._process.kill()
 
     async def stop(self) -> None:
-        """End Triton and its stubs: asked first, killed after a few seconds. Returns when all are gone."""
+        """Stop Triton and its stubs: SIGTERM first, SIGKILL after a few seconds. Returns when all have ended."""
         if self.exit_code is None:
             self._process.send_signal(signal.SIGTERM)
             try:
@@ -100,10 +100,10 @@ class TritonProcess:
             except TimeoutError:
                 self._process.kill()
         await self._process.wait()
-        await asyncio.to_thread(self._end_remains)
+        await asyncio.to_thread(self._kill_leftovers)
 
-    def _end_remains(self) -> None:
-        """Kill stubs that outlived Triton and drop their shared memory."""
+    def _kill_leftovers(self) -> None:
+        """Kill stubs that outlived Triton, and remove their shared memory."""
         remaining = list(_group_members(self.pid))
         for process in remaining:
             process.kill()
@@ -113,7 +113,7 @@ class TritonProcess:
 
 
 def log_tail(path: Path, start: int = 0) -> str:
-    """The last lines of a log from byte `start` on, without Triton's tables."""
+    """The last lines of a log after byte `start`, without Triton's tables."""
     with path.open("rb") as log:
         log.seek(start)
         lines = log.read().decode(errors="replace").splitlines()
@@ -121,7 +121,7 @@ def log_tail(path: Path, start: int = 0) -> str:
 
 
 def remove_orphaned_shared_memory() -> None:
-    """Remove the regions that Tritons of dead parents left, which happens when they were killed."""
+    """Remove the shared memory of Tritons whose parent process was killed."""
     for region in _SHARED_MEMORY.glob("segrec_triton_*"):
         owner = region.name.split("_")[2]
         if owner.isdecimal() and not psutil.pid_exists(int(owner)):
@@ -133,7 +133,7 @@ def _server_flags(environment: TritonEnvironment, repository: Path, port: int, p
         f"--model-repository={repository}",
         f"--backend-directory={environment.backends}",
         "--model-control-mode=explicit",
-        "--strict-readiness=false",  # otherwise one damaged version makes the whole server unready
+        "--strict-readiness=false",  # else one damaged version makes the whole server unready
         "--disable-auto-complete-config",
         f"--grpc-address={HOST}",
         f"--grpc-port={port}",
@@ -146,7 +146,7 @@ def _server_flags(environment: TritonEnvironment, repository: Path, port: int, p
 
 
 def _group_members(group: int) -> Iterator[psutil.Process]:
-    """The live processes of a process group."""
+    """The running processes of a process group."""
     for process in psutil.process_iter():
         try:
             if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:

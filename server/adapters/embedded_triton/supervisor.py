@@ -1,4 +1,4 @@
-"""Keeps one Triton alive: starts it, watches it and its stubs, mends what broke, and ends it without a trace."""
+"""Runs one Triton: starts it, watches it and its stubs, repairs or restarts it after failures, and stops it."""
 
 import asyncio
 import contextlib
@@ -22,17 +22,17 @@ from server.core.repository.layout import CONFIG_NAME, MODEL_NAME
 logger = logging.getLogger(__name__)
 
 START_SECONDS = 30.0
-"""How long Triton may take until it answers."""
+"""Longest time from the start of Triton to its first answer."""
 STABLE_SECONDS = 60.0
-"""A Triton that ran this long starts the back-off anew when it dies."""
+"""After a run of this length, the back-off starts at its first value again."""
 FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 10.0
 WATCH_SECONDS = 0.5
-"""Between two looks at the stubs."""
+"""Time between two checks of the stubs."""
 PROBE_SECONDS = 5.0
-"""Between two probes with a real inference."""
+"""Time between two probes with a real inference."""
 TRIES_BEFORE_RESTART = 2
-"""Failed probes in a row, or reloads that left a version without its stubs, before Triton is restarted."""
+"""Triton is restarted after this number of failed probes in a row, or of reloads that did not restore the stubs."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -47,11 +47,15 @@ Callback = Callable[[], Awaitable[None]]
 class EmbeddedTriton:
     """The real Triton as a child process.
 
-    Three things are watched. When `tritonserver` ends, it is started again on the same port, with back-off. When a
-    stub ends, which Triton's readiness does not show, its version's directory gets a new time stamp, so that the
-    next load replaces that version alone while the rest goes on answering. When `probe` fails twice in a row, as
-    it does when a stub hangs, Triton is restarted. After each of these `on_restart` is called, which must load the
-    releases again (loading one that is loaded costs a millisecond); it is repeated with back-off until it succeeds.
+    Three failures are watched for:
+
+    - `tritonserver` ends: it is started again on the same port, with back-off.
+    - A stub ends, which Triton's readiness does not show: the directory of its version gets a new time stamp, so that
+      the next load replaces this version while the others answer.
+    - `probe` fails twice in a row, for example because a stub hangs: Triton is restarted.
+
+    After each of them `on_restart` is called, with back-off until it succeeds. It must load the releases again; for a
+    release that is still loaded, that takes a millisecond.
     """
 
     def __init__(
@@ -65,9 +69,9 @@ class EmbeddedTriton:
         probe: Callback | None = None,
     ) -> None:
         self.restart_count = 0
-        """How often Triton was started again since `start`."""
+        """Number of restarts since `start`."""
         self.repair_count = 0
-        """How often versions were handed to `on_restart` because a stub had ended."""
+        """Number of repairs of versions whose stub had ended."""
         self._repository = repository.absolute()
         self._environment_path = environment
         self._port = port
@@ -76,11 +80,11 @@ class EmbeddedTriton:
         self._probe = probe
         self._process: TritonProcess | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        self._settled = asyncio.Event()
-        """Set while Triton runs and knows its releases; unset from its end until it was loaded again."""
+        self._ready = asyncio.Event()
+        """Set while Triton runs with its releases; cleared from its end until the releases are loaded again."""
 
     def set_callbacks(self, on_restart: Callback, probe: Callback | None = None) -> None:
-        """Say what to call after a restart, and how to probe; for those who need `address` to know."""
+        """Set the callbacks after construction, for callbacks that need `address`."""
         self._on_restart = on_restart
         self._probe = probe
 
@@ -91,18 +95,18 @@ class EmbeddedTriton:
 
     @property
     def pid(self) -> int | None:
-        """Process id of `tritonserver`; None while there is none."""
+        """Process id of `tritonserver`; None while it does not run."""
         return self._process.pid if self._process and self._process.exit_code is None else None
 
     def stub_pids(self) -> list[int]:
-        """Process ids of the stubs, one for each instance of each loaded version."""
+        """Process ids of the stubs, one per instance of each loaded version."""
         return [stub.pid for stub in self._process.stubs()] if self._process else []
 
     async def start(self) -> None:
-        """Start Triton and return when it answers; the watch begins.
+        """Start Triton and the watch; returns when Triton answers.
 
-        Raises `SetupError` when the environment is missing, the port is taken, or Triton ends or stays silent;
-        then the message holds the end of Triton's log.
+        Raises `SetupError` when the environment is missing, the port is in use, or Triton ends or does not answer; in
+        the last two cases the message contains the end of Triton's log.
         """
         self._environment = check_environment(self._environment_path)
         if not self._repository.is_dir():
@@ -110,12 +114,12 @@ class EmbeddedTriton:
         self._instance_count = _instance_count(self._repository / MODEL_NAME / CONFIG_NAME)
         self._port = choose_port(self._port)
         await self._launch()
-        self._settled.set()
-        self._tasks = [asyncio.create_task(self._keep(watch)) for watch in (self._watch_server, self._watch_stubs)]
-        self._tasks.append(asyncio.create_task(self._keep(self._watch_probe)))
+        self._ready.set()
+        watches = (self._watch_server, self._watch_stubs, self._watch_probe)
+        self._tasks = [asyncio.create_task(self._run_forever(watch)) for watch in watches]
 
     async def stop(self) -> None:
-        """End the watch, Triton and its stubs. Returns when no process is left; safe to call twice."""
+        """Stop the watch, Triton and its stubs. Returns when all processes have ended; can be called twice."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -125,7 +129,7 @@ class EmbeddedTriton:
             self._process = None
 
     async def _launch(self) -> None:
-        """Start a process and wait until it answers; leaves none behind when it does not."""
+        """Start a process and wait until it answers; a process that does not answer is stopped."""
         log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._process = process = await TritonProcess.start(
             self._environment, self._repository, self._port, self._log_path
@@ -142,11 +146,11 @@ class EmbeddedTriton:
 
     async def _wait_until_ready(self, process: TritonProcess) -> None:
         ended = asyncio.create_task(process.wait())
-        ready = asyncio.create_task(_answers(self.address))
+        ready = asyncio.create_task(_wait_for_server(self.address))
         try:
             await asyncio.wait({ended, ready}, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
-                raise SetupError(f"Triton ended at its start with exit code {ended.result()}")
+                raise SetupError(f"Triton ended during its start with exit code {ended.result()}")
             if not ready.done():
                 raise SetupError(f"Triton did not answer within {START_SECONDS:.0f} seconds")
             ready.result()
@@ -155,13 +159,13 @@ class EmbeddedTriton:
                 task.cancel()
             await asyncio.gather(ended, ready, return_exceptions=True)
 
-    async def _keep(self, watch: Callback) -> None:
-        """Run a watch for ever: an error in it is logged, never the end of it."""
+    async def _run_forever(self, watch: Callback) -> None:
+        """Run a watch for ever; an error is logged, and the watch starts again."""
         while True:
             try:
                 await watch()
             except Exception:
-                logger.exception("the watch over Triton failed; it goes on")
+                logger.exception("the watch over Triton failed; trying again")
                 await asyncio.sleep(WATCH_SECONDS)
 
     async def _watch_server(self) -> None:
@@ -170,13 +174,13 @@ class EmbeddedTriton:
         while self._process:
             started = loop.time()
             exit_code = await self._process.wait()
-            self._settled.clear()
+            self._ready.clear()
             if loop.time() - started > STABLE_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             logger.error("Triton ended with exit code %d; starting it again in %.1f s", exit_code, backoff)
             await asyncio.sleep(backoff)
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
-            await self._process.stop()  # its stubs, which end by themselves only after two seconds
+            await self._process.stop()  # ends the stubs, which would take two seconds by themselves
             try:
                 await self._launch()
             except SetupError as error:
@@ -185,33 +189,33 @@ class EmbeddedTriton:
             self.restart_count += 1
             await self._call_on_restart()
             if self.pid is not None:
-                self._settled.set()
+                self._ready.set()
 
     async def _watch_stubs(self) -> None:
-        """Mend versions that say ready and lack a stub; restart Triton when that did not help."""
-        tries: Counter[int] = Counter()
+        """Repair ready versions that lack a stub; restart Triton when the repair does not help."""
+        broken_checks: Counter[int] = Counter()
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            await self._settled.wait()
+            await self._ready.wait()
             broken = await self._versions_without_stub()
-            tries = Counter({version: tries[version] + 1 for version in broken})
+            broken_checks = Counter({version: broken_checks[version] + 1 for version in broken})
             if not broken:
                 continue
-            logger.error("a stub of releases %s ended; loading them again", sorted(broken))
-            if max(tries.values()) > TRIES_BEFORE_RESTART:
-                self._kill("reloading did not bring the stubs back")
+            logger.error("a stub of the releases %s ended; loading these releases again", sorted(broken))
+            if max(broken_checks.values()) > TRIES_BEFORE_RESTART:
+                self._kill("loading again did not restore the stubs")
                 continue
             await self._repair(broken)
 
     async def _repair(self, versions: set[int]) -> None:
-        """Have versions loaded anew, then end what is left of their old instances.
+        """Load versions again, then kill the remaining stubs of their old instances.
 
-        Triton may keep the sibling of a killed stub for ever; half a second is enough for the call it is busy with.
+        Triton may keep the sibling of a killed stub for ever. The wait of half a second lets its last call end.
         """
         self.repair_count += 1
         stale = [stub for stub, version in await self._stubs() if version in versions]
         for version in versions:
-            with contextlib.suppress(OSError):  # gone or read-only: then the restart mends it
+            with contextlib.suppress(OSError):  # missing or read-only: the restart will repair it
                 os.utime(self._repository / MODEL_NAME / str(version))
         await self._call_on_restart()
         await asyncio.sleep(WATCH_SECONDS)
@@ -221,16 +225,16 @@ class EmbeddedTriton:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     stub.kill()
 
-    async def _versions_without_stub(self, disregarded: Sequence[psutil.Process] = ()) -> set[int]:
-        """Versions that Triton calls ready and that have fewer stubs than instances, some of which do not count."""
+    async def _versions_without_stub(self, ignored: Sequence[psutil.Process] = ()) -> set[int]:
+        """Versions that Triton reports as ready and that have fewer stubs than instances, `ignored` not counted."""
         if self.pid is None:
             return set()
         ready = await _ready_versions(self.address)
-        stubs = Counter(version for stub, version in await self._stubs() if stub not in disregarded)
+        stubs = Counter(version for stub, version in await self._stubs() if stub not in ignored)
         return {version for version in ready if stubs[version] < self._instance_count}
 
     async def _stubs(self) -> list[tuple[psutil.Process, int | None]]:
-        """The live stubs with their versions, looked up in a thread: on a full machine that takes a while."""
+        """The running stubs with their versions; read in a thread, because many processes make it slow."""
         process = self._process
         if process is None:
             return []
@@ -241,24 +245,24 @@ class EmbeddedTriton:
         failures = 0
         while True:
             await asyncio.sleep(PROBE_SECONDS)
-            await self._settled.wait()
+            await self._ready.wait()
             try:
                 if self._probe:
                     await self._probe()
                 failures = 0
             except EncoderUnavailable as error:
-                if not self._settled.is_set():
-                    continue  # Triton ended meanwhile, and is being started again
+                if not self._ready.is_set():
+                    continue  # Triton ended in the meantime and is being restarted
                 failures += 1
                 logger.warning("probe %d of Triton failed: %s", failures, error)
             if failures >= TRIES_BEFORE_RESTART:
                 failures = 0
-                self._kill("it answers no probe")
+                self._kill("it does not answer the probes")
 
     def _kill(self, why: str) -> None:
-        """End Triton at once; the watch starts it again."""
+        """Kill Triton; the watch starts it again."""
         logger.error("restarting Triton: %s", why)
-        self._settled.clear()
+        self._ready.clear()
         if self._process:
             self._process.kill()
 
@@ -269,7 +273,7 @@ class EmbeddedTriton:
             try:
                 await self._on_restart()
             except EncoderUnavailable as error:
-                logger.error("loading after a restart failed, again in %.1f s: %s", backoff, error)
+                logger.error("loading after a restart failed; trying again in %.1f s: %s", backoff, error)
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
             else:
@@ -277,7 +281,7 @@ class EmbeddedTriton:
 
 
 def _instance_count(config_path: Path) -> int:
-    """How many stubs a version has at least, as config.pbtxt says."""
+    """Number of stubs of a version by config.pbtxt; on several GPUs there are more. Raises `SetupError`."""
     try:
         config = text_format.Parse(config_path.read_text(), model_config_pb2.ModelConfig())
     except (OSError, text_format.ParseError) as error:
@@ -286,7 +290,7 @@ def _instance_count(config_path: Path) -> int:
 
 
 def _version_of(stub: psutil.Process) -> int | None:
-    """The version whose model file a stub was started with."""
+    """The version in the command line of a stub; None when the stub has ended."""
     with contextlib.suppress(psutil.Error):
         for argument in stub.cmdline():
             match = re.search(rf"/{MODEL_NAME}/(\d+)/", argument)
@@ -301,14 +305,14 @@ async def _connect(address: str) -> AsyncIterator[service_pb2_grpc.GRPCInference
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
-async def _answers(address: str) -> None:
-    """Return when Triton says that it is ready; connecting is tried again until then."""
+async def _wait_for_server(address: str) -> None:
+    """Return when Triton reports that it is ready; tries to connect until then."""
     async with _connect(address) as triton:
         await triton.ServerReady(service_pb2.ServerReadyRequest(), wait_for_ready=True)
 
 
 async def _ready_versions(address: str) -> set[int]:
-    """Versions that Triton calls ready; empty when it does not answer."""
+    """Versions that Triton reports as ready; empty when it does not answer."""
     request = service_pb2.RepositoryIndexRequest(ready=True)
     async with _connect(address) as triton:
         try:

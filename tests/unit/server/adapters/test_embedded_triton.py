@@ -1,4 +1,4 @@
-"""The embedded Triton without starting it: its environment, its backend's options, and what counts as an answer."""
+"""The embedded Triton without starting it: environment, options of the backend, requests and responses."""
 
 import importlib.util
 import json
@@ -47,7 +47,7 @@ class FakeTensor:
 
 
 def fake_utils() -> ModuleType:
-    """The part of Triton's module that the backend uses; requests are dicts, responses keep what they were given."""
+    """The part of Triton's module that the backend uses; requests are dicts, responses keep their arguments."""
     utils: Any = ModuleType("triton_python_backend_utils")
     utils.TritonModelException = type("TritonModelException", (Exception,), {})
     utils.TritonError = str
@@ -83,7 +83,7 @@ def started_model(backend: Any, tmp_path: Path, config: dict[str, Any] | None = 
     return model
 
 
-def test_committed_config_is_what_the_encoder_sends() -> None:
+def test_the_committed_config_matches_the_requests_of_the_client() -> None:
     config = read_config(CONFIG_PATH)
     declared = {tensor.name: model_config_pb2.DataType.Name(tensor.data_type) for tensor in config.input}
     assert declared == {name: f"TYPE_{data_type}" for name, data_type in DATA_TYPES.items()}
@@ -102,7 +102,7 @@ def test_an_unreadable_config_is_a_setup_error(tmp_path: Path) -> None:
         read_config(tmp_path / "config.pbtxt")
 
 
-def test_a_load_names_exactly_the_wanted_versions() -> None:
+def test_a_load_request_names_exactly_the_given_versions() -> None:
     request = build_load_request(read_config(CONFIG_PATH), [3, 7])
     sent = json_format.Parse(request.parameters["config"].string_param, model_config_pb2.ModelConfig())
     assert list(sent.version_policy.specific.versions) == [3, 7]
@@ -124,7 +124,7 @@ def response(shape: list[int], content: bytes, name: str = OUTPUT) -> service_pb
     return answer
 
 
-def test_a_whole_answer_is_read() -> None:
+def test_a_complete_response_is_read() -> None:
     embeddings = np.arange(6, dtype=np.float32).reshape(2, 3)
     np.testing.assert_array_equal(read_embeddings(response([2, 3], embeddings.tobytes()), 2), embeddings)
 
@@ -142,12 +142,12 @@ def test_a_whole_answer_is_read() -> None:
         response([2, 3], np.full(6, np.nan, np.float32).tobytes()),
     ],
 )
-def test_an_empty_or_wrong_answer_is_no_answer(answer: service_pb2.ModelInferResponse) -> None:
+def test_an_empty_or_wrong_response_is_refused(answer: service_pb2.ModelInferResponse) -> None:
     with pytest.raises(EncoderUnavailable):
         read_embeddings(answer, 2)
 
 
-def test_backend_obeys_the_options_it_knows(backend: Any) -> None:
+def test_the_backend_applies_known_options(backend: Any) -> None:
     parameters = {
         "intra_op_thread_count": "3",
         "inter_op_thread_count": "2",
@@ -177,7 +177,7 @@ def test_backend_obeys_the_options_it_knows(backend: Any) -> None:
         {"optimization": {"execution_accelerators": {"cpu_execution_accelerator": [{"name": "openvino"}]}}},
     ],
 )
-def test_backend_refuses_what_it_cannot_obey(backend: Any, config: dict[str, Any]) -> None:
+def test_the_backend_refuses_options_that_it_cannot_apply(backend: Any, config: dict[str, Any]) -> None:
     with pytest.raises(backend.pb_utils.TritonModelException):
         backend.session_options(config)
 
@@ -202,7 +202,7 @@ def test_backend_answers_each_request_of_a_mixed_batch(backend: Any, tmp_path: P
             np.testing.assert_allclose(answer.tensors[0].as_numpy(), expected, rtol=0, atol=1e-6)
 
 
-def test_a_missing_environment_says_what_to_do(
+def test_a_missing_environment_is_an_error_that_names_the_install_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / ".triton"
@@ -215,7 +215,7 @@ def test_a_missing_environment_says_what_to_do(
     assert capsys.readouterr().err.strip().endswith(".triton is missing: run `segrec-triton install`")
 
 
-def test_an_environment_with_other_pins_is_out_of_date(tmp_path: Path) -> None:
+def test_an_environment_with_other_pins_is_refused_as_out_of_date(tmp_path: Path) -> None:
     (tmp_path / "segrec-stamp.json").write_text('{"packages": "old", "backends": "old"}')
     with pytest.raises(SetupError, match="out of date: run `segrec-triton install`"):
         check_environment(tmp_path)
@@ -262,7 +262,7 @@ def test_every_package_is_pinned() -> None:
     assert all("==" in line for line in lines if line and not line.startswith("#"))
 
 
-def test_the_log_tail_leaves_out_tables_and_what_came_before(tmp_path: Path) -> None:
+def test_the_log_tail_leaves_out_tables_and_lines_before_the_start(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text("before\n")
     start = log.stat().st_size
@@ -270,7 +270,7 @@ def test_the_log_tail_leaves_out_tables_and_what_came_before(tmp_path: Path) -> 
     assert log_tail(log, start) == "failed to bind"
 
 
-def test_help_names_the_commands() -> None:
+def test_the_help_lists_the_commands() -> None:
     result = CliRunner().invoke(app, ["--help"])
     assert "install" in result.output
     assert "run" in result.output

@@ -37,7 +37,7 @@ def embedder(encoder: OnnxEncoder) -> Iterator[Embedder]:
         yield Embedder(encoder, executor)
 
 
-async def test_results_come_in_the_order_asked(release: Release, embedder: Embedder) -> None:
+async def test_results_are_in_the_order_of_the_histories(release: Release, embedder: Embedder) -> None:
     histories = [group_history(n % 4, 1 + n % 40) for n in range(100)]
     histories[7] = EMPTY
     results = await embedder.embed(release, histories, 5.0)
@@ -47,7 +47,7 @@ async def test_results_come_in_the_order_asked(release: Release, embedder: Embed
     assert results[7].segment_index == -1
 
 
-async def test_confidence_and_short_histories_are_told_by_row(tmp_path: Path, embedder: Embedder) -> None:
+async def test_each_row_has_its_confidence_and_whether_its_history_is_short(tmp_path: Path, embedder: Embedder) -> None:
     release = read_release(tiny_release(tmp_path, confidence=CONFIDENCE))
     torn = history_of(group_history(place % 2, 10).events()[place] for place in range(10))
     clear, short, doubtful, none = await embedder.embed(
@@ -60,7 +60,7 @@ async def test_confidence_and_short_histories_are_told_by_row(tmp_path: Path, em
     assert none.confidence is None
 
 
-async def test_a_release_without_calibration_gives_no_confidence_and_doubts_nobody(
+async def test_without_calibration_there_is_no_confidence_and_every_user_is_confident(
     release: Release, embedder: Embedder
 ) -> None:
     [answer] = await embedder.embed(release, [group_history(1, 1)], 5.0)
@@ -91,7 +91,7 @@ async def test_calls_that_arrive_together_are_joined(
     assert sum(encoder.call_sizes) == 50
 
 
-async def test_a_micro_batch_is_no_larger_than_it_may_be(
+async def test_a_micro_batch_is_no_larger_than_max_batch(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
     batcher = MicroBatcher(embedder, max_batch=8, max_waiting=1000)
@@ -103,18 +103,18 @@ async def test_a_micro_batch_is_no_larger_than_it_may_be(
 async def test_too_many_waiting_calls_are_refused(release: Release, embedder: Embedder, encoder: OnnxEncoder) -> None:
     batcher = MicroBatcher(embedder, max_batch=1, max_waiting=3)
     encoder.gate = asyncio.Event()
-    at_work = asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0))
+    running = asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0))
     await encoder.until_asked()
     calls = [asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0)) for _ in range(10)]
     done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
     assert {type(call.exception()) for call in done} == {Overloaded}
     assert (len(done), len(waiting)) == (7, 3)
     encoder.gate.set()
-    await asyncio.gather(at_work, *waiting)
+    await asyncio.gather(running, *waiting)
 
 
 class TimedEncoder(OnnxEncoder):
-    """Takes `call_seconds` of a test's clock for each call, one call at a time, and notes the deadlines."""
+    """Takes `call_seconds` of a test's clock for each call, and records the timeouts of the calls."""
 
     def __init__(self, repository: Path, clock: Clock, call_seconds: float) -> None:
         super().__init__(repository)
@@ -132,7 +132,7 @@ class TimedEncoder(OnnxEncoder):
         return await super().encode(release, inputs, timeout_seconds)
 
 
-async def test_waiting_for_a_turn_costs_no_call_its_time(
+async def test_waiting_for_a_turn_does_not_shorten_the_deadline_of_a_call(
     release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.serving.embedding.monotonic", clock := Clock())
@@ -146,7 +146,7 @@ async def test_waiting_for_a_turn_costs_no_call_its_time(
     assert [answer.segment_index for [answer] in answers] == [n % 4 for n in range(20)]
 
 
-async def test_calls_that_wait_fail_at_once_when_the_encoder_answers_nobody(
+async def test_waiting_calls_fail_together_when_the_encoder_answers_no_call(
     release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("server.serving.embedding.monotonic", clock := Clock())
@@ -163,7 +163,7 @@ async def test_calls_that_wait_fail_at_once_when_the_encoder_answers_nobody(
     assert answer.segment_index == 3
 
 
-async def test_a_release_that_does_not_answer_holds_up_no_other(
+async def test_a_stuck_release_does_not_delay_another(
     tmp_path: Path, release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
     other = read_release(tiny_release(tmp_path, 2))
@@ -181,7 +181,7 @@ async def test_a_release_that_does_not_answer_holds_up_no_other(
     assert [answer.segment_index for answer in await asyncio.gather(stuck, behind)] == [0, 1]
 
 
-async def test_a_call_waits_no_longer_than_its_own_time(
+async def test_a_call_waits_no_longer_than_its_own_timeout(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
     batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)
@@ -193,7 +193,7 @@ async def test_a_call_waits_no_longer_than_its_own_time(
     assert (await patient).segment_index == 0
 
 
-async def test_a_batch_that_nobody_waits_for_any_more_ends(
+async def test_a_batch_ends_when_all_its_calls_have_timed_out(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
     batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)

@@ -1,4 +1,4 @@
-"""What an answer falls back to, without Triton or a server."""
+"""Answers, their fallbacks and the warm-up, without Triton or a server."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,7 +53,7 @@ async def record(store: MemoryStore, user_id: str, history: History) -> None:
     await store.record(user_id, history.events())
 
 
-async def test_a_damaged_history_is_said_in_its_row_and_takes_no_other(
+async def test_a_damaged_history_degrades_only_its_own_row(
     pipeline: Pipeline, store: MemoryStore, release: Release
 ) -> None:
     for user_id in ("fine", "broken"):
@@ -65,7 +65,7 @@ async def test_a_damaged_history_is_said_in_its_row_and_takes_no_other(
     assert (await pipeline.answer_user(release, "broken", 5.0)).degraded is Degraded.STORE_UNAVAILABLE
 
 
-async def test_a_store_that_does_not_answer_degrades_all(
+async def test_a_store_that_does_not_answer_degrades_every_answer(
     pipeline: Pipeline, store: MemoryStore, release: Release
 ) -> None:
     store.unavailable = True
@@ -90,7 +90,7 @@ async def test_without_encoder_an_older_embedding_serves_until_the_user_is_erase
     assert (await pipeline.answer_user(release, "u", 1.0)).degraded is Degraded.ENCODER_UNAVAILABLE
 
 
-async def test_an_embedding_made_while_its_user_is_erased_is_not_kept(
+async def test_an_embedding_computed_while_its_user_is_erased_is_not_cached(
     pipeline: Pipeline, store: MemoryStore, cache: EmbeddingCache, release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await record(store, "u", group_history(1))
@@ -107,7 +107,7 @@ async def test_an_embedding_made_while_its_user_is_erased_is_not_kept(
     assert await read("u") is EMPTY
 
 
-async def test_batches_leave_the_cache_as_it_is(
+async def test_batches_do_not_fill_the_cache(
     pipeline: Pipeline, store: MemoryStore, cache: EmbeddingCache, release: Release
 ) -> None:
     await record(store, "u", group_history(1))
@@ -115,7 +115,7 @@ async def test_batches_leave_the_cache_as_it_is(
     assert len(cache) == 0
 
 
-async def test_users_seen_lately_warm_a_release_up_until_they_are_erased(
+async def test_recent_users_warm_up_a_release_until_they_are_erased(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
 ) -> None:
     await pipeline.warm_up(release)
@@ -136,7 +136,7 @@ async def test_users_seen_lately_warm_a_release_up_until_they_are_erased(
     assert encoder.call_sizes == [1, 1, 1, 1]
 
 
-async def test_a_release_that_cannot_embed_real_histories_is_said(
+async def test_a_warm_up_that_fails_raises_unless_the_store_is_down(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
 ) -> None:
     await record(store, "u", group_history(1))
@@ -148,7 +148,7 @@ async def test_a_release_that_cannot_embed_real_histories_is_said(
     await pipeline.warm_up(release)
 
 
-async def test_no_more_than_a_few_dozen_users_are_remembered(
+async def test_the_warm_up_remembers_at_most_64_users(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
 ) -> None:
     for number in range(100):
