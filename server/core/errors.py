@@ -1,16 +1,16 @@
-"""All errors that the server raises on purpose, each with its gRPC status and machine-readable reason.
+"""The errors of the server, each with its gRPC status and a machine-readable reason.
 
 SegrecError
-├── InvalidArgument      INVALID_ARGUMENT     a field of the request is wrong; names the field
-├── NotFound             NOT_FOUND            a named thing does not exist; names the field
+├── InvalidArgument      INVALID_ARGUMENT     a field of the request is invalid; `field` names it
+├── NotFound             NOT_FOUND            something that the request names does not exist
 ├── NoRelease            UNAVAILABLE          no release is active yet
-├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; callers fall back where they can
+├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; the pipeline falls back if it can
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
-├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to go back to
-├── ReadOnlyRepository   FAILED_PRECONDITION  the model repository cannot be written from here
+├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
+├── ReadOnlyRepository   FAILED_PRECONDITION  this server cannot write the model repository
 ├── NotAllowed           PERMISSION_DENIED    the caller may not change the traffic
 └── SetupError           FAILED_PRECONDITION  the process cannot start: one sentence with what to do
 """
@@ -19,7 +19,7 @@ from typing import ClassVar
 
 
 class SegrecError(Exception):
-    """Base of the tree. `str(error)` is a sentence for people: what, where, and how to mend it."""
+    """Base of all errors. `str(error)` is one sentence for people: what is wrong, where, and how to solve it."""
 
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
@@ -27,7 +27,7 @@ class SegrecError(Exception):
     def __init__(self, message: str, field: str = "") -> None:
         super().__init__(message)
         self.field = field
-        """Path of the request's field at fault, such as `events[3].value`; empty where none is."""
+        """Path of the invalid field of the request, such as `events[3].value`; empty for other errors."""
 
 
 class InvalidArgument(SegrecError):
@@ -38,7 +38,7 @@ class InvalidArgument(SegrecError):
 
 
 class NotFound(SegrecError):
-    """A thing that the request names does not exist."""
+    """Something that the request names does not exist."""
 
     code = "NOT_FOUND"
     reason = "NOT_FOUND"
@@ -87,14 +87,14 @@ class DamagedTraffic(SegrecError):
 
 
 class NothingToRollBack(SegrecError):
-    """There is no earlier release to go back to."""
+    """There is no earlier release to roll back to."""
 
     code = "FAILED_PRECONDITION"
     reason = "NOTHING_TO_ROLL_BACK"
 
 
 class ReadOnlyRepository(SegrecError):
-    """The model repository cannot be written from here."""
+    """This server cannot write the model repository."""
 
     code = "FAILED_PRECONDITION"
     reason = "READ_ONLY_REPOSITORY"

@@ -1,7 +1,7 @@
-"""The one feature pipeline: events → encoder inputs, for the training log, streams and micro-batches alike.
+"""The feature pipeline from events to encoder inputs, the same for the training log, streams and micro-batches.
 
-Three steps. `look_up` turns ids into indexes (online, by their hashes; offline the log does it with a join).
-`encode` is the Polars pipeline over indexed events. `pad` cuts windows out of its columns and pads them on the left.
+It has three steps. `look_up` turns ids into indexes by their hashes (for the training log a join does this). `encode`
+is the Polars pipeline over indexed events. `pad` cuts windows out of its columns and pads them on the left.
 """
 
 import math
@@ -19,22 +19,22 @@ from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of, rows_of
 
 GAP_START = 1
-"""Gap index of a window's first event, and of every event in a log without a clock. 0 is padding."""
+"""Gap index of the first event of a window, and of every event in a log without a clock. 0 is padding."""
 
 GAP_BUCKETS = 31
-"""Gaps are counted in powers of two seconds; the last bucket is open."""
+"""Number of gap buckets. Their bounds are powers of two, in seconds; the last bucket is open."""
 
 GAP_COUNT = GAP_START + 1 + GAP_BUCKETS
-"""How many gap indexes there are, padding included."""
+"""Number of gap indexes, padding included."""
 
 CHUNK_SIZE = 32
-"""Histories in one encoder batch; larger ones pad more than they save."""
+"""Histories in one encoder batch; a larger batch costs more in padding than it saves in calls."""
 
 BATCH_EVENTS = 32 * 1024
-"""Events in one encoder batch at most, padding included: it bounds what the encoder needs of memory."""
+"""Largest number of events in one encoder batch, padding included; it bounds the memory of the encoder."""
 
-FEW = 8
-"""Up to so many histories are encoded without Polars; see `encode_few`."""
+FEW_HISTORIES = 8
+"""Up to this number of histories are encoded without Polars; see `encode_few`."""
 
 SHORTEST_PADDED = 8
 
@@ -44,9 +44,9 @@ Inputs = dict[str, NDArray[np.generic]]
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """Encoded histories, one after the other. Columns have shape (N,); history b is `offsets[b]:offsets[b + 1]`.
+    """N encoded events of B histories, one history after the other; history b is `offsets[b]:offsets[b + 1]`.
 
-    `ignored` (B,) counts the events left out because the release knows neither their item nor action.
+    `ignored` (B,) counts the events that were left out because their item or action is unknown to the release.
     """
 
     item_index: NDArray[np.int32]
@@ -58,7 +58,7 @@ class Features:
 
     @classmethod
     def of(cls, encoded: pl.DataFrame, lengths: NDArray[np.int64]) -> Self:
-        """What `encode` gave for histories of these lengths (B,)."""
+        """The output of `encode` for histories of these lengths (B,)."""
         return cls(
             item_index=encoded["item_index"].to_numpy(),
             action_index=encoded["action_index"].to_numpy(),
@@ -70,12 +70,12 @@ class Features:
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """Where each history begins, (B,)."""
+        """First event of each history, (B,)."""
         return self.offsets[:-1]
 
     @property
     def ends(self) -> NDArray[np.int64]:
-        """Where each history ends, (B,)."""
+        """End of each history, exclusive, (B,)."""
         return self.offsets[1:]
 
     @property
@@ -85,11 +85,11 @@ class Features:
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        """The history of each event, (N,)."""
+        """History of each event, (N,)."""
         return rows_of(self.lengths)
 
     def slices(self, starts: NDArray[np.int64], ends: NDArray[np.int64]) -> "Features":
-        """The events `starts[c]:ends[c]`, absolute places in the columns, as history c; (C,) each."""
+        """C histories, of which history c has the events `starts[c]:ends[c]` of these columns."""
         lengths = ends - starts
         places = places_of(starts, lengths)
         return Features(
@@ -111,7 +111,7 @@ def _normalised(normaliser: ValueNormaliser) -> pl.Expr:
 
 
 def _gap(has_clock: bool) -> pl.Expr:
-    """The bucket of a gap of s seconds is floor(log2(1 + s)), computed on whole numbers so that it is exact."""
+    """The bucket of a gap of s seconds is floor(log2(1 + s)), computed exactly with integers."""
     if not has_clock:
         return pl.lit(GAP_START, pl.Int32)
     seconds = (pl.col("timestamp") - pl.col("timestamp").shift(1)).clip(0) // 1000
@@ -123,9 +123,9 @@ def _gap(has_clock: bool) -> pl.Expr:
 def encode(events: pl.LazyFrame, preprocessing: Preprocessing) -> pl.LazyFrame:
     """Encode indexed events.
 
-    `events` has `row` (whose history, in blocks), `item_index` and `action_index` (int32, from 1), `value` (float,
-    null or NaN where missing) and `timestamp` (int64, milliseconds), each block in time order. The result has
-    `row, item_index, action_index, value` (float32) and `gap_index` (int32), in the same order.
+    `events` has `row` (the history of the event), `item_index` and `action_index` (int32, from 1), `value` (float; null
+    or NaN if missing) and `timestamp` (int64, milliseconds). The events of a history are consecutive and in time order.
+    The result has `row, item_index, action_index, value` (float32) and `gap_index` (int32), in the same order.
     """
     return events.select(
         "row",
@@ -141,7 +141,7 @@ def features_of(
 ) -> Features:
     """Encode the newest `max_length` events of each history whose item and action are known."""
     indexed = look_up(histories, items, actions, preprocessing.max_length)
-    encoder = encode_few if len(histories) <= FEW else encode_many
+    encoder = encode_few if len(histories) <= FEW_HISTORIES else encode_many
     value, gap_index = encoder(indexed, preprocessing)
     return Features(
         item_index=indexed.item_index,
@@ -155,9 +155,9 @@ def features_of(
 
 @dataclass(frozen=True, slots=True)
 class Indexed:
-    """Known events of many histories, one after the other, as the columns that `encode` takes, (N,).
+    """Known events of B histories, one history after the other, as the columns of `encode`, (N,) each.
 
-    `ignored` (B,) counts the unknown events passed over.
+    `ignored` (B,) counts the unknown events that were left out.
     """
 
     row: NDArray[np.int64]
@@ -177,10 +177,11 @@ def encode_many(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[
 
 
 def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """What `encode_many` gives, to the bit, without Polars, which costs a millisecond a call however few the events."""
+    """The same bits as `encode_many`, without the millisecond that each call of Polars costs."""
     value = events.value
     if preprocessing.value.method == "log":
-        value = np.array([math.copysign(math.log1p(abs(x)), x) for x in value.tolist()])  # NumPy's differs by machine
+        # math.log1p gives the same bits as Polars; np.log1p differs between machines.
+        value = np.array([math.copysign(math.log1p(abs(x)), x) for x in value.tolist()])
     value = (value - preprocessing.value.center) / preprocessing.value.scale
     value32: NDArray[np.float32] = np.where(np.isnan(value), 0.0, value).astype(np.float32)
     value32[value32 == 0] = 0.0  # no negative zero
@@ -201,9 +202,9 @@ def look_up(histories: Sequence[History], items: HashIndex, actions: HashIndex, 
     ignored = np.zeros(len(histories), np.int32)
     if known.all():
         return Indexed(window.row, item_index, action_index, window.values, window.timestamps, ignored)
-    # A history with unknown events is looked at as a whole, since older known ones take their places.
-    strange = np.unique(window.row[~known])
-    window = _newest(histories, max(len(histories[row]) for row in strange.tolist()), strange, max_length)
+    # Histories with unknown events are read whole: older known events take the places of the unknown ones.
+    incomplete = np.unique(window.row[~known])
+    window = _newest(histories, max(len(histories[row]) for row in incomplete.tolist()), incomplete, max_length)
     item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
     known = (item_index > 0) & (action_index > 0)
     ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
@@ -220,7 +221,7 @@ def look_up(histories: Sequence[History], items: HashIndex, actions: HashIndex, 
 
 @dataclass(frozen=True, slots=True)
 class _Window:
-    """Columns of many histories, one after the other, (N,); `row` says whose each event is."""
+    """Columns of many histories, one history after the other, (N,) each; `row` is the history of the event."""
 
     row: NDArray[np.int64]
     timestamps: NDArray[np.int64]
@@ -232,7 +233,7 @@ class _Window:
 def _newest(
     histories: Sequence[History], count: int, only: NDArray[np.int64] | None = None, other_count: int = 0
 ) -> _Window:
-    """The newest `count` events of each history; where `only` names rows, of those, and `other_count` of the rest."""
+    """The newest `count` events of each history; with `only`, the other histories have their newest `other_count`."""
     counts = [count] * len(histories)
     if only is not None:
         counts = [other_count] * len(histories)
@@ -254,35 +255,36 @@ def _among_newest(known: NDArray[np.bool_], row: NDArray[np.int64], count: int, 
     """Which events are among the newest `max_length` known ones of their history."""
     through = np.cumsum(known)
     last = np.zeros(count, np.int64)
-    last[row] = through  # the last write of each row stays
+    last[row] = through  # the last assignment to a row wins
     return last[row] - through < max_length
 
 
 def pad(features: Features, ends: NDArray[np.int64], lengths: NDArray[np.int64], padded_length: int) -> Inputs:
-    """Cut windows that end before `ends` (B,) and hold `lengths` (B,) events; pad on the left to `padded_length`.
+    """Cut B windows with `lengths` events before `ends` (exclusive), and pad them on the left to `padded_length`.
 
-    The newest event of each window stands in the last column. The gap before a window's first event is unknown to
-    the encoder, wherever the window begins, so that training and serving see the same.
+    The newest event of a window is in the last column. The first event of a window always gets the gap `GAP_START`, so
+    that training and serving give the encoder the same inputs.
     """
     columns = np.arange(padded_length) - padded_length
+    # (B, L) positions in the columns of `features`; invalid positions are padding.
     source = ends[:, None] + columns
     valid = columns >= -lengths[:, None]
     source = np.where(valid, source, 0)
-    gap_index = np.where(columns == -lengths[:, None], GAP_START, _taken(features.gap_index, source))
+    gap_index = np.where(columns == -lengths[:, None], GAP_START, _take(features.gap_index, source))
     return {
-        "item_index": np.where(valid, _taken(features.item_index, source), np.int32(0)),
-        "action_index": np.where(valid, _taken(features.action_index, source), np.int32(0)),
-        "value": np.where(valid, _taken(features.value, source), np.float32(0)),
+        "item_index": np.where(valid, _take(features.item_index, source), np.int32(0)),
+        "action_index": np.where(valid, _take(features.action_index, source), np.int32(0)),
+        "value": np.where(valid, _take(features.value, source), np.float32(0)),
         "gap_index": np.where(valid, gap_index, 0).astype(np.int32),
     }
 
 
-def _taken(column: NDArray[np.generic], source: NDArray[np.int64]) -> NDArray[np.generic]:
+def _take(column: NDArray[np.generic], source: NDArray[np.int64]) -> NDArray[np.generic]:
     return column[source] if len(column) else np.zeros(source.shape, column.dtype)
 
 
 def padded_length(longest: int, max_length: int) -> int:
-    """The length to which a batch is padded: the next of 8, 12, 16, 24, 32, 48, …, but `max_length` at most."""
+    """The padded length of a batch: the next of 8, 12, 16, 24, 32, 48, …, at most `max_length`."""
     length = SHORTEST_PADDED
     while length < longest:
         length = length * 3 // 2 if length & (length - 1) == 0 else length * 4 // 3
@@ -292,16 +294,16 @@ def padded_length(longest: int, max_length: int) -> int:
 def batches(features: Features, max_length: int, size: int = CHUNK_SIZE) -> list[tuple[NDArray[np.intp], Inputs]]:
     """Sort histories by length and cut them into encoder batches of at most `size`, and of `BATCH_EVENTS` events.
 
-    Returns (rows, inputs) pairs: `rows` (b,) says which histories the batch holds. Empty histories are in none.
+    Returns (rows, inputs) pairs: `rows` (b,) are the histories of the batch. Empty histories are in no batch.
     """
     lengths = np.minimum(features.lengths, max_length)
     order = np.argsort(lengths, kind="stable")
     order = order[lengths[order] > 0]
     ends = features.offsets[1:]
-    found = []
+    encoder_batches = []
     while len(order):
         most = BATCH_EVENTS // padded_length(int(lengths[order[:size][-1]]), max_length)
         rows, order = np.split(order, [min(size, max(most, 1))])
         longest = padded_length(int(lengths[rows[-1]]), max_length)
-        found.append((rows, pad(features, ends[rows], lengths[rows], longest)))
-    return found
+        encoder_batches.append((rows, pad(features, ends[rows], lengths[rows], longest)))
+    return encoder_batches

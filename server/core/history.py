@@ -1,8 +1,8 @@
-"""Events and histories. A history is the row in which a store keeps it; its columns are views on that row.
+"""Events and histories. A history is stored as one packed row; its columns are views of this row.
 
-A row is a header, five numbers of eight bytes an event, oldest first (timestamp, value, hash of the item id, hash of
-the action, key), then the item ids and the actions as text. The encoder needs numbers only, so the text of a history
-that is only encoded is never split, and its newest events are one slice of the row.
+A row has a header, then five numbers of eight bytes per event, oldest event first (timestamp, value, hash of the item
+id, hash of the action, key), then all item ids and all actions as text. The encoder needs only the numbers: the newest
+events are one slice of the row, and the text is not split.
 """
 
 import hashlib
@@ -20,20 +20,20 @@ ID_MAX_BYTES = 256
 """Longest user, item or event id, in UTF-8 bytes."""
 
 _SEPARATOR = "\0"
-_HEADER = struct.Struct("<BxxxIQII")  # version, events kept, revision, bytes of the item ids and of the actions
-_WORDS = np.dtype("<u8")
+_HEADER = struct.Struct("<BxxxIQII")  # version, event count, revision, bytes of the item ids, bytes of the actions
+_UINT64 = np.dtype("<u8")
 _DOUBLE, _BITS = struct.Struct("<d"), struct.Struct("<Q")
 ROW_VERSION = 1
-"""Version of the packed row. A store keeps it apart as well, so that an old store is refused as a whole."""
+"""Version of the packed row. A store also keeps this version itself, so that an old store is refused as a whole."""
 
 
-_WORD = (1 << 64) - 1
+_UINT64_MASK = (1 << 64) - 1
 _ACTION, _VALUE, _TIMESTAMP, _REPEAT = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD, 0xD6E8FEB86659FD93
-"""Odd numbers, so that events that differ in one part only always differ in their keys."""
+"""Odd multipliers: events that differ in only one part always have different keys."""
 
 
 def text_hash(text: str) -> int:
-    """64-bit hash of a text."""
+    """64-bit BLAKE2b hash of a text."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
@@ -47,9 +47,9 @@ def event_keys(
     timestamps: NDArray[np.int64],
     repeats: NDArray[np.uint64],
 ) -> NDArray[np.uint64]:
-    """`Event.key` of many events without event ids, (n,), from the `text_hash` of their items and actions.
+    """`Event.key` of n events without event ids, (n,), from the `text_hash` of their items and actions.
 
-    `repeats` counts the equal events before each, in a log that keeps those.
+    `repeats` is the number of equal events before each event; it gives equal events of a log different keys.
     """
     bits = np.where(np.isnan(values), np.nan, values + 0.0).view(np.uint64)
     mixed: NDArray[np.uint64] = item_hashes + action_hashes * np.uint64(_ACTION) + bits * np.uint64(_VALUE)
@@ -61,9 +61,9 @@ def event_keys(
 class Event:
     """One thing a user did.
 
-    `value` is the raw number of the log (a price, a rating, a quantity), NaN where it has none.
-    `timestamp` is milliseconds since the epoch, UTC; logs without a clock use the row's order.
-    `event_id` makes recording idempotent; left empty, it is derived from the event itself.
+    `value` is the raw number of the log (a price, a rating, a quantity), NaN without one. `timestamp` is in
+    milliseconds since the epoch, UTC; in a log without a clock it is the number of the row. Events with the same
+    `event_id` are duplicates; with an empty one, events with equal fields are.
     """
 
     item_id: str
@@ -73,31 +73,31 @@ class Event:
     event_id: str = ""
 
     def key(self) -> int:
-        """64-bit key by which a repeated event is recognised."""
+        """64-bit key; a second event with the same key is a duplicate."""
         if self.event_id:
             return text_hash(self.event_id)
         value = math.nan if math.isnan(self.value) else self.value + 0.0
         bits: int = _BITS.unpack(_DOUBLE.pack(value))[0]
         mixed = text_hash(self.item_id) + _action_hash(self.action) * _ACTION + bits * _VALUE
-        return (mixed + self.timestamp * _TIMESTAMP) & _WORD
+        return (mixed + self.timestamp * _TIMESTAMP) & _UINT64_MASK
 
 
 TIMESTAMP, VALUE, ITEM_HASH, ACTION_HASH, KEY = range(5)
-"""Which of the numbers of an event is what."""
+"""Positions of the five numbers of an event."""
 
 COLUMN_TYPES = tuple(map(np.dtype, ("<i8", "<f8", "<u8", "<u8", "<u8")))
 _EVENT_BYTES = 8 * len(COLUMN_TYPES)
 
 
-def column_of(events: bytes, which: int) -> NDArray[Any]:
-    """One number of each event, (n,), from the bytes that `History.newest` gives, or several of them joined."""
-    return np.frombuffer(events, _WORDS).reshape(-1, len(COLUMN_TYPES))[:, which].view(COLUMN_TYPES[which])
+def column_of(events: bytes, column: int) -> NDArray[Any]:
+    """One number of each event, (n,), from the bytes of `History.newest`, also of several histories joined."""
+    return np.frombuffer(events, _UINT64).reshape(-1, len(COLUMN_TYPES))[:, column].view(COLUMN_TYPES[column])
 
 
 class History:
     """A user's events in time order, oldest first, as columns of equal length n. Never changes.
 
-    `values` is float64 (n,), NaN where an event has none; `timestamps` int64 (n,), milliseconds; `item_hashes` and
+    `values` are float64 (n,), NaN for an event without value; `timestamps` int64 (n,), milliseconds; `item_hashes` and
     `action_hashes` uint64 (n,), see `text_hash`; `keys` uint64 (n,), see `Event.key`. `revision` changes with every
     write to the history and is never used twice for a user; 0 means that nothing is stored.
     """
@@ -105,7 +105,7 @@ class History:
     __slots__ = ("_count", "_item_bytes", "revision", "row")
 
     def __init__(self, row: bytes) -> None:
-        """Read a row. Raises `ValueError` when it is damaged or of another version."""
+        """Read a packed row. Raises `ValueError` for a damaged row or a row of another version."""
         if len(row) < _HEADER.size:
             raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
         version, self._count, self.revision, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
@@ -124,32 +124,30 @@ class History:
         columns: Sequence[NDArray[np.generic]],
         revision: int = 0,
     ) -> Self:
-        """A history of these ids, actions and columns (n,), in time order; columns are those of `COLUMN_TYPES`.
+        """A history of n events in time order; `columns` has the five columns of `COLUMN_TYPES`, (n,) each.
 
-        Raises `ValueError` for an id or action with a NUL in it.
+        Raises `ValueError` for an id or action that contains NUL.
         """
         count = len(item_ids)
-        items, kinds = _SEPARATOR.join(item_ids).encode(), _SEPARATOR.join(actions).encode()
-        if count and not items.count(0) == kinds.count(0) == count - 1:
-            raise ValueError("item ids and actions must not hold the character NUL")
-        header = _HEADER.pack(ROW_VERSION, count, revision, len(items), len(kinds))
-        events = np.empty((count, len(COLUMN_TYPES)), _WORDS)
-        for which, (column, dtype) in enumerate(zip(columns, COLUMN_TYPES, strict=True)):
-            events[:, which] = column.astype(dtype, copy=False).view(_WORDS)
-        return cls(b"".join((header, events.tobytes(), items, kinds)))
+        item_text, action_text = _SEPARATOR.join(item_ids).encode(), _SEPARATOR.join(actions).encode()
+        if count and not item_text.count(0) == action_text.count(0) == count - 1:
+            raise ValueError("item ids and actions must not contain the character NUL")
+        header = _HEADER.pack(ROW_VERSION, count, revision, len(item_text), len(action_text))
+        events = np.empty((count, len(COLUMN_TYPES)), _UINT64)
+        for position, (column, dtype) in enumerate(zip(columns, COLUMN_TYPES, strict=True)):
+            events[:, position] = column.astype(dtype, copy=False).view(_UINT64)
+        return cls(b"".join((header, events.tobytes(), item_text, action_text)))
 
     def __len__(self) -> int:
         return int(self._count)
 
     @property
     def item_ids(self) -> list[str]:
-        """Item ids (n,)."""
         start = _HEADER.size + _EVENT_BYTES * self._count
         return _texts(self.row[start : start + self._item_bytes], self._count)
 
     @property
     def actions(self) -> list[str]:
-        """Actions (n,)."""
         return _texts(self.row[_HEADER.size + _EVENT_BYTES * self._count + self._item_bytes :], self._count)
 
     @property
@@ -159,7 +157,7 @@ class History:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Raw values (n,), NaN where there is none."""
+        """Raw values (n,), NaN for an event without value."""
         return column_of(self.newest(self._count), VALUE)
 
     @property
@@ -178,17 +176,17 @@ class History:
         return column_of(self.newest(self._count), KEY)
 
     def newest(self, count: int) -> bytes:
-        """The numbers of the newest `count` events, oldest first, for `column_of`."""
+        """The numbers of the newest `count` events as bytes, oldest event first, for `column_of`."""
         end = _HEADER.size + _EVENT_BYTES * self._count
         return self.row[end - _EVENT_BYTES * min(count, self._count) : end]
 
     def events(self) -> list[Event]:
-        """The history as a list of events, oldest first; event ids are not kept."""
+        """The events, oldest first, without their event ids, which are not stored."""
         columns = zip(self.item_ids, self.actions, self.values.tolist(), self.timestamps.tolist(), strict=True)
         return [Event(item_id, action, value, timestamp) for item_id, action, value, timestamp in columns]
 
     def with_revision(self, revision: int) -> "History":
-        """The same events under another revision."""
+        """The same events with another revision."""
         header = list(_HEADER.unpack_from(self.row))
         header[2] = revision
         return History(_HEADER.pack(*header) + self.row[_HEADER.size :])
@@ -202,7 +200,7 @@ EMPTY = History.of((), (), [np.empty(0)] * len(COLUMN_TYPES))
 
 
 def history_of(events: Iterable[Event], revision: int = 0) -> History:
-    """Build a history from events in any order; equal timestamps keep the order given."""
+    """Build a history from events in any order; events with equal timestamps keep their order."""
     ordered = sorted(events, key=lambda event: event.timestamp)
     return History.of(
         [event.item_id for event in ordered],
@@ -221,8 +219,8 @@ def history_of(events: Iterable[Event], revision: int = 0) -> History:
 def merge(history: History, events: Sequence[Event], limit: int, revision: int) -> tuple[History, int]:
     """Add events to a history, keeping the newest `limit`.
 
-    Returns the new history and how many of `events` were already there (by `Event.key`). When all
-    were, the history comes back as it was, revision included.
+    Returns the new history and the number of duplicates among `events` (by `Event.key`). When all are duplicates, the
+    history is returned unchanged, with its revision.
     """
     known = set(history.keys.tolist())
     fresh: list[Event] = []
@@ -240,13 +238,13 @@ def merge(history: History, events: Sequence[Event], limit: int, revision: int) 
 def merge_histories(history: History, added: History, limit: int, revision: int) -> History:
     """Add the events of `added`, whose keys are distinct, to a history, keeping the newest `limit`.
 
-    When nothing is new, the history comes back as it was, revision included.
+    When all are duplicates, the history is returned unchanged, with its revision.
     """
     fresh = np.isin(added.keys, history.keys, invert=True, kind="sort")
     if not fresh.any():
         return history
     if not fresh.all():
-        added = _taken(added.item_ids, added.actions, _columns(added), np.flatnonzero(fresh), added.revision)
+        added = _select(added.item_ids, added.actions, _columns(added), np.flatnonzero(fresh), added.revision)
     return _joined(history, added, limit, revision)
 
 
@@ -257,10 +255,10 @@ def _columns(history: History) -> list[NDArray[np.generic]]:
 def _joined(older: History, newer: History, limit: int, revision: int) -> History:
     columns = [np.concatenate(pair) for pair in zip(_columns(older), _columns(newer), strict=True)]
     newest = np.argsort(columns[TIMESTAMP], kind="stable")[-limit:]
-    return _taken(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
+    return _select(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
 
 
-def _taken(
+def _select(
     item_ids: list[str],
     actions: list[str],
     columns: Sequence[NDArray[np.generic]],
@@ -274,5 +272,5 @@ def _taken(
 
 
 def event_count_of(row: bytes) -> int:
-    """Read only how many events a row holds; 0 when it is too short to say."""
+    """The number of events of a row, from its header; 0 for a row without a whole header."""
     return int(_HEADER.unpack_from(row)[1]) if len(row) >= _HEADER.size else 0

@@ -1,4 +1,4 @@
-"""What turns raw events into encoder inputs; learned in training, carried in the release, used by both sides."""
+"""The parameters that turn raw events into encoder inputs: fitted in training, part of a release."""
 
 from typing import Literal
 
@@ -10,16 +10,16 @@ ID_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
 
 class Action(FrozenModel):
-    """A kind of event. Its place in `Preprocessing.actions`, counted from 1, is its action index."""
+    """A kind of event. Its position in `Preprocessing.actions`, from 1, is its action index."""
 
     name: str = Field(min_length=1, max_length=256, pattern=ID_PATTERN)
-    weight: float = Field(description="What one such event says for an item; negative for returns and dislikes.")
+    weight: float = Field(description="Preference for the item that an event shows; negative for returns and dislikes.")
 
 
 class ValueNormaliser(FrozenModel):
     """Maps a raw value x to (x' - center) / scale, with x' = sign(x) log(1 + |x|) for "log" and x otherwise.
 
-    A missing value becomes 0. Learned on the training part of the log only.
+    A missing value becomes 0. Fitted on the training part of the log only.
     """
 
     method: Literal["none", "z_score", "min_max", "robust", "log"] = "none"
@@ -28,10 +28,10 @@ class ValueNormaliser(FrozenModel):
 
 
 class Preprocessing(FrozenModel):
-    """The whole of it: `preprocessing.json` of a run and of a release."""
+    """`preprocessing.json` of a run and of a release."""
 
-    max_length: int = Field(ge=1, le=4096, description="How many of a user's newest events the encoder reads.")
+    max_length: int = Field(ge=1, le=4096, description="Number of newest events of a user that the encoder reads.")
     actions: tuple[Action, ...] = Field(min_length=1)
     value: ValueNormaliser = ValueNormaliser()
-    has_clock: bool = Field(description="Whether timestamps are times; otherwise they only give the order.")
-    exclude_seen: bool = Field(description="Whether items of the history are left out of recommendations by default.")
+    has_clock: bool = Field(description="Whether timestamps are times; if not, they only give the order.")
+    exclude_seen: bool = Field(description="Default: leave items of the history out of recommendations.")

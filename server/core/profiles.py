@@ -1,4 +1,4 @@
-"""What a release tells of its segments: profiles, and what became of the segments of the release before."""
+"""Segment profiles of a release, and the migration from the segments of the previous release."""
 
 from typing import Self
 
@@ -8,7 +8,7 @@ from server.core.frozen_model import FrozenModel
 
 
 class Trait(FrozenModel):
-    """Something that a segment does more than everyone else; see the API's `Trait`."""
+    """A behaviour that is more frequent in a segment than in the population; see the API's `Trait`."""
 
     kind: str
     name: str
@@ -19,7 +19,7 @@ class Trait(FrozenModel):
 
 
 class Activity(FrozenModel):
-    """How much a segment's users do; see the API's `Activity`."""
+    """How active the users of a segment are; see the API's `Activity`."""
 
     mean_events: float = Field(ge=0)
     median_events: float = Field(ge=0)
@@ -28,7 +28,7 @@ class Activity(FrozenModel):
 
 
 class ActionShare(FrozenModel):
-    """An action and how often a segment does it."""
+    """Share of an action in the events of a segment, and its lift over the population."""
 
     action: str
     share: float = Field(ge=0, le=1)
@@ -36,7 +36,7 @@ class ActionShare(FrozenModel):
 
 
 class Spend(FrozenModel):
-    """Values of a segment's events, in the log's own unit."""
+    """Values of the events of a segment, in the unit of the log."""
 
     mean_value: float
     mean_total: float
@@ -44,7 +44,7 @@ class Spend(FrozenModel):
 
 
 class SegmentRecord(FrozenModel):
-    """What a segment was in one release."""
+    """Size of a segment in one release."""
 
     release: int = Field(ge=1)
     user_count: int = Field(ge=0)
@@ -72,7 +72,7 @@ class SegmentProfile(FrozenModel):
 
 
 class Flow(FrozenModel):
-    """Users who went from one segment to another; see the API's `SegmentFlow`."""
+    """Users who moved from one segment to another; see the API's `SegmentFlow`."""
 
     from_segment_id: int = Field(ge=0)
     to_segment_id: int = Field(ge=1)
@@ -87,12 +87,11 @@ class Change(FrozenModel):
     to_segment_ids: tuple[int, ...]
 
     def touches(self, segment_id: int) -> bool:
-        """Whether the segment is one of those before or now."""
         return segment_id in self.from_segment_ids or segment_id in self.to_segment_ids
 
 
 class Migration(FrozenModel):
-    """What became of the segments of the release before; see the API's `Migration`."""
+    """How users moved between the segments of the previous release and this one; see the API's `Migration`."""
 
     previous_release: int = Field(ge=1)
     user_count: int = Field(ge=0)
@@ -103,7 +102,7 @@ class Migration(FrozenModel):
     merges: tuple[Change, ...] = ()
 
     def touching(self, segment_id: int) -> Self:
-        """The part that tells of one segment, whether of this release or of the one before."""
+        """Only the entries of one segment, which may belong to this release or to the previous one."""
         flows = (flow for flow in self.flows if segment_id in (flow.from_segment_id, flow.to_segment_id))
         return self.model_copy(
             update={

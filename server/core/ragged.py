@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 
 def offsets_of(lengths: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Where rows of these lengths (B,) begin, and where the last one ends, (B + 1,).
+    """Start of each row for rows of these lengths (B,), and the end of the last row: (B + 1,).
 
-    Of a mask (N,), how many places before each one are set.
+    For a mask (N,): the number of set places before each place.
     """
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
@@ -17,12 +17,12 @@ def offsets_of(lengths: NDArray[np.integer] | NDArray[np.bool_]) -> NDArray[np.i
 
 
 def rows_of(lengths: NDArray[np.integer] | Sequence[int]) -> NDArray[np.int64]:
-    """The row that each place of the column belongs to, (N,)."""
+    """The row of each place of the column, (N,)."""
     return np.repeat(np.arange(len(lengths)), lengths)
 
 
 def places_of(starts: NDArray[np.integer] | int, lengths: NDArray[np.integer]) -> NDArray[np.int64]:
-    """Consecutive numbers for each row, (N,): `starts[b]`, `starts[b] + 1`, … `lengths[b]` of them."""
+    """For each row b the `lengths[b]` consecutive numbers `starts[b]`, `starts[b] + 1`, …: (N,)."""
     offsets = offsets_of(lengths)
     places: NDArray[np.int64] = np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
     return places

@@ -1,4 +1,4 @@
-"""Which items to recommend to a user, best first, from one release."""
+"""Ranks the items of a release for users: strategies, filters and diversity."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.core.release import RankedItems, Release
 
 POOL_FACTOR = 4
-"""How many times `top_k` candidates are weighed against each other in the hybrid and for variety."""
+"""Candidates of the hybrid and of the diversity step, as a multiple of `top_k`."""
 
 SMALLEST_POOL = 100
 
@@ -37,7 +37,7 @@ class Reason(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What to recommend and what not. `exclude_seen` None means as the release says; `diversity` is 0 to 1."""
+    """What to recommend. `exclude_seen` None means the default of the release; `diversity` is 0 to 1."""
 
     top_k: int = 10
     strategy: Strategy = Strategy.HYBRID
@@ -51,7 +51,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """To whom: a user embedding (D,) and segment id, or neither; and the rows of items in the history."""
+    """The user: embedding (D,) and segment id (None and 0 if unknown), and the rows of the items in the history."""
 
     embedding: NDArray[np.float32] | None
     segment_id: int
@@ -59,7 +59,7 @@ class Subject:
 
 
 class Ranked(NamedTuple):
-    """An item with its score and reason. `row` is the item index less 1."""
+    """A recommended item with score and reason. `row` is the item index - 1."""
 
     row: int
     score: float
@@ -68,9 +68,9 @@ class Ranked(NamedTuple):
 
 
 def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[list[Ranked]]:
-    """Rank items for each subject, best first, at most `top_k`; fewer where the filters leave no more.
+    """Rank items for each subject, best first: `top_k` items, or fewer when the filters leave no more.
 
-    A subject without an embedding gets popular items. A list that its segment cannot fill ends with popular items.
+    A subject without an embedding gets popular items. A segment with too few items is followed by popular items.
     """
     allowed = allowed_rows(release, query)
     exclude_seen = release.preprocessing.exclude_seen if query.exclude_seen is None else query.exclude_seen
@@ -80,14 +80,14 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[li
     for subject, pool in zip(subjects, personal, strict=True):
         banned = set(subject.seen_rows.tolist()) if exclude_seen else set()
         scored = _scored(release, query, subject, pool, _Filter(mask, banned))
-        chosen = _varied(release, scored, query) if query.diversity else scored[: query.top_k]
+        chosen = _diversified(release, scored, query) if query.diversity else scored[: query.top_k]
         seen = set(subject.seen_rows.tolist())
         answers.append([Ranked(row, score, reason, row in seen) for row, score, reason in chosen])
     return answers
 
 
 def allowed_rows(release: Release, query: Query) -> NDArray[np.intp] | None:
-    """Rows (A,) that the query's filters leave, ascending; None when it has no filter."""
+    """Rows (A,) that pass the filters of the query, ascending; None without filters."""
     filters = (
         query.exclude_item_ids,
         query.exclude_categories,
@@ -128,7 +128,7 @@ class _Filter:
     banned: set[int]
 
     def of(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:
-        """Which of these rows may be returned."""
+        """Mask of the rows that may be returned."""
         keep = np.ones(len(rows), bool) if self.mask is None else self.mask[rows]
         if self.banned:
             keep &= np.fromiter((row not in self.banned for row in rows.tolist()), bool, len(rows))
@@ -149,7 +149,7 @@ def _personal_pools(
     allowed: NDArray[np.intp] | None,
     exclude_seen: bool,
 ) -> list[NDArray[np.intp]]:
-    """For each subject the rows of highest personal score, seen ones not yet taken out, exact."""
+    """The rows with the highest personal scores for each subject, exact; seen items are still included."""
     pools: list[NDArray[np.intp]] = [np.empty(0, np.intp) for _ in subjects]
     if query.strategy not in (Strategy.HYBRID, Strategy.PERSONAL):
         return pools
@@ -159,55 +159,57 @@ def _personal_pools(
     places = list(known)
     embeddings = np.stack(list(known.values())).astype(np.float32)
     longest_seen = max(len(subjects[place].seen_rows) for place in places) if exclude_seen else 0
-    wanted = _pool_size(query) + longest_seen
+    count = _pool_size(query) + longest_seen
     if allowed is None:
-        rows = release.search(embeddings, min(wanted, len(release.item_ids)))
+        rows = release.search(embeddings, min(count, len(release.item_ids)))
     else:
         scores = release.personal_scores(embeddings, allowed)
-        rows = allowed[np.argsort(-scores, axis=1, kind="stable")[:, :wanted]]
-    for place, found in zip(places, rows, strict=True):
-        pools[place] = found
+        rows = allowed[np.argsort(-scores, axis=1, kind="stable")[:, :count]]
+    for place, pool in zip(places, rows, strict=True):
+        pools[place] = pool
     return pools
 
 
 def _scored(release: Release, query: Query, subject: Subject, pool: NDArray[np.intp], filters: _Filter) -> _Scored:
-    """Items of one subject, best first: `top_k` of them, or a larger pool where variety is wanted."""
-    wanted = _pool_size(query) if query.diversity else query.top_k
+    """Items of one subject, best first: `top_k` items, or a larger pool for the diversity step."""
+    count = _pool_size(query) if query.diversity else query.top_k
     items = release.segment_items.get(subject.segment_id)
     if subject.embedding is None or query.strategy is Strategy.POPULAR:
-        return _popular(release, wanted, filters)
+        return _popular(release, count, filters)
     if query.strategy is Strategy.PERSONAL:
-        rows = pool[filters.of(pool)][:wanted]
+        rows = pool[filters.of(pool)][:count]
         scores = release.personal_scores(subject.embedding, rows)
         return [(row, score, Reason.PERSONAL) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
     if query.strategy is Strategy.SEGMENT:
-        return _segment(release, items, wanted, filters)
-    return _hybrid(release, subject.embedding, items, pool[filters.of(pool)][: _pool_size(query)], filters)[:wanted]
+        return _segment(release, items, count, filters)
+    return _hybrid(release, subject.embedding, items, pool[filters.of(pool)][: _pool_size(query)], filters)[:count]
 
 
-def _popular(release: Release, wanted: int, filters: _Filter) -> _Scored:
-    found: _Scored = []
+def _popular(release: Release, count: int, filters: _Filter) -> _Scored:
+    scored: _Scored = []
     for start in range(0, len(release.popular_rows), 4096):
         rows = release.popular_rows[start : start + 4096]
-        kept = rows[filters.of(rows)][: wanted - len(found)]
-        scores = release.popularity[kept].tolist()
-        found += [(row, score, Reason.POPULAR) for row, score in zip(kept.tolist(), scores, strict=True)]
-        if len(found) >= wanted:
+        kept_rows = rows[filters.of(rows)][: count - len(scored)]
+        scores = release.popularity[kept_rows].tolist()
+        scored += [(row, score, Reason.POPULAR) for row, score in zip(kept_rows.tolist(), scores, strict=True)]
+        if len(scored) >= count:
             break
-    return found
+    return scored
 
 
-def _segment(release: Release, items: RankedItems | None, wanted: int, filters: _Filter) -> _Scored:
+def _segment(release: Release, items: RankedItems | None, count: int, filters: _Filter) -> _Scored:
     if items is None:
-        return _popular(release, wanted, filters)
+        return _popular(release, count, filters)
     rows = items.item_index - 1
     keep = filters.of(rows)
-    kept, scores = rows[keep][:wanted], items.score[keep][:wanted]
-    found: _Scored = [(row, score, Reason.SEGMENT) for row, score in zip(kept.tolist(), scores.tolist(), strict=True)]
-    if len(found) < wanted:
-        rest = _Filter(filters.mask, filters.banned | {row for row, _, _ in found})
-        found += _popular(release, wanted - len(found), rest)
-    return found
+    kept_rows, scores = rows[keep][:count], items.score[keep][:count]
+    scored: _Scored = [
+        (row, score, Reason.SEGMENT) for row, score in zip(kept_rows.tolist(), scores.tolist(), strict=True)
+    ]
+    if len(scored) < count:
+        rest = _Filter(filters.mask, filters.banned | {row for row, _, _ in scored})
+        scored += _popular(release, count - len(scored), rest)
+    return scored
 
 
 def _hybrid(
@@ -217,10 +219,11 @@ def _hybrid(
     personal: NDArray[np.intp],
     filters: _Filter,
 ) -> _Scored:
-    """Log-linear mix of the user's personal scores and the segment's log-probabilities, over the best of both."""
+    """Log-linear mix of personal scores and log-probabilities of the segment, over the best items of both."""
     segment_rows = np.empty(0, np.intp) if items is None else (items.item_index - 1).astype(np.intp)
     segment_best = segment_rows[filters.of(segment_rows)][: max(SMALLEST_POOL, len(personal))]
     rows = np.union1d(personal, segment_best)
+    # Items that the segment does not list get their popularity, but at most the score of the last listed item.
     log_probability = release.popularity[rows].copy()
     if items is not None and len(segment_rows):
         log_probability = np.minimum(log_probability, items.score[-1])
@@ -241,10 +244,10 @@ def _reason(personal: bool, segment: bool) -> Reason:
     return Reason.PERSONAL if personal else Reason.SEGMENT
 
 
-def _varied(release: Release, scored: _Scored, query: Query) -> _Scored:
-    """Maximal marginal relevance (Carbonell & Goldstein 1998): each next item trades score against likeness.
+def _diversified(release: Release, scored: _Scored, query: Query) -> _Scored:
+    """Maximal marginal relevance (Carbonell & Goldstein 1998): each item trades score against similarity.
 
-    Scores are scaled to 0..1 over the pool; likeness is the largest cosine to an item already chosen.
+    Scores are scaled to 0..1 over the pool; similarity is the largest cosine to a chosen item.
     """
     if not scored:
         return []
@@ -255,13 +258,13 @@ def _varied(release: Release, scored: _Scored, query: Query) -> _Scored:
     vectors = release.item_embeddings[rows]
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    likeness = np.full(len(rows), -1.0)
-    left = np.ones(len(rows), bool)
+    similarity = np.full(len(rows), -1.0)
+    is_left = np.ones(len(rows), bool)
     chosen: _Scored = []
     for _ in range(min(query.top_k, len(rows))):
-        marginal = (1.0 - query.diversity) * relevance - query.diversity * np.maximum(likeness, 0.0)
-        best = int(np.argmax(np.where(left, marginal, -np.inf)))
-        left[best] = False
+        marginal = (1.0 - query.diversity) * relevance - query.diversity * np.maximum(similarity, 0.0)
+        best = int(np.argmax(np.where(is_left, marginal, -np.inf)))
+        is_left[best] = False
         chosen.append(scored[best])
-        likeness = np.maximum(likeness, vectors @ vectors[best])
+        similarity = np.maximum(similarity, vectors @ vectors[best])
     return chosen

@@ -1,16 +1,16 @@
-"""The release format: what one model version needs, in one directory, read back and checked.
+"""The release format: the files in the directory of a model version, and their values in memory.
 
 manifest.json        everything about the release, with size and SHA-256 of every other file
-manifest.sig         its signature, where the release was signed; see `server.core.repository.signature`
+manifest.sig         its signature, if the release is signed; see `server.core.repository.signature`
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
-items.parquet        the catalogue; row r is item index r + 1; `TREND` is among its columns where there is one
+items.parquet        the catalogue; row r is item index r + 1; the column `TREND` is optional
 item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
-segments.json        one `SegmentProfile` per centroid, in the same order
-segment_items.parquet  each segment's best items: segment_id, item_index, score, lift
-migration.json       `Migration`, where there was a release before
-drift_reference.json  what the users were like, in groups, for `segrec-train drift`; the server does not read it
+segments.json        one `SegmentProfile` per centroid, in the order of the centroids
+segment_items.parquet  the best items of each segment: segment_id, item_index, score, lift
+migration.json       `Migration`, if there was a previous release
+drift_reference.json  grouped statistics of the users, for `segrec-train drift`; the server does not read this file
 """
 
 from dataclasses import dataclass
@@ -31,8 +31,8 @@ from server.core.profiles import Migration, SegmentProfile
 
 SCHEMA_VERSION = 1
 GOLDEN_TOLERANCE = 1e-4
-"""Largest difference allowed between an embedding and its golden value, for an encoder that computes in float32;
-other processors round otherwise."""
+"""Largest allowed difference between an embedding and its golden value, for an encoder in float32. Processors round
+differently."""
 
 FILES = (
     "model.onnx",
@@ -46,27 +46,27 @@ FILES = (
 
 MIGRATION = "migration.json"
 ITEM_HASH = "item_hash"
-"""The column of `items.parquet` with each item id's `text_hash`, uint64; spares a server a second for 400,000 items."""
+"""Column of `items.parquet`: `text_hash` of the item id, uint64. It saves the server a second per 400,000 items."""
 TREND = "trend"
-"""The column of `items.parquet` with what is added to personal scores for what is in demand just now, float32 nats."""
+"""Column of `items.parquet`: the trend that is added to an item's personal score, float32, in nats."""
 
 
 class FileRecord(FrozenModel):
-    """A file of the release."""
+    """Size and hash of a file of the release."""
 
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     size_bytes: int = Field(ge=0)
 
 
 class Golden(FrozenModel):
-    """Inputs and the embeddings that they must give, so that a release proves itself on the machine that serves it."""
+    """Encoder inputs and their expected embeddings, to check the encoder on the machine that serves it."""
 
     item_index: list[list[int]]
     action_index: list[list[int]]
     value: list[list[float]]
     gap_index: list[list[int]]
     user_embedding: list[list[float]]
-    tolerance: float = Field(default=GOLDEN_TOLERANCE, gt=0, le=0.05, description="Largest difference allowed.")
+    tolerance: float = Field(default=GOLDEN_TOLERANCE, gt=0, le=0.05, description="Largest allowed difference.")
 
     def inputs(self) -> Inputs:
         """Encoder inputs, (B, L) each."""
@@ -78,7 +78,7 @@ class Golden(FrozenModel):
         }
 
     def difference(self, embeddings: NDArray[np.float32]) -> float:
-        """Largest absolute difference to the golden embeddings; infinite for another shape or for NaN."""
+        """Largest absolute difference to the golden embeddings; infinite for another shape or non-finite numbers."""
         expected = np.array(self.user_embedding, np.float32)
         if embeddings.shape != expected.shape or not np.isfinite(embeddings).all():
             return float("inf")
@@ -86,10 +86,10 @@ class Golden(FrozenModel):
 
 
 class Confidence(FrozenModel):
-    """How sure a user's segment is, from how clearly it is the nearest; fitted by `training.segments.confidence`.
+    """Calibration: margin of a user's segment (`server.core.segments.margin`) → confidence in the segment.
 
-    `margins` rise from 0 to 1, and `stays` gives at each of them the share of users who were in the same segment
-    before their latest events; between them it is linear. See `server.core.segments.margin`.
+    `margins` rise within 0 and 1. For each margin, `stays` is the share of users who were in the same segment before
+    their latest events; between two margins it is interpolated. Fitted by `training.segments.confidence`.
     """
 
     margins: tuple[float, ...] = Field(min_length=1)
@@ -100,16 +100,18 @@ class Confidence(FrozenModel):
     @model_validator(mode="after")
     def _is_a_curve(self) -> Self:
         if len(self.margins) != len(self.stays):
-            raise ValueError(f"{len(self.margins)} margins have {len(self.stays)} stays; each needs its own")
+            raise ValueError(
+                f"there are {len(self.margins)} margins and {len(self.stays)} stays: their numbers must be equal"
+            )
         for name, values in (("margins", self.margins), ("stays", self.stays)):
             if not all(0 <= low <= high <= 1 for low, high in zip((0.0, *values), values, strict=False)):
-                raise ValueError(f"{name} must rise within 0 and 1")
+                raise ValueError(f"{name} must be ascending numbers from 0 to 1")
         return self
 
     def at(self, margins: NDArray[np.float64]) -> NDArray[np.float64]:
         """The confidence, 0 to 1, of each margin (B,)."""
-        found: NDArray[np.float64] = np.interp(margins, self.margins, self.stays)
-        return found
+        confidence: NDArray[np.float64] = np.interp(margins, self.margins, self.stays)
+        return confidence
 
 
 class Manifest(FrozenModel):
@@ -119,17 +121,21 @@ class Manifest(FrozenModel):
     release: int = Field(ge=1, lt=10**18)
     created_time: AwareDatetime
     data_cutoff_time: AwareDatetime | None = Field(
-        default=None, description="Newest event; none for a log without clock."
+        default=None, description="Time of the newest event; none for a log without a clock."
     )
     parent_release: int = Field(default=0, ge=0)
-    embedding_dim: int = Field(ge=1, description="Length of item embeddings; user embeddings can be longer.")
+    embedding_dim: int = Field(ge=1, description="Length of an item embedding; a user embedding may be longer.")
     max_length: int = Field(ge=1)
     item_count: int = Field(ge=1)
     segment_count: int = Field(ge=1)
-    hybrid_weight: float = Field(ge=0, le=1, description="Share of the personal score in the hybrid; rest: segment.")
-    figures: dict[str, float] = Field(default_factory=dict, description="Quality by name; larger is better.")
-    confidence: Confidence | None = Field(default=None, description="None where too few users could calibrate it.")
-    min_segment_size: int = Field(default=0, ge=0, description="No segment or flow of fewer users is published.")
+    hybrid_weight: float = Field(
+        ge=0, le=1, description="Weight of the personal score in the hybrid; the segment has the rest."
+    )
+    figures: dict[str, float] = Field(default_factory=dict, description="Quality figures by name; larger is better.")
+    confidence: Confidence | None = Field(
+        default=None, description="None when there were too few users to calibrate it."
+    )
+    min_segment_size: int = Field(default=0, ge=0, description="Segments and flows of fewer users are not published.")
     files: dict[str, FileRecord]
     golden: Golden
 
@@ -158,7 +164,6 @@ class Release:
 
     @property
     def number(self) -> int:
-        """The release's number."""
         return self.manifest.release
 
     @cached_property
@@ -168,7 +173,7 @@ class Release:
 
     @cached_property
     def titles(self) -> list[str]:
-        """Titles by row (V); empty where there is none."""
+        """Titles by row (V); empty for an item without title."""
         return self.items["title"].fill_null("").to_list()
 
     @cached_property
@@ -178,12 +183,12 @@ class Release:
 
     @cached_property
     def item_index(self) -> HashIndex:
-        """Item → item index, from 1, for the columns of histories."""
+        """Hash of an item id → item index, from 1; for the columns of histories."""
         return HashIndex.of_hashes(self.items[ITEM_HASH].to_numpy())
 
     @cached_property
     def action_index(self) -> HashIndex:
-        """Action → action index, from 1, for the columns of histories."""
+        """Hash of an action → action index, from 1; for the columns of histories."""
         return HashIndex.of([action.name for action in self.preprocessing.actions])
 
     @cached_property
@@ -205,19 +210,20 @@ class Release:
 
     @cached_property
     def trend(self) -> NDArray[np.float32] | None:
-        """What is added to each item's personal score, (V,); None for a release without one."""
+        """Trend of each item, which is added to its personal score, (V,); None for a release without trend."""
         return self.items[TREND].to_numpy().astype(np.float32) if TREND in self.items.columns else None
 
     @cached_property
     def item_search(self) -> faiss.IndexFlatIP:
         """Exact search over the items by personal score; see `search`."""
+        # The trend is one more dimension, by which `search` multiplies 1.
         items = self.item_embeddings if self.trend is None else np.column_stack([self.item_embeddings, self.trend])
         index = faiss.IndexFlatIP(items.shape[1])
         index.add(np.ascontiguousarray(items, np.float32))
         return index
 
     def search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Rows of the `count` items of highest personal score of each user embedding (B, D), (B, count)."""
+        """Rows of the `count` items with the highest personal scores for each user embedding (B, D): (B, count)."""
         if self.trend is not None:
             embeddings = np.column_stack([embeddings, np.ones(len(embeddings), np.float32)])
         return self.item_search.search(embeddings, count)[1]
@@ -228,12 +234,12 @@ class Release:
         return scores if self.trend is None else scores + self.trend[rows]
 
     def warm(self) -> None:
-        """Build the look-ups now, so that no request pays for them."""
+        """Compute all cached properties now, so that no request has to."""
         for name, attribute in vars(type(self)).items():
             if isinstance(attribute, cached_property):
                 getattr(self, name)
 
 
 def with_item_hashes(items: pl.DataFrame) -> pl.DataFrame:
-    """A catalogue with the hashes of its item ids, which `items.parquet` holds so that no server works them out."""
+    """A catalogue with the column `ITEM_HASH`."""
     return items.with_columns(pl.Series(ITEM_HASH, hashes_of(items["item_id"].to_list())))

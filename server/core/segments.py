@@ -1,4 +1,4 @@
-"""Which part of a user embedding is for what, and which segment it belongs to."""
+"""The two parts of a user embedding, and the nearest centroids of its segment part."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 class Nearest:
     """The nearest and second nearest centroid of B embeddings.
 
-    `first` and `second` are centroid indexes (B,), from 0; distances are Euclidean, float64 (B,), 0 to 2. With one
+    `first` and `second` are centroid indexes (B,), from 0. The distances are Euclidean, float64 (B,), 0 to 2. With one
     centroid only, `second` equals `first`.
     """
 
@@ -21,23 +21,23 @@ class Nearest:
 
 
 def margin(place: Nearest) -> NDArray[np.float64]:
-    """How clearly the nearest centroid is the nearest, (B,), 0 to 1: the difference of both distances over their sum.
+    """Difference of the distances to the two nearest centroids, divided by their sum, (B,), 0 to 1.
 
-    0 for a point halfway between two centroids, 1 on a centroid, and where there is one centroid only.
+    Larger is clearer: 0 halfway between two centroids, 1 on a centroid and for one centroid only.
     """
     total = place.first_distance + place.second_distance
     difference = place.second_distance - place.first_distance
-    found: NDArray[np.float64] = np.divide(difference, total, out=np.zeros_like(total), where=total > 0)
-    return np.where(place.first == place.second, 1.0, found)
+    margins: NDArray[np.float64] = np.divide(difference, total, out=np.zeros_like(total), where=total > 0)
+    return np.where(place.first == place.second, 1.0, margins)
 
 
 def next_item_part(embeddings: NDArray[np.float32], item_dim: int) -> NDArray[np.float32]:
-    """The first numbers of user embeddings, (B, `item_dim`), as many as item embeddings have: these rank items."""
+    """The part of user embeddings (B, D) that ranks items: the first `item_dim` numbers, (B, `item_dim`)."""
     return embeddings[:, :item_dim]
 
 
 def segment_part(embeddings: NDArray[np.float32], item_dim: int) -> NDArray[np.float32]:
-    """The numbers of user embeddings that place users among segments: those after the first `item_dim`, or all."""
+    """The part of user embeddings (B, D) for segments: all numbers after the first `item_dim`; if none, all."""
     return embeddings[:, item_dim:] if embeddings.shape[1] > item_dim else embeddings
 
 
@@ -52,7 +52,7 @@ def normalised(embeddings: NDArray[np.floating]) -> NDArray[np.float64]:
 def nearest(embeddings: NDArray[np.float32], centroids: NDArray[np.float32]) -> Nearest:
     """Find the centroids (K, D) nearest to the normalised embeddings (B, D).
 
-    Computed in float64, since the difference of near squares loses half of its digits.
+    Computes in float64, because the difference of nearly equal squares loses half of its digits.
     """
     points = normalised(embeddings)
     centers = centroids.astype(np.float64)

@@ -73,7 +73,7 @@ class Loader:
     async def refresh(self) -> None:
         """Do one round. An error of one release is recorded for that release; any other error is raised."""
         numbers = await asyncio.to_thread(self._directory.numbers)
-        self._directory.keep_failures_of({*numbers, *self._releases.traffic.named(), *(+self._requested)})
+        self._directory.keep_failures_of({*numbers, *self._releases.traffic.named_releases(), *(+self._requested)})
         await self._probe()
         await self._unload_idle(numbers)
         await self._load_named(numbers)

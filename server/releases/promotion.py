@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.core.errors import NotFound, ReadOnlyRepository
-from server.core.repository.audit import What
+from server.core.repository.audit import AuditKind
 from server.core.repository.traffic import Traffic, change_traffic, rolled_back
 from server.releases.loader import Loader
 from server.releases.registry import ReleaseRegistry
@@ -61,7 +61,7 @@ class Promotion:
             if number not in present:
                 raise NotFound(f"there is no release {number} in {self.releases.directory.root}", field)
 
-    async def _change(self, change: Callable[[Traffic], Traffic], what: What, who: str, reason: str) -> Traffic:
+    async def _change(self, change: Callable[[Traffic], Traffic], what: AuditKind, who: str, reason: str) -> Traffic:
         try:
             await asyncio.to_thread(change_traffic, self.repository, change, what, who, reason)
         except OSError as error:

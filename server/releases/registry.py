@@ -131,7 +131,7 @@ class ReleaseRegistry:
 
     def statuses(self) -> list[Status]:
         """All releases on disk, and missing ones that the traffic names, newest first."""
-        numbers = {*self.directory.numbers(), *(self.directory.failed_numbers() & self._traffic.named())}
+        numbers = {*self.directory.numbers(), *(self.directory.failed_numbers() & self._traffic.named_releases())}
         return [self._status(number) for number in sorted(numbers, reverse=True)]
 
     def status(self, number: int) -> Status:

@@ -8,7 +8,7 @@ from segrec.traffic import LARGEST_CANARY_PERCENT
 from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
-from server.core.repository.traffic import Guard, Traffic, checked
+from server.core.repository.traffic import Guard, Traffic, validated_traffic
 from server.rpc.validation import in_range
 
 LARGEST_RELEASE = 10**18 - 1
@@ -30,7 +30,7 @@ def traffic_of(message: pb.Traffic) -> Traffic:
         "canary_percent": percent,
         "shadow": message.shadow_release,
     }
-    return checked(fields | {"guard": guard})
+    return validated_traffic(fields | {"guard": guard})
 
 
 def checked_text(value: str, most_bytes: int, field: str) -> str:

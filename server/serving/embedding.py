@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from server.adapters.ports import EncoderClient
 from server.core.errors import EncoderUnavailable
-from server.core.features import CHUNK_SIZE, FEW, Inputs, batches, features_of
+from server.core.features import CHUNK_SIZE, FEW_HISTORIES, Inputs, batches, features_of
 from server.core.history import History
 from server.core.release import Release
 from server.core.segments import Nearest, margin, nearest, next_item_part, segment_part
@@ -62,7 +62,7 @@ class Embedder:
 
     async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
         """Call a function: here for few histories, which is cheaper; in a thread for many, to free the event loop."""
-        if count <= FEW:
+        if count <= FEW_HISTORIES:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 

@@ -37,7 +37,7 @@ from server.core.features import batches, features_of
 from server.core.history import History
 from server.core.ranking import Query, Strategy, Subject, rank
 from server.core.release import Release
-from server.core.repository.audit import What
+from server.core.repository.audit import AuditKind
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.repository.traffic import Traffic, change_traffic, rolled_back
@@ -202,7 +202,7 @@ class Swaps:
             await self._change(lambda now: rolled_back(now, self._good())[0], "rollback")
             await asyncio.sleep(self._options.step_seconds)
 
-    async def _change(self, change: Callable[[Traffic], Traffic], what: What) -> None:
+    async def _change(self, change: Callable[[Traffic], Traffic], what: AuditKind) -> None:
         await asyncio.to_thread(change_traffic, self._repository, change, what, "bench")
 
     def _good(self) -> list[int]:

@@ -63,7 +63,7 @@ def test_the_ten_lines_do_what_they_say(start_server: StartServer, tmp_path: Pat
         assert "canary" in run(look)
         run(promote)
         wait_until(lambda: answering() == {2})
-        assert "Release 1 answers in the place of release 2" in run(back)
+        assert "Release 1 answers instead of release 2" in run(back)
         wait_until(lambda: answering() == {1})
         run(follow)
         wait_until(lambda: answering() == {2})

@@ -36,7 +36,7 @@ def test_a_release_gets_one_per_cent_then_all_and_is_taken_back(repository: Path
     output = call(repository, "traffic")
     assert "Release 3 answers everyone; a newly published release stands by until it gets a share." in output
     assert "because: it held" in output
-    assert "Release 2 answers in the place of release 3." in call(repository, "rollback", "--reason", "odd items")
+    assert "Release 2 answers instead of release 3." in call(repository, "rollback", "--reason", "odd items")
     output = call(repository, "audit", "--last", "3")
     assert output.index("2=99 3=1, shadow 1") < output.index("3=100") < output.index("odd items")
 

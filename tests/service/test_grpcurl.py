@@ -25,7 +25,9 @@ CALLS: list[tuple[str, object, str]] = [
     ("ModelService/GetRelease", {"release": 3}, '"embedding_dim": 16'),
     ("ModelService/SetTraffic", {"traffic": {}, "changed_by": "curl"}, '"changed_by": "curl"'),
 ]
-REFUSED: list[tuple[str, object, str]] = [("ModelService/Rollback", {}, "release 3 has no earlier one to go back to")]
+REFUSED: list[tuple[str, object, str]] = [
+    ("ModelService/Rollback", {}, "release 3 has no earlier release to roll back to")
+]
 
 
 def grpcurl(address: str, *words: str) -> str:

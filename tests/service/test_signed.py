@@ -31,7 +31,7 @@ def test_only_signed_releases_answer_and_signing_needs_no_restart(start_server: 
         assert client.segment("anyone").info.release == 1
         faults = {release.release: release for release in models.list_releases()}
         assert {faults[2].state, faults[3].state} == {ReleaseState.RELEASE_STATE_FAILED}
-        assert "manifest.sig is missing, and this server takes signed releases alone" in faults[2].failure
+        assert "manifest.sig is missing, and this server accepts only signed releases" in faults[2].failure
         assert "was not made for this manifest.json by the key that this server trusts" in faults[3].failure
         sign_manifest(repository / MODEL_NAME / "2", key)
         wait_until(lambda: client.segment("anyone").info.release == 2)
@@ -40,4 +40,4 @@ def test_only_signed_releases_answer_and_signing_needs_no_restart(start_server: 
 def test_a_key_that_is_none_stops_the_start_with_a_sentence(start_server: StartServer, tmp_path: Path) -> None:
     (tmp_path / "public.pem").write_text("no key")
     server = start_server("--release-key", str(tmp_path / "public.pem"))
-    server.wait_until_said("is no public key in PEM", 60)
+    server.wait_until_said("is not a public key in PEM format", 60)

@@ -101,7 +101,7 @@ def test_two_servers_follow_each_change_and_rollback_within_a_second(pair: Pair)
     assert pair.clients[0].segment("anyone").info.release == 1  # loaded, and in force here when it has returned
     pair.seconds_until(1)
     answer = pair.models.rollback(reason="no better", changed_by="an engineer")
-    assert answer.summary == "Release 3 answers in the place of release 1."
+    assert answer.summary == "Release 3 answers instead of release 1."
     assert pair.clients[0].segment("anyone").info.release == 3
     took.append(pair.seconds_until(3))
     print(f"\nseconds until both servers followed: {', '.join(f'{seconds:.2f}' for seconds in took)}")
@@ -239,7 +239,7 @@ def test_the_command_shows_sets_and_takes_back(pair: Pair, capsys: pytest.Captur
     assert "Release 3 is the shadow" in shown
     assert "takes release 2 out above 1 % errors or a p99 of 50 ms over 30 s of 100 answers or more." in shown
     assert main.main(["rollback", *address]) == 0
-    assert "Release 2 is no canary any more" in capsys.readouterr().out
+    assert "Release 2 is no longer the canary" in capsys.readouterr().out
     assert main.main(["traffic", *address]) == 0
     assert "Release 1 answers everyone" in capsys.readouterr().out
     assert main.main(["segment", "anyone", "--release", "canary", "--address", pair.servers[0].address]) == 3

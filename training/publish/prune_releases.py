@@ -72,7 +72,7 @@ def _newest_good(repository: Path, numbers: list[int], count: int) -> list[int]:
 
 def _spared(repository: Path, traffic: Traffic, retain: int) -> set[int]:
     """What the traffic names, the latest that were stable before, and where a roll-back goes."""
-    spared = traffic.named() | set(traffic.previous[:retain])
+    spared = traffic.named_releases() | set(traffic.previous[:retain])
     try:
         return spared | {goal_of_roll_back(repository, traffic)}
     except NothingToRollBack:

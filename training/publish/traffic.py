@@ -11,7 +11,7 @@ from segrec.traffic import NEWEST, TrafficState, parse_change
 from server.core.errors import DamagedRelease, InvalidArgument
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_manifest, read_release
-from server.core.repository.traffic import Traffic, change_traffic, checked, rolled_back
+from server.core.repository.traffic import Traffic, change_traffic, rolled_back, validated_traffic
 from training.errors import ConfigError, PublishError
 from training.repository import find_release, newest_release, release_numbers
 
@@ -51,7 +51,7 @@ def state_of(traffic: Traffic) -> TrafficState:
 
 
 def _traffic_of(state: TrafficState) -> Traffic:
-    return checked({field.name: getattr(state, field.name) for field in fields(state)})
+    return validated_traffic({field.name: getattr(state, field.name) for field in fields(state)})
 
 
 def roll_back(repository: Path, who: str, reason: str = "") -> tuple[Traffic, str]:

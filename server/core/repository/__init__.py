@@ -1,4 +1,4 @@
-"""The files of the model repository, which `server` and `training` share: releases, signatures, traffic, audit.
+"""Reads and writes the files of the model repository for `server` and `training`: releases, traffic, audit log.
 
-May import the rest of `server.core`.
+May import the other modules of `server.core`.
 """

@@ -1,4 +1,4 @@
-"""The model repository's fixed part: Triton's description of the encoder."""
+"""Names in the model repository, and the configuration of the encoder for Triton."""
 
 import os
 import re
@@ -8,22 +8,22 @@ from pathlib import Path
 from server.core.preprocessing import Preprocessing
 
 MODEL_NAME = "user_encoder"
-"""The model's name in Triton and its directory in the model repository."""
+"""Name of the model in Triton, and of its directory in the model repository."""
 
 OUTPUT = "user_embedding"
-"""The encoder's output, float32 (B, D). Its inner product with an item embedding is that item's logit."""
+"""The output of the encoder, float32 (B, D); see `server.core.segments` for its parts."""
 
 CONFIG_NAME = "config.pbtxt"
 
 PREPROCESSING = "preprocessing.json"
-"""How a release, and the stages of a run, name the file of their `Preprocessing`."""
+"""File name of `Preprocessing` in a release and in the stages of a run."""
 
 RELEASE_NAME = re.compile(r"[1-9][0-9]{0,17}")
-"""How a release's directory is named; names such as `2.tmp` and `02` are no releases."""
+"""The name of a release directory. `2.tmp` and `02` are not releases."""
 
 
 def ensure_repository(repository: Path) -> Path:
-    """Make the model's directory with its `config.pbtxt` where there is none; returns the path of that file."""
+    """Create the directory of the model with `config.pbtxt` if it is missing; returns the path of `config.pbtxt`."""
     config = repository / MODEL_NAME / CONFIG_NAME
     if not config.exists():
         config.parent.mkdir(parents=True, exist_ok=True)

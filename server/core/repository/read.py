@@ -1,4 +1,4 @@
-"""Reads a release from its directory and checks it: signature, sizes, SHA-256, shapes and values."""
+"""Reads a release from its directory, and checks signature, sizes, SHA-256, shapes and values."""
 
 import hashlib
 import json
@@ -29,13 +29,13 @@ from server.core.repository.layout import read_preprocessing
 from server.core.repository.signature import check_signature
 from server.core.segments import segment_part
 
-HASHES_CHECKED = 100
-"""About so many of them are worked out again when a release is read."""
+HASH_SAMPLE = 100
+"""Approximate number of item hashes that are computed again to check a release."""
 _ITEM_COLUMNS = {"item_id", "title", "category", "popularity", ITEM_HASH}
 
 
 class _SchemaVersion(BaseModel):
-    """The key of `manifest.json` that is read before the others, since these depend on it."""
+    """The key of `manifest.json` that is read first, because it decides which other keys there are."""
 
     schema_version: int
 
@@ -52,9 +52,9 @@ def record_of(path: Path) -> FileRecord:
 
 
 def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Release:
-    """Read and check a release, ready to answer. Raises `DamagedRelease`, which says what is wrong and where.
+    """Read and check a release. Raises `DamagedRelease`.
 
-    With a `key`, only a release that was signed for it is good, and nothing of another one is read.
+    With a `key`, a release without a valid signature is refused before any other file is read.
     """
     try:
         manifest = read_manifest(directory, key)
@@ -97,7 +97,9 @@ def read_manifest(directory: Path, key: Ed25519PublicKey | None = None) -> Manif
     except (OSError, ValidationError) as error:
         raise DamagedRelease(f"{path} cannot be read: {_first_line(error)}") from error
     if str(manifest.release) != directory.name:
-        raise DamagedRelease(f"{path} is of release {manifest.release}, but its directory is named {directory.name}")
+        raise DamagedRelease(
+            f"{path} belongs to release {manifest.release}, but its directory is named {directory.name}"
+        )
     return manifest
 
 
@@ -159,9 +161,9 @@ def _check_shapes(release: Release) -> None:
         ("preprocessing.json max_length", release.preprocessing.max_length, manifest.max_length),
         ("distinct segment ids", len({s.segment_id for s in release.segments}), manifest.segment_count),
     ]
-    for name, found, expected in checks:
-        if found != expected:
-            raise DamagedRelease(f"{where}: {name} is {found}, the manifest says {expected}")
+    for name, actual, expected in checks:
+        if actual != expected:
+            raise DamagedRelease(f"{where}: {name} is {actual}, but the manifest says {expected}")
     arrays = {"item_embeddings.npy": release.item_embeddings, "centroids.npy": release.centroids}
     for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
         if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
@@ -169,10 +171,10 @@ def _check_shapes(release: Release) -> None:
     for ranked in release.segment_items.values():
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
-            raise DamagedRelease(f"{where}: segment_items.parquet names items that are not in the catalogue")
+            raise DamagedRelease(f"{where}: segment_items.parquet has items that are not in the catalogue")
     if missing := _ITEM_COLUMNS - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet lacks {', '.join(sorted(missing))}: publish the run again")
-    hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASHES_CHECKED
-    some = pl.concat([release.items.gather_every(step), release.items.tail(1)])
-    if hashes.dtype != pl.UInt64 or hashes.null_count() or not some.equals(with_item_hashes(some)):
-        raise DamagedRelease(f"{where}: items.parquet has other values of {ITEM_HASH} than this build gives")
+    hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASH_SAMPLE
+    sample = pl.concat([release.items.gather_every(step), release.items.tail(1)])
+    if hashes.dtype != pl.UInt64 or hashes.null_count() or not sample.equals(with_item_hashes(sample)):
+        raise DamagedRelease(f"{where}: items.parquet has wrong values of {ITEM_HASH}: publish the run again")

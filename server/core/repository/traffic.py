@@ -1,6 +1,6 @@
-"""`traffic.json` of the model repository: which release answers whom. Replaced by rename; all servers follow it.
+"""`traffic.json` of the model repository: which release answers which users. All servers follow this file.
 
-Each change holds a lock, so that changes come one after the other, and adds a line to the audit log.
+A change holds a lock, replaces the file by rename, and adds a line to the audit log.
 """
 
 import fcntl
@@ -17,11 +17,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack
 from server.core.frozen_model import FrozenModel
-from server.core.repository.audit import AuditEntry, What, append_audit, read_audit
+from server.core.repository.audit import AuditEntry, AuditKind, append_audit, read_audit
 
 TRAFFIC = "traffic.json"
-MOST_PREVIOUS = 10
-"""Number of earlier stable releases that are remembered for rolling back."""
+PREVIOUS_MAX = 10
+"""Largest number of earlier stable releases to which the traffic can roll back."""
 
 _LOCK = ".traffic.lock"
 _KEY_BYTES = 16
@@ -29,7 +29,7 @@ _LARGEST_HASH = 2.0**64
 
 
 class Guard(FrozenModel, allow_inf_nan=False):
-    """Bounds past which the server takes a canary out; see the API's `Guard`. None: not watched."""
+    """Bounds beyond which the server takes a canary out; None is no bound. See the API's `Guard`."""
 
     max_error_share: float | None = Field(default=None, ge=0, le=1)
     max_degraded_share: float | None = Field(default=None, ge=0, le=1)
@@ -39,18 +39,18 @@ class Guard(FrozenModel, allow_inf_nan=False):
     min_answer_count: int = Field(default=100, ge=1)
 
     @model_validator(mode="after")
-    def _watches_something(self) -> Self:
+    def _has_a_bound(self) -> Self:
         bounds = (self.max_error_share, self.max_degraded_share, self.max_unconfident_share, self.max_p99_seconds)
         if all(bound is None for bound in bounds):
-            raise ValueError("a guard needs one bound at least")
+            raise ValueError("a guard needs at least one bound")
         return self
 
 
 class Traffic(FrozenModel, allow_inf_nan=False):
-    """Which release answers whom. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
+    """Which release answers which users. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
 
-    `canary_percent` of the users (above 0, to 99) are answered by the canary. `key` makes the choice of users
-    unpredictable; it stays when shares change. `previous` are earlier stable releases, the latest first.
+    The canary answers `canary_percent` (above 0, at most 99) of the users. `key` makes the choice of users
+    unpredictable; it stays the same when shares change. `previous` are earlier stable releases, the latest first.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1)
@@ -59,7 +59,7 @@ class Traffic(FrozenModel, allow_inf_nan=False):
     canary_percent: float = Field(default=0.0, ge=0, le=99)
     shadow: int = Field(default=0, ge=0, lt=10**18)
     guard: Guard | None = None
-    previous: tuple[int, ...] = Field(default=(), max_length=MOST_PREVIOUS)
+    previous: tuple[int, ...] = Field(default=(), max_length=PREVIOUS_MAX)
     key: str = Field(default="", pattern="^([0-9a-f]{32})?$")
     changed_time: datetime | None = None
     changed_by: str = ""
@@ -80,9 +80,9 @@ class Traffic(FrozenModel, allow_inf_nan=False):
         return self
 
     def is_canary_user(self, user_id: str) -> bool:
-        """Whether the canary answers this user: by a keyed hash, so the same users on every server.
+        """Whether the canary answers this user, by a keyed hash: every server chooses the same users.
 
-        Each canary draws users of its own; a larger share keeps the users of a smaller share.
+        Each canary gets other users; a larger share keeps the users of a smaller share.
         """
         if not self.canary:
             return False
@@ -90,63 +90,63 @@ class Traffic(FrozenModel, allow_inf_nan=False):
         digest = blake2b(hashed, digest_size=8, key=bytes.fromhex(self.key)).digest()
         return int.from_bytes(digest, "little") < self.canary_percent / 100.0 * _LARGEST_HASH
 
-    def named(self) -> set[int]:
-        """All releases that this traffic needs, and the release that a roll-back goes to."""
+    def named_releases(self) -> set[int]:
+        """The stable, canary and shadow releases, and the release to which a roll-back goes."""
         return {self.stable, self.canary, self.shadow, *self.previous[:1]} - {0}
 
     def with_stable(self, number: int) -> "Traffic":
-        """The same with another stable release; remembers the stable release before."""
+        """This traffic with another stable release; the old one becomes the first of `previous`."""
         if number == self.stable:
             return self
         earlier = [release for release in (self.stable, *self.previous) if release not in (0, number)]
-        return self.model_copy(update={"stable": number, "previous": tuple(dict.fromkeys(earlier))[:MOST_PREVIOUS]})
+        return self.model_copy(update={"stable": number, "previous": tuple(dict.fromkeys(earlier))[:PREVIOUS_MAX]})
 
-    def replaced_by(self, wanted: "Traffic", active: int) -> "Traffic":
-        """The releases, shares and guard of `wanted`, with the stable releases of this traffic remembered.
+    def replaced_by(self, requested: "Traffic", active: int) -> "Traffic":
+        """The releases, shares and guard of `requested`, with the `previous` releases of this traffic.
 
-        While the newest release answers, `active` is its number (0 for none): a roll-back can go to it. Raises
-        `InvalidArgument`.
+        `active` is the release that answers now (0 for none). A roll-back can go to it even when this traffic names no
+        stable release. Raises `InvalidArgument`.
         """
-        begin = self
-        if wanted.stable and not self.stable:
-            begin = self.model_copy(update={"stable": active})
-        after = begin.with_stable(wanted.stable)
-        return after.with_answering(wanted.canary, wanted.canary_percent, wanted.shadow, wanted.guard)
+        start = self
+        if requested.stable and not self.stable:
+            start = self.model_copy(update={"stable": active})
+        after = start.with_stable(requested.stable)
+        return after.with_answering(requested.canary, requested.canary_percent, requested.shadow, requested.guard)
 
     def with_answering(
         self, canary: int = 0, percent: float = 0.0, shadow: int = 0, guard: Guard | None = None
     ) -> "Traffic":
-        """The same with another canary, shadow and guard. Raises `InvalidArgument`."""
+        """This traffic with another canary, shadow and guard. Raises `InvalidArgument`."""
         update = {"canary": canary, "canary_percent": percent, "shadow": shadow, "guard": guard}
-        return checked(self.model_dump() | update)
+        return validated_traffic(self.model_dump() | update)
 
 
-def checked(fields: dict[str, Any]) -> Traffic:
-    """A Traffic of these fields. Raises `InvalidArgument` with the first thing that is wrong."""
+def validated_traffic(fields: dict[str, Any]) -> Traffic:
+    """A `Traffic` of these fields. Raises `InvalidArgument` with the first problem."""
     try:
         return Traffic.model_validate(fields)
     except ValidationError as error:
-        raise InvalidArgument(_first(error), "traffic") from error
+        raise InvalidArgument(_first_problem(error), "traffic") from error
 
 
 def read_traffic(repository: Path) -> Traffic:
-    """The traffic in force; the newest release for everyone where none was ever set. Raises `DamagedTraffic`."""
+    """The traffic in force; without a file, the newest release for all users. Raises `DamagedTraffic`."""
     path = repository / TRAFFIC
     try:
         return Traffic.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return Traffic()
     except ValidationError as error:
-        raise DamagedTraffic(f"{path} is damaged ({_first(error)}): {_MEND}") from error
+        raise DamagedTraffic(f"{path} is damaged ({_first_problem(error)}): {_REMEDY}") from error
     except OSError as error:
-        raise DamagedTraffic(f"{path} cannot be read ({error.strerror}): {_MEND}") from error
+        raise DamagedTraffic(f"{path} cannot be read ({error.strerror}): {_REMEDY}") from error
 
 
-_MEND = "set it anew with `segrec-train traffic`"
+_REMEDY = "set the traffic again with `segrec-train traffic`"
 
 
 def last_traffic(repository: Path) -> Traffic:
-    """The last traffic in the audit log, for when `traffic.json` is damaged; see `read_traffic`."""
+    """The last traffic in the audit log, for a damaged `traffic.json`. Raises OSError."""
     for entry in reversed(read_audit(repository)):
         if "traffic" in entry.details:
             try:
@@ -157,12 +157,12 @@ def last_traffic(repository: Path) -> Traffic:
 
 
 def change_traffic(
-    repository: Path, change: Callable[[Traffic], Traffic], what: What, who: str, reason: str = ""
+    repository: Path, change: Callable[[Traffic], Traffic], what: AuditKind, who: str, reason: str = ""
 ) -> Traffic:
-    """Put `change(traffic)` in force and add it to the audit log; returns the traffic in force.
+    """Put `change(traffic)` in force and add it to the audit log; returns the new traffic.
 
-    A damaged `traffic.json` is replaced: the change then begins with the last traffic in the audit log. Raises
-    whatever `change` raises, and OSError where the repository cannot be written; then nothing has changed.
+    If `traffic.json` is damaged, `change` gets the last traffic of the audit log. Raises the errors of `change`, and
+    OSError when the repository cannot be written; after an error the traffic is unchanged.
     """
     with locked_traffic(repository):
         try:
@@ -180,32 +180,32 @@ def change_traffic(
     return after
 
 
-def rolled_back(before: Traffic, good: Sequence[int]) -> tuple[Traffic, str]:
-    """The traffic without its latest change, and a sentence for people.
+def rolled_back(before: Traffic, good_numbers: Sequence[int]) -> tuple[Traffic, str]:
+    """The traffic before the latest change, and a sentence for people.
 
-    A canary is taken out. Without a canary, the release that was stable before takes the place of the stable release,
-    or else the next older release. `good` are the releases that could answer; while no release is named stable, the
-    newest good release is active. Raises `NothingToRollBack`.
+    A canary is taken out. Without a canary, the previous stable release becomes stable again, or else the next older
+    release. `good_numbers` are the releases without a known failure; if the traffic names no stable release, the
+    newest of them is active. Raises `NothingToRollBack`.
     """
     if before.canary:
-        summary = f"Release {before.canary} is no canary any more; release {before.stable} answers all."
+        summary = f"Release {before.canary} is no longer the canary; release {before.stable} answers all users."
         return before.with_answering(shadow=before.shadow), summary
-    active = before.stable or max(good, default=0)
-    earlier = [number for number in before.previous if number in good and number != active]
-    earlier = earlier or [number for number in sorted(good, reverse=True) if number < active]
+    active = before.stable or max(good_numbers, default=0)
+    earlier = [number for number in before.previous if number in good_numbers and number != active]
+    earlier = earlier or [number for number in sorted(good_numbers, reverse=True) if number < active]
     if not earlier:
         raise NothingToRollBack(
-            f"release {active} has no earlier one to go back to" if active else "there is no release"
+            f"release {active} has no earlier release to roll back to" if active else "there is no release"
         )
     if before.shadow == earlier[0]:
         before = before.with_answering()
-    fields = {"stable": earlier[0], "previous": tuple(earlier[1 : 1 + MOST_PREVIOUS])}
-    return before.model_copy(update=fields), f"Release {earlier[0]} answers in the place of release {active}."
+    fields = {"stable": earlier[0], "previous": tuple(earlier[1 : 1 + PREVIOUS_MAX])}
+    return before.model_copy(update=fields), f"Release {earlier[0]} answers instead of release {active}."
 
 
 @contextmanager
 def locked_traffic(repository: Path) -> Iterator[None]:
-    """Hold the lock for changing the traffic and for deleting releases; waits for other holders. Raises OSError."""
+    """Hold the lock for changes of the traffic and for deleting releases; waits for the lock. Raises OSError."""
     with (repository / _LOCK).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -213,7 +213,7 @@ def locked_traffic(repository: Path) -> Iterator[None]:
 
 @contextmanager
 def _replacing(path: Path, text: str) -> Iterator[None]:
-    """Write the text beside the file; where the block ends well, put it in the file's place."""
+    """Write the text into a temporary file; replace `path` by it when the block ends without an exception."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -226,7 +226,7 @@ def _replacing(path: Path, text: str) -> Iterator[None]:
         temporary.unlink(missing_ok=True)
 
 
-def _first(error: ValidationError) -> str:
+def _first_problem(error: ValidationError) -> str:
     first = error.errors()[0]
     place, message = ".".join(map(str, first["loc"])), str(first["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message

@@ -57,7 +57,7 @@ def test_log_values_keep_their_sign() -> None:
     np.testing.assert_allclose(features.value, [-2.0, 3.0], rtol=1e-6)
 
 
-def test_unknown_items_and_actions_are_counted_and_passed_over() -> None:
+def test_events_with_unknown_items_or_actions_are_counted_and_left_out() -> None:
     events = [
         Event("a", "view", 1.0, 0),
         Event("?", "view", 1.0, 1),
@@ -80,7 +80,7 @@ def test_only_the_newest_known_events_are_read() -> None:
     assert features.item_index.tolist() == [2, 2, 2, 2]
 
 
-def test_without_a_clock_all_gaps_are_alike() -> None:
+def test_without_a_clock_all_gaps_are_equal() -> None:
     events = history(Event("a", "view", 1.0, 0), Event("b", "view", 1.0, 10**9))
     features = features_of([events], ITEMS, ACTIONS, preprocessing(has_clock=False))
     assert features.gap_index.tolist() == [GAP_START, GAP_START]
@@ -102,7 +102,7 @@ def test_an_empty_history_is_in_no_batch() -> None:
     assert pad(features, np.array([0]), np.array([0]), 4)["item_index"].tolist() == [[0, 0, 0, 0]]
 
 
-def test_batches_of_long_histories_hold_fewer_of_them() -> None:
+def test_batches_of_long_histories_are_smaller() -> None:
     lengths = np.array([*[2] * 70, *[900] * 90])
     ones = np.ones(lengths.sum(), np.int32)
     offsets, ignored = np.concatenate([[0], np.cumsum(lengths)]), np.zeros(len(lengths), np.int32)
@@ -141,7 +141,7 @@ event = st.builds(
     st.floats(0.1, 10),
     st.booleans(),
 )
-def test_few_are_encoded_without_polars_as_many_with_it_to_the_bit(
+def test_encode_few_gives_the_bits_of_encode_many(
     many: list[list[Event]], method: str, center: float, scale: float, has_clock: bool
 ) -> None:
     normaliser = ValueNormaliser(method=method, center=center, scale=scale)  # type: ignore[arg-type]

@@ -40,7 +40,7 @@ def assert_same(left: History, right: History) -> None:
 
 @settings(deadline=None)
 @given(st.lists(events, max_size=20), st.integers(0, 2**64 - 1))
-def test_a_row_gives_back_its_history_to_the_bit(recorded: list[Event], revision: int) -> None:
+def test_a_row_holds_its_history_bit_for_bit(recorded: list[Event], revision: int) -> None:
     history = history_of(recorded, revision)
     assert_same(History(history.row), history)
     assert event_count_of(history.row) == len(history) == len(recorded)
@@ -96,7 +96,7 @@ def test_merging_keeps_the_newest_in_time_order_each_once(older: list[Event], ne
 
 @settings(deadline=None)
 @given(st.lists(few_events, max_size=12), st.lists(few_events, max_size=12), st.integers(1, 8))
-def test_merging_a_history_is_merging_its_events(older: list[Event], newer: list[Event], limit: int) -> None:
+def test_merging_two_histories_equals_merging_their_events(older: list[Event], newer: list[Event], limit: int) -> None:
     before, _ = merge(EMPTY, older, limit, 1)
     added, _ = merge(EMPTY, sorted(newer, key=lambda event: event.timestamp), 100, 0)
     expected, _ = merge(before, added.events(), limit, 2)
@@ -109,7 +109,7 @@ def test_equal_times_keep_the_order_of_arrival() -> None:
     assert list(both.item_ids) == ["z", "b", "a", "c"]
 
 
-def test_nothing_new_leaves_the_history_and_its_revision() -> None:
+def test_merging_only_duplicates_changes_neither_history_nor_revision() -> None:
     history, _ = merge(EMPTY, [Event("a", "view", math.nan, 5)], 10, 7)
     again, duplicates = merge(history, [Event("a", "view", math.nan, 5)], 10, 8)
     assert again is history
@@ -130,7 +130,7 @@ def test_keys_of_columns_are_the_events_keys(recorded: list[Event]) -> None:
     assert keys.tolist() == [event.key() for event in recorded]
 
 
-def test_an_event_id_alone_tells_events_apart() -> None:
+def test_the_event_id_alone_decides_the_key() -> None:
     event = Event("a", "view", 1.0, 5)
     same = dataclasses.replace(event, event_id="e1")
     assert same.key() == Event("b", "cart", 2.0, 6, "e1").key()

@@ -23,8 +23,8 @@ def subject(release: Release, group: int = 0, seen: tuple[int, ...] = ()) -> Sub
     return Subject(embedding, group + 1, np.array(seen, np.intp))
 
 
-def one(release: Release, query: Query, who: Subject) -> list[Ranked]:
-    return rank(release, query, [who])[0]
+def ranked(release: Release, query: Query, user: Subject) -> list[Ranked]:
+    return rank(release, query, [user])[0]
 
 
 def rows(items: list[Ranked]) -> list[int]:
@@ -32,47 +32,47 @@ def rows(items: list[Ranked]) -> list[int]:
 
 
 def test_personal_is_the_exact_order_of_inner_products(release: Release) -> None:
-    who = subject(release)
-    items = one(release, Query(20, Strategy.PERSONAL), who)
-    assert who.embedding is not None
-    expected = np.argsort(-(release.item_embeddings @ who.embedding), kind="stable")[:20]
+    user = subject(release)
+    items = ranked(release, Query(20, Strategy.PERSONAL), user)
+    assert user.embedding is not None
+    expected = np.argsort(-(release.item_embeddings @ user.embedding), kind="stable")[:20]
     assert rows(items) == expected.tolist()
     assert {item.reason for item in items} == {Reason.PERSONAL}
 
 
 def test_segment_gives_the_segments_items(release: Release) -> None:
-    items = one(release, Query(5, Strategy.SEGMENT), subject(release, 2))
+    items = ranked(release, Query(5, Strategy.SEGMENT), subject(release, 2))
     assert rows(items) == (release.segment_items[3].item_index[:5] - 1).tolist()
     assert {item.reason for item in items} == {Reason.SEGMENT}
 
 
-def test_a_segment_that_runs_out_ends_with_popular_items(release: Release) -> None:
+def test_a_segment_with_too_few_items_is_filled_with_popular_items(release: Release) -> None:
     listed = len(release.segment_items[1].item_index)
-    items = one(release, Query(50, Strategy.SEGMENT), subject(release))
+    items = ranked(release, Query(50, Strategy.SEGMENT), subject(release))
     assert len(rows(items)) == len(set(rows(items))) == 50
     assert [item.reason for item in items] == [Reason.SEGMENT] * listed + [Reason.POPULAR] * (50 - listed)
 
 
 def test_popular_is_the_order_of_popularity(release: Release) -> None:
-    items = one(release, Query(50, Strategy.POPULAR), subject(release))
+    items = ranked(release, Query(50, Strategy.POPULAR), subject(release))
     assert rows(items) == np.argsort(-release.popularity, kind="stable").tolist()
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-def test_somebody_without_history_gets_popular_items(release: Release, strategy: Strategy) -> None:
-    items = one(release, Query(5, strategy), Subject(None, 0, NOTHING))
+def test_a_user_without_history_gets_popular_items(release: Release, strategy: Strategy) -> None:
+    items = ranked(release, Query(5, strategy), Subject(None, 0, NOTHING))
     assert rows(items) == release.popular_rows[:5].tolist()
     assert {item.reason for item in items} == {Reason.POPULAR}
 
 
 def test_hybrid_mixes_logits_and_log_probabilities_by_the_releases_weight(release: Release) -> None:
-    who = subject(release, 1)
-    assert who.embedding is not None
+    user = subject(release, 1)
+    assert user.embedding is not None
     listed = release.segment_items[2]
     expected = np.minimum(release.popularity, listed.score[-1])
     expected[listed.item_index - 1] = listed.score
-    expected = 0.5 * expected + 0.5 * (release.item_embeddings @ who.embedding)
-    items = one(release, Query(10), who)
+    expected = 0.5 * expected + 0.5 * (release.item_embeddings @ user.embedding)
+    items = ranked(release, Query(10), user)
     assert rows(items) == np.argsort(-expected, kind="stable")[:10].tolist()
     np.testing.assert_allclose([item.score for item in items], np.sort(expected)[::-1][:10], rtol=1e-5)
     assert Reason.PERSONAL_AND_SEGMENT in {item.reason for item in items}
@@ -86,40 +86,40 @@ def trending(release: Release) -> Release:
     return replace(release, items=release.items.with_columns(pl.Series(TREND, trend)))
 
 
-def test_what_is_in_demand_is_added_to_personal_scores(release: Release, trending: Release) -> None:
-    who = subject(release)
-    assert who.embedding is not None
-    expected = release.item_embeddings @ who.embedding
+def test_the_trend_is_added_to_personal_scores(release: Release, trending: Release) -> None:
+    user = subject(release)
+    assert user.embedding is not None
+    expected = release.item_embeddings @ user.embedding
     expected[[7, 9]] += 30.0, 20.0
-    items = one(trending, Query(20, Strategy.PERSONAL), who)
+    items = ranked(trending, Query(20, Strategy.PERSONAL), user)
     assert rows(items) == np.argsort(-expected, kind="stable")[:20].tolist()
     assert rows(items)[:2] == [7, 9]
     np.testing.assert_allclose([item.score for item in items], expected[rows(items)], rtol=1e-5)
     few = Query(2, Strategy.PERSONAL, candidate_item_ids=(item_id(1), item_id(10), item_id(8)))
-    assert rows(one(trending, few, who)) == [7, 9]
-    hybrid, plain = one(trending, Query(50), who), one(release, Query(50), who)
+    assert rows(ranked(trending, few, user)) == [7, 9]
+    hybrid, plain = ranked(trending, Query(50), user), ranked(release, Query(50), user)
     before = {item.row: item.score for item in plain}
     gained = {item.row: item.score - before[item.row] for item in hybrid}
     assert gained == pytest.approx({row: {7: 15.0, 9: 10.0}.get(row, 0.0) for row in range(50)}, abs=1e-4)
 
 
 @pytest.mark.parametrize("strategy", [Strategy.SEGMENT, Strategy.POPULAR])
-def test_what_is_in_demand_changes_no_other_strategy(release: Release, trending: Release, strategy: Strategy) -> None:
-    who = subject(release)
-    assert one(trending, Query(50, strategy), who) == one(release, Query(50, strategy), who)
+def test_the_trend_changes_no_other_strategy(release: Release, trending: Release, strategy: Strategy) -> None:
+    user = subject(release)
+    assert ranked(trending, Query(50, strategy), user) == ranked(release, Query(50, strategy), user)
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-def test_seen_items_are_left_out_when_asked_and_marked_otherwise(release: Release, strategy: Strategy) -> None:
-    who = subject(release, seen=(0, 4, 8))
-    without = one(release, Query(50, strategy, exclude_seen=True), who)
+def test_seen_items_are_excluded_on_request_and_marked_otherwise(release: Release, strategy: Strategy) -> None:
+    user = subject(release, seen=(0, 4, 8))
+    without = ranked(release, Query(50, strategy, exclude_seen=True), user)
     assert set(rows(without)) == set(range(50)) - {0, 4, 8}
-    everything = one(release, Query(50, strategy, exclude_seen=False), who)
+    everything = ranked(release, Query(50, strategy, exclude_seen=False), user)
     assert {item.row for item in everything if item.seen} == {0, 4, 8}
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-def test_filters_hold_for_every_strategy(release: Release, strategy: Strategy) -> None:
+def test_every_strategy_applies_the_filters(release: Release, strategy: Strategy) -> None:
     query = Query(
         50,
         strategy,
@@ -128,7 +128,7 @@ def test_filters_hold_for_every_strategy(release: Release, strategy: Strategy) -
         include_categories=("category-1", "category-2", "unknown"),
     )
     expected = set(range(0, 50, 4)) - {0}
-    assert set(rows(one(release, query, subject(release)))) == expected
+    assert set(rows(ranked(release, query, subject(release)))) == expected
     allowed = allowed_rows(release, query)
     assert allowed is not None
     assert set(allowed.tolist()) == expected
@@ -137,25 +137,25 @@ def test_filters_hold_for_every_strategy(release: Release, strategy: Strategy) -
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_only_the_callers_candidates_are_ranked(release: Release, strategy: Strategy) -> None:
     query = Query(10, strategy, candidate_item_ids=(item_id(7), item_id(30), "unknown"))
-    assert set(rows(one(release, query, subject(release)))) == {6, 29}
+    assert set(rows(ranked(release, query, subject(release)))) == {6, 29}
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
-def test_filters_that_leave_nothing_give_nothing(release: Release, strategy: Strategy) -> None:
-    assert one(release, Query(10, strategy, candidate_item_ids=("unknown",)), subject(release)) == []
+def test_filters_that_no_item_passes_give_an_empty_list(release: Release, strategy: Strategy) -> None:
+    assert ranked(release, Query(10, strategy, candidate_item_ids=("unknown",)), subject(release)) == []
 
 
 def test_diversity_spreads_over_the_groups(release: Release) -> None:
-    who = subject(release)
-    plain = one(release, Query(8, Strategy.PERSONAL), who)
-    varied = one(release, Query(8, Strategy.PERSONAL, diversity=0.9), who)
+    user = subject(release)
+    plain = ranked(release, Query(8, Strategy.PERSONAL), user)
+    varied = ranked(release, Query(8, Strategy.PERSONAL, diversity=0.9), user)
     assert {row % 4 for row in rows(plain)} == {0}
     assert len({row % 4 for row in rows(varied)}) > 1
     assert rows(varied)[0] == rows(plain)[0]
 
 
-def test_many_are_ranked_as_each_alone(release: Release) -> None:
+def test_users_are_ranked_together_as_each_user_alone(release: Release) -> None:
     many = [subject(release, group, (group,)) for group in range(4)] + [Subject(None, 0, NOTHING)]
     for strategy in Strategy:
         query = Query(12, strategy, exclude_seen=True)
-        assert rank(release, query, many) == [one(release, query, who) for who in many]
+        assert rank(release, query, many) == [ranked(release, query, user) for user in many]

@@ -44,10 +44,10 @@ def test_the_margin_is_0_in_the_middle_and_1_on_a_centroid() -> None:
     np.testing.assert_allclose(found, [0.0, 1.0, (far - near) / (far + near)], atol=1e-6)
 
 
-def test_one_segment_is_clear_to_everyone() -> None:
+def test_with_one_segment_the_margin_is_1() -> None:
     assert margin(nearest(np.ones((2, 3), np.float32), np.ones((1, 3), np.float32))).tolist() == [1.0, 1.0]
 
 
-def test_a_point_on_two_centroids_at_once_is_clear_of_neither() -> None:
+def test_a_point_on_two_equal_centroids_has_margin_0() -> None:
     zero = np.zeros(1)
     assert margin(Nearest(np.array([0]), zero, np.array([1]), zero)).tolist() == [0.0]

@@ -72,7 +72,7 @@ async def test_the_requested_releases_are_loaded_and_in_force_when_set_returns(c
 async def test_a_rollback_undoes_a_change_from_the_newest_release(changes: Promotion) -> None:
     await changes.set(Traffic(stable=2), "me", "")
     traffic, summary = await changes.roll_back("me", "")
-    assert (traffic.stable, summary) == (4, "Release 4 answers in the place of release 2.")
+    assert (traffic.stable, summary) == (4, "Release 4 answers instead of release 2.")
     active = changes.releases.active
     assert active is not None
     assert active.number == 4

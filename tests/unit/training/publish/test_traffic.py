@@ -53,9 +53,11 @@ def test_a_repository_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_rolling_back_goes_step_by_step_and_into_the_audit(repository: Path) -> None:
     put(repository, "2=100")
     put(repository, "3=5")
-    assert roll_back(repository, "ada", "odd items")[1] == ("Release 3 is no canary any more; release 2 answers all.")
+    assert roll_back(repository, "ada", "odd items")[1] == (
+        "Release 3 is no longer the canary; release 2 answers all users."
+    )
     after, summary = roll_back(repository, "ada")
-    assert (after.stable, summary) == (3, "Release 3 answers in the place of release 2.")
+    assert (after.stable, summary) == (3, "Release 3 answers instead of release 2.")
     assert [entry.what for entry in read_audit(repository)] == ["traffic", "traffic", "rollback", "rollback"]
     assert read_audit(repository)[2].reason == "odd items"
 
@@ -72,7 +74,7 @@ def test_rolling_back_passes_over_damaged_releases(repository: Path) -> None:
 def test_rolling_back_begins_with_the_newest_good_release(repository: Path) -> None:
     damage(repository, 3)
     after, summary = roll_back(repository, "ada")
-    assert (after.stable, summary) == (1, "Release 1 answers in the place of release 2.")
+    assert (after.stable, summary) == (1, "Release 1 answers instead of release 2.")
 
 
 def test_without_an_earlier_release_nothing_is_rolled_back(repository: Path) -> None:

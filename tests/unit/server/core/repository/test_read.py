@@ -30,7 +30,7 @@ def rewrite_manifest(directory: Path, change: Callable[[dict], None]) -> None:  
     (directory / "manifest.json").write_text(json.dumps(manifest))
 
 
-def test_a_whole_release_is_read(whole: Path) -> None:
+def test_a_complete_release_is_read(whole: Path) -> None:
     release = read_release(whole)
     release.warm()
     assert release.number == 7
@@ -50,7 +50,7 @@ def test_golden_differences_show_shape_and_nan(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "items.parquet", "centroids.npy"])
-def test_a_changed_byte_is_noticed_and_named(directory: Path, name: str) -> None:
+def test_a_changed_byte_gives_an_error_with_the_file_name(directory: Path, name: str) -> None:
     data = bytearray((directory / name).read_bytes())
     data[len(data) // 2] ^= 1
     (directory / name).write_bytes(data)
@@ -58,13 +58,13 @@ def test_a_changed_byte_is_noticed_and_named(directory: Path, name: str) -> None
         read_release(directory)
 
 
-def test_a_missing_file_is_named(directory: Path) -> None:
+def test_a_missing_file_gives_an_error_with_its_name(directory: Path) -> None:
     (directory / "segments.json").unlink()
     with pytest.raises(DamagedRelease, match=r"lacks segments\.json"):
         read_release(directory)
 
 
-def test_a_copy_without_manifest_is_said_to_be_incomplete(directory: Path) -> None:
+def test_without_a_manifest_the_copy_is_incomplete(directory: Path) -> None:
     (directory / "manifest.json").unlink()
     with pytest.raises(DamagedRelease, match="copy is not complete"):
         read_release(directory)
@@ -81,7 +81,7 @@ def test_another_schema_version_is_refused(directory: Path) -> None:
         read_release(directory)
 
 
-def test_another_schema_is_refused_as_such_whatever_its_keys_are(directory: Path) -> None:
+def test_another_schema_is_refused_before_its_keys_are_read(directory: Path) -> None:
     (directory / "manifest.json").write_text('{"schema_version": 2, "surprise": 1}')
     with pytest.raises(DamagedRelease, match="schema version 2 and this build reads 1"):
         read_release(directory)
@@ -121,7 +121,7 @@ def test_golden_embeddings_too_short_to_rank_items_are_refused(directory: Path, 
         (np.zeros((4, 16), np.float64), "finite float32"),
     ],
 )
-def test_centroids_of_another_shape_or_kind_are_refused(
+def test_centroids_of_another_shape_or_type_are_refused(
     directory: Path,
     array: np.ndarray,
     message: str,
@@ -134,7 +134,7 @@ def test_centroids_of_another_shape_or_kind_are_refused(
 
 
 @pytest.mark.parametrize("bad", [None, float("nan"), float("inf")])
-def test_a_trend_that_is_no_number_is_refused(directory: Path, bad: float | None) -> None:
+def test_a_trend_that_is_not_finite_is_refused(directory: Path, bad: float | None) -> None:
     path = directory / "items.parquet"
     items = pl.read_parquet(path)
     items.with_columns(pl.Series(TREND, [bad] + [0.0] * (len(items) - 1))).write_parquet(path)
@@ -180,7 +180,7 @@ HASHES_THAT_ARE_NOT = [
 @pytest.mark.parametrize("hashes", HASHES_THAT_ARE_NOT)
 def test_other_hashes_of_item_ids_are_refused(directory: Path, hashes: pl.Expr) -> None:
     rewrite_items(directory, lambda items: items.with_columns(hashes.alias(ITEM_HASH)))
-    with pytest.raises(DamagedRelease, match=r"items\.parquet has other values of item_hash"):
+    with pytest.raises(DamagedRelease, match=r"items\.parquet has wrong values of item_hash"):
         read_release(directory)
 
 
@@ -204,10 +204,10 @@ def test_confidence_is_linear_between_its_knots_and_flat_outside() -> None:
 @pytest.mark.parametrize(
     ("margins", "stays", "message"),
     [
-        ([0.0, 1.0], [0.5], "2 margins have 1 stays"),
-        ([0.5, 0.1], [0.5, 0.6], "margins must rise"),
-        ([0.0, 1.0], [0.6, 0.5], "stays must rise"),
-        ([0.0, 1.0], [0.6, 1.5], "stays must rise within 0 and 1"),
+        ([0.0, 1.0], [0.5], "there are 2 margins and 1 stays"),
+        ([0.5, 0.1], [0.5, 0.6], "margins must be ascending"),
+        ([0.0, 1.0], [0.6, 0.5], "stays must be ascending"),
+        ([0.0, 1.0], [0.6, 1.5], "stays must be ascending numbers from 0 to 1"),
     ],
 )
 def test_a_confidence_that_is_no_curve_is_refused(

@@ -51,13 +51,13 @@ def _sign_by_another(signed: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "problem"),
     [
-        (_take_away, "is missing, and this server takes signed releases alone"),
+        (_take_away, "is missing, and this server accepts only signed releases"),
         (_change_the_manifest, "was not made for this manifest.json"),
         (_cut, "was not made for this manifest.json"),
         (_sign_by_another, "was not made for this manifest.json"),
     ],
 )
-def test_any_other_release_is_damaged(
+def test_a_release_without_a_valid_signature_is_damaged(
     signed: Path, keys: tuple[Path, Path], harm: Callable[[Path], None], problem: str
 ) -> None:
     harm(signed)
@@ -73,7 +73,7 @@ def test_nothing_of_an_unsigned_manifest_is_read(signed: Path, keys: tuple[Path,
         read_manifest(signed, read_release_key(keys[1]))
 
 
-def test_a_file_that_was_changed_under_a_good_signature_is_found(signed: Path, keys: tuple[Path, Path]) -> None:
+def test_a_changed_file_is_found_despite_a_valid_signature(signed: Path, keys: tuple[Path, Path]) -> None:
     (signed / "segments.json").write_text("[]")
     with pytest.raises(DamagedRelease, match=r"segments\.json is not the file that was published"):
         read_release(signed, read_release_key(keys[1]))
@@ -83,12 +83,12 @@ def test_a_file_that_was_changed_under_a_good_signature_is_found(signed: Path, k
     ("read", "content", "problem"),
     [
         (read_signing_key, None, "cannot be read"),
-        (read_signing_key, "rubbish", "no private key in PEM"),
+        (read_signing_key, "rubbish", "not a private key in PEM format"),
         (read_release_key, None, "cannot be read"),
-        (read_release_key, "rubbish", "no public key in PEM"),
+        (read_release_key, "rubbish", "not a public key in PEM format"),
     ],
 )
-def test_a_key_that_cannot_be_read_is_said_so(
+def test_a_key_that_cannot_be_read_gives_a_clear_error(
     tmp_path: Path, read: Callable[[Path], object], content: str | None, problem: str
 ) -> None:
     path = tmp_path / "k.pem"
@@ -120,7 +120,7 @@ def test_keys_of_other_kinds_and_locked_ones_are_refused(tmp_path: Path) -> None
     for read, path, problem in (
         (read_signing_key, private, "not an Ed25519 key"),
         (read_release_key, public, "not an Ed25519 key"),
-        (read_signing_key, locked, "locked by a password"),
+        (read_signing_key, locked, "has a password"),
     ):
         with pytest.raises(SetupError, match=problem):
             read(path)

@@ -13,10 +13,10 @@ from server.core.repository.traffic import (
     Guard,
     Traffic,
     change_traffic,
-    checked,
     last_traffic,
     read_traffic,
     rolled_back,
+    validated_traffic,
 )
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -30,7 +30,7 @@ def to(number: int) -> Callable[[Traffic], Traffic]:
     return lambda before: before.with_stable(number).with_answering()
 
 
-def test_without_a_file_the_newest_release_answers_all(tmp_path: Path) -> None:
+def test_without_a_file_the_newest_release_answers_all_users(tmp_path: Path) -> None:
     assert read_traffic(tmp_path) == Traffic()
     assert not Traffic().is_canary_user("anyone")
 
@@ -47,7 +47,7 @@ def test_a_larger_share_only_adds_users(user_id: str, one: float, other: float) 
     assert canary(small).is_canary_user(user_id) <= canary(large).is_canary_user(user_id)
 
 
-def test_another_canary_and_another_key_have_users_of_their_own() -> None:
+def test_another_canary_or_another_key_chooses_other_users() -> None:
     users = [f"user-{number}" for number in range(2000)]
     first = [canary(50).is_canary_user(user) for user in users]
     for other in (canary(50, number=9), canary(50).model_copy(update={"key": KEY[::-1]})):
@@ -67,9 +67,9 @@ def test_another_canary_and_another_key_have_users_of_their_own() -> None:
         ({"stable": -1}, "stable"),
     ],
 )
-def test_traffic_that_does_not_fit_together_is_refused(fields: dict[str, object], problem: str) -> None:
+def test_inconsistent_traffic_is_refused(fields: dict[str, object], problem: str) -> None:
     with pytest.raises(InvalidArgument, match=problem):
-        checked(fields)
+        validated_traffic(fields)
 
 
 def test_a_guard_without_bounds_is_refused() -> None:
@@ -77,7 +77,7 @@ def test_a_guard_without_bounds_is_refused() -> None:
         Guard()
 
 
-def test_a_change_is_in_force_and_in_the_audit(tmp_path: Path) -> None:
+def test_a_change_is_in_the_file_and_in_the_audit_log(tmp_path: Path) -> None:
     change_traffic(tmp_path, to(7), "traffic", "ada", "first")
     after = change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada", "try it")
     assert read_traffic(tmp_path) == after
@@ -96,7 +96,7 @@ def test_the_key_stays_when_shares_change(tmp_path: Path) -> None:
     assert change_traffic(tmp_path, to(8), "traffic", "ada").key == first.key
 
 
-def test_a_change_that_is_refused_changes_nothing(tmp_path: Path) -> None:
+def test_a_refused_change_leaves_the_traffic_unchanged(tmp_path: Path) -> None:
     before = change_traffic(tmp_path, to(7), "traffic", "ada")
     with pytest.raises(InvalidArgument):
         change_traffic(tmp_path, lambda traffic: traffic.with_answering(7, 5.0), "traffic", "ada")
@@ -105,7 +105,7 @@ def test_a_change_that_is_refused_changes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"stable": "x"}', '{"unknown": 1}', '{"stable": 7, "canary": 8}'])
-def test_a_damaged_file_is_named_and_replaced_by_the_next_change(tmp_path: Path, text: str) -> None:
+def test_a_damaged_file_gives_a_clear_error_and_is_replaced_by_the_next_change(tmp_path: Path, text: str) -> None:
     change_traffic(tmp_path, to(7), "traffic", "ada")
     (tmp_path / TRAFFIC).write_text(text)
     with pytest.raises(DamagedTraffic, match="segrec-train traffic"):
@@ -122,22 +122,22 @@ def test_rolling_back_takes_out_the_canary_first_then_goes_back_step_by_step() -
     )
     now, summary = rolled_back(now, good)
     assert (now.stable, now.canary, now.guard) == (7, 0, None)
-    assert summary == "Release 8 is no canary any more; release 7 answers all."
+    assert summary == "Release 8 is no longer the canary; release 7 answers all users."
     now, summary = rolled_back(now, good)
     assert (now.stable, now.previous) == (6, (5,))
-    assert summary == "Release 6 answers in the place of release 7."
+    assert summary == "Release 6 answers instead of release 7."
     now, _ = rolled_back(now, good)
     assert (now.stable, now.previous) == (5, ())
     with pytest.raises(NothingToRollBack, match="release 5 has no earlier"):
         rolled_back(now, good)
 
 
-def test_rolling_back_passes_over_releases_that_are_gone_or_bad() -> None:
+def test_rolling_back_skips_missing_and_failed_releases() -> None:
     now = Traffic().with_stable(5).with_stable(6).with_stable(7)
     assert rolled_back(now, [5, 7])[0].stable == 5
 
 
-def test_rolling_back_where_the_newest_answers_goes_to_the_one_before_it() -> None:
+def test_rolling_back_from_the_newest_release_goes_to_the_next_older_one() -> None:
     now, _ = rolled_back(Traffic(), [3, 4])
     assert now.stable == 3
     with pytest.raises(NothingToRollBack):
@@ -151,12 +151,12 @@ def test_rolling_back_to_the_shadow_ends_the_shadow() -> None:
     assert (rolled_back(now, [6, 7])[0].shadow, rolled_back(now, [6, 7])[0].stable) == (0, 6)
 
 
-def test_what_a_traffic_needs() -> None:
-    assert Traffic().named() == set()
-    assert Traffic().with_stable(6).with_stable(7).with_answering(8, 1.0, shadow=9).named() == {6, 7, 8, 9}
+def test_named_releases() -> None:
+    assert Traffic().named_releases() == set()
+    assert Traffic().with_stable(6).with_stable(7).with_answering(8, 1.0, shadow=9).named_releases() == {6, 7, 8, 9}
 
 
-def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
+def test_a_line_that_a_crash_cut_off_is_skipped(tmp_path: Path) -> None:
     append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=1))
     with (tmp_path / "audit.jsonl").open("a") as file:
         file.write('{"who": "ada", "wh')
@@ -165,7 +165,7 @@ def test_a_line_cut_off_by_a_crash_is_passed_over(tmp_path: Path) -> None:
     assert [entry.release for entry in read_audit(tmp_path)] == [1, 2]
 
 
-def test_a_full_disk_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_traffic_unchanged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = change_traffic(tmp_path, to(7), "traffic", "ada")
 
     def full(*_: object) -> None:
@@ -184,7 +184,7 @@ def test_the_newest_release_is_never_rolled_back_to_itself() -> None:
     assert (after.stable, after.previous) == (7, ())
 
 
-def test_a_disk_that_takes_half_a_line_has_none_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_partly_written_line_is_removed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     append_audit(tmp_path, AuditEntry(who="ada", what="publish", release=1))
     write = os.write
     monkeypatch.setattr("server.core.repository.audit.os.write", lambda file, line: write(file, line[:10]))
