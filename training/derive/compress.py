@@ -30,7 +30,7 @@ from training.model.ensemble import FusedEncoder
 from training.model.export import ITEM_EMBEDDINGS, MODEL, export, random_inputs
 from training.model.onnx_inference import open_session
 from training.model.pruning import pruned
-from training.model.quantized import QuantizedEncoder, write_lowered
+from training.model.quantized import QuantizedEncoder, write_quantized
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
 from training.runs import Progress, Run, no_progress, training_seconds, write_atomically
@@ -146,7 +146,7 @@ def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progr
             with variant.stage("train", deriving=True) as stage:
                 progress("writing", 0, 0)
                 reads = UserEncoder.load(encoder, run.require("train")).shape.max_length
-                write_lowered(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
+                write_quantized(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
                 stage.figures |= {"training_seconds": training_seconds(run)}
         else:
             settings = _train_settings(run, encoder, way, max_minutes or training_seconds(run) / 60)

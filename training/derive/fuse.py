@@ -36,7 +36,7 @@ from training.model.encoder import Encoder
 from training.model.ensemble import Member, write_members
 from training.model.quantized import QuantizedEncoder
 from training.model.text_projection import ITEM_TEXT
-from training.model.torch_inference import users_of
+from training.model.torch_inference import embed_users
 from training.model.user_encoder import SEGMENT_EMBEDDING, SegmentEmbedding
 from training.model.weights import load_encoder
 from training.runs import Progress, Run, no_progress, training_seconds
@@ -192,7 +192,7 @@ def members_of(names: Sequence[str], weights: Sequence[float], scores: Sequence[
 
 
 def _scores(encoder: Encoder, log: EventLog, held: HeldOut) -> _Scores:
-    users = users_of(encoder, log, held)
+    users = embed_users(encoder, log, held)
     with torch.inference_mode():
         items = encoder.item_embeddings()
         starts = range(0, len(users), _USERS_AT_ONCE)

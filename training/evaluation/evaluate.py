@@ -60,7 +60,7 @@ from training.metrics import (
     target_ranks,
 )
 from training.model.encoder import Encoder
-from training.model.torch_inference import Scorer, embedded, leave_out_seen, users_of
+from training.model.torch_inference import Scorer, embed_histories, embed_users, leave_out_seen
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
 from training.ranking.hybrid import ASKED_USERS, HybridTuner
@@ -202,12 +202,12 @@ def _scorers(
 
 
 def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:
-    return embedded(encoder, features, encoder.shape).numpy()
+    return embed_histories(encoder, features, encoder.shape).numpy()
 
 
 def by_encoder(encoder: Encoder, log: EventLog, held: HeldOut) -> Scorer:
     """Inner products of user and item embeddings."""
-    users = users_of(encoder, log, held)
+    users = embed_users(encoder, log, held)
     with torch.inference_mode():
         items = encoder.item_embeddings().T.contiguous()
     return lambda places: users[torch.from_numpy(places)] @ items

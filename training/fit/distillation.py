@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from training.fit.batching import Batch
 from training.model.encoder import Encoder
-from training.model.loss import FULL_SOFTMAX_ITEMS, SAMPLED_NEGATIVES, Items, looked_up
+from training.model.loss import FULL_SOFTMAX_ITEMS, SAMPLED_NEGATIVES, ItemVectors, vectors_of
 
 TEACHER_SHARE = 0.9
 """Share of the teacher in a student's loss; the rest is the next item itself."""
@@ -23,12 +23,12 @@ class Distillation:
         self._items = teacher.item_embeddings().detach()
 
     def mixed(
-        self, loss: Tensor, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: Items
+        self, loss: Tensor, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: ItemVectors
     ) -> Tensor:
         """The student's own `loss` and `self.loss`, weighted by `TEACHER_SHARE`."""
         return (1 - TEACHER_SHARE) * loss + TEACHER_SHARE * self.loss(inputs, has_target, targets, users, items)
 
-    def loss(self, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: Items) -> Tensor:
+    def loss(self, inputs: Batch, has_target: Tensor, targets: Tensor, users: Tensor, items: ItemVectors) -> Tensor:
         """Mean Kullback-Leibler divergence of the student's scores from the teacher's, in nats.
 
         `has_target` (B, L) marks the P positions of `users` (P, D); `targets` (P,) are their next item rows. Scores
@@ -38,8 +38,8 @@ class Distillation:
         self._items = self._items.to(users.device)
         rows = self._rows(targets)
         with torch.no_grad():
-            teacher_scores = self._teacher.sequence(**inputs)[has_target] @ looked_up(self._items, rows).T
-        scores = users @ looked_up(items, rows).T
+            teacher_scores = self._teacher.sequence(**inputs)[has_target] @ vectors_of(self._items, rows).T
+        scores = users @ vectors_of(items, rows).T
         return functional.kl_div(
             scores.log_softmax(1), teacher_scores.log_softmax(1), log_target=True, reduction="batchmean"
         )

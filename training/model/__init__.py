@@ -1,4 +1,4 @@
-"""The network and its file forms: encoder, user embedding, weights on disk, ONNX export, inference.
+"""The network and its files: encoder, user embedding, weights on disk, ONNX export, inference.
 
-May import `data` and what stands below it.
+May import `data` and the packages below it.
 """

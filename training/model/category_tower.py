@@ -1,7 +1,7 @@
-"""Item vectors out of ids and categories: what is learned of an item itself, plus what its categories have in common.
+"""Item vectors from ids and categories: the vector of the id plus the mean vector of the item's categories.
 
-An item with few events leans on what was learned of its like; one that training never saw is told by them alone. The
-sum is made in training only: what is saved and served is one plain table of item vectors (`EXPERIMENTS.md`).
+An item with few events mostly depends on its categories, and an item without training events entirely. The sum is
+computed during training only; saved and served is one table of item vectors (docs/EXPERIMENTS.md).
 """
 
 from dataclasses import dataclass
@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 CATEGORIES_AN_ITEM = 8
-"""Of an item with more, those that are shared with the fewest items count."""
+"""Maximum categories per item; an item with more uses those with the fewest items."""
 
 
 @dataclass(frozen=True)
 class ItemCategories:
-    """Categories of items that are shared: `index` int32 (V, C) from 1 to `count`, 0 where an item has no more."""
+    """Shared categories of items: `index` int32 (V, C) holds category numbers from 1 to `count`, padded with 0."""
 
     index: NDArray[np.int32]
     count: int
 
 
 def read_item_categories(prepared: Path) -> ItemCategories | None:
-    """Those of `items.parquet` that two items have and not all; None where there is no such category."""
+    """The categories in `items.parquet` of at least two items and not of all items; None if there are none."""
     items = pl.read_parquet(prepared / "items.parquet", columns=["category"]).with_row_index("row")
     pairs = items.explode("category").drop_nulls().unique(maintain_order=True)
     shared = (
@@ -52,13 +52,13 @@ def read_item_categories(prepared: Path) -> ItemCategories | None:
 
 
 class CategoryTower(nn.Module):
-    """Vectors of items by item index, in place of an `nn.Embedding`: the id's plus the mean of its categories'."""
+    """Item vectors by item index, with the interface of `nn.Embedding`: id vector plus mean category vector."""
 
     _index: Tensor
     _share: Tensor
 
     def __init__(self, ids: nn.Embedding, categories: ItemCategories) -> None:
-        """`ids` (V + 1, D) by item index. Which item has which category is not among the weights that are saved."""
+        """`ids` (V + 1, D) by item index. The assignment of categories to items is not part of the saved weights."""
         super().__init__()
         self.ids = ids
         self.categories = nn.Embedding(categories.count + 1, ids.embedding_dim, padding_idx=0)

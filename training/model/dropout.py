@@ -1,4 +1,4 @@
-"""Dropout that a CPU can afford: torch draws one random number an element, this one draws a byte."""
+"""A faster dropout for CPUs: it draws one random byte per element, where torch draws a whole random number."""
 
 import torch
 from torch import Tensor, nn
@@ -8,9 +8,10 @@ _STEPS = 256
 
 
 class Dropout(nn.Module):
-    """Zeroes elements with chance `rate` in training and scales up the others, so that the mean stays.
+    """In training, sets elements to 0 with probability `rate`, and scales up the others so that the mean stays.
 
-    On a CPU the chance is rounded to 1/256, and the scale with it; there it takes a third of the time of `nn.Dropout`.
+    On a CPU the probability is rounded to a multiple of 1/256, and the scale follows the rounded probability. It takes
+    a third of the time of `nn.Dropout`.
     """
 
     def __init__(self, rate: float) -> None:
@@ -25,6 +26,6 @@ class Dropout(nn.Module):
             return x
         if x.device.type != "cpu":
             return functional.dropout(x, self.rate)
-        words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
-        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self._dropped
+        random_words = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(-(2**63), 2**63 - 1)
+        kept = random_words.view(torch.uint8)[: x.numel()].view(x.shape) >= self._dropped
         return x * kept.to(x.dtype).mul_(_STEPS / (_STEPS - self._dropped))

@@ -19,23 +19,23 @@ from training.data.item_text import ItemText
 from training.errors import RunError
 from training.model.category_tower import CategoryTower, ItemCategories
 from training.model.dropout import Dropout
-from training.model.loss import Items
+from training.model.loss import ItemVectors
 from training.model.text_tower import TextTower
 
 VALUE_LIMIT = 10.0
-"""Normalised values are clipped to ± this, so that one freak value cannot carry a user away."""
+"""Normalised values are clipped to ± this, so that a single extreme value cannot dominate a user embedding."""
 
 _INIT_STD = 0.02
 
 TOWERS = (TextTower, CategoryTower)
-"""What can stand in the place of the table of ids while an encoder is trained."""
+"""Modules that can replace the embedding table of ids during training."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderShape:
-    """What fixes the encoder's weights. `item_count` and `action_count` do not count padding.
+    """The sizes that determine the encoder's weights. `item_count` and `action_count` do not count padding.
 
-    `hidden` units make up each feed-forward part; 0: as many as suit `embedding_dim`.
+    `hidden` is the number of units of each feed-forward part; 0 chooses it from `embedding_dim`.
     """
 
     item_count: int
@@ -60,7 +60,7 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, heads: int, dropout: float, hidden: int = 0) -> None:
         super().__init__()
-        # SwiGLU's three matrices weigh as much as the usual two of 4 × dim.
+        # SwiGLU has three matrices; this width gives them as many weights as the usual two of 4 × dim.
         hidden = hidden or 8 * -(-dim * 8 // 3 // 8)
         self.heads = heads
         self.attention_norm = nn.RMSNorm(dim, eps=1e-6)
@@ -75,9 +75,9 @@ class Block(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, visible: Tensor, last_only: bool = False) -> Tensor:
-        """Apply the block; `visible` (B, 1, L or 1, L) is true where a query may look.
+        """Apply the block; `visible` (B, 1, L or 1, L) is true where a query may attend to a key.
 
-        With `last_only` the last position alone is computed, (B, 1, D), and `visible` is that position's row.
+        With `last_only`, only the last position is computed, (B, 1, D), and `visible` is the row of this position.
         """
         normed = self.attention_norm(x)
         if last_only:
@@ -119,13 +119,13 @@ class Encoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """User embeddings (B, D): the last position alone. Its product with `item_embeddings` rows is the logit."""
+        """User embeddings (B, D), from the last position. The product with a row of `item_embeddings` is a logit."""
         return self.last_and_mean(item_index, action_index, value, gap_index)[0]
 
     def last_and_mean(
         self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """User embeddings (B, D), and the mean over events of what the last block reads, (B, D)."""
+        """User embeddings (B, D), and the mean over events of the last block's input, (B, D)."""
         x, visible = self._embed(item_index, action_index, value, gap_index)
         for block in self.blocks[:-1]:
             x = block(x, visible)
@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         return embedding, mean
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """The embedding that the user had after each event, (B, L, D); rows of padding mean nothing."""
+        """The user embedding after each event, (B, L, D); rows of padding have no meaning."""
         x, visible = self._embed(item_index, action_index, value, gap_index)
         for block in self.blocks:
             x = block(x, visible)
@@ -144,9 +144,10 @@ class Encoder(nn.Module):
         return embeddings
 
     def start_from_popularity(self, event_counts: Tensor) -> None:
-        """Make a new encoder guess items by how often they occur, (V,), rather than evenly.
+        """Initialise a new encoder so that its logits follow the items' event counts, (V,), instead of being equal.
 
-        What all users have in common stands in one direction of the space, so that training can turn to the rest.
+        The popularity common to all users is put into one random direction of the embedding space, and training can
+        use the others.
         """
         log_counts = event_counts.clamp(min=1).log()
         direction = functional.normalize(torch.randn(self.shape.embedding_dim), dim=0)
@@ -159,31 +160,31 @@ class Encoder(nn.Module):
         """Item vectors, by which items are both read and predicted: row r belongs to item index r + 1, (V, D)."""
         return self.item.table() if isinstance(self.item, TOWERS) else self.item.weight[1:]
 
-    def item_rows(self) -> Items:
+    def item_rows(self) -> ItemVectors:
         """Item vectors for the loss: the table, or a look-up of rows where a tower or sparse gradients need it."""
         if isinstance(self.item, TOWERS):
             return self.item.rows
-        return self._looked_up if self._ids.sparse else self.item_embeddings()
+        return self._vectors_of if self._ids.sparse else self.item_embeddings()
 
     def use_sparse_gradients(self) -> None:
-        """Let gradients of the item table hold only the rows that a step looked up."""
+        """Make the gradients of the item table sparse: only rows that a step looked up."""
         self._ids.sparse = True
 
     def compile_blocks(self, backend: str = "inductor") -> None:
-        """Compile each block in place, for any batch and length; weights and their names stay."""
+        """Compile each block in place, for any batch size and length; names of weights do not change."""
         for block in self.blocks:
             block.compile(dynamic=True, backend=backend)
 
     def use_text(self, text: ItemText, event_counts: Tensor) -> None:
-        """Fuse ids with text from here on; arguments as of `TextTower`."""
+        """Replace the item table by a `TextTower`."""
         self.item = TextTower(self._ids, text, event_counts)
 
     def use_categories(self, categories: ItemCategories) -> None:
-        """Add to each item from here on what its categories have in common."""
+        """Replace the item table by a `CategoryTower`."""
         self.item = CategoryTower(self._ids, categories)
 
     def plain_state(self) -> dict[str, Tensor]:
-        """Weights of an encoder without text or categories that computes the same: one vector an item."""
+        """Weights of an equivalent encoder with a plain item table: the vectors of a tower are computed."""
         if not isinstance(self.item, TOWERS):
             return self.state_dict()
         state = {name: value for name, value in self.state_dict().items() if not name.startswith("item.")}
@@ -191,7 +192,7 @@ class Encoder(nn.Module):
             state["item.weight"] = torch.cat([self.item.ids.weight[:1], self.item.table()])
         return state
 
-    def _looked_up(self, rows: Tensor | None) -> Tensor:
+    def _vectors_of(self, rows: Tensor | None) -> Tensor:
         if rows is None:
             return self.item_embeddings()
         vectors: Tensor = self.item(rows + 1)
@@ -204,13 +205,13 @@ class Encoder(nn.Module):
     def _embed(
         self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Sum of all inputs' embeddings, (B, L, D), and who may look at whom, (B, 1, L, L)."""
+        """Sum of the inputs' embeddings, (B, L, D), and the attention mask, (B, 1, L, L), true where allowed."""
         length = item_index.shape[1]
         places = torch.arange(length, device=item_index.device)
         limited = value.clamp(-VALUE_LIMIT, VALUE_LIMIT).unsqueeze(-1)
         x = self.item(item_index) * self.shape.embedding_dim**0.5 + self.action(action_index) + self.gap(gap_index)
         x = x + self.value(limited) + self.position(length - 1 - places)
         causal = places[:, None] >= places
-        # A row of padding would see nothing and become NaN: every position sees itself.
+        # A padding row with nothing to attend to would become NaN, so every position attends to itself.
         visible = (causal & (item_index > 0)[:, None, :]) | (places[:, None] == places)
         return self.dropout(x), visible.unsqueeze(1)

@@ -1,9 +1,9 @@
-"""Several encoders as one: user and item embeddings side by side, so that one inner product adds up all scores.
+"""Several encoders as one: concatenated user and item embeddings, so that one inner product is the sum of all scores.
 
-A member's scores are divided by how much they vary over a user's items, times a weight, and their sum is brought back
-to the size that members' scores have, which are log-probabilities up to a constant. Subtracting each user's mean as
-well, as z-scores do, would change no ranking. The factor of a member is parted between its user embeddings, which get
-the same mean length times the root of the weight (segments are made of them), and its item embeddings.
+A member's scores are divided by their spread over a user's items and multiplied by its weight. The sum is scaled back
+to the size of one member's scores, which are log-probabilities up to a constant. Z-scores would also subtract each
+user's mean, which changes no ranking. A member's factor is split between its user and its item embeddings: the user
+embeddings of all members get the same mean length times the root of the weight, since segments are computed from them.
 """
 
 import json
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from training.model.encoder import Encoder, EncoderShape
 
 FUSION = "fusion.json"
-"""Says that a run's weights are those of several runs."""
+"""File that marks a run as fused from several runs, and lists them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A member: the run it came from, its `weight` (all add up to 1), and what its embeddings are multiplied by."""
+    """A member: its run, its `weight` (the weights sum to 1), and the factors of its embeddings."""
 
     run: str
     weight: float
@@ -31,7 +31,7 @@ class Member:
 
 
 class FusedEncoder(Encoder):
-    """Members side by side; `embedding_dim` is the sum of theirs."""
+    """The members' embeddings, scaled and concatenated; `embedding_dim` is the sum of the members'."""
 
     def __init__(self, encoders: Sequence[Encoder], members: Sequence[Member]) -> None:
         nn.Module.__init__(self)
@@ -58,25 +58,25 @@ class FusedEncoder(Encoder):
         """User embeddings and means, (B, D) each."""
         parts = [encoder.last_and_mean(item_index, action_index, value, gap_index) for encoder in self.encoders]
         last, mean = zip(*parts, strict=True)
-        return self._beside(last, [member.user_factor for member in self.members]), torch.cat(mean, dim=-1)
+        return self._concatenated(last, [member.user_factor for member in self.members]), torch.cat(mean, dim=-1)
 
     def sequence(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """The embedding that the user had after each event, (B, L, D)."""
+        """The user embedding after each event, (B, L, D)."""
         parts = [encoder.sequence(item_index, action_index, value, gap_index) for encoder in self.encoders]
-        return self._beside(parts, [member.user_factor for member in self.members])
+        return self._concatenated(parts, [member.user_factor for member in self.members])
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""
         parts = [encoder.item_embeddings() for encoder in self.encoders]
-        return self._beside(parts, [member.item_factor for member in self.members])
+        return self._concatenated(parts, [member.item_factor for member in self.members])
 
     @staticmethod
-    def _beside(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
+    def _concatenated(parts: Sequence[Tensor], factors: Sequence[float]) -> Tensor:
         return torch.cat([part * factor for part, factor in zip(parts, factors, strict=True)], dim=-1)
 
 
 def write_members(directory: Path, members: Sequence[Member]) -> None:
-    """Note the members; their weights are in subdirectories named 0, 1, …, in the same order."""
+    """Write the list of members; their weights are in subdirectories 0, 1, …, in the same order."""
     text = json.dumps([asdict(member) for member in members], indent=2)
     (directory / FUSION).write_text(text + "\n", encoding="utf-8")
 

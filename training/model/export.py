@@ -1,4 +1,4 @@
-"""Fourth stage: writes the trained encoder as ONNX, and proves that ONNX Runtime computes what torch does."""
+"""Fourth stage: writes the trained encoder as ONNX, and checks that ONNX Runtime computes the same as torch."""
 
 import logging
 import shutil
@@ -28,7 +28,7 @@ MODEL = "model.onnx"
 ITEM_EMBEDDINGS = "item_embeddings.npy"
 
 OPSET = 23
-"""The first one with attention as one operator."""
+"""The first opset with attention as one operator."""
 
 TOLERANCE = 1e-5
 """Largest difference allowed between torch and ONNX Runtime in any component of an embedding."""
@@ -40,7 +40,7 @@ _LENGTHS = (1, 2, 8, 13)
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What `export` wrote under `directory`, the largest difference to torch, and the speed at 20 events a user."""
+    """The output directory, the largest difference to torch, and the time per user with 20 events."""
 
     directory: Path
     difference: float
@@ -48,7 +48,7 @@ class ExportResult:
 
 
 def export(run: Run, progress: Progress = no_progress) -> ExportResult:
-    """Write model, item embeddings and preprocessing. Raises RunError where ONNX Runtime differs from torch."""
+    """Write model, item embeddings and preprocessing. Raises RunError if ONNX Runtime differs from torch."""
     trained = run.require("train")
     with run.stage("export") as stage:
         steps = 3
@@ -76,7 +76,7 @@ def export(run: Run, progress: Progress = no_progress) -> ExportResult:
 
 
 def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
-    """Write the encoder with batch and length dynamic, weights inside the file, and check it."""
+    """Write and check the ONNX file, with dynamic batch size and length, and with the weights inside."""
     if isinstance(encoder, UserEncoder) and isinstance(encoder.encoder, QuantizedEncoder):
         encoder.encoder.write_onnx(path)
         return
@@ -84,7 +84,7 @@ def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
     axes = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, about its own internals
+        warnings.simplefilter("ignore")  # torch warns about its own internals
         torch.onnx.export(
             encoder.eval(),
             example,
@@ -101,14 +101,14 @@ def write_onnx(encoder: Encoder | UserEncoder, path: Path) -> None:
 
 
 def compare_with_torch(encoder: Encoder | UserEncoder, path: Path) -> float:
-    """Largest difference between torch and ONNX Runtime over batch sizes and lengths; RunError beyond tolerance."""
+    """Largest difference between torch and ONNX Runtime over batch sizes and lengths; RunError above `TOLERANCE`."""
     session = open_session(path)
     worst = 0.0
     for length in sorted({min(length, encoder.shape.max_length) for length in (*_LENGTHS, encoder.shape.max_length)}):
         for size in _BATCH_SIZES:
             inputs = random_inputs(encoder, size, length, seed=size * 1000 + length)
-            found = session.run([OUTPUT], inputs)[0]
-            difference = float(np.abs(found - torch_embeddings(encoder, inputs)).max())
+            embeddings = session.run([OUTPUT], inputs)[0]
+            difference = float(np.abs(embeddings - torch_embeddings(encoder, inputs)).max())
             if not difference <= TOLERANCE:
                 raise RunError(f"{path} differs from torch by {difference:g} at batch {size}, length {length}.")
             worst = max(worst, difference)
@@ -123,7 +123,7 @@ def torch_embeddings(encoder: Encoder | UserEncoder, inputs: Inputs) -> NDArray[
 
 
 def random_inputs(encoder: Encoder | UserEncoder, batch: int, length: int, seed: int) -> Inputs:
-    """Inputs (batch, length) with histories of all lengths, from wholly padded to none padded."""
+    """Inputs (batch, length) of histories of all lengths, from only padding to no padding."""
     rng = np.random.default_rng(seed)
     shape = (batch, length)
     starts = np.linspace(0, length, batch).round()[:, None]
@@ -141,7 +141,7 @@ def random_inputs(encoder: Encoder | UserEncoder, batch: int, length: int, seed:
 def microseconds_per_user(
     encoder: Encoder | UserEncoder, path: Path, batch: int = 32, length: int = 20, repeats: int = 20
 ) -> float:
-    """Median time on one thread of ONNX Runtime, at `length` columns."""
+    """Median time per user on one thread of ONNX Runtime, for histories of `length` events."""
     session = open_session(path)
     inputs = random_inputs(encoder, batch, min(length, encoder.shape.max_length), seed=0)
     seconds = []

@@ -1,4 +1,4 @@
-"""User embeddings by ONNX Runtime: the exported encoder, run as the server runs it."""
+"""User embeddings by ONNX Runtime, with the same session options as the server."""
 
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from training.runs import Progress, no_progress
 
 
 def open_session(model_path: Path) -> onnxruntime.InferenceSession:
-    """A session that computes on the calling thread; several threads may call it at once."""
+    """A session that computes on the calling thread; several threads may use it at the same time."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

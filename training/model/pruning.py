@@ -1,8 +1,8 @@
-"""A narrower encoder: the feed-forward units of least magnitude are taken out, whole.
+"""Structured pruning of an encoder: removes the feed-forward units of least magnitude.
 
-Single weights set to zero would make neither the file smaller nor a dense product faster; units do both. What a unit
-adds to the output is bounded by the lengths of the rows that feed it and the column that reads it, so their product
-ranks it (structured magnitude pruning, Li et al. 2017).
+Removing whole units makes the file smaller and dense products faster; setting single weights to zero does neither. A
+unit's contribution is bounded by the lengths of its input rows and its output column, so units are ranked by the
+product of these lengths (structured magnitude pruning, Li et al. 2017).
 """
 
 from dataclasses import replace
@@ -13,11 +13,11 @@ from torch import Tensor
 from training.model.encoder import Encoder
 
 PRUNED_SHARE = 0.5
-"""Share of the feed-forward units that are taken out."""
+"""Share of the feed-forward units that are removed."""
 
 
 def pruned(encoder: Encoder, share: float = PRUNED_SHARE) -> Encoder:
-    """A copy of `encoder` without the least `share` of each block's feed-forward units, at least one of which stays."""
+    """A copy of `encoder` without the weakest `share` of each block's feed-forward units; at least one unit stays."""
     state = encoder.state_dict()
     hidden = state["blocks.0.forward_out.weight"].shape[1]
     kept = max(1, hidden - round(share * hidden))
@@ -32,7 +32,7 @@ def pruned(encoder: Encoder, share: float = PRUNED_SHARE) -> Encoder:
 
 
 def _strongest(into: Tensor, out: Tensor, count: int) -> Tensor:
-    """Places of the strongest units, ascending; `into` (2 H, D) holds gates and contents, `out` (D, H)."""
+    """Indexes of the strongest units, ascending; `into` (2 H, D) holds gates and contents, `out` (D, H)."""
     gate, content = into.chunk(2)
     lengths = torch.linalg.vector_norm
     strength = lengths(gate, dim=1) * lengths(content, dim=1) * lengths(out, dim=0)

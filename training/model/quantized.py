@@ -1,11 +1,12 @@
-"""The encoder in int8 and fp16: the exported graph with smaller numbers in it, and the same inputs and output.
+"""The encoder in int8 and fp16: the exported graph in lower precision, with the same inputs and output.
 
-int8 is weights only. Rows of the item table have a scale each, other matrices one for every 32 weights (ONNX
-Runtime's MatMulNBits); all sums are in float32. Whole int8 arithmetic would tie an embedding to its surroundings:
-scales taken from the batch (dynamic) let users move one another, and fixed ones (static) turn a last bit that another
-padding or processor rounds otherwise into a whole step, far beyond what golden embeddings may differ by.
+int8 is for weights only. The item table has one scale per row, other matrices have one scale per 32 weights (ONNX
+Runtime's MatMulNBits); all sums are in float32. int8 activations are not used, because an embedding would depend on
+more than its history. With scales from the batch (dynamic), users of a batch affect each other. With fixed scales
+(static), a different rounding of the last bit, by another padding or processor, becomes a whole quantization step, far
+above the tolerance of golden embeddings.
 
-fp16 is for GPUs: everything between inputs and output, which stay float32.
+fp16 is for GPUs: all numbers except inputs and output, which stay float32.
 """
 
 import json
@@ -34,25 +35,25 @@ from training.model.onnx_inference import open_session
 Precision = Literal["int8", "fp16"]
 
 QUANTIZED = "precision.json"
-"""Says that a run's weights are a graph of smaller numbers, and of which."""
+"""File that marks a run as quantized, and holds its precision."""
 
 GOLDEN_TOLERANCES: dict[Precision, float] = {"int8": GOLDEN_TOLERANCE, "fp16": 2e-2}
-"""Largest difference allowed to a golden embedding: a GPU computes in fp16 where a CPU widens to float32."""
+"""Largest allowed difference to a golden embedding; a GPU computes in fp16, a CPU in float32."""
 
 _MODEL, _ITEMS, _SHAPE = "model.onnx", "item_embeddings.npy", "encoder.json"
 _BLOCK = 32
 _WEIGHTS_MIN = 1024
-"""Smaller matrices stay float32: they weigh nothing."""
+"""Matrices with fewer weights stay float32, since they need little space."""
 
 
 class QuantizedEncoder(Encoder):
-    """An encoder that is a graph run by ONNX Runtime; user embeddings of whole histories only.
+    """An encoder that runs its graph with ONNX Runtime; it only gives embeddings of whole histories.
 
-    `shape.max_length` is what the graph reads, for segments too.
+    `shape.max_length` is the number of events that the graph reads, the bag of items included.
     """
 
     def __init__(self, directory: Path) -> None:
-        """Read what `write_lowered` wrote."""
+        """Read what `write_quantized` wrote."""
         nn.Module.__init__(self)
         self.directory = directory
         self.precision: Precision = json.loads((directory / QUANTIZED).read_bytes())["precision"]
@@ -65,14 +66,14 @@ class QuantizedEncoder(Encoder):
         return self.whole(item_index, action_index, value, gap_index)[:, : self.shape.embedding_dim]
 
     def whole(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """All that the graph gives: user embeddings, and what it has for segments after them."""
+        """The whole output of the graph, (B, D + F + D + S): user embedding, then segment embedding."""
         columns = (item_index, action_index, value, gap_index)
         inputs = {entry.name: column.numpy() for entry, column in zip(self._session.get_inputs(), columns, strict=True)}
         return torch.from_numpy(self._session.run([OUTPUT], inputs)[0])
 
     def sequence(self, *_: Tensor) -> Tensor:
-        """There is none: the graph gives the last position alone. Raises RunError."""
-        raise RunError(f"{self.directory} is {self.precision}, which embeds whole histories only; ask its parent run.")
+        """Not available: the graph gives only the last position. Raises RunError."""
+        raise RunError(f"{self.directory} is {self.precision}, which embeds whole histories only; use its parent run.")
 
     def item_embeddings(self) -> Tensor:
         """Row r belongs to item index r + 1, (V, D)."""
@@ -83,8 +84,8 @@ class QuantizedEncoder(Encoder):
         shutil.copyfile(self.directory / _MODEL, path)
 
 
-def write_lowered(encoder: Encoder, max_length: int, model: Path, precision: Precision, directory: Path) -> None:
-    """Write `encoder` in less precision, for `QuantizedEncoder`; `model`, its graph, reads `max_length` events."""
+def write_quantized(encoder: Encoder, max_length: int, model: Path, precision: Precision, directory: Path) -> None:
+    """Write the files of a `QuantizedEncoder`; `model` is the graph of `encoder`, which reads `max_length` events."""
     graph = onnx.load(str(model))
     lowered = to_int8(graph, encoder.shape.item_count) if precision == "int8" else to_fp16(graph)
     onnx.checker.check_model(lowered)
@@ -101,8 +102,8 @@ def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
         from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     weights = {tensor.name: tensor for tensor in model.graph.initializer}
-    _lower_tables(model.graph, weights, item_count + 1)
-    small = [
+    _quantize_tables(model.graph, weights, item_count + 1)
+    small_nodes = [
         node.name
         for node in model.graph.node
         if node.op_type == "MatMul" and np.prod(weights[node.input[1]].dims, initial=1) < _WEIGHTS_MIN
@@ -115,7 +116,7 @@ def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
             block_size=_BLOCK,
             is_symmetric=True,
             op_types_to_quantize=("MatMul",),
-            nodes_to_exclude=small,
+            nodes_to_exclude=small_nodes,
         )
         quantizer.process()
     lowered: onnx.ModelProto = quantizer.model.model
@@ -123,7 +124,7 @@ def to_int8(model: onnx.ModelProto, item_count: int) -> onnx.ModelProto:
 
 
 def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in half precision, with inputs and output as they were."""
+    """The model in half precision, with inputs and output in float32."""
     with _quiet():
         from onnxruntime.quantization.onnx_model import ONNXModel
         from onnxruntime.transformers.float16 import convert_float_to_float16
@@ -134,40 +135,40 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     return half
 
 
-def _lower_tables(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], rows: int) -> None:
-    """Look items up in int8 rows, and scale the rows that were found."""
+def _quantize_tables(graph: onnx.GraphProto, weights: dict[str, onnx.TensorProto], rows: int) -> None:
+    """Replace look-ups in float32 item tables by look-ups in int8 tables and a scale per row."""
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         table = weights.get(node.input[0]) if node.op_type == "Gather" else None
-        numbers = table is not None and table.data_type == onnx.TensorProto.FLOAT
-        if table is None or not numbers or len(table.dims) != 2 or table.dims[0] != rows:
+        is_float = table is not None and table.data_type == onnx.TensorProto.FLOAT
+        if table is None or not is_float or len(table.dims) != 2 or table.dims[0] != rows:
             nodes.append(node)
             continue
-        whole, scales = _int8_rows(numpy_helper.to_array(table))
-        name, found = table.name, node.output[0]
+        integers, scales = _int8_rows(numpy_helper.to_array(table))
+        name, output = table.name, node.output[0]
         if table in graph.initializer:
             graph.initializer.remove(table)
-            graph.initializer.append(numpy_helper.from_array(whole, f"{name}_int8"))
+            graph.initializer.append(numpy_helper.from_array(integers, f"{name}_int8"))
             graph.initializer.append(numpy_helper.from_array(scales, f"{name}_scale"))
         nodes += [
-            helper.make_node("Gather", [f"{name}_int8", node.input[1]], [f"{found}_int8"]),
-            helper.make_node("Cast", [f"{found}_int8"], [f"{found}_whole"], to=onnx.TensorProto.FLOAT),
-            helper.make_node("Gather", [f"{name}_scale", node.input[1]], [f"{found}_scale"]),
-            helper.make_node("Mul", [f"{found}_whole", f"{found}_scale"], [found]),
+            helper.make_node("Gather", [f"{name}_int8", node.input[1]], [f"{output}_int8"]),
+            helper.make_node("Cast", [f"{output}_int8"], [f"{output}_whole"], to=onnx.TensorProto.FLOAT),
+            helper.make_node("Gather", [f"{name}_scale", node.input[1]], [f"{output}_scale"]),
+            helper.make_node("Mul", [f"{output}_whole", f"{output}_scale"], [output]),
         ]
     del graph.node[:]
     graph.node.extend(nodes)
 
 
 def _int8_rows(table: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """The rows of a table (V, D) as whole numbers in ±127 and a scale each, (V, 1)."""
+    """A table (V, D) as integers in ±127, and a scale per row, (V, 1)."""
     scales = np.maximum(np.abs(table).max(1, keepdims=True), np.finfo(np.float32).tiny) / 127
     return np.round(table / scales).astype(np.int8), scales.astype(np.float32)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what ONNX Runtime's tools say about every node; on import they also make all libraries talk."""
+    """Silence ONNX Runtime's tools, which log every node, and on import raise the log level of all libraries."""
     before, handlers, level = logging.root.manager.disable, list(logging.root.handlers), logging.root.level
     logging.disable(logging.WARNING)
     try:

@@ -1,4 +1,4 @@
-"""What turns a text vector into the vector of an item that training never saw; a file of a run and of a release."""
+"""The projection of a text vector to an item vector, for items without training events; a file of runs and releases."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +13,14 @@ from training.data.item_text import TextSource
 from training.errors import RunError
 
 ITEM_TEXT = "item_text.safetensors"
-"""Its name, beside the weights of a training, the model of an export, and in a release."""
+"""File name in the train and export directories and in a release."""
 
 
 @dataclass(frozen=True)
 class TextProjection:
     """Text vector t (T,) → item vector (D,): `weight` (D, T) @ t + `bias` (D,), all float32.
 
-    `source` says where such text vectors come from.
+    `source` is the origin of the text vectors.
     """
 
     weight: NDArray[np.float32]
@@ -33,7 +33,7 @@ class TextProjection:
         return projected
 
     def write(self, path: Path) -> None:
-        """Save it, in one step."""
+        """Write the file in one step."""
         temporary = path.with_name(f".{path.name}")
         weights = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
         save_file(weights, temporary, {"source": self.source.model_dump_json()})
@@ -41,7 +41,7 @@ class TextProjection:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read back what `write` saved. Raises RunError where it is damaged."""
+        """Read a file of `write`. Raises RunError if it is damaged."""
         try:
             with safe_open(path, "np") as file:
                 source = TextSource.model_validate_json(file.metadata()["source"])

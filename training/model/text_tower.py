@@ -1,10 +1,11 @@
-"""Item vectors out of ids and text: what is learned of an item itself, and what its text says, through a gate.
+"""Item vectors from ids and texts: a learned gate mixes the vector of the id and the projected text vector.
 
-Of an item that training saw n times the id counts n / (n + k) and the text the rest, dimension by dimension: empirical
-Bayes shrinkage, with k and its sharpness learned. An item that training never saw is its text alone. So that the text
-learns to stand alone, training takes the id away from a share of the items that it looks up (DropoutNet, Volkovs et
-al. 2017). Text vectors are half whitened first, which spreads what language models crowd into a cone (Zhang et al.
-2024, "Are ID Embeddings Necessary?"); wholly whitened, what is particular to one text would count as much as its topic.
+For an item with n training events, the weight of the id is n / (n + k) and the rest is the weight of the text, per
+dimension. This is empirical Bayes shrinkage, with learned k and sharpness. An item without training events only uses
+its text. Training drops the id of a share of the looked-up items, so that the text alone learns to describe an item
+(DropoutNet, Volkovs et al. 2017). Text vectors are half whitened first, which spreads the narrow cone of language
+model vectors (Zhang et al. 2024, "Are ID Embeddings Necessary?"). Full whitening would weight details of one text as
+much as its topic.
 """
 
 import math
@@ -17,20 +18,20 @@ from training.data.item_text import ItemText
 from training.model.text_projection import TextProjection
 
 ID_DROPOUT = 0.1
-"""Share of look-ups that see an item as if it were new."""
+"""Share of look-ups in training that treat the item as new, without its id."""
 
 _DIMENSIONS = 128
 _FIRST_K = 10.0
-"""At first an item seen so often counts half for itself and half for its text."""
+"""Initial k: with this number of events, id and text have equal weight."""
 
 _AT_ONCE = 65_536
 _ZERO = 1e-6
 _LEAST_VARIANCE = 1e-3
-"""Directions of text vectors that vary less than this share of the widest one are noise."""
+"""Directions with a variance below this share of the largest variance are noise and left out."""
 
 
 class TextTower(nn.Module):
-    """Vectors of items by item index, in place of an `nn.Embedding`; only the rows asked for are computed."""
+    """Item vectors by item index, with the interface of `nn.Embedding`; computes only the requested rows."""
 
     _texts: Tensor
     _log_counts: Tensor
@@ -41,7 +42,7 @@ class TextTower(nn.Module):
     def __init__(self, ids: nn.Embedding, text: ItemText, event_counts: Tensor) -> None:
         """`ids` (V + 1, D) by item index; `event_counts` (V,) of the training part.
 
-        The text vectors are frozen, and not among the weights that are saved.
+        The text vectors are frozen, and not part of the saved weights.
         """
         super().__init__()
         dim = ids.embedding_dim
@@ -64,7 +65,7 @@ class TextTower(nn.Module):
         self.register_buffer("_log_counts", counts.log(), persistent=False)
 
     def forward(self, item_index: Tensor) -> Tensor:
-        """Vectors (..., D) of items by index, in training some of them without their ids; index 0 is padding."""
+        """Vectors (..., D) of items by index; index 0 is padding. In training, some items are computed without ids."""
         new = self._log_counts[item_index] == -math.inf
         if self.training:
             new = new | (torch.rand(item_index.shape, device=item_index.device) < ID_DROPOUT)
@@ -75,12 +76,12 @@ class TextTower(nn.Module):
         return self.forward(self._all() if rows is None else rows + 1)
 
     def table(self) -> Tensor:
-        """Vectors of all items (V, D), each with its id where training saw it."""
+        """Vectors of all items (V, D), with the ids of all items that have training events."""
         index = self._all()
         return self._fused(index, self._log_counts[index] == -math.inf)
 
     def projection(self) -> TextProjection:
-        """How an item that training never saw gets its vector, from its text vector as it was given."""
+        """The projection for items without training events, from text vectors before whitening."""
         with torch.no_grad():
             weight = self.project.weight @ self._whitening
             bias = self.project.bias - weight @ self._mean
@@ -90,7 +91,7 @@ class TextTower(nn.Module):
         return torch.arange(1, len(self._texts), device=self._texts.device)
 
     def _fused(self, index: Tensor, new: Tensor) -> Tensor:
-        """`new` tells which of the items have no id to speak of; without text the id stands alone."""
+        """Mix ids and texts; items in the mask `new` do not use their id, and items without text use only their id."""
         ids, texts = self.ids(index), self.project(functional.embedding(index, self._texts))
         seen = self._log_counts[index].masked_fill(new, 0.0)[..., None]
         gate = torch.sigmoid(self.gate_slope * seen + self.gate_shift).masked_fill(new[..., None], 0.0)
@@ -98,10 +99,10 @@ class TextTower(nn.Module):
 
 
 def whitened(vectors: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (T,) and matrix (R, T) that take vectors (n, T) half the way to equal variance in R directions.
+    """Mean (T,) and matrix (R, T) that half whiten vectors (n, T): each direction is divided by the root of its spread.
 
-    They are of length 1 then, as a root mean square. R is at most `_DIMENSIONS`, and less where the vectors vary in
-    fewer directions.
+    The results have a root mean square length of 1. R is at most `_DIMENSIONS`, or the number of directions in which
+    the vectors vary.
     """
     count = max(len(vectors), 1)
     mean = vectors.sum(0, dtype=torch.float64) / count

@@ -1,4 +1,4 @@
-"""User embeddings by an encoder in torch: of any histories, and before held-out targets."""
+"""User embeddings by torch, for any histories and for the histories before held-out targets."""
 
 from collections.abc import Callable
 
@@ -12,27 +12,27 @@ from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.model.encoder import Encoder, EncoderShape
 
 Scorer = Callable[[NDArray[np.intp]], Tensor]
-"""Places of users among the targets → their scores of all items, (b, V), free to be overwritten."""
+"""Positions of users in the targets (b,) → scores of all items (b, V), which the caller may overwrite."""
 
 
-def embedded(encoder: nn.Module, features: Features, shape: EncoderShape) -> Tensor:
-    """The user embedding of each history, (B, D), by an encoder of that shape; zeros for an empty history.
+def embed_histories(encoder: nn.Module, features: Features, shape: EncoderShape) -> Tensor:
+    """The user embedding of each history, (B, D); zeros for an empty history.
 
-    An encoder may give more than `shape.embedding_dim` numbers, as `UserEncoder` does; then D is so many.
+    D is the width of the encoder's output: `shape.embedding_dim`, or more for a `UserEncoder`.
     """
-    users = torch.zeros(len(features.lengths), shape.embedding_dim)
+    embeddings = torch.zeros(len(features.lengths), shape.embedding_dim)
     with torch.inference_mode():
         for places, inputs in batches(features, shape.max_length):
-            found = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-            if users.shape[1] != found.shape[1]:
-                users = torch.zeros(len(users), found.shape[1])
-            users[places] = found
-    return users
+            output = encoder(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+            if embeddings.shape[1] != output.shape[1]:
+                embeddings = torch.zeros(len(embeddings), output.shape[1])
+            embeddings[places] = output
+    return embeddings
 
 
-def users_of(encoder: Encoder, log: EventLog, held: HeldOut) -> Tensor:
+def embed_users(encoder: Encoder, log: EventLog, held: HeldOut) -> Tensor:
     """User embeddings before the targets, (T, D)."""
-    return embedded(encoder, log.histories(held.rows, held.ends, encoder.shape.max_length), encoder.shape)
+    return embed_histories(encoder, log.histories(held.rows, held.ends, encoder.shape.max_length), encoder.shape)
 
 
 def leave_out_seen(scores: Tensor, log: EventLog, held: HeldOut) -> None:

@@ -1,12 +1,14 @@
-"""What segments are made of: a forecast of what the user does next, beside what the user did.
+"""The segment embedding, and the user embedding of a release that contains it.
 
-What was done is the mean over the encoder's positions and a bag of the history's items; they hold together and
-foretell little. The forecast is learned from them and the encoder's last position, which stands for it where it
-holds together better. Linear probes and segments of all three, side by side, are better than of any one
-(`EXPERIMENTS.md`). The user embedding of a release is the last position, which ranks items, followed by this.
+The segment embedding has three parts: a forecast of the user's next events, the mean over the encoder's positions, and
+a bag of the history's items. Mean and bag describe the past: their segments are stable, but predict little. The
+forecast is learned from both and from the encoder's last position. If segments of the last position itself are more
+stable, it replaces the forecast. All three parts together do better in linear probes and segments than any single part
+(docs/EXPERIMENTS.md). The user embedding of a release is the last position, which ranks items, then the segment
+embedding.
 
-A bag is told better by more events, and costs little: it reads up to `BAG_HISTORY` of them, the encoder's blocks the
-newest `max_length` of these.
+The bag reads up to `BAG_HISTORY` events, since more events improve it at little cost. The encoder's blocks read the
+newest `max_length` of these events.
 """
 
 from collections.abc import Sequence
@@ -31,42 +33,43 @@ from training.data.sequences import EventLog, HeldOut, in_training
 from training.model.encoder import Encoder
 from training.model.forecast import Bags, agreement_of_halves, halves_of, learn_forecast
 from training.model.quantized import QuantizedEncoder
-from training.model.torch_inference import embedded
+from training.model.torch_inference import embed_histories
 
 SEGMENT_EMBEDDING = "segment_embedding.safetensors"
 
 PLACES = "segments.places"
-"""Of the exported graph's tensor that says which row of the bag's table an item has: how its name ends."""
+"""End of the name of the exported graph's tensor that maps an item index to its row in the bag's table."""
 
 BAG_HISTORY = 1_000
-"""Newest events that the bag counts: as many as a server keeps of a user by default."""
+"""Newest events that the bag reads; equal to the default number of events that a server keeps per user."""
 
 BAG_DIM = 96
-"""Directions of the bag, fewer where items or users are."""
+"""Dimensions of the bag; fewer if there are fewer items or users."""
 
 _ITEMS_MAX = 100_000
-"""Rarer items have no place in the bag: they say nothing of a segment, and a table of a million would weigh 1 GB."""
+"""Items in the bag's table, the most frequent ones. Rare items do not describe segments, and a table of a million
+items would need 1 GB."""
 
 _AHEAD = (3.0, 2.0)
-"""Lengths of forecast and bag beside the mean, to choose from: the longer, the better segments foretell, and the less
-they hold together (`EXPERIMENTS.md`)."""
+"""Candidate weights of forecast and bag, relative to the mean: with larger weights, segments predict better and are
+less stable (docs/EXPERIMENTS.md)."""
 
 _LAST_AHEAD = (1.4, 1.0, 1.8)
-"""Lengths of last position, mean and bag, where it holds together better than the forecast."""
+"""Weights of last position, mean and bag, if the last position replaces the forecast."""
 
 _USERS_MAX = 100_000
 _CENTRED_USERS = 20_000
 
 
 class SegmentEmbedding(nn.Module):
-    """A forecast, the mean over positions and a bag of items, (B, F + D + S), of the lengths `weights` (3,).
+    """The segment embedding (B, F + D + S): forecast, mean over positions and bag of items, of lengths `weights` (3,).
 
-    Last position and mean are taken from what they are on average over users, `center` (2, D). The bag is what a
-    singular value decomposition makes of counts times idf (Deerwester et al. 1990): the sum of its items' rows of
-    `items` (M + 1, S), which `places` (V + 1, 1) names by item index; row 0 is of zeros, for padding and for items
-    that were not learned. The forecast is linear in last position, mean and bag, each of length 1: their product with
-    `forecast` (D + D + S, F), less `forecast_center` (F,). `history` (1,) says how many events the bag reads, 0 for as
-    many as the encoder.
+    `center` (2, D) holds the averages over users of last position and mean, which are subtracted. The bag is a
+    truncated singular value decomposition of counts times idf (Deerwester et al. 1990): the sum over the history of
+    rows of `items` (M + 1, S). `places` (V + 1, 1) maps an item index to its row; row 0 is zeros, for padding and for
+    items outside of the table. The forecast is linear in last position, mean and bag, each scaled to length 1: their
+    product with `forecast` (D + D + S, F), minus `forecast_center` (F,). `history` (1,) is the number of events that
+    the bag reads; 0 means as many as the encoder.
     """
 
     center: Tensor
@@ -87,7 +90,7 @@ class SegmentEmbedding(nn.Module):
         weights: Tensor | None = None,
         history: Tensor | None = None,
     ) -> None:
-        """Parts of equal length and a bag of `BAG_HISTORY` events, unless said otherwise."""
+        """By default, the parts have equal lengths and the bag reads `BAG_HISTORY` events."""
         super().__init__()
         self.register_buffer("center", center)
         self.register_buffer("places", places)
@@ -100,98 +103,103 @@ class SegmentEmbedding(nn.Module):
 
     @classmethod
     def fit(cls, encoder: Encoder, log: EventLog, preprocessing: Preprocessing, seed: int) -> Self:
-        """Learn from the events that training sees.
+        """Learn from the training events.
 
-        The last position stands for a forecast where too few users tell one, or where it holds together better.
+        The last position replaces the forecast if there are too few users, or if its segments are more stable.
         """
         rng = np.random.default_rng(seed)
         shape = encoder.shape
         has_events = np.flatnonzero(log.train_ends > log.features.starts)
-        asked = np.sort(rng.permutation(has_events)[:_CENTRED_USERS])
-        past = HeldOut(asked, log.train_ends[asked], np.zeros(len(asked), np.int32))
-        both = embedded(_Both(encoder), log.histories(past.rows, past.ends, shape.max_length), shape)
+        sample = np.sort(rng.permutation(has_events)[:_CENTRED_USERS])
+        histories = HeldOut(sample, log.train_ends[sample], np.zeros(len(sample), np.int32))
+        last_and_mean = embed_histories(
+            _LastAndMean(encoder), log.histories(histories.rows, histories.ends, shape.max_length), shape
+        )
         rows, items = item_directions(log, shape.item_count, rng.permutation(has_events)[:_USERS_MAX], seed)
         places = torch.zeros(shape.item_count + 1, 1, dtype=torch.int32)
         places[torch.from_numpy(rows) + 1, 0] = torch.arange(1, len(rows) + 1, dtype=torch.int32)
         table = torch.cat([torch.zeros(1, items.shape[1]), torch.from_numpy(items)])
-        parts = both.mean(0).reshape(2, -1), places, table
-        alone = _last_alone(shape.embedding_dim, items.shape[1])
-        by_last = cls(*parts, *alone, torch.tensor(_LAST_AHEAD))
-        whole = _Parts(encoder, by_last).eval()
+        parts = last_and_mean.mean(0).reshape(2, -1), places, table
+        identity = _last_alone(shape.embedding_dim, items.shape[1])
+        by_last = cls(*parts, *identity, torch.tensor(_LAST_AHEAD))
+        parts_encoder = _Parts(encoder, by_last).eval()
 
         def embed(features: Features) -> NDArray[np.float32]:
-            known: NDArray[np.float32] = embedded(whole, features, whole.shape).numpy()
-            return known
+            inputs: NDArray[np.float32] = embed_histories(parts_encoder, features, parts_encoder.shape).numpy()
+            return inputs
 
         bags = Bags(places[:, 0].numpy(), table.numpy())
-        found = learn_forecast(log, preprocessing, embed, bags, whole.shape.max_length, seed)
-        if found is None:
+        forecast = learn_forecast(log, preprocessing, embed, bags, parts_encoder.shape.max_length, seed)
+        if forecast is None:
             return by_last
-        made = cls(*parts, torch.from_numpy(found.weights), torch.from_numpy(found.center))
+        by_forecast = cls(*parts, torch.from_numpy(forecast.weights), torch.from_numpy(forecast.center))
         halves = halves_of(log, preprocessing, embed, seed)
-        return made._weighed([torch.from_numpy(half) for half in halves], by_last, seed) if halves else made
+        if halves is None:
+            return by_forecast
+        return by_forecast._with_weights([torch.from_numpy(half) for half in halves], by_last, seed)
 
-    def _weighed(self, halves: Sequence[Tensor], by_last: Self, seed: int) -> Self:
-        """As far ahead as segments hold together as well as those of counts; else what holds together best.
+    def _with_weights(self, halves: Sequence[Tensor], by_last: Self, seed: int) -> Self:
+        """Choose weights: the largest of `_AHEAD` with segments as stable as those of bags, else the most stable.
 
-        `halves` are `parts` of two halves of users' events, (H, D + D + S). `by_last` has the last position instead.
+        `halves` are the `parts` of two halves of users' events, (H, D + D + S) each. `by_last` is the alternative with
+        the last position in place of the forecast.
         """
-        by_counts = agreement_of_halves([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
-        found = {}
-        for ahead in _AHEAD:
-            self.weights[[0, 2]] = ahead
-            found[ahead] = self._agreement(halves, seed)
-            if found[ahead] >= by_counts:
+        bag_stability = agreement_of_halves([half[:, 2 * self.center.shape[1] :].numpy() for half in halves], seed)
+        stability = {}
+        for weight in _AHEAD:
+            self.weights[[0, 2]] = weight
+            stability[weight] = self._stability(halves, seed)
+            if stability[weight] >= bag_stability:
                 return self
-        steadiest = max(_AHEAD, key=lambda ahead: found[ahead])
-        if by_last._agreement(halves, seed) > found[steadiest]:
+        best = max(_AHEAD, key=lambda weight: stability[weight])
+        if by_last._stability(halves, seed) > stability[best]:
             return by_last
-        self.weights[[0, 2]] = steadiest
+        self.weights[[0, 2]] = best
         return self
 
-    def _agreement(self, halves: Sequence[Tensor], seed: int) -> float:
-        return agreement_of_halves([functional.normalize(self.joined(half)).numpy() for half in halves], seed)
+    def _stability(self, halves: Sequence[Tensor], seed: int) -> float:
+        return agreement_of_halves([functional.normalize(self.combined(half)).numpy() for half in halves], seed)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """What `write` wrote."""
+        """Read the file of `write`."""
         return cls(**load_file(directory / SEGMENT_EMBEDDING))
 
     def write(self, directory: Path) -> None:
-        """Write it beside the encoder's weights."""
+        """Write the file into the directory of the encoder's weights."""
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, directory / SEGMENT_EMBEDDING)
 
     def forward(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
-        """Of `Encoder.last_and_mean` (B, D) each, and the items of the histories, (B, L), which may go further back."""
-        return self.joined(self.parts(last, mean, item_index))
+        """The embedding, from `Encoder.last_and_mean`, (B, D) each, and item indexes (B, L), perhaps of more events."""
+        return self.combined(self.parts(last, mean, item_index))
 
-    def joined(self, parts: Tensor) -> Tensor:
-        """What segments are made of, (B, F + D + S), from `parts`."""
+    def combined(self, parts: Tensor) -> Tensor:
+        """The segment embedding (B, F + D + S) from `parts`."""
         dim = self.center.shape[1]
         ahead = functional.normalize(parts @ self.forecast - self.forecast_center)
         mean, bag = parts[:, dim : 2 * dim], parts[:, 2 * dim :]
         return torch.cat([ahead * self.weights[0], mean * self.weights[1], bag * self.weights[2]], dim=-1)
 
     def parts(self, last: Tensor, mean: Tensor, item_index: Tensor) -> Tensor:
-        """Last position, mean and bag side by side, each of length 1, (B, D + D + S): what is known for a forecast."""
+        """Last position, mean and bag, each of length 1, (B, D + D + S): the inputs of the forecast."""
         rows = functional.embedding(item_index, self.places).squeeze(-1)
         parts = last - self.center[0], mean - self.center[1], functional.embedding(rows, self.items).sum(1)
         return torch.cat([functional.normalize(part) for part in parts], dim=-1)
 
     @property
     def dim(self) -> int:
-        """How many numbers segments are made of."""
+        """Dimensions of the segment embedding."""
         return self.forecast.shape[1] + self.center.shape[1] + self.items.shape[1]
 
 
 def _last_alone(dim: int, bag_dim: int) -> tuple[Tensor, Tensor]:
-    """`forecast` and `forecast_center` that take the last position, of `dim` numbers, as it is."""
+    """A `forecast` and `forecast_center` that return the last position, of `dim` numbers, unchanged."""
     return torch.eye(2 * dim + bag_dim, dim), torch.zeros(dim)
 
 
-class _Both(nn.Module):
-    """Last position and mean side by side, (B, 2 D)."""
+class _LastAndMean(nn.Module):
+    """Last position and mean, concatenated, (B, 2 D)."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
@@ -204,19 +212,19 @@ class _Both(nn.Module):
 def item_directions(
     log: EventLog, item_count: int, users: NDArray[np.intp], seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
-    """The rows of the items that were learned, (M,), and what an event of each adds to a bag, float32 (M, S)."""
+    """Item rows in the bag's table, (M,), and the vector that an event of each adds to a bag, float32 (M, S)."""
     kept = in_training(log)
     user = log.event_users
     kept &= np.isin(user, users)
     item = log.features.item_index[kept] - 1
     shape = len(log.users), item_count
     counts = sparse.csr_matrix((np.ones(len(item), np.float32), (user[kept], item)), shape)
-    had_by = np.bincount(counts.indices, minlength=item_count)
-    rows = np.sort(np.argsort(-had_by, kind="stable")[:_ITEMS_MAX])
-    rows = rows[had_by[rows] > 0]
-    idf = np.log(len(users) / had_by[rows]).astype(np.float32)
+    user_counts = np.bincount(counts.indices, minlength=item_count)
+    rows = np.sort(np.argsort(-user_counts, kind="stable")[:_ITEMS_MAX])
+    rows = rows[user_counts[rows] > 0]
+    idf = np.log(len(users) / user_counts[rows]).astype(np.float32)
     weighted = counts[:, rows] @ sparse.diags(idf)
-    # Bags of many events have less noise: users weigh more the more they have, and less so than in proportion.
+    # Bags of many events have less noise, so a user's weight grows with the square root of the bag's length.
     weighted = sparse.diags(np.sqrt(linalg.norm(weighted, axis=1))) @ normalize(weighted)
     dim = min(BAG_DIM, len(rows), len(users))
     _, _, directions = randomized_svd(weighted, dim, random_state=seed)
@@ -224,10 +232,10 @@ def item_directions(
 
 
 class UserEncoder(nn.Module):
-    """Histories → whole user embeddings (B, D + F + D + S), as a release has them: the last position, then the rest.
+    """Histories → user embeddings of a release, (B, D + F + D + S): the last position, then the segment embedding.
 
-    A `QuantizedEncoder` computes all of it in its own graph and has no `segments`. `shape` is the encoder's, but for
-    `max_length`: how many events the whole reads, of which `encoder` gets the newest that it can read.
+    A `QuantizedEncoder` computes both in its own graph, and `segments` is None. `shape` is the encoder's, except
+    `max_length`, the number of events that bag and encoder read; the encoder gets the newest events.
     """
 
     def __init__(self, encoder: Encoder, segments: SegmentEmbedding | None) -> None:
@@ -239,12 +247,12 @@ class UserEncoder(nn.Module):
 
     @classmethod
     def load(cls, encoder: Encoder, trained: Path) -> Self:
-        """`encoder` with what stands beside its weights in `trained`."""
+        """`encoder` with the segment embedding from the directory `trained`."""
         segments = None if isinstance(encoder, QuantizedEncoder) else SegmentEmbedding.read(trained)
         return cls(encoder, segments).eval()
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
-        """Whole user embeddings; inputs as of the encoder, each (B, L), L ≤ `shape.max_length`."""
+        """User embeddings (B, D + F + D + S); inputs as for the encoder, each (B, L), L ≤ `shape.max_length`."""
         if isinstance(self.encoder, QuantizedEncoder):
             return self.encoder.whole(item_index, action_index, value, gap_index)
         assert self.segments
@@ -252,14 +260,14 @@ class UserEncoder(nn.Module):
         return torch.cat([last, self.segments(last, mean, item_index)], dim=-1)
 
     def newest(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> tuple[Tensor, ...]:
-        """The newest events, as many as the encoder reads; the gap before the first of them is unknown to it."""
+        """The newest events that the encoder reads; the gap before the first of them becomes unknown."""
         columns = (item_index, action_index, value, gap_index)
         *others, gap = (column[:, -self.encoder.shape.max_length :] for column in columns)
         return *others, torch.cat([gap[:, :1].clamp(max=GAP_START), gap[:, 1:]], dim=1)
 
     @property
     def segment_dim(self) -> int:
-        """How many numbers segments are made of."""
+        """Dimensions of the segment embedding."""
         return self.shape.embedding_dim if self.segments is None else self.segments.dim
 
     def item_embeddings(self) -> Tensor:
@@ -268,7 +276,7 @@ class UserEncoder(nn.Module):
 
 
 class _Parts(UserEncoder):
-    """Histories → what forecasts are made of, `SegmentEmbedding.parts`."""
+    """Histories → the inputs of the forecast, `SegmentEmbedding.parts`."""
 
     def forward(self, item_index: Tensor, action_index: Tensor, value: Tensor, gap_index: Tensor) -> Tensor:
         assert self.segments

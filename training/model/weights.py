@@ -10,13 +10,11 @@ from training.model.ensemble import FUSION, read_fused
 from training.model.quantized import QUANTIZED, QuantizedEncoder
 
 WEIGHTS = "encoder.safetensors"
-
-
 SHAPE = "encoder.json"
 
 
 def load_encoder(trained: Path) -> Encoder:
-    """The encoder with its best weights, for inference on the CPU; of a derived run, what it was made into."""
+    """The encoder with its best weights, for inference on the CPU; a fused or quantized encoder for a derived run."""
     if (trained / FUSION).is_file():
         return read_fused(trained, load_encoder)
     if (trained / QUANTIZED).is_file():

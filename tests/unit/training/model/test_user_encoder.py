@@ -14,7 +14,7 @@ from training.data.sequences import EventLog
 from training.model import user_encoder
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import random_inputs
-from training.model.torch_inference import embedded
+from training.model.torch_inference import embed_histories
 from training.model.user_encoder import (
     BAG_HISTORY,
     SegmentEmbedding,
@@ -44,12 +44,12 @@ def bag_size(encoder: UserEncoder) -> int:
 
 def bags(encoder: UserEncoder, log: EventLog) -> np.ndarray:
     """Bags of length 1, or 0."""
-    return normalised(embedded(encoder, log.features, encoder.shape)[:, -bag_size(encoder) :].numpy())
+    return normalised(embed_histories(encoder, log.features, encoder.shape)[:, -bag_size(encoder) :].numpy())
 
 
 def test_the_first_numbers_are_the_encoders_own(encoder: UserEncoder) -> None:
     log = two_tastes()
-    whole, last = embedded(encoder, log.features, SHAPE), embedded(encoder.encoder, log.features, SHAPE)
+    whole, last = embed_histories(encoder, log.features, SHAPE), embed_histories(encoder.encoder, log.features, SHAPE)
     assert whole.shape[1] == DIM + encoder.segment_dim
     torch.testing.assert_close(whole[:, :DIM], last)
 
@@ -143,7 +143,7 @@ def test_the_forecast_is_linear_in_all_three(encoder: UserEncoder) -> None:
     forecast, center = torch.randn(2 * DIM + size, 5), torch.randn(5)
     other = SegmentEmbedding(parts.center, parts.places, parts.items, forecast, center, torch.tensor([2.0, 1.0, 0.5]))
     known, found = (
-        embedded(whole, two_tastes().features, whole.shape)[:, DIM:].numpy()
+        embed_histories(whole, two_tastes().features, whole.shape)[:, DIM:].numpy()
         for whole in (UserEncoder(encoder.encoder, one).eval() for one in (by_last, other))
     )
     assert found.shape[1] == other.dim == 5 + DIM + size
@@ -162,7 +162,7 @@ def test_a_forecast_is_fitted_where_users_are_enough() -> None:
     size = fitted.items.shape[1]
     assert fitted.forecast.shape == (2 * DIM + size, size)  # fewer directions than a forecast may have
     encoder = UserEncoder(plain, fitted).eval()
-    ahead = embedded(encoder, log.features, encoder.shape)[:, DIM : DIM + size].numpy()
+    ahead = embed_histories(encoder, log.features, encoder.shape)[:, DIM : DIM + size].numpy()
     ahead = normalised(ahead)
     likeness = ahead @ ahead.T
     assert likeness[::2, ::2].mean() > 0.8 > 0.0 > likeness[::2, 1::2].mean()
