@@ -141,7 +141,7 @@ def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("moment", "message"),
-    [(datetime(1999, 1, 1), "no event on one side"), (datetime(2030, 1, 1), "no event on one side")],
+    [(datetime(1999, 1, 1), "no event before or after"), (datetime(2030, 1, 1), "no event before or after")],
 )
 def test_a_moment_outside_the_log_is_refused(tmp_path: Path, moment: datetime, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

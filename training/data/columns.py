@@ -85,7 +85,7 @@ def find_columns(
     `section`, the TOML section that configures columns, and `where`, the file, appear in messages.
     Raises LogError if a configured column does not exist, or if several columns have a common name of the same role.
     """
-    found: dict[str, str] = {}
+    by_role: dict[str, str] = {}
     configured_names = {column for column in configured.values() if column is not None}
     for role in roles:
         column = configured.get(role)
@@ -95,7 +95,7 @@ def find_columns(
                     f"[{section}] {role} names the column `{column}`, but {where} has no column `{column}`; "
                     f"{_known_columns(columns)}."
                 )
-            found[role] = column
+            by_role[role] = column
             continue
         candidates = [name for name in columns if name not in configured_names and _plain(name) in _COMMON_NAMES[role]]
         exact = [name for name in candidates if _plain(name) == _EXACT_FIRST.get(role, role)]
@@ -107,16 +107,16 @@ def find_columns(
                 f'[{section}] {role} = "{candidates[0]}".'
             )
         if candidates:
-            found[role] = candidates[0]
-    return found
+            by_role[role] = candidates[0]
+    return by_role
 
 
 def require_columns(
-    found: Mapping[str, str], columns: Sequence[str], roles: Iterable[str], section: str, where: str
+    by_role: Mapping[str, str], columns: Sequence[str], roles: Iterable[str], section: str, where: str
 ) -> None:
     """Raise LogError that names the first of `roles` without a column."""
     for role in roles:
-        if role not in found:
+        if role not in by_role:
             raise LogError(
                 f"{where} lacks a column for the {role}; {_known_columns(columns)}. Name it in the configuration: "
                 f'[{section}] {role} = "...".'

@@ -43,14 +43,14 @@ def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
     """
     frame = scan_table(path, scratch)
     names = column_names(frame)
-    found = find_columns(names, columns.model_dump(), ROLES, "columns", str(path))
-    require_columns(found, names, ("user_id", "item_id"), "columns", str(path))
+    by_role = find_columns(names, columns.model_dump(), ROLES, "columns", str(path))
+    require_columns(by_role, names, ("user_id", "item_id"), "columns", str(path))
     with readable(path):
-        sample = frame.select(found.values()).head(_SAMPLE_ROWS).collect()
+        sample = frame.select(by_role.values()).head(_SAMPLE_ROWS).collect()
     if sample.is_empty():
         raise LogError(f"{path} has no rows.")
-    events = _typed(frame, found, sample, path)
-    if "timestamp" not in found:
+    events = _typed(frame, by_role, sample, path)
+    if "timestamp" not in by_role:
         times, has_clock = pl.int_range(len(events), dtype=pl.Int64, eager=True), False
     elif events["timestamp"].dtype == pl.Int64:
         times, has_clock = events["timestamp"], True
@@ -58,10 +58,10 @@ def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
         times, has_clock = numbers_to_milliseconds(events["timestamp"])
     if events["action"].n_unique() > ACTIONS_MAX:
         raise LogError(
-            f"The column `{found.get('action')}` of {path} has {events['action'].n_unique():,} different texts, and a "
+            f"The column `{by_role.get('action')}` of {path} has {events['action'].n_unique():,} different texts; a "
             f'log may have at most {ACTIONS_MAX} actions; choose another column: [columns] action = "...".'
         )
-    return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in found, found)
+    return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in by_role, by_role)
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
@@ -77,22 +77,22 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
     configured = columns.model_dump(include={"item_id", "title", "description"})
     configured["category"] = None if category_columns else category
     roles = ("item_id", "title", "description", *(() if category_columns else ("category",)))
-    found = find_columns(names, configured, roles, "items", str(path))
-    if "title" not in found and "description" in found:
-        found["title"] = found.pop("description")
-    require_columns(found, names, ("item_id",), "items", str(path))
+    by_role = find_columns(names, configured, roles, "items", str(path))
+    if "title" not in by_role and "description" in by_role:
+        by_role["title"] = by_role.pop("description")
+    require_columns(by_role, names, ("item_id",), "items", str(path))
     for name in category_columns or []:
         find_columns(names, {"category": name}, ("category",), "items", str(path))
-    list_columns = category_columns or ([found["category"]] if "category" in found else [])
+    list_columns = category_columns or ([by_role["category"]] if "category" in by_role else [])
     schema = frame.collect_schema()
     lists = [_categories(name, schema[name], columns.category_separator) for name in list_columns]
     title, description = (
-        _text(found[role], schema[found[role]]) if role in found else pl.lit(None, pl.String)
+        _text(by_role[role], schema[by_role[role]]) if role in by_role else pl.lit(None, pl.String)
         for role in ("title", "description")
     )
     with readable(path):
         table = frame.select(
-            _text(found["item_id"], schema[found["item_id"]]).alias("item_id"),
+            _text(by_role["item_id"], schema[by_role["item_id"]]).alias("item_id"),
             title.alias("title"),
             (pl.concat_list(lists) if lists else pl.lit([], pl.List(pl.String))).alias("category"),
             description.alias("description"),
@@ -104,9 +104,9 @@ def read_users(path: Path, columns: UserColumns, scratch: Path) -> pl.DataFrame:
     """The user table, one row per user: user_id (text), then its other columns unchanged. Raises LogError."""
     frame = scan_table(path, scratch)
     names = column_names(frame)
-    found = find_columns(names, columns.model_dump(), ("user_id",), "users", str(path))
-    require_columns(found, names, ("user_id",), "users", str(path))
-    id_column = found["user_id"]
+    by_role = find_columns(names, columns.model_dump(), ("user_id",), "users", str(path))
+    require_columns(by_role, names, ("user_id",), "users", str(path))
+    id_column = by_role["user_id"]
     with readable(path):
         table = frame.select(
             _text(id_column, frame.collect_schema()[id_column]).alias("user_id"),
@@ -115,13 +115,15 @@ def read_users(path: Path, columns: UserColumns, scratch: Path) -> pl.DataFrame:
     return table.drop_nulls("user_id").unique("user_id", keep="first", maintain_order=True)
 
 
-def _typed(frame: pl.LazyFrame, found: dict[str, str], sample: pl.DataFrame, path: Path) -> pl.DataFrame:
+def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Path) -> pl.DataFrame:
     """The five columns, rows in the order of the file; times may still be numbers of unknown unit."""
-    ids = {role: _id(found[role], sample) for role in ("user_id", "item_id", "action") if role in found}
-    value = _value(found["value"], sample, path) if "value" in found else [pl.lit(None, pl.Float64)]
-    time = time_parsers(found["timestamp"], sample[found["timestamp"]]) if "timestamp" in found else [pl.lit(None)]
+    ids = {role: _id(by_role[role], sample) for role in ("user_id", "item_id", "action") if role in by_role}
+    value = _value(by_role["value"], sample, path) if "value" in by_role else [pl.lit(None, pl.Float64)]
+    time = (
+        time_parsers(by_role["timestamp"], sample[by_role["timestamp"]]) if "timestamp" in by_role else [pl.lit(None)]
+    )
     given = [
-        pl.col(found[role]).is_not_null().alias(f"{role}_given") for role in ("value", "timestamp") if role in found
+        pl.col(by_role[role]).is_not_null().alias(f"{role}_given") for role in ("value", "timestamp") if role in by_role
     ]
     with readable(path):
         events = frame.select(
@@ -131,11 +133,11 @@ def _typed(frame: pl.LazyFrame, found: dict[str, str], sample: pl.DataFrame, pat
             *given,
         ).collect(engine="streaming")
     for role, parsers in (("value", value), ("timestamp", time)):
-        if role in found:
+        if role in by_role:
             with readable(path):
-                events = _repaired(events, frame, role, found[role], parsers, path)
+                events = _repaired(events, frame, role, by_role[role], parsers, path)
     codes = [_as_enum(events[role]) for role in ids]
-    if "action" not in found:
+    if "action" not in by_role:
         action = pl.Series("action", [DEFAULT_ACTION], pl.Enum([DEFAULT_ACTION])).new_from_index(0, len(events))
         codes.append(action)
     return pl.DataFrame([*codes, events["value"].fill_nan(None), events["timestamp"]])

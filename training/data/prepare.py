@@ -176,17 +176,17 @@ def named_actions(log: RawLog, config: Config) -> tuple[RawLog, ActionWeights, l
     return log, weights, notes
 
 
-def _catalogue(events: pl.DataFrame, known: pl.DataFrame, weights: ActionWeights) -> pl.DataFrame:
-    """item_id, event_count and summed weight of all `events`; the item that is most frequent in `known` comes first."""
+def _catalogue(events: pl.DataFrame, training_events: pl.DataFrame, weights: ActionWeights) -> pl.DataFrame:
+    """item_id, event_count and summed weight of all `events`; most frequent in `training_events` first."""
     by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
     counts = events.group_by("item_id", "action").len().with_columns(pl.col("action").cast(pl.String))
     weight = pl.col("action").replace_strict(by_name, return_dtype=pl.Float64) * pl.col("len")
     grouped = counts.group_by("item_id").agg(
         pl.col("len").sum().cast(pl.UInt32).alias("event_count"), weight.sum().alias("weight")
     )
-    order = known.group_by("item_id").agg(pl.len().alias("known"))
+    frequencies = training_events.group_by("item_id").agg(pl.len().alias("known"))
     return (
-        grouped.join(order, on="item_id", how="left")
+        grouped.join(frequencies, on="item_id", how="left")
         .with_columns(pl.col("item_id").cast(pl.String))
         .sort("known", "item_id", descending=[True, False], nulls_last=True)
         .drop("known")

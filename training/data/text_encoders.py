@@ -149,7 +149,7 @@ def _load_sentence_transformer(name: str) -> Encode:
         raise ConfigError(f"[text] model `{name}` cannot be loaded: {reason}") from error
 
     def encode(texts: list[str]) -> NDArray[np.float32]:
-        found = model.encode(texts, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
-        return np.asarray(found, np.float32)
+        vectors = model.encode(texts, normalize_embeddings=True, show_progress_bar=False, convert_to_numpy=True)
+        return np.asarray(vectors, np.float32)
 
     return encode

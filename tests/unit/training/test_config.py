@@ -71,7 +71,7 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("[actions]\n购买 = 1", ["not valid TOML", "need quotes"]),
     ],
 )
-def test_errors_name_file_key_and_what_would_do(tmp_path: Path, text: str, parts: list[str]) -> None:
+def test_errors_name_the_file_the_key_and_a_remedy(tmp_path: Path, text: str, parts: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         loaded(tmp_path, text)
     for part in ["mine.toml", *parts]:

@@ -171,7 +171,7 @@ def test_nothing_left_is_an_error_that_names_the_step() -> None:
         clean(log, Clean(min_events_per_user=9), NOW, 0)
 
 
-def test_the_account_for_people_tells_what_happened() -> None:
+def test_the_account_as_a_table() -> None:
     log = RawLog(values(1.0, 1.0, None), True, False, {})
     cleaned = clean(log, Clean(missing=MissingColumns(value=Missing(method="drop"))), NOW, 0)
     account = Account(rows_in=3, rows_out=2, steps=cleaned.steps, notes=("a remark",))

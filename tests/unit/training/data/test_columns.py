@@ -33,11 +33,11 @@ def test_columns_that_are_not_there_are_left_out() -> None:
     assert found(["用户ID", "商品ID", "行为类型", "行为值"]).keys() == {"user_id", "item_id", "action", "value"}
 
 
-def test_a_choice_goes_before_names() -> None:
+def test_a_configured_column_wins_over_common_names() -> None:
     assert found(["user_id", "buyer", "item_id"], user_id="buyer")["user_id"] == "buyer"
 
 
-def test_the_exact_name_goes_before_a_like_one() -> None:
+def test_the_exact_name_wins_over_a_similar_one() -> None:
     assert found(["userid", "customer", "item_id", "value", "price"])["value"] == "value"
 
 
@@ -49,7 +49,7 @@ def test_a_chosen_column_is_not_taken_twice() -> None:
     }
 
 
-def test_two_candidates_are_an_error_that_says_how_to_choose() -> None:
+def test_two_candidates_are_an_error_with_the_setting_to_change() -> None:
     with pytest.raises(LogError, match=r'`price` and `quantity`.*\[columns\] value = "price"'):
         found(["user_id", "item_id", "price", "quantity"])
 
@@ -74,7 +74,7 @@ def test_weights_of_common_actions() -> None:
     assert weights["退货"] == weights["dislike"] == -1
 
 
-def test_an_unknown_action_weighs_one_and_is_told() -> None:
+def test_an_unknown_action_has_weight_1_and_is_listed() -> None:
     weights = action_weights(["view", "上架", "wave"], {"wave": ActionSetting(weight=0.5, name="greet")})
     assert weights.weight["上架"] == 1
     assert weights.unknown == ("上架",)

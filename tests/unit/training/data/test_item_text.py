@@ -156,7 +156,7 @@ def test_without_text_items_that_nobody_touched_stay_out(tmp_path: Path) -> None
     assert not (result.directory / VECTORS).exists()
 
 
-def test_a_model_with_nothing_to_read(tmp_path: Path) -> None:
+def test_a_model_without_texts_is_an_error(tmp_path: Path) -> None:
     table = items(item_id=["i00001"], title=[None], category=[["group"]], description=[None])
     with pytest.raises(LogError, match="no item has a title"):
         prepared(tmp_path, Text(model=MULTILINGUAL), table)

@@ -46,7 +46,7 @@ def test_the_chinese_log_in_any_encoding(tmp_path: Path, encoding: str) -> None:
     assert (log.has_clock, log.ordered_by_row) == (False, True)
 
 
-def test_another_encoding_says_how_to_mend_it(tmp_path: Path) -> None:
+def test_another_encoding_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     path = tmp_path / "log.csv"
     path.write_bytes("user_id,item_id\nJosé,café au lait\nÉva,thé\n".encode("latin-1"))
     with pytest.raises(LogError, match=r"neither UTF-8 nor GB18030.*iconv"):
@@ -147,7 +147,7 @@ def test_small_integers_are_an_order_and_no_clock(tmp_path: Path) -> None:
     assert times_of(tmp_path, 3, 0, 99_999_999) == ([3, 0, 99_999_999], False)
 
 
-def test_texts_for_nothing_are_missing(tmp_path: Path) -> None:
+def test_texts_such_as_na_are_missing_values(tmp_path: Path) -> None:
     text = "user,item,value,time\na,x,NaN,2024-01-31 12:00:00\na,x,null,\na,x,N/A,None\na,x, 3 ,2024-01-31\n"
     events = read(written(tmp_path, text)).events
     assert events["value"].to_list() == [None, None, None, 3.0]

@@ -7,7 +7,7 @@ from training.model.dropout import Dropout
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.9])
-def test_the_right_share_goes_and_the_mean_stays(rate: float) -> None:
+def test_the_dropped_share_is_the_rate_and_the_mean_stays(rate: float) -> None:
     torch.manual_seed(0)
     x = torch.ones(101, 997, requires_grad=True)
     y = Dropout(rate)(x)

@@ -41,7 +41,7 @@ def learned(log: EventLog, preprocessing: Preprocessing = PREPROCESSING) -> Fore
     return found
 
 
-def test_a_forecast_tells_what_follows_and_not_what_was() -> None:
+def test_a_forecast_predicts_the_following_events() -> None:
     found = learned(going_on(*TURNING))
     assert found.weights.shape == (ITEMS, 16)
     one, other, third = normalised(counted(log_of([1] * 4, [3] * 4, [5] * 4).features) @ found.weights - found.center)
@@ -66,15 +66,15 @@ def test_what_is_returned_does_not_follow() -> None:
 
 
 @pytest.mark.parametrize("users", [1, 9])
-def test_too_few_users_tell_no_forecast(users: int) -> None:
+def test_too_few_users_give_no_forecast(users: int) -> None:
     assert learn_forecast(going_on(*TURNING, users=users), PREPROCESSING, counted, BAGS, 20, seed=0) is None
 
 
-def test_users_who_are_all_alike_have_a_forecast_that_tells_nothing() -> None:
+def test_equal_users_have_a_constant_forecast() -> None:
     assert not learned(log_of(*[[1] * 12] * 40)).weights.any()
 
 
-def test_users_of_one_event_tell_no_forecast() -> None:
+def test_users_with_one_event_give_no_forecast() -> None:
     log = going_on(*TURNING)
     log = replace(log, train_ends=log.features.offsets[:-1] + 1)
     assert learn_forecast(log, PREPROCESSING, counted, BAGS, 20, seed=0) is None

@@ -8,7 +8,7 @@ from training.model.pruning import pruned
 SHAPE = EncoderShape(item_count=20, action_count=2, max_length=8, embedding_dim=8, layers=2, heads=1, hidden=10)
 
 
-def test_units_that_do_nothing_go_first_and_nothing_changes() -> None:
+def test_units_without_effect_are_removed_first() -> None:
     torch.manual_seed(0)
     encoder = Encoder(SHAPE).eval()
     idle = [[0, 3, 4, 9], [1, 2, 6, 7]]

@@ -51,7 +51,7 @@ def moved_by_its_id(encoder: Encoder) -> Tensor:
     return (encoder.item_embeddings() - before).mean(1)
 
 
-def test_without_text_nothing_is_there_but_the_table() -> None:
+def test_without_text_there_is_only_the_table() -> None:
     encoder = Encoder(SHAPE)
     assert encoder.item_rows() is not None
     torch.testing.assert_close(encoder.item_rows(), encoder.item_embeddings(), rtol=0, atol=0)
@@ -104,7 +104,7 @@ def test_the_loss_reaches_ids_gate_and_projection_of_the_rows_it_used(encoder: E
         assert parameter.grad.any()
 
 
-def test_whitening_goes_half_the_way() -> None:
+def test_vectors_are_half_whitened() -> None:
     torch.manual_seed(0)
     vectors = torch.randn(500, 6) * torch.tensor([9.0, 3.0, 1.0, 1.0, 0.5, 0.0]) + 4
     mean, matrix = whitened(vectors)

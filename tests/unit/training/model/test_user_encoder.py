@@ -73,7 +73,7 @@ def test_the_mean_is_over_events_and_not_over_padding(encoder: UserEncoder) -> N
     torch.testing.assert_close(mean[0], read[0, real].mean(0))
 
 
-def test_a_bag_tells_tastes_and_not_what_everybody_has(encoder: UserEncoder) -> None:
+def test_a_bag_reflects_tastes_and_not_common_items(encoder: UserEncoder) -> None:
     found = bags(encoder, two_tastes())
     likeness = found @ found.T
     assert likeness[0, 2] == pytest.approx(1.0, abs=1e-5)

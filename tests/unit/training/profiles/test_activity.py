@@ -71,7 +71,7 @@ def test_spend_needs_enough_users_with_values() -> None:
     assert habits(events, [0] * 9, min_users=4)[0].spend is not None
 
 
-def test_without_a_clock_nothing_is_told_of_times() -> None:
+def test_without_a_clock_there_are_no_times() -> None:
     first, _ = habits(SHOPPERS, [0, 0, 1], has_clock=False)
     assert first.hours == first.weekdays == ()
     assert first.growth is None

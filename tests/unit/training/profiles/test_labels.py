@@ -52,7 +52,7 @@ def activity(events: float) -> Activity:
     return Activity(mean_events=events, median_events=1, mean_active_days=1, mean_days_since_last=1)
 
 
-def test_a_sentence_says_what_how_much_and_when() -> None:
+def test_a_description_has_traits_amount_and_time() -> None:
     drinks = trait("category", "SOFT DRINKS", 0.24, 3.12)
     beer = trait("category", "Beer", 0.1, 2.2)
     late = trait("time", "18–24 h UTC", 0.6, 1.4)
@@ -73,20 +73,20 @@ def test_items_stand_in_for_categories_and_actions_for_both() -> None:
     assert "are view, " in descriptions_of([profile(traits=tuple(items[1:]))])[0]
 
 
-def test_weekends_alone_are_said_to_be_utc() -> None:
+def test_a_description_with_weekends_only_names_utc() -> None:
     weekend = profile(weekdays=(0,) * 5 + (0.5, 0.5), activity=activity(5))
     rest = profile(2, 0.3, weekdays=(0.2,) * 5 + (0, 0), activity=activity(5))
     assert descriptions_of([weekend, rest])[0] == "12 % of users; mostly on weekends (UTC)."
 
 
-def test_segments_that_nothing_tells_apart_are_told_apart_by_id() -> None:
+def test_equal_descriptions_get_the_segment_id() -> None:
     assert descriptions_of([profile(3), profile(8)]) == [
         "Segment 3: 12 % of users; nothing sets them apart from all users.",
         "Segment 8: 12 % of users; nothing sets them apart from all users.",
     ]
 
 
-def test_a_segment_of_everyone_says_so() -> None:
+def test_the_description_of_the_only_segment() -> None:
     assert descriptions_of([profile(share=1.0)]) == ["All users in one segment; there is no other to differ from."]
 
 
@@ -136,7 +136,7 @@ def profiles(draw: st.DrawFn) -> list[SegmentProfile]:
 
 @given(profiles())
 @settings(max_examples=300, deadline=None)
-def test_sentences_are_whole_one_line_and_all_different(own: list[SegmentProfile]) -> None:
+def test_descriptions_are_complete_single_lines_and_distinct(own: list[SegmentProfile]) -> None:
     sentences = descriptions_of(own)
     assert len(set(sentences)) == len(sentences) == len(own)
     for sentence in sentences:
@@ -147,7 +147,7 @@ def test_sentences_are_whole_one_line_and_all_different(own: list[SegmentProfile
 
 @given(profiles())
 @settings(max_examples=300, deadline=None)
-def test_sentences_claim_nothing_that_figures_do_not_say(own: list[SegmentProfile]) -> None:
+def test_descriptions_agree_with_the_figures(own: list[SegmentProfile]) -> None:
     """Names are cut out first, since they may look like figures; then every claim is looked up."""
     plain = [one.model_copy(update={"traits": tuple(_lettered(one.traits))}) for one in own]
     for one, sentence in zip(plain, descriptions_of(plain), strict=True):
@@ -184,7 +184,7 @@ def _lettered(traits: tuple[Trait, ...]) -> list[Trait]:
 
 @given(st.text())
 @settings(deadline=None)
-def test_words_are_one_visible_line(name: str) -> None:
+def test_display_names_are_one_visible_line(name: str) -> None:
     words = display_name(name)
     assert words == words.strip()
     assert words.replace("\u200c", "").replace("\u200d", "").isprintable()

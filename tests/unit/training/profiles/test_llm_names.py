@@ -112,7 +112,7 @@ def test_names_become_labels_and_the_sentences_stay() -> None:
     assert (model.requests[0]["model"], model.requests[0]["temperature"]) == ("m", 0)
 
 
-def test_without_a_url_nobody_is_asked() -> None:
+def test_without_a_url_no_request_is_sent() -> None:
     assert with_llm_names(TWO, Naming()) == (TWO, [])
 
 
@@ -127,7 +127,7 @@ def test_garbage_leaves_the_labels(text: str) -> None:
 @pytest.mark.parametrize(
     "body", [b"<html>", b"{}", b'{"choices": []}', b'{"choices": [{"message": {"content": null}}]}', b"[" * 99_999]
 )
-def test_an_answer_that_is_no_chat_completion_is_told(body: bytes) -> None:
+def test_an_answer_that_is_no_chat_completion_is_noted(body: bytes) -> None:
     with serving(lambda _: (200, body)) as model:
         labels, [note] = asked(model)
     assert labels == ["Made 1", "Made 2"]
@@ -198,7 +198,7 @@ def test_the_body_of_an_error_is_not_read() -> None:
     assert "answers with status 500" in note
 
 
-def test_a_model_that_is_out_of_reach_is_told() -> None:
+def test_an_unreachable_model_is_noted() -> None:
     with serving(chat("{}")) as model:
         pass
     labels, [note] = asked(model)
@@ -207,7 +207,7 @@ def test_a_model_that_is_out_of_reach_is_told() -> None:
 
 
 @pytest.mark.parametrize("url", ["not a url", "ftp://x/v1", "http://[::1", "http://user:pass@127.0.0.1:1/v1"])
-def test_a_url_that_cannot_be_asked_is_told_without_what_it_holds(url: str) -> None:
+def test_a_bad_url_is_noted_without_its_secrets(url: str) -> None:
     found, [note] = with_llm_names(TWO, Naming(url=url, model="m", timeout_seconds=5))
     assert found == TWO
     assert "cannot be reached" in note
@@ -277,7 +277,7 @@ def test_without_the_client_names_are_refused_before_any_work(monkeypatch: pytes
         run_all(Run.create(tmp_path / "run"), order, Push(), lambda _: no_progress)
 
 
-def test_a_key_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_key_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TEST_NAMING_KEY", raising=False)
     with serving(chat('{"1": "A", "2": "B"}')) as model:
         _, [note] = asked(model, api_key_variable="TEST_NAMING_KEY")
@@ -317,7 +317,7 @@ def test_only_aggregates_are_sent_rounded() -> None:
     }
 
 
-def test_many_segments_are_asked_in_parts_and_a_failure_keeps_what_came_before() -> None:
+def test_many_segments_are_sent_in_parts_and_a_failure_keeps_the_earlier_names() -> None:
     def answer(model: Model) -> tuple[int, bytes]:
         if len(model.requests) == 2:
             return 500, b""
@@ -331,7 +331,7 @@ def test_many_segments_are_asked_in_parts_and_a_failure_keeps_what_came_before()
     assert "status 500" in note
 
 
-def test_segments_of_which_nothing_is_told_are_not_sent() -> None:
+def test_withheld_segments_are_not_sent() -> None:
     few = [TWO[0], TWO[1].model_copy(update={"user_count": 0, "traits": (), "activity": None})]
     with serving(chat('{"1": "A", "2": "B"}')) as model:
         labels, notes = asked(model, few)

@@ -64,7 +64,7 @@ def test_profiles_count_users_and_shares() -> None:
     assert first.history == ()
 
 
-def test_profiles_tell_what_users_do_and_when() -> None:
+def test_profiles_have_traits_actions_and_times() -> None:
     first, second = profiles()
     assert first.activity is not None
     assert (first.activity.mean_events, first.activity.mean_active_days) == (10, 10)
@@ -79,7 +79,7 @@ def test_profiles_tell_what_users_do_and_when() -> None:
 
 
 @pytest.mark.parametrize(("buyers", "told"), [(4, False), (5, True)])
-def test_what_too_few_users_did_is_nowhere_in_a_profile(buyers: int, told: bool) -> None:
+def test_events_of_too_few_users_are_nowhere_in_a_profile(buyers: int, told: bool) -> None:
     clusters = np.repeat([0, 1], [60, 3000])
     first, second = (one.model_dump_json() for one in profiles(clusters, secret_buyers=buyers))
     assert ("Secret" in first) == told
@@ -87,7 +87,7 @@ def test_what_too_few_users_did_is_nowhere_in_a_profile(buyers: int, told: bool)
     assert "ecret" not in second + (first if not told else "")
 
 
-def test_nothing_is_told_of_a_segment_that_is_too_small() -> None:
+def test_figures_of_a_small_segment_are_withheld() -> None:
     first, second = profiles(size=61)
     assert first == SegmentProfile(
         segment_id=4,
@@ -102,7 +102,7 @@ def test_nothing_is_told_of_a_segment_that_is_too_small() -> None:
     assert second.description.startswith("80 % of users")
 
 
-def test_a_log_of_too_few_users_tells_that_they_are_all_there_is() -> None:
+def test_the_only_segment_has_share_1_even_if_withheld() -> None:
     [only] = profiles(np.zeros(49, np.intp))
     assert (only.user_count, only.share, only.traits, only.activity) == (0, 1.0, (), None)
     assert only.description == "Fewer than 50 users; figures of so small a segment are withheld."

@@ -139,7 +139,7 @@ def test_segments_drawn_by_lot_have_no_traits() -> None:
         assert sum(bool(named(own, kind)) for own in told) <= 10
 
 
-def test_what_one_user_does_is_no_trait() -> None:
+def test_events_of_one_user_are_no_trait() -> None:
     events = [(row, "milk", "buy", 0) for row in range(40) for _ in range(5)] + [(0, "nails", "buy", 0)] * 500
     found = traits_of(events, np.repeat([0, 1], 20), min_users=1)
     assert "Tools" not in named(found[0], "category")
@@ -147,7 +147,7 @@ def test_what_one_user_does_is_no_trait() -> None:
 
 
 @pytest.mark.parametrize(("buyers", "told"), [(4, False), (5, True)])
-def test_what_too_few_users_did_is_not_told(buyers: int, told: bool) -> None:
+def test_names_with_too_few_users_are_no_traits(buyers: int, told: bool) -> None:
     """Nails, tools and asking for them are the business of five users of the first segment, or of nobody."""
     events = [(row, "milk", "buy", MORNING) for row in range(1_000) for _ in range(3)]
     events += [(row, "nails", "ask", MORNING) for row in range(buyers) for _ in range(30)]
@@ -178,5 +178,5 @@ def test_shares_of_actions_do_not_give_away_the_one_that_is_missing() -> None:
     assert buy.lift == pytest.approx(172 / 60)
 
 
-def test_one_cluster_differs_from_nobody() -> None:
+def test_a_single_cluster_has_no_traits() -> None:
     assert traits_of(two_kinds_of_shoppers(), np.zeros(60, np.intp)) == [[]]
