@@ -1,4 +1,4 @@
-"""All stages in their order, and which of them a run still has to do."""
+"""Runs all stages in order, and decides which stages of a run are done already."""
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -22,13 +22,13 @@ from training.segments.segment import segment
 
 STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
 
-_READ_FROM: Mapping[str, str] = {"train": "train", "segment": "segment", "publish": "publish"}
-"""The first stage that reads a section of the configuration; `prepare` where it is not named."""
+_FIRST_STAGE: Mapping[str, str] = {"train": "train", "segment": "segment", "publish": "publish"}
+"""The first stage that reads a section of the configuration; `prepare` for all other sections."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """The files to train on, the configuration, and the repository that the release goes into."""
+    """The input files, the configuration, and the model repository for the release."""
 
     events: Path
     items: Path | None
@@ -37,56 +37,56 @@ class RunInputs:
     repository: Path
 
     def fingerprints(self) -> dict[str, object]:
-        """The fingerprint of each file, by role."""
+        """The fingerprint of each input file, by role."""
         files = {"events": self.events, "items": self.items, "users": self.users}
         files["vectors"] = self.config.text.vectors
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
 def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
-    """Do every stage that is not done yet for these inputs; returns the stages that were done now."""
-    left = stages_left(run, inputs)
+    """Run the stages that are not done for these inputs; returns the names of the stages that it ran."""
+    remaining = remaining_stages(run, inputs)
     require_client(inputs.config.segment.naming)
-    resumed = "prepare" not in left and _is_cut_off(run, inputs)
-    if "prepare" not in left:
+    resumed = "prepare" not in remaining and _training_was_interrupted(run, inputs)
+    if "prepare" not in remaining:
         run.describe(inputs.config, run.record()["data"])
-    work: Mapping[str, Callable[[Progress], object]] = {
+    stages: Mapping[str, Callable[[Progress], object]] = {
         "prepare": lambda progress: prepare(
             run, inputs.events, inputs.items, inputs.users, inputs.config, progress=progress
         ),
         "train": lambda progress: train(run, resume=resumed, progress=progress),
-        "evaluate": lambda progress: _evaluate_where_possible(run, progress),
+        "evaluate": lambda progress: _evaluate_if_possible(run, progress),
         "export": lambda progress: export(run, progress=progress),
         "segment": lambda progress: segment(run, inputs.repository, progress=progress),
         "publish": lambda progress: publish(run, inputs.repository, push, progress),
     }
-    for stage in left:
-        work[stage](progress_of(stage))
-    return left
+    for stage in remaining:
+        stages[stage](progress_of(stage))
+    return remaining
 
 
-def _evaluate_where_possible(run: Run, progress: Progress) -> None:
-    """Evaluate, unless there is nobody to test on: a small log gets a release all the same, and the summary says so."""
+def _evaluate_if_possible(run: Run, progress: Progress) -> None:
+    """Evaluate the run; a small log without test targets still gets a release, and the summary notes it."""
     with suppress(RunError):
         evaluate(run, progress=progress)
 
 
-def stages_left(run: Run, inputs: RunInputs) -> list[str]:
-    """The stages that are not done, or that read a file, a setting or a stage that has changed since."""
-    left = _changed(run, inputs)
+def remaining_stages(run: Run, inputs: RunInputs) -> list[str]:
+    """The stages that are not done, or whose files, settings or earlier stages have changed."""
+    remaining = _changed_stages(run, inputs)
     for stage in STAGES:
-        if not _is_done(run, stage) or left.intersection(UPSTREAM[stage]):
-            left.add(stage)
-    if "publish" not in left and not _is_published(run, inputs):
-        left |= {"segment", "publish"}
-    return [stage for stage in STAGES if stage in left]
+        if not _is_done(run, stage) or remaining.intersection(UPSTREAM[stage]):
+            remaining.add(stage)
+    if "publish" not in remaining and not _is_published(run, inputs):
+        remaining |= {"segment", "publish"}
+    return [stage for stage in STAGES if stage in remaining]
 
 
 def _is_published(run: Run, inputs: RunInputs) -> bool:
-    """Whether the run's release is in the repository of these inputs."""
+    """Whether the repository of these inputs has the run's release."""
     figures = run.figures("publish")
-    here = str(inputs.repository.resolve()) == figures["repository"]
-    return here and (inputs.repository / MODEL_NAME / str(figures["release"])).is_dir()
+    is_same_repository = str(inputs.repository.resolve()) == figures["repository"]
+    return is_same_repository and (inputs.repository / MODEL_NAME / str(figures["release"])).is_dir()
 
 
 def _is_done(run: Run, stage: str) -> bool:
@@ -97,29 +97,31 @@ def _is_done(run: Run, stage: str) -> bool:
     return True
 
 
-def _is_cut_off(run: Run, inputs: RunInputs) -> bool:
-    """Whether training began with the same settings and was interrupted."""
+def _training_was_interrupted(run: Run, inputs: RunInputs) -> bool:
+    """Whether a training with the same settings began and did not end."""
     entry = run.record()["stages"].get("train", {})
     return entry.get("state") in ("running", "failed") and run.config().train == inputs.config.train
 
 
-def _changed(run: Run, inputs: RunInputs) -> set[str]:
-    """The first stages that read a setting or a file that has changed since."""
+def _changed_stages(run: Run, inputs: RunInputs) -> set[str]:
+    """The first stage of each changed setting and file; later stages follow from these."""
     record = run.record()
     if "config" not in record:
         return {"prepare"}
-    noted = {role: record["data"][role] for role in ("events", "items", "users", "vectors") if role in record["data"]}
-    if noted != inputs.fingerprints():
+    recorded = {
+        role: record["data"][role] for role in ("events", "items", "users", "vectors") if role in record["data"]
+    }
+    if recorded != inputs.fingerprints():
         return {"prepare"}
     old, new = run.config(), inputs.config
     sections = [name for name in Config.model_fields if getattr(old, name) != getattr(new, name)]
-    return {_READ_FROM.get(section, "prepare") for section in sections}
+    return {_FIRST_STAGE.get(section, "prepare") for section in sections}
 
 
 def with_overrides(
     config: Config, *, k: int | Literal["auto"] | None, max_minutes: float | None, seed: int | None
 ) -> Config:
-    """The configuration with the settings of the command line in place of its own. Raises ConfigError."""
+    """The configuration with the settings of the command line. Raises ConfigError for a value out of range."""
     raw = config.model_dump()
     if k is not None:
         raw["segment"]["k"] = k
@@ -132,4 +134,4 @@ def with_overrides(
     except ValidationError as error:
         first = error.errors()[0]
         where, what = ".".join(map(str, first["loc"])), first["msg"]
-        raise ConfigError(f"A setting of the command line is out of range: {where}: {what}.") from error
+        raise ConfigError(f"A command-line setting is out of range: {where}: {what}.") from error

@@ -19,7 +19,7 @@ from sklearn.metrics import silhouette_score
 from tests.benchmarks.common import show
 from training.segments.measures import Fitter, assign_clusters
 from training.segments.sweep import KLimits, sweep
-from training.segments.views import UserViews
+from training.segments.vector_sets import VectorSets
 
 GROUPS = 8
 SPREAD = 0.2
@@ -39,7 +39,7 @@ def main() -> None:
     fitter = Fitter()
     start = time.perf_counter()
     cpu = time.process_time()
-    found = sweep(UserViews(points, None, None), KLimits((2, 32), 50), fitter)
+    found = sweep(VectorSets(points, None, None), KLimits((2, 32), 50), fitter)
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     rows = [

@@ -81,7 +81,7 @@ def measured_anew(run: Run) -> dict[str, Any]:
     swept = sweep_run(run)
     users, global_hr, by_k = segment_figures(run)
     quality = {str(k): one for k, one in zip(KS, map(asdict, by_k), strict=True)}
-    figures = {"users": users, "global_hr": global_hr, "quality": quality, "notes": swept.doubts()}
+    figures = {"users": users, "global_hr": global_hr, "quality": quality, "notes": swept.stability_notes()}
     return figures | {"sweep": json.loads(swept.model_dump_json())}
 
 

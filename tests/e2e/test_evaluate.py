@@ -15,9 +15,9 @@ from tests.support.logs import fashionable, planted_items, planted_log
 from training.config import Clean, Config, Missing, MissingColumns, SegmentSettings, SplitSettings, TrainSettings
 from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
-from training.evaluation.baselines import by_similar_items
-from training.evaluation.compare import compare_runs, table
-from training.evaluation.evaluate import LATELY, NEW_ITEMS, evaluate, protocols
+from training.evaluation.baselines import item_knn_scorer
+from training.evaluation.compare import compare_runs, comparison_table
+from training.evaluation.evaluate import NEW_ITEMS, RECENT_POPULARITY, evaluate, protocols
 from training.evaluation.results import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
 from training.fit.train import train
 from training.model.weights import WEIGHTS
@@ -70,7 +70,7 @@ def test_what_is_in_demand_has_a_row_where_it_helps(tmp_path: Path) -> None:
     found = EvaluateResult.read(run.require("evaluate"))
     assert [note for note in found.notes if note.startswith(f"{AS_SERVED}: trend and popularity, lately: half-life")]
     ndcg = {one.method: one.figures["ndcg@10"] for one in found.results if one.protocol == AS_SERVED}
-    assert ndcg[TREND] > max(ndcg[ENCODER], ndcg[LATELY])
+    assert ndcg[TREND] > max(ndcg[ENCODER], ndcg[RECENT_POPULARITY])
     assert f"{AS_SERVED}/{TREND}/ndcg@10" in run.figures("evaluate")
 
 
@@ -176,7 +176,7 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     assert worse.interval[1] < 0
     assert worse.p < 0.01
     assert np.isclose(worse.value - by_run[run.path.name].ndcg.value, worse.difference)
-    assert table(found).row_count == 6
+    assert comparison_table(found).row_count == 6
     elsewhere = prepared(tmp_path, planted_log(users=30)[0])
     with pytest.raises(RunError, match="evaluate"):
         compare_runs([run, elsewhere])
@@ -216,6 +216,6 @@ def test_items_like_nothing_of_a_history_follow_by_popularity(run: Run) -> None:
     prepared_at = run.require("prepare")
     preprocessing = Preprocessing.model_validate_json((prepared_at / "preprocessing.json").read_bytes())
     [protocol, _] = protocols(prepared_at, preprocessing, 41)
-    scores = by_similar_items(protocol.log, protocol.held, preprocessing, 41)(np.arange(5)).numpy()
+    scores = item_knn_scorer(protocol.log, protocol.held, preprocessing, 41)(np.arange(5)).numpy()
     assert (scores[:, 40] == -1).all()  # an item that nobody ever had
     assert ((scores > 0).sum(1) >= 10).all()

@@ -15,7 +15,7 @@ from training.cli.main import app
 from training.config import Config
 from training.data.prepare import prepare
 from training.runs import Run
-from training.segments.measures import HALVES_FROM
+from training.segments.measures import MIN_HALVES_AGREEMENT
 from training.segments.result import Segmentation
 from training.segments.segment import segment
 from training.segments.sweep import K_SWEEP, read_sweep, sweep_run
@@ -96,7 +96,7 @@ def test_without_auto_nothing_is_swept_but_doubt_is_told(tmp_path: Path) -> None
     run = exported_run(tmp_path, 4, noise=0.8, events=6)
     found = segment(run, tmp_path / "repository", 8)
     assert not (run.path / "segment" / K_SWEEP).exists()
-    assert run.figures("segment")["halves_agree"] < HALVES_FROM
+    assert run.figures("segment")["halves_agree"] < MIN_HALVES_AGREEMENT
     assert any("Histories are too short" in note for note in found.notes)
 
 

@@ -25,7 +25,7 @@ from training.kmeans.engines import cuml_problem
 from training.model.onnx_inference import embed
 from training.publish.publish import publish
 from training.runs import Run
-from training.segments.clusters import bounded
+from training.segments.clusters import limit_k
 from training.segments.segment import segment
 
 USERS, ITEMS, GROUPS, DIM = 120, 40, 4, 16
@@ -201,14 +201,14 @@ def test_items_in_demand_count_for_more_where_that_is_so(tmp_path: Path, reposit
 
 @pytest.mark.parametrize(("k", "users", "segments"), [(8, 1000, 8), (8, 35, 3), (8, 3, 1)])
 def test_few_users_get_few_segments(k: int, users: int, segments: int) -> None:
-    found, notes = bounded(k, users, 10)
+    found, notes = limit_k(k, users, 10)
     assert found == segments
     assert bool(notes) == (segments < k)
 
 
 def test_nobody_to_segment_is_said() -> None:
     with pytest.raises(LogError, match="nobody"):
-        bounded(8, 0, 10)
+        limit_k(8, 0, 10)
 
 
 def test_a_tiny_log_gets_a_release_with_a_note(tmp_path: Path, repository: Path) -> None:

@@ -151,9 +151,9 @@ def compare(
     """Show runs side by side, and whether their differences are chance."""
     with telling() as told:
         from training.evaluation.compare import compare_runs as work
-        from training.evaluation.compare import table
+        from training.evaluation.compare import comparison_table
 
-        told.console.print(table(work([Run.open(runs, name) for name in run_ids])))
+        told.console.print(comparison_table(work([Run.open(runs, name) for name in run_ids])))
 
 
 @app.command()

@@ -13,7 +13,7 @@ from training.cli.traffic_tables import after_publishing
 from training.data.cleaning import Account
 from training.evaluation.results import EvaluateResult
 from training.runs import Run
-from training.segments.migration import in_sentences, read_migration
+from training.segments.migration import migration_sentences, read_migration
 from training.segments.result import Segmentation
 from training.segments.sweep import read_sweep
 
@@ -64,7 +64,7 @@ def segments_summary(run: Run) -> RenderableType:
     """Segments, how sure they are, and what became of those of the release before."""
     directory = run.require("segment")
     segmentation, migration = Segmentation.read(directory), read_migration(directory)
-    moved = in_sentences(migration) if migration else []
+    moved = migration_sentences(migration) if migration else []
     return Group(segments_table(segmentation.profiles), *doubt_lines(segmentation), *moved, *segmentation.notes)
 
 

@@ -22,7 +22,7 @@ from server.core.features import Inputs
 from server.core.repository.layout import OUTPUT, read_preprocessing
 from training.config import TrainSettings
 from training.errors import ConfigError, RunError
-from training.evaluation.evaluate import by_encoder, evaluate, protocols, ranks_by
+from training.evaluation.evaluate import encoder_scorer, evaluate, protocols, rank_targets
 from training.fit.train import train
 from training.metrics import bootstrap_interval, ndcg_each
 from training.model.encoder import Encoder
@@ -205,7 +205,7 @@ def ranks_on_test(run: Run) -> NDArray[np.int64]:
     prepared, encoder = run.require("prepare"), load_encoder(run.require("train"))
     preprocessing = read_preprocessing(prepared)
     *_, protocol = protocols(prepared, preprocessing, encoder.shape.item_count)
-    ranks, _ = ranks_by(by_encoder(encoder, protocol.log, protocol.held), protocol)
+    ranks, _ = rank_targets(encoder_scorer(encoder, protocol.log, protocol.held), protocol)
     return ranks
 
 

@@ -1,4 +1,4 @@
-"""How good a run is: metrics on held-out events beside baselines, comparisons of runs, probes of user embeddings.
+"""Evaluation of a run: ranking metrics beside baselines, comparisons of runs, and probes of the user embeddings.
 
-May import `segments` and what stands below it.
+May import `segments` and the packages below it.
 """

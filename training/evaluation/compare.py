@@ -1,4 +1,4 @@
-"""Runs side by side: the encoders' ranks of the same targets, user by user, and whether a difference is chance."""
+"""Compares runs by their encoders' ranks of the same targets, user by user, with a significance test."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from training.evaluation.results import RANKS
 from training.metrics import bootstrap_interval, ndcg_each
 from training.runs import Run, training_seconds
 
-_ASKED = ("protocol", "user_id", "item_id")
+_TARGET_COLUMNS = ("protocol", "user_id", "item_id")
 _RESAMPLES = 9_999
 SIGNIFICANT = 0.05
-"""A p below it is no chance."""
+"""A difference with a p below this is significant."""
 
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """A figure of a run beside that of the first one: the mean difference over users, its 95 % interval, and how often
-    signs drawn at random would give one as large (`p`).
+    """A figure of a run, its mean `difference` over users to the first run, and the 95 % `interval` of the difference.
+
+    `p` is the probability that random signs give a difference at least as large.
     """
 
     value: float
@@ -36,7 +37,7 @@ class PairedDifference:
 
 @dataclass(frozen=True)
 class RunComparison:
-    """One run under one protocol; the first run's differences are None."""
+    """One run under one protocol; the differences of the first run are 0."""
 
     protocol: str
     run: str
@@ -47,48 +48,47 @@ class RunComparison:
 
 
 def compare_runs(runs: Sequence[Run]) -> list[RunComparison]:
-    """Compare each run with the first one, protocol by protocol.
+    """Compare each run with the first run under each protocol.
 
-    Raises RunError where runs are not evaluated, or not on the same events, split and users.
+    Raises RunError if a run is not evaluated, or if the runs have different events, splits or targets.
     """
     if len({run.path.resolve() for run in runs}) < max(2, len(runs)):
-        raise RunError("compare takes two or more different runs.")
+        raise RunError("compare needs at least two runs, all different.")
     first = runs[0]
     ranks = {run.path.name: _ranks(run) for run in runs}
     for run in runs[1:]:
-        for what, there in _of_data(run).items():
-            if there != _of_data(first)[what]:
-                raise RunError(f"{first.path} and {run.path} differ in {what}; their figures cannot be compared.")
-        mine, theirs = (ranks[one.path.name].select(_ASKED) for one in (first, run))
-        if not mine.equals(theirs):
-            raise RunError(f"{first.path} and {run.path} were tested on other users or targets; evaluate both again.")
-    found = []
+        for name, value in _data_of(run).items():
+            if value != _data_of(first)[name]:
+                raise RunError(f"{first.path} and {run.path} differ in {name}; their figures cannot be compared.")
+        if not ranks[first.path.name].select(_TARGET_COLUMNS).equals(ranks[run.path.name].select(_TARGET_COLUMNS)):
+            raise RunError(f"{first.path} and {run.path} have different test targets; evaluate both again.")
+    comparisons = []
     for protocol in ranks[first.path.name]["protocol"].unique(maintain_order=True):
         by_run: dict[str, NDArray[np.int64]] = {
-            name: table.filter(protocol=protocol)["rank"].to_numpy() for name, table in ranks.items()
+            name: run_ranks.filter(protocol=protocol)["rank"].to_numpy() for name, run_ranks in ranks.items()
         }
         base = by_run[first.path.name]
         for run in runs:
             own = by_run[run.path.name]
-            ndcg = difference_of(ndcg_each(own, 10), ndcg_each(base, 10))
-            hr = difference_of((own < 10).astype(np.float64), (base < 10).astype(np.float64))
-            found.append(RunComparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
-    return found
+            ndcg = paired_difference(ndcg_each(own, 10), ndcg_each(base, 10))
+            hr = paired_difference((own < 10).astype(np.float64), (base < 10).astype(np.float64))
+            comparisons.append(RunComparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
+    return comparisons
 
 
-def table(comparisons: Sequence[RunComparison]) -> Table:
-    """For rich to print; a difference that is no chance (p < .05) in bold."""
-    made = Table("protocol", "run", title="Differences to the first run, over the same users")
+def comparison_table(comparisons: Sequence[RunComparison]) -> Table:
+    """One row per comparison, for rich to print; significant differences are bold."""
+    table = Table("protocol", "run", title="Differences to the first run, over the same users")
     for heading in ("train s", "NDCG@10", "difference (95 %)", "p", "HR@10", "difference (95 %)", "p"):
-        made.add_column(heading, justify="right")
+        table.add_column(heading, justify="right")
     first = comparisons[0].run
-    for one in comparisons:
-        cells = [f"{one.training_seconds:,.0f}"]
-        for figure in (one.ndcg, one.hr):
+    for comparison in comparisons:
+        cells = [f"{comparison.training_seconds:,.0f}"]
+        for figure in (comparison.ndcg, comparison.hr):
             cells.append(f"{figure.value:.4f}")
-            cells += ["–", "–"] if one.run == first else _cells(figure)
-        made.add_row(one.protocol, one.run, *cells)
-    return made
+            cells += ["–", "–"] if comparison.run == first else _cells(figure)
+        table.add_row(comparison.protocol, comparison.run, *cells)
+    return table
 
 
 def _cells(figure: PairedDifference) -> list[str]:
@@ -101,21 +101,22 @@ def _ranks(run: Run) -> pl.DataFrame:
     return pl.read_parquet(run.require("evaluate") / RANKS)
 
 
-def _of_data(run: Run) -> dict[str, Any]:
+def _data_of(run: Run) -> dict[str, Any]:
     log = run.record()["data"]["events"]
     return {"their log": log["sha256"], "their split": read_split(run.require("prepare"))}
 
 
-def difference_of(mine: NDArray[np.float64], base: NDArray[np.float64]) -> PairedDifference:
-    """A figure of the same users (T,) beside that of another model."""
-    each = mine - base
-    return PairedDifference(float(mine.mean()), float(each.mean()), bootstrap_interval(each, seed=0), _chance(each))
+def paired_difference(values: NDArray[np.float64], base: NDArray[np.float64]) -> PairedDifference:
+    """Compare a figure of the same users (T,) by two models; `base` is that of the first model."""
+    differences = values - base
+    interval = bootstrap_interval(differences, seed=0)
+    return PairedDifference(float(values.mean()), float(differences.mean()), interval, _p_value(differences))
 
 
-def _chance(each: NDArray[np.float64]) -> float:
-    """p of a sign-flip permutation test of the mean of `each` (T,); users without a difference have no say in it."""
-    told = each[each != 0]
-    if not len(told):
+def _p_value(differences: NDArray[np.float64]) -> float:
+    """p of a sign-flip permutation test of the mean of the differences (T,); differences of 0 do not change it."""
+    nonzero = differences[differences != 0]
+    if not len(nonzero):
         return 1.0
-    drawn = {"n_resamples": _RESAMPLES, "batch": 64, "rng": 0}
-    return float(permutation_test((told,), np.sum, permutation_type="samples", vectorized=True, **drawn).pvalue)
+    sampling = {"n_resamples": _RESAMPLES, "batch": 64, "rng": 0}
+    return float(permutation_test((nonzero,), np.sum, permutation_type="samples", vectorized=True, **sampling).pvalue)

@@ -1,9 +1,9 @@
-"""Third stage: reads the test targets, once, and ranks every item for every user, beside baselines.
+"""The evaluate stage: ranks all items for each user with a test target, by the encoder and by baselines.
 
-A run trained for leave-one-out is measured by two protocols. `leave-one-out` is that of the published figures: of each
-user and item the first event counts, and items of the history are not ranked. `as served`, for logs whose users
-repeat themselves: all events count, and nothing is left out. A run trained for a split by time has one, `time split`:
-each user's first event of the test period, with items of the history ranked or not as the release would.
+The split decides the protocols. Leave-one-out has two: `leave-one-out`, as in published figures, counts only the first
+event of each user and item, and does not rank the items of the history; `as served`, for logs with repeated items,
+counts all events and ranks all items. A split by time has one, `time split`: the target is the first event of a user in
+the test period, and items of the history are ranked if the release ranks them.
 """
 
 import json
@@ -35,7 +35,13 @@ from training.data.sequences import (
 )
 from training.data.split import read_split
 from training.errors import RunError
-from training.evaluation.baselines import by_counts, by_segment, by_similar_items, known_events, popularities
+from training.evaluation.baselines import (
+    item_knn_scorer,
+    known_events,
+    popularity_counts,
+    popularity_scorer,
+    segment_scorer,
+)
 from training.evaluation.results import (
     AS_SERVED,
     ENCODER,
@@ -63,32 +69,32 @@ from training.model.encoder import Encoder
 from training.model.torch_inference import Scorer, embed_histories, embed_users, leave_out_seen
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
-from training.ranking.hybrid import ASKED_USERS, HybridTuner
-from training.ranking.trend import Demand, choose_trend, moments_of
+from training.ranking.hybrid import TARGET_USERS, HybridTuner
+from training.ranking.trend import Demand, choose_trend, target_times
 from training.runs import Progress, Run, no_progress, write_atomically
 
-LATELY = "popularity, lately"
-"""What is in demand when the target is asked for, for everyone alike: by the half-life of the trend, where it helps."""
+RECENT_POPULARITY = "popularity, lately"
+"""The method that gives all users the items in demand at the target's time, by the half-life of the trend."""
 
 NEW_ITEMS = "new items"
-"""The slice of targets that training never saw."""
+"""The slice of targets whose items have no training event."""
 
 _SCORES_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Whose targets are asked for, of which reading of the log, and whether items of the history are left out."""
+    """The targets `held` of one reading of the log, and whether items of the history are left out of the ranking."""
 
     name: str
     log: EventLog
     held: HeldOut
     exclude_seen: bool
     training_counts: NDArray[np.int64]
-    """How often training sees each item, (V,)."""
+    """The number of training events of each item, (V,)."""
 
     def slices(self) -> dict[str, NDArray[np.bool_]]:
-        """Which targets belong to which slice, (T,) each: thirds of users by events, and new items."""
+        """Masks (T,) of the targets in each slice: thirds of the users by number of events, and new items."""
         events = self.held.ends - self.log.features.starts[self.held.rows]
         low, high = (int(bound) for bound in np.quantile(events, (1 / 3, 2 / 3), method="lower"))
         masks = {
@@ -100,7 +106,7 @@ class Protocol:
 
 
 def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
-    """Rank the test targets by the encoder and by baselines. Raises RunError where no user can be tested on."""
+    """Rank the test targets by the encoder and by baselines. Raises RunError for a log without test targets."""
     trained = run.require("train")
     prepared = run.require("prepare")
     preprocessing = read_preprocessing(prepared)
@@ -109,19 +115,19 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
         item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
         results: list[Result] = []
         ranks: list[pl.DataFrame] = []
-        asked = list(protocols(prepared, preprocessing, encoder.shape.item_count))
-        if not asked:
-            raise RunError(_nobody(prepared))
-        notes = _notes(asked)
-        for protocol in asked:
+        run_protocols = list(protocols(prepared, preprocessing, encoder.shape.item_count))
+        if not run_protocols:
+            raise RunError(_no_targets_message(prepared))
+        notes = _notes(run_protocols)
+        for protocol in run_protocols:
             for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
-                progress(f"{protocol.name}: {method}", len(results), 8 * len(asked))
-                places = ranks_by(scorer, protocol)
-                results.append(measured(method, protocol, *places))
+                progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
+                target_ranking, top_items = rank_targets(scorer, protocol)
+                results.append(measure(method, protocol, target_ranking, top_items))
                 if method == ENCODER:
                     users = protocol.log.users.gather(protocol.held.rows)
                     targets = item_ids.gather(protocol.held.targets - 1)
-                    columns = {"user_id": users, "item_id": targets, "rank": places[0]}
+                    columns = {"user_id": users, "item_id": targets, "rank": target_ranking}
                     ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
         pl.concat(ranks).write_parquet(stage.directory / RANKS)
         content = {"results": [asdict(result) for result in results], "notes": notes}
@@ -133,91 +139,96 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
 
 
 def protocols(prepared: Path, preprocessing: Preprocessing, item_count: int) -> Iterator[Protocol]:
-    """Those that the run's split allows and that have someone to ask."""
+    """The protocols of the run's split that have at least one target."""
     positive = positive_actions(preprocessing)
     if read_split(prepared).by_time:
         log = read_sequences(prepared, preprocessing)
-        yield from _asked(TIME_SPLIT, log, held_out(log, 1, positive), preprocessing.exclude_seen, item_count)
+        yield from _protocol(TIME_SPLIT, log, held_out(log, 1, positive), preprocessing.exclude_seen, item_count)
         return
     first = read_first_events(prepared, preprocessing)
-    yield from _asked(LEAVE_ONE_OUT, first, held_out(first, 1), True, item_count)
+    yield from _protocol(LEAVE_ONE_OUT, first, held_out(first, 1), True, item_count)
     if not preprocessing.exclude_seen:
         log = read_log(prepared, preprocessing)
-        yield from _asked(AS_SERVED, log, held_out(log, 1, positive), False, item_count)
+        yield from _protocol(AS_SERVED, log, held_out(log, 1, positive), False, item_count)
 
 
-def _asked(name: str, log: EventLog, held: HeldOut, exclude_seen: bool, item_count: int) -> tuple[Protocol, ...]:
+def _protocol(name: str, log: EventLog, held: HeldOut, exclude_seen: bool, item_count: int) -> tuple[Protocol, ...]:
+    """One protocol, or none without targets."""
     if not len(held.rows):
         return ()
     counts = np.bincount(log.features.item_index[in_training(log)] - 1, minlength=item_count)
     return (Protocol(name, log, held, exclude_seen, counts),)
 
 
-def _nobody(prepared: Path) -> str:
+def _no_targets_message(prepared: Path) -> str:
     if read_split(prepared).by_time:
-        return "Nobody can be tested on: no user has events both before and in the test period of [split]."
-    return "No user has enough events to test on: evaluation needs users with five events."
+        return "There are no test targets: no user has events both before and in the test period of [split]."
+    return "There are no test targets: no user has the five events that evaluation needs."
 
 
-def _notes(asked: list[Protocol]) -> list[str]:
+def _notes(run_protocols: list[Protocol]) -> list[str]:
+    """A note on the split for each protocol with a split by time."""
     notes = []
-    for protocol in asked:
+    for protocol in run_protocols:
         log = protocol.log
         if log.split.by_time:
             starts = period_starts(log, 1)
             new = (starts == log.features.starts) & (log.features.lengths > 0)
-            notes.append(f"{log.split.describe()}; users who came only then, and are not asked: {int(new.sum()):,}")
+            notes.append(f"{log.split.describe()}; users without earlier events, not evaluated: {int(new.sum()):,}")
     return notes
 
 
 def _scorers(
     run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, notes: list[str]
 ) -> Iterator[tuple[str, Scorer]]:
-    """Each method by name. What there is to say of one goes into `notes`."""
+    """Each method by name, with its scorer; appends notes on the methods to `notes`."""
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
-    personal = by_encoder(encoder, log, held)
+    personal = encoder_scorer(encoder, log, held)
     yield ENCODER, personal
-    asked = sample_targets(held_out(log, 2, positive_actions(preprocessing)), ASKED_USERS, 0)
-    validated = by_encoder(encoder, log, asked)
-    trend = choose_trend(log, asked, validated, preprocessing, item_count, exclude_seen=protocol.exclude_seen)
+    validation = sample_targets(held_out(log, 2, positive_actions(preprocessing)), TARGET_USERS, 0)
+    validation_scorer = encoder_scorer(encoder, log, validation)
+    trend = choose_trend(
+        log, validation, validation_scorer, preprocessing, item_count, exclude_seen=protocol.exclude_seen
+    )
     if trend:
-        when = "the start of the test period" if log.split.by_time else "each target's day, as with a release made then"
-        notes.append(f"{protocol.name}: trend and {LATELY}: {trend.in_words()}, of the events before {when}")
-        demand, moments = Demand(log, 1, preprocessing, item_count), moments_of(log, held, 1)
-        lately, weight = demand.by_time(trend), trend.weight
-        yield TREND, lambda places: personal(places).add_(lately(moments[places]))
-        yield LATELY, lambda places: demand.ever() + lately(moments[places]) / weight
-    for name, counts in popularities(log, preprocessing, item_count).items():
-        yield name, by_counts(counts)
+        when = "the start of the test period" if log.split.by_time else "each target's day, as for a nightly release"
+        words = trend.describe()
+        notes.append(f"{protocol.name}: trend and {RECENT_POPULARITY}: {words}, from the events before {when}")
+        demand, times = Demand(log, 1, preprocessing, item_count), target_times(log, held, 1)
+        trend_scores, weight = demand.scores_by_time(trend), trend.weight
+        yield TREND, lambda places: personal(places).add_(trend_scores(times[places]))
+        yield RECENT_POPULARITY, lambda places: demand.log_probability() + trend_scores(times[places]) / weight
+    for name, counts in popularity_counts(log, preprocessing, item_count).items():
+        yield name, popularity_scorer(counts)
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
     k = max(1, min(fixed_k(settings), len(held.rows) // 10))
-    mixer = HybridTuner(
+    tuner = HybridTuner(
         log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings)
     )
-    yield f"popularity, {k} segments", by_segment(mixer, held)
+    yield f"popularity, {k} segments", segment_scorer(tuner, held)
     if known_events(log, preprocessing).any():
-        yield "item-kNN", by_similar_items(log, held, preprocessing, item_count)
+        yield "item-kNN", item_knn_scorer(log, held, preprocessing, item_count)
 
 
 def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:
     return embed_histories(encoder, features, encoder.shape).numpy()
 
 
-def by_encoder(encoder: Encoder, log: EventLog, held: HeldOut) -> Scorer:
-    """Inner products of user and item embeddings."""
+def encoder_scorer(encoder: Encoder, log: EventLog, held: HeldOut) -> Scorer:
+    """Scores items by the inner products of user and item embeddings."""
     users = embed_users(encoder, log, held)
     with torch.inference_mode():
         items = encoder.item_embeddings().T.contiguous()
     return lambda places: users[torch.from_numpy(places)] @ items
 
 
-def ranks_by(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64], torch.Tensor]:
-    """Rank of each target from 0, (T,), and the rows of the first items of each list, (T, 10)."""
+def rank_targets(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64], torch.Tensor]:
+    """The rank of each target from 0, (T,), and the item rows of each user's list, (T, `LIST_LENGTH`)."""
     held, item_count = protocol.held, len(protocol.training_counts)
     step = max(1, min(256, _SCORES_AT_ONCE // item_count))
-    ranks, listed = [], []
+    ranks, top_items = [], []
     with torch.inference_mode():
         for start in range(0, len(held.rows), step):
             places = np.arange(start, min(start + step, len(held.rows)))
@@ -226,19 +237,19 @@ def ranks_by(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64], tor
             if protocol.exclude_seen:
                 leave_out_seen(scores, protocol.log, part)
             ranks.append(target_ranks(scores, torch.from_numpy(part.targets.astype(np.int64) - 1)))
-            listed.append(scores.topk(min(LIST_LENGTH, item_count), sorted=False).indices)
-    return torch.cat(ranks).numpy(), torch.cat(listed)
+            top_items.append(scores.topk(min(LIST_LENGTH, item_count), sorted=False).indices)
+    return torch.cat(ranks).numpy(), torch.cat(top_items)
 
 
-def measured(method: str, protocol: Protocol, ranks: NDArray[np.int64], listed: torch.Tensor) -> Result:
-    """Figures of what `ranks_by` found."""
+def measure(method: str, protocol: Protocol, ranks: NDArray[np.int64], top_items: torch.Tensor) -> Result:
+    """The figures of the results of `rank_targets`."""
     counts = protocol.training_counts
-    figures = {**ranking_metrics(ranks), f"coverage@{LIST_LENGTH}": coverage(listed, len(counts))}
-    figures |= {f"novelty@{LIST_LENGTH}": novelty(listed, counts)}
-    gains, hits = ndcg_each(ranks, 10), (ranks < 10).astype(np.float64)
+    figures = {**ranking_metrics(ranks), f"coverage@{LIST_LENGTH}": coverage(top_items, len(counts))}
+    figures |= {f"novelty@{LIST_LENGTH}": novelty(top_items, counts)}
+    ndcg, hits = ndcg_each(ranks, 10), (ranks < 10).astype(np.float64)
     slices = tuple(
-        UserSlice(name, int(mask.sum()), *(float(each[mask].mean()) if mask.any() else 0.0 for each in (gains, hits)))
+        UserSlice(name, int(mask.sum()), *(float(each[mask].mean()) if mask.any() else 0.0 for each in (ndcg, hits)))
         for name, mask in protocol.slices().items()
     )
-    intervals = bootstrap_interval(gains, seed=0), bootstrap_interval(hits, seed=0)
+    intervals = bootstrap_interval(ndcg, seed=0), bootstrap_interval(hits, seed=0)
     return Result(protocol.name, method, len(ranks), figures, *intervals, slices)

@@ -1,8 +1,8 @@
-"""Probe stage: what user embeddings are worth apart from the next item, beside vectors that need no training.
+"""The probe stage: measures user embeddings by labels and segments, beside vectors that need no training.
 
-Labels and segments are judged on whole histories, as a release embeds them (labels are never trained on); hits on the
-events before each test target. Vectors that need no training see the same events as the encoder's, and are not cut to
-`max_length`.
+Labels, which training never reads, and segments are measured on whole histories, as a release embeds them; hits are
+measured on the events before each test target. Vectors that need no training read all of these events, the encoder's
+only the newest `max_length`.
 """
 
 import json
@@ -37,10 +37,10 @@ from training.evaluation.user_vectors import (
     MEAN,
     SEGMENT,
     SVD,
-    ByHand,
+    HandMadeVectors,
     ItemSvd,
     Vectors,
-    by_encoder,
+    encoder_vectors,
 )
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
@@ -48,19 +48,19 @@ from training.runs import Progress, Run, no_progress, write_atomically
 from training.segments.quality import (
     NEIGHBOURS,
     SEEDS,
+    ProbeVectors,
     SegmentQuality,
     Targets,
-    VectorViews,
-    hr_of,
     neighbour_overlap,
+    popularity_targets,
+    segment_hit_rate,
     segment_quality,
     segments_agree,
-    targets_of,
 )
 
 KS = (8, 32)
 USERS_MAX = 20_000
-"""Of larger logs so many users are drawn."""
+"""The number of users that are sampled from a larger log."""
 
 METRICS = "metrics.json"
 
@@ -73,7 +73,7 @@ _KINDS = (*_TRAINED, SVD, BY_HAND)
 
 @dataclass(frozen=True)
 class LabelProbe:
-    """A label and how well each kind of vector tells it."""
+    """A label, and how well each kind of vector predicts it."""
 
     label: str
     users: int
@@ -83,10 +83,10 @@ class LabelProbe:
 
 
 @dataclass(frozen=True)
-class Stability:
-    """How far two trainings agree on one kind of vector.
+class TrainingAgreement:
+    """The agreement of two trained encoders on one kind of vector.
 
-    `neighbours` is the share of the `NEIGHBOURS` nearest users in common; `segments`, by k, adjusted Rand indexes.
+    `neighbours` is the share of the `NEIGHBOURS` nearest users in common; `segments` are adjusted Rand indexes by k.
     """
 
     kind: str
@@ -96,18 +96,18 @@ class Stability:
 
 @dataclass(frozen=True)
 class ProbeResult:
-    """What `probe_run` found. `global_hr` is HR@10 of global popularity on `asked` users, NaN without any."""
+    """The result of `probe_run`. `global_hr` is HR@10 of global popularity on `asked` users, NaN without such users."""
 
     users: int
     asked: int
     global_hr: float
     labels: tuple[LabelProbe, ...]
     segments: Mapping[str, tuple[SegmentQuality, ...]]
-    stability: tuple[Stability, ...]
+    stability: tuple[TrainingAgreement, ...]
     notes: tuple[str, ...]
 
     def table(self) -> RenderableType:
-        """Everything for rich to print."""
+        """All tables and notes, for rich to print."""
         parts: list[RenderableType] = [self._labels()] if self.labels else []
         parts.append(self._segments())
         parts += [self._stability()] if self.stability else []
@@ -115,16 +115,16 @@ class ProbeResult:
 
     def figures(self) -> dict[str, float]:
         """Figures by name such as `probe/last/gender/auroc` and `segments/mean/8/halves`."""
-        found = {"segments/popularity/hr@10": self.global_hr}
+        result = {"segments/popularity/hr@10": self.global_hr}
         for entry in self.labels:
-            for kind, result in entry.by_kind.items():
-                found |= {f"probe/{kind}/{entry.label}/{name}": value for name, value in asdict(result).items()}
+            for kind, figures in entry.by_kind.items():
+                result |= {f"probe/{kind}/{entry.label}/{name}": value for name, value in asdict(figures).items()}
         for kind, entries in self.segments.items():
             for quality in entries:
-                figures = {"halves": quality.halves, "seeds": quality.seeds, "hr@10": quality.hr}
-                found |= {f"segments/{kind}/{quality.k}/{name}": value for name, value in figures.items()}
-        found |= {f"stability/{entry.kind}/neighbours": entry.neighbours for entry in self.stability}
-        return {name: round(value, 6) for name, value in found.items() if math.isfinite(value)}
+                by_name = {"halves": quality.halves, "seeds": quality.seeds, "hr@10": quality.hr}
+                result |= {f"segments/{kind}/{quality.k}/{name}": value for name, value in by_name.items()}
+        result |= {f"stability/{entry.kind}/neighbours": entry.neighbours for entry in self.stability}
+        return {name: round(value, 6) for name, value in result.items() if math.isfinite(value)}
 
     def _labels(self) -> Table:
         table = Table("label", title="Linear probes: AUROC (mean of each class against the rest), accuracy")
@@ -137,15 +137,16 @@ class ProbeResult:
 
     def _segments(self) -> Table:
         table = Table(
-            "vectors", title=f"Segments, means over {SEEDS} seeds; popularity of all: HR@10 {self.global_hr:.4f}"
+            "vectors", title=f"Segments, means over {SEEDS} seeds; global popularity: HR@10 {self.global_hr:.4f}"
         )
         for name in ("k", "halves agree", "halves placed", "seeds agree", "smallest", "largest", "HR@10"):
             table.add_column(name, justify="right")
-        for place in range(len(KS)):
+        for k_index in range(len(KS)):
             for kind in _KINDS:
-                it = self.segments[kind][place]
-                agreements = [f"{value:.3f}" for value in (it.halves, it.halves_placed, it.seeds)]
-                table.add_row(kind, str(it.k), *agreements, f"{it.smallest:.1%}", f"{it.largest:.1%}", f"{it.hr:.4f}")
+                quality = self.segments[kind][k_index]
+                cells = [f"{value:.3f}" for value in (quality.halves, quality.halves_placed, quality.seeds)]
+                cells += [f"{quality.smallest:.1%}", f"{quality.largest:.1%}", f"{quality.hr:.4f}"]
+                table.add_row(kind, str(quality.k), *cells)
             table.add_section()
         return table
 
@@ -161,36 +162,35 @@ class ProbeResult:
 
 
 def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_progress) -> ProbeResult:
-    """Judge the user embeddings of `run`, and how far those of `other`, trained on the same log, agree with them.
+    """Probe the user embeddings of `run`, and their agreement with those of `other`, a run trained on the same log.
 
-    Raises RunError where a stage is missing or the logs differ, LogError where users are too few.
+    Raises RunError if a stage is missing or the logs differ, LogError if the log has too few users.
     """
     trained, prepared = run.require("train"), run.require("prepare")
     if other:
         _check_same_log(run, other)
     with run.stage("probe") as stage:
-        scene = _Scene.read(prepared)
-        views = _views(scene, UserEncoder.load(load_encoder(trained), trained), progress)
-        labels, remarks = scene.labels(prepared)
+        probe_users = _ProbeUsers.read(prepared)
+        vectors = _views(probe_users, UserEncoder.load(load_encoder(trained), trained), progress)
+        labels, label_notes = probe_users.labels(prepared)
         probes = []
         for done, label in enumerate(labels):
             progress("labels", done, len(labels))
-            by_kind = {kind: probe(views[kind].whole, label, _SEED) for kind in _KINDS}
+            by_kind = {kind: probe(vectors[kind].whole, label, _SEED) for kind in _KINDS}
             size = len(label.rows), int(label.classes.max()) + 1
             probes.append(LabelProbe(label.name, *size, label.majority, by_kind))
         segments: dict[str, tuple[SegmentQuality, ...]] = {}
         for kind in _KINDS:
             progress("segments", len(segments), len(_KINDS))
-            segments[kind] = tuple(segment_quality(views[kind], scene.asked, k) for k in KS)
-        asked = len(scene.asked.held.rows)
+            segments[kind] = tuple(segment_quality(vectors[kind], probe_users.targets, k) for k in KS)
         result = ProbeResult(
-            users=len(scene.rows),
-            asked=asked,
-            global_hr=scene.global_hr,
+            users=len(probe_users.rows),
+            asked=len(probe_users.targets.held.rows),
+            global_hr=probe_users.global_hr,
             labels=tuple(probes),
             segments=segments,
-            stability=_stability(scene, views, other, progress) if other else (),
-            notes=(*scene.notes, *remarks),
+            stability=_stability(probe_users, vectors, other, progress) if other else (),
+            notes=(*probe_users.notes, *label_notes),
         )
         text = json.dumps(_without_nan(asdict(result)), ensure_ascii=False, indent=1)
         write_atomically(stage.directory / METRICS, text + "\n")
@@ -199,41 +199,48 @@ def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_pro
 
 
 def segment_figures(run: Run, *, progress: Progress = no_progress) -> tuple[int, float, tuple[SegmentQuality, ...]]:
-    """Of the vectors that a release makes segments of: users, HR@10 of global popularity, quality for each of `KS`.
+    """The number of users, HR@10 of global popularity, and the quality of the release's segments for each of `KS`.
 
-    As `probe_run` does it, without other vectors, labels or a stage of the run.
+    The figures are those of `probe_run` for `SEGMENT` vectors; nothing is written to the run.
     """
     trained = run.require("train")
-    scene = _Scene.read(run.require("prepare"))
+    probe_users = _ProbeUsers.read(run.require("prepare"))
     encoder = UserEncoder.load(load_encoder(trained), trained)
-    whole, halves, past = scene.whole(), scene.halves(), scene.past()
-    one = [by_encoder(encoder, part, progress)[SEGMENT] for part in (whole, *halves, past)]
-    views = VectorViews(one[0], (one[1], one[2]), _in_both(halves), one[3])
-    return len(scene.rows), scene.global_hr, tuple(segment_quality(views, scene.asked, k) for k in KS)
+    halves = probe_users.halves()
+    whole, first, second, before_target = (
+        encoder_vectors(encoder, log, progress)[SEGMENT]
+        for log in (probe_users.whole(), *halves, probe_users.before_target())
+    )
+    vectors = ProbeVectors(whole, (first, second), _in_both(halves), before_target)
+    quality = tuple(segment_quality(vectors, probe_users.targets, k) for k in KS)
+    return len(probe_users.rows), probe_users.global_hr, quality
 
 
 @dataclass(frozen=True)
-class _Scene:
-    """The log of a run, in its two readings, and the users that are judged: `rows` (U,), ascending."""
+class _ProbeUsers:
+    """The users that are probed, `rows` (U,) of the log, ascending.
+
+    `log` has all events, `first_events` only the first event of each user and item; `targets` are of the latter.
+    """
 
     log: EventLog
-    first: EventLog
-    asked: Targets
+    first_events: EventLog
+    targets: Targets
     rows: NDArray[np.intp]
     preprocessing: Preprocessing
     categories: pl.Series
 
     @classmethod
-    def read(cls, prepared: Path) -> "_Scene":
+    def read(cls, prepared: Path) -> "_ProbeUsers":
         preprocessing = read_preprocessing(prepared)
         items = pl.read_parquet(prepared / "items.parquet")
-        log, first = read_log(prepared, preprocessing), read_first_events(prepared, preprocessing)
-        everyone = np.flatnonzero(log.features.lengths > 1)
-        if len(everyone) < _USERS_MIN:
-            raise LogError(f"Probes need {_USERS_MIN} users with two events; this log has {len(everyone)}.")
-        rows = np.sort(np.random.default_rng(_SEED).permutation(everyone)[:USERS_MAX])
-        asked = _asked(first, rows, positive_actions(preprocessing), len(items))
-        return cls(log, first, asked, rows, preprocessing, items["category"])
+        log, first_events = read_log(prepared, preprocessing), read_first_events(prepared, preprocessing)
+        candidates = np.flatnonzero(log.features.lengths > 1)
+        if len(candidates) < _USERS_MIN:
+            raise LogError(f"Probes need {_USERS_MIN} users with two events; this log has {len(candidates)}.")
+        rows = np.sort(np.random.default_rng(_SEED).permutation(candidates)[:USERS_MAX])
+        targets = _targets(first_events, rows, positive_actions(preprocessing), len(items))
+        return cls(log, first_events, targets, rows, preprocessing, items["category"])
 
     @property
     def notes(self) -> list[str]:
@@ -242,52 +249,56 @@ class _Scene:
 
     @property
     def global_hr(self) -> float:
-        asked = len(self.asked.held.rows)
-        return hr_of(self.asked, np.zeros(asked, np.intp)) if asked else math.nan
+        count = len(self.targets.held.rows)
+        return segment_hit_rate(self.targets, np.zeros(count, np.intp)) if count else math.nan
 
     def labels(self, prepared: Path) -> tuple[list[Label], list[str]]:
-        """Labels of `users.parquet`, and remarks on them."""
+        """The labels in `users.parquet`, and notes on them."""
         path = prepared / "users.parquet"
         if not path.is_file():
             return [], ["no labels: the run was prepared without a user table"]
         return user_labels(pl.read_parquet(path), self.log.users.gather(self.rows))
 
     def whole(self) -> EventLog:
-        """All events."""
         return self.log.subset(np.ones(len(self.log.timestamp), np.bool_), self.rows, self.preprocessing)
 
     def halves(self) -> tuple[EventLog, EventLog]:
-        """Two halves of each user's events, drawn at random; of an odd number the second has one more."""
-        one = random_half(self.log, _SEED)
-        first, second = (self.log.subset(half, self.rows, self.preprocessing) for half in (one, ~one))
+        """Two random halves of each user's events; of an odd number the second half has one more."""
+        first_half = random_half(self.log, _SEED)
+        first, second = (self.log.subset(half, self.rows, self.preprocessing) for half in (first_half, ~first_half))
         return first, second
 
-    def past(self) -> EventLog:
-        """The events before each test target, of the users who have one."""
-        ends = np.zeros(len(self.first.users), np.int64)
-        ends[self.asked.held.rows] = self.asked.held.ends
-        return self.first.subset(self.first.before(ends), self.asked.held.rows, self.preprocessing)
+    def before_target(self) -> EventLog:
+        """The events before each test target, for the users with a target."""
+        ends = np.zeros(len(self.first_events.users), np.int64)
+        ends[self.targets.held.rows] = self.targets.held.ends
+        return self.first_events.subset(self.first_events.before(ends), self.targets.held.rows, self.preprocessing)
 
 
-def _asked(first: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
-    held = held_out(first, 1, positive)
-    return targets_of(first, select_targets(held, np.flatnonzero(np.isin(held.rows, rows))), positive, item_count)
+def _targets(first_events: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
+    """The test targets of the users at `rows`."""
+    held = held_out(first_events, 1, positive)
+    of_rows = select_targets(held, np.flatnonzero(np.isin(held.rows, rows)))
+    return popularity_targets(first_events, of_rows, positive, item_count)
 
 
-def _views(scene: _Scene, encoder: UserEncoder, progress: Progress) -> dict[str, VectorViews]:
-    """Each kind of vector of the whole histories, of their halves and of the pasts."""
-    whole, halves, past = scene.whole(), scene.halves(), scene.past()
-    parts = (whole, *halves, past)
-    embedded = [by_encoder(encoder, part, progress) for part in parts]
-    progress("items and figures by hand", 0, 0)
-    by_kind: dict[str, list[NDArray[np.float64]]] = {kind: [one[kind] for one in embedded] for kind in _TRAINED}
+def _views(probe_users: _ProbeUsers, encoder: UserEncoder, progress: Progress) -> dict[str, ProbeVectors]:
+    """The vectors of whole histories, halves and histories before the target, by kind."""
+    whole, halves = probe_users.whole(), probe_users.halves()
+    logs = (whole, *halves, probe_users.before_target())
+    embedded = [encoder_vectors(encoder, log, progress) for log in logs]
+    progress("SVD and hand-made vectors", 0, 0)
+    by_kind: dict[str, list[NDArray[np.float64]]] = {kind: [vectors[kind] for vectors in embedded] for kind in _TRAINED}
     untrained: dict[str, Callable[[EventLog], NDArray[np.float64]]] = {
-        SVD: ItemSvd(whole, len(scene.categories), _SEED),
-        BY_HAND: ByHand(whole, scene.categories, scene.preprocessing),
+        SVD: ItemSvd(whole, len(probe_users.categories), _SEED),
+        BY_HAND: HandMadeVectors(whole, probe_users.categories, probe_users.preprocessing),
     }
-    by_kind |= {kind: [vectors(part) for part in parts] for kind, vectors in untrained.items()}
+    by_kind |= {kind: [vectors_of(log) for log in logs] for kind, vectors_of in untrained.items()}
     both = _in_both(halves)
-    return {kind: VectorViews(made[0], (made[1], made[2]), both, made[3]) for kind, made in by_kind.items()}
+    return {
+        kind: ProbeVectors(whole_vectors, (first, second), both, before_target)
+        for kind, (whole_vectors, first, second, before_target) in by_kind.items()
+    }
 
 
 def _in_both(halves: tuple[EventLog, EventLog]) -> NDArray[np.bool_]:
@@ -295,35 +306,35 @@ def _in_both(halves: tuple[EventLog, EventLog]) -> NDArray[np.bool_]:
 
 
 def _stability(
-    scene: _Scene, views: Mapping[str, VectorViews], other: Run, progress: Progress
-) -> tuple[Stability, ...]:
-    """How the other run's embeddings of the same users agree with `views`."""
-    theirs = _Scene.read(other.require("prepare"))
-    if not theirs.log.users.equals(scene.log.users):
-        raise RunError(f"The runs keep different users; prepare {other.path} as the other one was.")
+    probe_users: _ProbeUsers, vectors: Mapping[str, ProbeVectors], other: Run, progress: Progress
+) -> tuple[TrainingAgreement, ...]:
+    """The agreement of the other run's embeddings of the same users with `vectors`."""
+    other_users = _ProbeUsers.read(other.require("prepare"))
+    if not other_users.log.users.equals(probe_users.log.users):
+        raise RunError(f"The runs keep different users; prepare {other.path} with the settings of the probed run.")
     trained = other.require("train")
     encoder = UserEncoder.load(load_encoder(trained), trained)
-    embedded: Vectors = by_encoder(encoder, theirs.whole(), progress)
-    found: list[Stability] = []
+    embedded: Vectors = encoder_vectors(encoder, other_users.whole(), progress)
+    agreements: list[TrainingAgreement] = []
     for kind in _TRAINED:
-        progress("two trainings", len(found), len(_TRAINED))
-        pair = views[kind].whole, embedded[kind]
-        agreement = {k: segments_agree(*pair, min(k, len(scene.rows))) for k in KS}
-        found.append(Stability(kind, neighbour_overlap(*pair, _NEIGHBOUR_SAMPLE, _SEED), agreement))
-    return tuple(found)
+        progress("two trainings", len(agreements), len(_TRAINED))
+        pair = vectors[kind].whole, embedded[kind]
+        agreement = {k: segments_agree(*pair, min(k, len(probe_users.rows))) for k in KS}
+        agreements.append(TrainingAgreement(kind, neighbour_overlap(*pair, _NEIGHBOUR_SAMPLE, _SEED), agreement))
+    return tuple(agreements)
 
 
 def _check_same_log(run: Run, other: Run) -> None:
     other.require("train")
-    logs = [one.record()["data"]["events"] for one in (run, other)]
-    if logs[0]["sha256"] != logs[1]["sha256"]:
+    first, second = (one.record()["data"]["events"]["sha256"] for one in (run, other))
+    if first != second:
         raise RunError(f"{run.path} and {other.path} were trained on different logs; probe two runs of one log.")
 
 
 def _without_nan(value: object) -> object:
-    """NaN is no JSON: null in its place."""
+    """The value with null for NaN, which JSON does not have."""
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: _without_nan(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_without_nan(one) for one in value]
+        return [_without_nan(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value

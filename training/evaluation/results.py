@@ -1,4 +1,4 @@
-"""What evaluation measured, as its files hold it; read without loading torch."""
+"""The results of the evaluate stage, as its files hold them. This module does not load torch."""
 
 import json
 from collections.abc import Mapping
@@ -15,16 +15,16 @@ AS_SERVED = "as served"
 TIME_SPLIT = "time split"
 ENCODER = "encoder"
 TREND = "encoder, trend"
-"""The encoder, and what is in demand when the target is asked for, as a release made then; where that helps."""
+"""The method that adds the trend at the target's time to the encoder's scores; present if a trend helps."""
 RANKS = "ranks.parquet"
-"""The encoder's rank of each target: protocol, user_id, item_id, rank (from 0); comparisons of runs read it."""
+"""The encoder's rank of each target (protocol, user_id, item_id, rank from 0), which comparisons of runs read."""
 
 METRICS = "metrics.json"
 
 
 @dataclass(frozen=True)
 class UserSlice:
-    """Some of a protocol's users: those of few, some or many events before the target, or with a new item as target."""
+    """Figures of some users: with few, some or many events before the target, or with a new item as target."""
 
     name: str
     users: int
@@ -34,10 +34,10 @@ class UserSlice:
 
 @dataclass(frozen=True)
 class Result:
-    """One method under one protocol, over `users` users.
+    """The figures of one method under one protocol, over `users` users.
 
-    `figures` are named as by `ranking_metrics`, with `coverage@10` and `novelty@10`; `interval` holds the true NDCG@10
-    and `hr_interval` the true HR@10 at 95 %.
+    `figures` have the names of `ranking_metrics`, and `coverage@10` and `novelty@10`. `interval` is the 95 % confidence
+    interval of NDCG@10, `hr_interval` that of HR@10.
     """
 
     protocol: str
@@ -50,15 +50,15 @@ class Result:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
-        """From JSON."""
-        slices = tuple(UserSlice(**part) for part in raw["slices"])
+        """Build a result from the parsed JSON."""
+        slices = tuple(UserSlice(**user_slice) for user_slice in raw["slices"])
         intervals = {name: tuple(raw[name]) for name in ("interval", "hr_interval")}
         return cls(**{**raw, **intervals, "slices": slices})
 
 
 @dataclass(frozen=True)
 class EvaluateResult:
-    """What `evaluate` found and wrote to `metrics.json` in `directory`; `notes` are sentences for people."""
+    """The content of `metrics.json` in `directory`; `notes` are sentences for people."""
 
     directory: Path
     results: tuple[Result, ...]
@@ -66,12 +66,12 @@ class EvaluateResult:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """What an evaluation of a run wrote."""
+        """Read `metrics.json` of the evaluate stage's directory."""
         raw = json.loads((directory / METRICS).read_text(encoding="utf-8"))
         return cls(directory, tuple(map(Result.read, raw["results"])), tuple(raw["notes"]))
 
     def tables(self) -> list[Table]:
-        """The results for rich to print: for each protocol its figures, and its slices."""
+        """For each protocol a table of figures and a table of slices, for rich to print."""
         tables = []
         for protocol in dict.fromkeys(result.protocol for result in self.results):
             results = [result for result in self.results if result.protocol == protocol]
@@ -104,9 +104,9 @@ def _short(share: float) -> str:
 
 def _slices_table(results: list[Result]) -> Table:
     table = Table("method", title=f"NDCG@10 | HR@10 by events before the target, {results[0].protocol}")
-    for part in results[0].slices:
-        table.add_column(f"{part.name}\n{part.users:,} users", justify="right")
+    for user_slice in results[0].slices:
+        table.add_column(f"{user_slice.name}\n{user_slice.users:,} users", justify="right")
     for result in results:
-        cells = [f"{part.ndcg:.4f}  {part.hr:.4f}" if part.users else "–" for part in result.slices]
+        cells = [f"{one.ndcg:.4f}  {one.hr:.4f}" if one.users else "–" for one in result.slices]
         table.add_row(result.method, *cells, style="bold" if result.method == ENCODER else None)
     return table

@@ -1,4 +1,4 @@
-"""Vectors that stand for users: by the encoder, by counting their items, and by hand. Probes compare them."""
+"""The kinds of user vectors that probes compare: by the encoder, by an SVD of item counts, and hand-made features."""
 
 from collections.abc import Mapping
 
@@ -23,104 +23,108 @@ SVD, BY_HAND = "items, SVD", "by hand"
 
 SVD_DIM = 64
 CATEGORIES = 32
-"""The most frequent categories, so many, have a share each among the hand-made figures."""
+"""The number of most frequent categories whose shares are hand-made features."""
 
 _HOUR_MS, _DAY_MS = 3_600_000, 86_400_000
 _MONDAY = 3
 """1 January 1970 was a Thursday: days since then, plus this, count from Monday."""
 
 Vectors = Mapping[str, NDArray[np.float64]]
-"""One vector a user, (U, D), by the name of what made it."""
+"""The vectors of all users, (U, D), by kind."""
 
 
-def by_encoder(whole: UserEncoder, part: EventLog, progress: Progress = no_progress) -> Vectors:
-    """Of the newest events: the embedding after the last, the mean of those after each, and both, of equal weight.
+def encoder_vectors(user_encoder: UserEncoder, log: EventLog, progress: Progress = no_progress) -> Vectors:
+    """Four kinds of vectors of length 1, as K-means takes them; zeros for users without events.
 
-    And `SEGMENT`, what a release makes segments of. All are of length 1, as K-means takes them; users without events
-    get zeros.
+    `LAST` is the encoder's output at the newest event, `MEAN` the mean of the outputs at all events that it reads,
+    `BOTH` the two side by side, and `SEGMENT` the vector that a release clusters.
     """
-    encoder = whole.encoder
-    shape = (len(part.users), encoder.shape.embedding_dim)
-    last, mean, segment = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], whole.segment_dim))
-    cut = batches(part.features, whole.shape.max_length)
+    encoder = user_encoder.encoder
+    shape = (len(log.users), encoder.shape.embedding_dim)
+    last, mean, segment = np.zeros(shape), np.zeros(shape), np.zeros((shape[0], user_encoder.segment_dim))
+    log_batches = batches(log.features, user_encoder.shape.max_length)
     with torch.inference_mode():
-        for done, (rows, inputs) in enumerate(cut, 1):
+        for done, (rows, inputs) in enumerate(log_batches, 1):
             columns = {name: torch.from_numpy(column) for name, column in inputs.items()}
-            newest = whole.newest(**columns)
-            after_each: Tensor = encoder.sequence(*newest)
-            real = (newest[0] > 0)[:, :, None]  # padding means nothing
-            last[rows] = after_each[:, -1].numpy()
-            segment[rows] = segment_part(whole(**columns).numpy(), shape[1])
-            mean[rows] = ((after_each * real).sum(1) / real.sum(1)).numpy()
-            progress("embedding users", done, len(cut))
+            newest = user_encoder.newest(**columns)
+            outputs: Tensor = encoder.sequence(*newest)  # (b, L, D)
+            is_event = (newest[0] > 0)[:, :, None]  # (b, L, 1), false for padding
+            last[rows] = outputs[:, -1].numpy()
+            segment[rows] = segment_part(user_encoder(**columns).numpy(), shape[1])
+            mean[rows] = ((outputs * is_event).sum(1) / is_event.sum(1)).numpy()
+            progress("embedding users", done, len(log_batches))
     last, mean = normalised(last), normalised(mean)
     both = normalised(np.hstack([last, mean]))
     return {LAST: last, MEAN: mean, BOTH: both, SEGMENT: normalised(segment)}
 
 
 class ItemSvd:
-    """Bags of items: counts times idf, of length 1, in the first `SVD_DIM` singular directions of what was learned."""
+    """Vectors of item counts: counts times idf, scaled to length 1, in the first `SVD_DIM` singular directions.
 
-    def __init__(self, part: EventLog, item_count: int, seed: int) -> None:
+    The idf and the directions are fitted on the log of the constructor.
+    """
+
+    def __init__(self, log: EventLog, item_count: int, seed: int) -> None:
         self._item_count = item_count
-        counts = self._counts(part)
-        had_by = np.bincount(counts.indices, minlength=item_count)
-        self._idf = np.log(counts.shape[0] / np.maximum(had_by, 1))
+        counts = self._counts(log)
+        user_counts = np.bincount(counts.indices, minlength=item_count)
+        self._idf = np.log(counts.shape[0] / np.maximum(user_counts, 1))
         dim = min(SVD_DIM, item_count - 1, counts.shape[0] - 1)
         self._svd = TruncatedSVD(dim, random_state=seed).fit(self._weighted(counts))
 
-    def __call__(self, part: EventLog) -> NDArray[np.float64]:
+    def __call__(self, log: EventLog) -> NDArray[np.float64]:
         """Vectors of length 1, (U, D); zeros for users without events."""
-        return normalised(self._svd.transform(self._weighted(self._counts(part))))
+        return normalised(self._svd.transform(self._weighted(self._counts(log))))
 
-    def _counts(self, part: EventLog) -> sparse.csr_matrix:
-        return _counts(part, part.features.item_index - 1, self._item_count)
+    def _counts(self, log: EventLog) -> sparse.csr_matrix:
+        return _counts(log, log.features.item_index - 1, self._item_count)
 
     def _weighted(self, counts: sparse.csr_matrix) -> sparse.csr_matrix:
         return normalize(counts @ sparse.diags(self._idf))
 
 
-class ByHand:
-    """What an analyst would count: events, distinct items, mean value, and shares of actions, categories and times."""
+class HandMadeVectors:
+    """Features that an analyst would count: events, items, mean value, and shares of actions, categories and times."""
 
-    def __init__(self, part: EventLog, categories: pl.Series, preprocessing: Preprocessing) -> None:
-        """`categories` (V,) are lists of texts, empty where an item has none."""
+    def __init__(self, log: EventLog, categories: pl.Series, preprocessing: Preprocessing) -> None:
+        """Fit the scaling on `log`; `categories` (V,) are lists of texts, empty for an item without categories."""
         self._preprocessing = preprocessing
         self._categories = _memberships(categories)
-        figures = self._figures(part)
-        self._center, spread = figures.mean(0), figures.std(0)
+        features = self._features(log)
+        self._center, spread = features.mean(0), features.std(0)
         self._spread = np.where(spread > 0, spread, 1.0)
 
-    def __call__(self, part: EventLog) -> NDArray[np.float64]:
-        """Figures in standard deviations from the mean of those that were learned from, then of length 1, (U, D)."""
-        return normalised((self._figures(part) - self._center) / self._spread)
+    def __call__(self, log: EventLog) -> NDArray[np.float64]:
+        """The standardised features, scaled to length 1, (U, D)."""
+        return normalised((self._features(log) - self._center) / self._spread)
 
-    def _figures(self, part: EventLog) -> NDArray[np.float64]:
-        features = part.features
-        bags = _counts(part, features.item_index - 1, self._categories.shape[0])
-        each = np.maximum(features.lengths, 1)[:, None]
+    def _features(self, log: EventLog) -> NDArray[np.float64]:
+        events = log.features
+        item_counts = _counts(log, events.item_index - 1, self._categories.shape[0])
+        event_counts = np.maximum(events.lengths, 1)[:, None]  # (U, 1)
         columns = [
-            np.log1p(features.lengths)[:, None],
-            np.log1p(np.diff(bags.indptr))[:, None],
-            np.bincount(part.event_users, features.value, len(each))[:, None] / each,
-            _counts(part, features.action_index - 1, len(self._preprocessing.actions)).toarray() / each,
-            (bags @ self._categories).toarray() / each,
+            np.log1p(events.lengths)[:, None],
+            np.log1p(np.diff(item_counts.indptr))[:, None],
+            np.bincount(log.event_users, events.value, len(event_counts))[:, None] / event_counts,
+            _counts(log, events.action_index - 1, len(self._preprocessing.actions)).toarray() / event_counts,
+            (item_counts @ self._categories).toarray() / event_counts,
         ]
         if self._preprocessing.has_clock:
-            hours, days = part.timestamp // _HOUR_MS % 24, (part.timestamp // _DAY_MS + _MONDAY) % 7
-            columns += [_counts(part, hours, 24).toarray() / each, _counts(part, days, 7).toarray() / each]
+            hours, days = log.timestamp // _HOUR_MS % 24, (log.timestamp // _DAY_MS + _MONDAY) % 7
+            shares = [_counts(log, hours, 24).toarray(), _counts(log, days, 7).toarray()]
+            columns += [counts / event_counts for counts in shares]
         return np.hstack(columns)
 
 
-def _counts(part: EventLog, kinds: NDArray[np.integer], kind_count: int) -> sparse.csr_matrix:
-    """How often each user has events of each kind, (U, kinds); `kinds` (N,) is each event's."""
+def _counts(log: EventLog, kinds: NDArray[np.integer], kind_count: int) -> sparse.csr_matrix:
+    """The number of each user's events of each kind, (U, `kind_count`); `kinds` (N,) is from 0."""
     ones = np.ones(len(kinds))
-    shape = (len(part.users), kind_count)
-    return sparse.coo_matrix((ones, (part.event_users, kinds)), shape).tocsr()  # sums up repeats
+    shape = (len(log.users), kind_count)
+    return sparse.coo_matrix((ones, (log.event_users, kinds)), shape).tocsr()  # sums up repeats
 
 
 def _memberships(categories: pl.Series) -> sparse.csr_matrix:
-    """Which of the `CATEGORIES` most frequent categories each item is in, (V, C), 0 or 1."""
+    """1 for each item in each of the `CATEGORIES` most frequent categories, else 0, (V, C)."""
     pairs = pl.DataFrame({"category": categories}).with_row_index("item").explode("category").drop_nulls().unique()
     common = pairs["category"].value_counts().sort("count", "category", descending=[True, False]).head(CATEGORIES)
     numbered = pairs.join(common.with_row_index("place"), on="category")

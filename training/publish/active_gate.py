@@ -23,7 +23,7 @@ from server.core.segments import next_item_part, segment_part
 from training.config import PublishSettings
 from training.data.sequences import HeldOut, sample_targets
 from training.errors import PublishError
-from training.evaluation.compare import SIGNIFICANT, PairedDifference, difference_of
+from training.evaluation.compare import SIGNIFICANT, PairedDifference, paired_difference
 from training.evaluation.evaluate import protocols
 from training.kmeans.fit import assign
 from training.metrics import ndcg_each
@@ -33,7 +33,7 @@ from training.publish.model_checks import embedded
 from training.publish.sandbox import confined
 from training.repository import newest_release
 from training.runs import Progress, Run, no_progress
-from training.segments.placement import histories_of, seen_rows
+from training.segments.placement import histories_of, seen_item_rows
 
 _SCORES_AT_ONCE = 4_000_000
 _MISSED = 1 << 40
@@ -90,7 +90,7 @@ def compared_with_active(
     progress("comparing with the active release", 1, 2)
     after = _said(new[0], asked, partial(_embed_apart, new[1] / "model.onnx", settings))
     progress("comparing with the active release", 2, 2)
-    difference = difference_of(ndcg_each(after.ranks, 10), ndcg_each(before.ranks, 10))
+    difference = paired_difference(ndcg_each(after.ranks, 10), ndcg_each(before.ranks, 10))
     return [
         quality_gate(difference, len(asked.targets), active[0].number, settings.max_loss),
         *segment_gates(before.segment_ids, after.segment_ids, new[0], active[0].number, settings),
@@ -171,7 +171,7 @@ def _said(release: Release, asked: GateTargets, embedding: Callable[[Features, i
     histories = histories_of(asked.events.lazy(), release)
     embeddings = embedding(histories.features, release.preprocessing.max_length)
     dim, known = release.manifest.embedding_dim, histories.features.lengths > 0
-    seen = seen_rows(asked.events, release) if release.preprocessing.exclude_seen else None
+    seen = seen_item_rows(asked.events, release) if release.preprocessing.exclude_seen else None
     targets = np.array([release.vocabulary.get(item_id, 0) - 1 for item_id in asked.targets], np.int64)
     ranks = _ranks(release, next_item_part(embeddings, dim), known, targets, seen)
     ids = np.array([profile.segment_id for profile in release.segments], np.int64)

@@ -28,7 +28,7 @@ from training.publish.gates import Gate, vocabulary_gate
 from training.publish.publish import Push, add_release, file_records, with_history, write_segments
 from training.repository import find_release, locked, newest_release
 from training.runs import Progress, no_progress
-from training.segments.migration import unchanged, write_migration
+from training.segments.migration import unchanged_migration, write_migration
 
 _SHOWN = 5
 _SAME_MODEL = 0.99
@@ -202,7 +202,7 @@ def _finish(staged: Path, old: Release, added: int) -> None:
     """Segments with this release in their history, and the manifest."""
     number = int(staged.name)
     write_segments(staged, [with_history(profile, number, old) for profile in old.segments])
-    write_migration(staged, unchanged(old))
+    write_migration(staged, unchanged_migration(old))
     manifest = old.manifest.model_copy(
         update={
             "release": number,

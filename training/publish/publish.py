@@ -34,7 +34,7 @@ from training.repository import Ledger, locked, newest_release, read_ledger, syn
 from training.runs import Progress, Run, no_progress
 from training.segments.confidence import read_confidence
 from training.segments.drift_reference import DRIFT_REFERENCE
-from training.segments.migration import read_migration, unchanged, write_migration
+from training.segments.migration import read_migration, unchanged_migration, write_migration
 from training.segments.result import Segmentation, same_segments
 
 _STAGING = ".staging"
@@ -213,7 +213,7 @@ def _assemble(
 
 def _migration(segment: Path, segmentation: Segmentation, parent: Release) -> Migration | None:
     """What the run found out of its parent; where that has the very segments of the run, all stay as they are."""
-    return read_migration(segment) if segmentation.parent_release == parent.number else unchanged(parent)
+    return read_migration(segment) if segmentation.parent_release == parent.number else unchanged_migration(parent)
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:

@@ -1,4 +1,4 @@
-"""What turns scores into recommendations: the weight of the hybrid, items of segments, items in demand.
+"""Ranking of items: the weight of personal scores, the items of segments, and the trend.
 
-May import `model` and what stands below it; not `fit`, its sibling.
+May import `model` and the packages below it, but not its sibling `fit`.
 """

@@ -1,7 +1,7 @@
-"""How far personal scores and segment items are mixed, chosen on validation targets; and what each way is worth.
+"""Chooses the weights of the hybrid ranking (personal scores, segment items, trend) and measures each strategy.
 
-Everything here looks at the past only: users are embedded, clustered and counted from the events before their
-target. Settings are chosen on each user's last event but one, figures are read once, on the last one.
+Users are embedded, clustered and counted from the events before their targets only. The weights are chosen on the
+validation targets of the run's split; the figures are measured once, on its test targets.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,44 +37,47 @@ from training.ranking.segment_items import (
     cluster_counts,
     half_lives,
     popularity,
+    publishable,
     smoothed,
-    told,
 )
-from training.ranking.trend import Demand, Lately, Trend, choose_trend, moments_of
+from training.ranking.trend import Demand, Trend, TrendScores, choose_trend, target_times
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-"""Shares of the personal score to choose from."""
+"""The candidate weights of the personal score; segment items have the rest."""
 
-ASKED_USERS = 2_000
+TARGET_USERS = 2_000
 CLUSTERED_USERS = 20_000
 DEFAULT_WEIGHT = 0.5
 _CHUNK = 128
 
-Embed = Callable[[Features], NDArray[np.float32]]
-"""Whole user embeddings of B histories, (B, D) or longer."""
+EmbedHistories = Callable[[Features], NDArray[np.float32]]
+"""Returns the user embeddings (B, D) of B histories, float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The state of the world before some users' targets.
+    """The log, the user embeddings and the clusters as they were before the targets of some users.
 
-    `held` (T) are the users asked about, `moments` (T,) when, `embeddings` (T, D) theirs; `clusters` (U,) is each
-    user's cluster from 0 to K - 1, or -1 where a user was left out. `told` is what of the `behaviour` segments may
-    tell.
+    `held` are T targets, `times` (T,) their times, `embeddings` (T, D) those of their users. `clusters` (U,) are from 0
+    to K - 1, and -1 for a user who was not clustered. `behaviour` holds the events before the targets, `publishable`
+    those of them that items of segments may use.
     """
 
     held: HeldOut
-    moments: NDArray[np.int64]
+    times: NDArray[np.int64]
     embeddings: NDArray[np.float32]
     clusters: NDArray[np.intp]
     cluster_count: int
     behaviour: Behaviour
-    told: Behaviour
+    publishable: Behaviour
 
 
 @dataclass(frozen=True, slots=True)
 class HybridChoice:
-    """What validation chose, and test figures by name, such as `hybrid_ndcg@10`; none where no user can be asked."""
+    """The settings chosen on validation targets, and test figures by name, such as `hybrid_ndcg@10`.
+
+    `figures` is empty for a log without validation targets.
+    """
 
     smoothing: Smoothing
     weight: float
@@ -83,54 +86,57 @@ class HybridChoice:
 
     @property
     def notes(self) -> list[str]:
-        """What people should know, in sentences."""
+        """Explanations for people, as sentences."""
         notes = []
         if not self.figures:
-            notes.append("Histories are too short to hold events back: the hybrid's weight is a default, not chosen.")
+            notes.append("Histories are too short for validation targets, so the hybrid's weight is the default.")
         if self.trend:
-            notes.append(f"Items count for more while they are in demand: {self.trend.in_words()}.")
+            notes.append(f"Items that are in demand now rank higher: trend with {self.trend.describe()}.")
         return notes
 
 
 @dataclass(frozen=True, slots=True)
 class HybridTuner:
-    """What ranks items for the users of a log, how K-means is asked, and of how many users an item is told."""
+    """The log, embeddings and K-means settings that a hybrid is tuned on.
+
+    Items of a segment may show an item that at least `min_item_users` of its users chose.
+    """
 
     log: EventLog
     preprocessing: Preprocessing
     item_embeddings: NDArray[np.float32]
-    embed: Embed
+    embed: EmbedHistories
     k: int
     engine: Engine
     kmeans: KMeansSettings
     min_item_users: int = 1
 
     def choose(self) -> HybridChoice:
-        """Choose on validation targets, and measure on test targets."""
-        scene = self.scene(2)
-        smoothing = self.smoothing(scene)
-        if scene is None:
+        """Choose the settings on validation targets, and measure them on test targets."""
+        snapshot = self.snapshot(2)
+        smoothing = self.smoothing(snapshot)
+        if snapshot is None:
             return HybridChoice(smoothing, DEFAULT_WEIGHT, None, {})
-        trend = self._trend(scene)
-        by_weight = self._ranks(scene, smoothing, WEIGHTS, self._lately(trend, 2))
+        trend = self._trend(snapshot)
+        by_weight = self._ranks(snapshot, smoothing, WEIGHTS, self._trend_scores(trend, 2))
         weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
-        final = self.scene(1)
-        return HybridChoice(smoothing, weight, trend, self._figures(final, smoothing, weight, trend) if final else {})
+        test = self.snapshot(1)
+        return HybridChoice(smoothing, weight, trend, self._figures(test, smoothing, weight, trend) if test else {})
 
-    def smoothing(self, scene: Snapshot | None) -> Smoothing:
-        """Fading and prior that foretell the targets of a scene best; a middle choice without one."""
+    def smoothing(self, snapshot: Snapshot | None) -> Smoothing:
+        """The smoothing that predicts the targets of a snapshot best; the middle candidate without a snapshot."""
         candidates = half_lives(self.preprocessing)
-        if scene is None:
+        if snapshot is None:
             return Smoothing(candidates[len(candidates) // 2], 1_000.0)
-        targets = scene.held.rows, scene.held.targets.astype(np.intp) - 1
+        targets = snapshot.held.rows, snapshot.held.targets.astype(np.intp) - 1
         return choose_smoothing(
-            scene.behaviour, scene.clusters, scene.cluster_count, targets, candidates, self.min_item_users
+            snapshot.behaviour, snapshot.clusters, snapshot.cluster_count, targets, candidates, self.min_item_users
         )
 
-    def scene(self, from_end: int, targets: HeldOut | None = None) -> Snapshot | None:
-        """The world before `targets`, by default a sample of those of `held_out`; None without any."""
+    def snapshot(self, from_end: int, targets: HeldOut | None = None) -> Snapshot | None:
+        """The snapshot before `targets`, by default a sample of `held_out(log, from_end)`; None without targets."""
         positive = positive_actions(self.preprocessing)
-        held = targets or sample_targets(held_out(self.log, from_end, positive), ASKED_USERS, self.kmeans.seed)
+        held = targets or sample_targets(held_out(self.log, from_end, positive), TARGET_USERS, self.kmeans.seed)
         if not len(held.rows):
             return None
         ends = known_ends(self.log, from_end)
@@ -141,85 +147,91 @@ class HybridTuner:
         points = normalised(segment_part(embeddings, self.item_embeddings.shape[1]))
         engine = on_one_machine(self.engine)
         fitted = fit_kmeans(points, min(self.k, len(rows)), engine=engine, settings=self.kmeans)
-        # Only the users at `rows` were embedded; everybody else is in no cluster.
+        # Only the users at `rows` were embedded; all others are in no cluster (-1).
         clusters = np.full(len(ends), -1, np.intp)
         clusters[rows] = fitted.labels
         behaviour = behaviour_of(self.log, ends, self.preprocessing, len(self.item_embeddings))
-        asked = next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)]
-        own = told(behaviour, clusters, self.min_item_users)
         return Snapshot(
-            held, moments_of(self.log, held, from_end), asked, clusters, len(fitted.centroids), behaviour, own
+            held,
+            target_times(self.log, held, from_end),
+            next_item_part(embeddings, self.item_embeddings.shape[1])[np.searchsorted(rows, held.rows)],
+            clusters,
+            len(fitted.centroids),
+            behaviour,
+            publishable(behaviour, clusters, self.min_item_users),
         )
 
-    def _trend(self, scene: Snapshot) -> Trend | None:
-        items, users = torch.from_numpy(self.item_embeddings.T), torch.from_numpy(scene.embeddings)
+    def _trend(self, snapshot: Snapshot) -> Trend | None:
+        items, users = torch.from_numpy(self.item_embeddings.T), torch.from_numpy(snapshot.embeddings)
         return choose_trend(
             self.log,
-            scene.held,
+            snapshot.held,
             lambda places: users[torch.from_numpy(places)] @ items,
             self.preprocessing,
             len(self.item_embeddings),
             exclude_seen=self.preprocessing.exclude_seen,
         )
 
-    def _lately(self, trend: Trend | None, from_end: int) -> Lately | None:
+    def _trend_scores(self, trend: Trend | None, from_end: int) -> TrendScores | None:
         if trend is None:
             return None
-        return Demand(self.log, from_end, self.preprocessing, len(self.item_embeddings)).by_time(trend)
+        return Demand(self.log, from_end, self.preprocessing, len(self.item_embeddings)).scores_by_time(trend)
 
-    def _figures(self, scene: Snapshot, smoothing: Smoothing, weight: float, trend: Trend | None) -> dict[str, float]:
-        by_weight = self._ranks(scene, smoothing, sorted({0.0, weight, 1.0}), self._lately(trend, 1))
-        popular = np.log(popularity(scene.behaviour, smoothing.half_life)).astype(np.float32)
-        by_popularity = self._ranked(scene, [np.arange(len(scene.held.rows))], [popular], [0.0])[0.0]
-        ways = {"popular": by_popularity, "segment": by_weight[0.0]}
-        ways |= {"personal": by_weight[1.0], "hybrid": by_weight[weight]}
-        figures = {f"{way}_ndcg@10": float(ndcg_each(ranks, 10).mean()) for way, ranks in ways.items()}
-        return figures | {f"{way}_hr@10": hit_rate(ranks, 10) for way, ranks in ways.items()}
+    def _figures(
+        self, snapshot: Snapshot, smoothing: Smoothing, weight: float, trend: Trend | None
+    ) -> dict[str, float]:
+        by_weight = self._ranks(snapshot, smoothing, sorted({0.0, weight, 1.0}), self._trend_scores(trend, 1))
+        popular = np.log(popularity(snapshot.behaviour, smoothing.half_life)).astype(np.float32)
+        by_popularity = self._ranked(snapshot, [np.arange(len(snapshot.held.rows))], [popular], [0.0])[0.0]
+        strategies = {"popular": by_popularity, "segment": by_weight[0.0]}
+        strategies |= {"personal": by_weight[1.0], "hybrid": by_weight[weight]}
+        figures = {f"{strategy}_ndcg@10": float(ndcg_each(ranks, 10).mean()) for strategy, ranks in strategies.items()}
+        return figures | {f"{strategy}_hr@10": hit_rate(ranks, 10) for strategy, ranks in strategies.items()}
 
     def _ranks(
-        self, scene: Snapshot, smoothing: Smoothing, weights: Sequence[float], lately: Lately | None
+        self, snapshot: Snapshot, smoothing: Smoothing, weights: Sequence[float], trend_scores: TrendScores | None
     ) -> dict[float, NDArray[np.int64]]:
-        asked = scene.clusters[scene.held.rows]
-        places = [np.flatnonzero(asked == cluster) for cluster in range(scene.cluster_count)]
-        return self._ranked(scene, places, segment_scores(scene, smoothing), weights, lately)
+        target_clusters = snapshot.clusters[snapshot.held.rows]
+        places = [np.flatnonzero(target_clusters == cluster) for cluster in range(snapshot.cluster_count)]
+        return self._ranked(snapshot, places, segment_scores(snapshot, smoothing), weights, trend_scores)
 
     def _ranked(
         self,
-        scene: Snapshot,
+        snapshot: Snapshot,
         groups: Iterable[NDArray[np.intp]],
         log_probabilities: Iterable[NDArray[np.float32]],
         weights: Sequence[float],
-        lately: Lately | None = None,
+        trend_scores: TrendScores | None = None,
     ) -> dict[float, NDArray[np.int64]]:
-        """Rank of each target (T,) by weight. A group is places of users (…,) who share a log-probability (V,)."""
-        ranks = {weight: np.zeros(len(scene.held.rows), np.int64) for weight in weights}
+        """Rank of each target (T,) by weight; the users at the places of a group share a log-probability (V,)."""
+        ranks = {weight: np.zeros(len(snapshot.held.rows), np.int64) for weight in weights}
         items = torch.from_numpy(self.item_embeddings)
         for group, log_probability in zip(groups, log_probabilities, strict=True):
             shared = torch.from_numpy(log_probability)
             for start in range(0, len(group), _CHUNK):
                 places = group[start : start + _CHUNK]
-                targets = torch.from_numpy(scene.held.targets[places].astype(np.int64) - 1)
-                personal = torch.from_numpy(scene.embeddings[places]) @ items.T
-                if lately:
-                    personal += lately(scene.moments[places])
+                targets = torch.from_numpy(snapshot.held.targets[places].astype(np.int64) - 1)
+                personal = torch.from_numpy(snapshot.embeddings[places]) @ items.T
+                if trend_scores:
+                    personal += trend_scores(snapshot.times[places])
                 if self.preprocessing.exclude_seen:
-                    leave_out_seen(personal, self.log, select_targets(scene.held, places))
+                    leave_out_seen(personal, self.log, select_targets(snapshot.held, places))
                 for weight in weights:
-                    # -inf stays -inf under any weight but 0.
+                    # An item left out (-inf) stays -inf; the product 0 * -inf would be NaN.
                     scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)
                     ranks[weight][places] = target_ranks(scores, targets).numpy()
         return ranks
 
 
-def segment_scores(scene: Snapshot, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
-    """For each cluster the log-probability of each item (V,) as the server reads it from a release.
+def segment_scores(snapshot: Snapshot, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:
+    """For each cluster the log-probability of each item (V,), as the server reads it from a release.
 
-    Items that are not listed have their global popularity, but no more than the last one listed.
+    An item outside the cluster's list has its global popularity, but at most the probability of the last listed item.
     """
-    everyone = popularity(scene.behaviour, smoothing.half_life)
-    for counts in cluster_counts(scene.told, scene.clusters, scene.cluster_count, smoothing.half_life):
-        probability = smoothed(counts, everyone, smoothing.prior)
+    global_popularity = popularity(snapshot.behaviour, smoothing.half_life)
+    for counts in cluster_counts(snapshot.publishable, snapshot.clusters, snapshot.cluster_count, smoothing.half_life):
+        probability = smoothed(counts, global_popularity, smoothing.prior)
         listed = np.argsort(-probability, kind="stable")[:TOP_ITEMS]
-        served = np.minimum(everyone, probability[listed[-1]])
+        served = np.minimum(global_popularity, probability[listed[-1]])
         served[listed] = probability[listed]
         yield np.log(served).astype(np.float32)

@@ -1,4 +1,7 @@
-"""What the users of each segment did lately, smoothed against everyone: each segment's items, best first."""
+"""The items of each segment, best first: popularity among its users, smoothed, where recent events weigh more.
+
+Smoothing draws the popularity in a segment towards the global popularity, which matters for segments with few events.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -12,23 +15,22 @@ from server.core.preprocessing import Preprocessing
 from training.data.sequences import EventLog
 
 TOP_ITEMS = 500
-"""Items listed for each segment."""
+"""The number of items in the list of each segment."""
 
 HALF_LIVES_DAYS = (7.0, 30.0, 90.0, 365.0, 3650.0)
 HALF_LIVES_EVENTS = (10.0, 30.0, 100.0, 1000.0)
 PRIORS = (10.0, 100.0, 1_000.0, 10_000.0, 100_000.0)
 UNIFORM_SHARE = 0.01
-"""Share of the global popularity that is spread evenly, so that every item has some."""
+"""Share of the global popularity that is divided evenly between all items, so that no item has probability 0."""
 
 _DAY_MS = 86_400_000
 
 
 @dataclass(frozen=True, slots=True)
 class Smoothing:
-    """How old behaviour fades and how far segments are drawn to everyone.
+    """`half_life` of an event's weight, in days, or in events of the user for a log without a clock.
 
-    `half_life` is in days for a log with a clock, in a user's events otherwise; `prior` is the weight of the global
-    popularity, in events of weight 1.
+    `prior` is the weight of the global popularity in that of a segment, in events of weight 1.
     """
 
     half_life: float
@@ -37,10 +39,10 @@ class Smoothing:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """Events as columns (N,): whose (`user_row`) and which item (`item_row`), both from 0; what each weighs at its
-    time (`action_weight`); and its `age`, in days or events from the newest. V items in all.
+    """Events as columns (N,): `user_row` and `item_row` from 0, `action_weight`, and `age` in days, or in events of the
+    user, before the newest event. `item_count` is V.
 
-    Not an `EventLog`: events are counted by item, so that weight and age are all that is left of action and time.
+    This is not an `EventLog`: only the weight remains of an event's action, and only the age of its time.
     """
 
     user_row: NDArray[np.intp]
@@ -50,52 +52,54 @@ class Behaviour:
     item_count: int
 
     def weights(self, half_life: float) -> NDArray[np.float64]:
-        """Weight of each event now, (N,); negative for returns and dislikes."""
+        """Weight of each event at the time of the newest event, (N,); negative for returns and dislikes."""
         return self.action_weight * np.exp2(-self.age / half_life)
 
 
 def behaviour_of(log: EventLog, ends: NDArray[np.int64], preprocessing: Preprocessing, item_count: int) -> Behaviour:
-    """Each user's events up to `ends` (U,), absolute places in the log's columns."""
-    taken = np.flatnonzero(log.before(ends))
-    user_row = log.event_users[taken]
+    """The events of each user before `ends` (U,), which are places in the log's columns."""
+    places = np.flatnonzero(log.before(ends))
+    user_row = log.event_users[places]
     if preprocessing.has_clock:
-        times = log.timestamp[taken]
+        times = log.timestamp[places]
         age = (times.max(initial=0) - times) / _DAY_MS
     else:
-        age = (ends[user_row] - 1 - taken).astype(np.float64)
+        age = (ends[user_row] - 1 - places).astype(np.float64)
     weights = np.array([action.weight for action in preprocessing.actions])
     return Behaviour(
         user_row,
-        log.features.item_index[taken].astype(np.intp) - 1,
-        weights[log.features.action_index[taken] - 1],
+        log.features.item_index[places].astype(np.intp) - 1,
+        weights[log.features.action_index[places] - 1],
         age,
         item_count,
     )
 
 
-def told(behaviour: Behaviour, clusters: NDArray[np.intp], min_users: int, min_size: int = 1) -> Behaviour:
-    """What of it may be told by cluster: items that at least `min_users` users of the cluster did, with a positive
-    weight, and nothing of clusters of fewer than `min_size` users. `clusters` (U,) can be -1 for a user left out.
+def publishable(behaviour: Behaviour, clusters: NDArray[np.intp], min_users: int, min_size: int = 1) -> Behaviour:
+    """The events that a cluster's list of items may use, so that the list discloses no user.
+
+    An item counts in a cluster if at least `min_users` of its users have a positive event with the item. A cluster with
+    fewer than `min_size` users has no events. `clusters` (U,) is -1 for a user without a cluster.
     """
     items = behaviour.item_count
-    # A pair (a, item) of row and item is the number a * V + item; first a is the user, then the user's cluster.
-    counted = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
-    did = np.unique(behaviour.user_row[counted] * items + behaviour.item_row[counted])
-    pairs, users = np.unique(clusters[did // items] * items + did % items, return_counts=True)
+    # A pair (row, item) is the number row * V + item, where row is first the user and then the user's cluster.
+    is_positive = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
+    user_items = np.unique(behaviour.user_row[is_positive] * items + behaviour.item_row[is_positive])
+    pairs, users = np.unique(clusters[user_items // items] * items + user_items % items, return_counts=True)
     sizes = np.bincount(clusters[clusters >= 0])
-    known = pairs[(users >= min_users) & (sizes[pairs // items] >= min_size)]
-    kept = np.isin(clusters[behaviour.user_row] * items + behaviour.item_row, known)
+    allowed_pairs = pairs[(users >= min_users) & (sizes[pairs // items] >= min_size)]
+    is_allowed = np.isin(clusters[behaviour.user_row] * items + behaviour.item_row, allowed_pairs)
     columns = ("user_row", "item_row", "action_weight", "age")
-    return replace(behaviour, **{name: getattr(behaviour, name)[kept] for name in columns})
+    return replace(behaviour, **{name: getattr(behaviour, name)[is_allowed] for name in columns})
 
 
 def half_lives(preprocessing: Preprocessing) -> tuple[float, ...]:
-    """The half-lives to choose from, in the unit of `Behaviour.age`."""
+    """The candidate half-lives, in the unit of `Behaviour.age`."""
     return HALF_LIVES_DAYS if preprocessing.has_clock else HALF_LIVES_EVENTS
 
 
 def popularity(behaviour: Behaviour, half_life: float) -> NDArray[np.float64]:
-    """Probability of each item in the whole population (V,): above 0 for every item, summing to 1."""
+    """Probability of each item in the whole population (V,), above 0; the sum is 1."""
     counts = _summed(behaviour.item_row, behaviour.weights(half_life), behaviour.item_count)
     total = counts.sum()
     even = np.full(behaviour.item_count, 1.0 / behaviour.item_count)
@@ -105,8 +109,8 @@ def popularity(behaviour: Behaviour, half_life: float) -> NDArray[np.float64]:
 def cluster_counts(
     behaviour: Behaviour, clusters: NDArray[np.intp], cluster_count: int, half_life: float
 ) -> Iterator[NDArray[np.float64]]:
-    """For each cluster the summed weight of each item (V,), 0 at least. `clusters` (U,) is each user's cluster."""
-    # Events in the order of clusters: cluster k's are order[bounds[k]:bounds[k + 1]].
+    """For each cluster the sum of the weights of each item's events (V,), at least 0. `clusters` is (U,)."""
+    # Events sorted by cluster: the events of cluster k are order[bounds[k]:bounds[k + 1]].
     cluster_of_event = clusters[behaviour.user_row]
     order = np.argsort(cluster_of_event, kind="stable")
     bounds = np.searchsorted(cluster_of_event[order], np.arange(cluster_count + 1))
@@ -115,12 +119,9 @@ def cluster_counts(
         yield _summed(items[start:end], weights[start:end], behaviour.item_count)
 
 
-def smoothed(counts: NDArray[np.float64], everyone: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
-    """Probability of each item in a segment (V,): its own counts, drawn to the global popularity by `prior` events.
-
-    `counts` is over all items (V,), `everyone` their global probability.
-    """
-    probability: NDArray[np.float64] = (counts + prior * everyone) / (counts.sum() + prior)
+def smoothed(counts: NDArray[np.float64], global_probability: NDArray[np.float64], prior: float) -> NDArray[np.float64]:
+    """Probability of each item in a segment (V,), from `counts` (V,) and `prior` events of global popularity (V,)."""
+    probability: NDArray[np.float64] = (counts + prior * global_probability) / (counts.sum() + prior)
     return probability
 
 
@@ -132,21 +133,20 @@ def choose_smoothing(
     candidates: Sequence[float],
     min_users: int = 1,
 ) -> Smoothing:
-    """The half-life and prior under which the segments' items foretell best what users did next.
+    """The half-life among `candidates` and the prior with the largest likelihood of the targets.
 
-    `targets` are user rows and item rows (S,), none of them in `behaviour`. Best is the largest likelihood. Segments
-    tell items that `min_users` of their users did.
+    `targets` are user rows and item rows (T,) of events that are not in `behaviour`. `min_users` as in `publishable`.
     """
-    own = told(behaviour, clusters, min_users)
+    publishable_behaviour = publishable(behaviour, clusters, min_users)
     best, best_likelihood = Smoothing(candidates[-1], PRIORS[2]), -np.inf
     users, items = targets
     for half_life in candidates:
-        everyone = popularity(behaviour, half_life)
+        global_probability = popularity(behaviour, half_life)
         likelihood = np.zeros(len(PRIORS))
-        for cluster, counts in enumerate(cluster_counts(own, clusters, cluster_count, half_life)):
-            wanted = items[clusters[users] == cluster]  # the targets of the cluster's users
-            for place, prior in enumerate(PRIORS):
-                likelihood[place] += np.log(smoothed(counts, everyone, prior)[wanted]).sum()
+        for cluster, counts in enumerate(cluster_counts(publishable_behaviour, clusters, cluster_count, half_life)):
+            targets_of_cluster = items[clusters[users] == cluster]
+            for row, prior in enumerate(PRIORS):
+                likelihood[row] += np.log(smoothed(counts, global_probability, prior)[targets_of_cluster]).sum()
         if likelihood.max() > best_likelihood and len(users):
             best_likelihood = float(likelihood.max())
             best = Smoothing(half_life, PRIORS[int(likelihood.argmax())])
@@ -163,26 +163,27 @@ def segment_items(
 ) -> pl.DataFrame:
     """The best `TOP_ITEMS` of each segment, best first: `segment_id`, `item_index`, `score` and `lift`.
 
-    `segment_ids` are by cluster. The score is the log-probability of the item in the segment, the lift that
-    probability over the global one. Items that fewer than `min_users` users of the segment did, and all items of a
-    segment of fewer than `min_size` users, stand as if nobody there did them: by their global popularity.
+    `segment_ids` (K,) are by cluster. The score is the log-probability of the item in the segment; the lift is that
+    probability divided by the global probability. An item that `publishable` does not allow (`min_users`, `min_size`)
+    has a segment count of 0, so that its score depends on its global popularity only.
     """
-    own = told(behaviour, clusters, min_users, min_size)
-    everyone = popularity(behaviour, smoothing.half_life)
+    publishable_behaviour = publishable(behaviour, clusters, min_users, min_size)
+    global_probability = popularity(behaviour, smoothing.half_life)
     parts = []
-    all_counts = cluster_counts(own, clusters, len(segment_ids), smoothing.half_life)
+    all_counts = cluster_counts(publishable_behaviour, clusters, len(segment_ids), smoothing.half_life)
     for segment_id, counts in zip(segment_ids, all_counts, strict=True):
-        probability = smoothed(counts, everyone, smoothing.prior)
+        probability = smoothed(counts, global_probability, smoothing.prior)
         rows = np.argsort(-probability, kind="stable")[:TOP_ITEMS]
         columns = {
             "segment_id": np.full(len(rows), segment_id, np.int64),
             "item_index": (rows + 1).astype(np.int32),
             "score": np.log(probability[rows]).astype(np.float32),
-            "lift": (probability[rows] / everyone[rows]).astype(np.float32),
+            "lift": (probability[rows] / global_probability[rows]).astype(np.float32),
         }
         parts.append(pl.DataFrame(columns))
     return pl.concat(parts)
 
 
 def _summed(rows: NDArray[np.intp], weights: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """The sum of the weights (N,) of each row, (count,); a negative sum becomes 0."""
     return np.maximum(np.bincount(rows, weights, count), 0.0)

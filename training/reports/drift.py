@@ -155,8 +155,8 @@ def drift(
 def measure_drift(release: Release, reference: DriftReference, placed: PlacedUsers) -> tuple[DriftMeasure, ...]:
     """Segments, distances, embeddings, and doubt where the release tells of it."""
     segments_then = np.array([profile.user_count for profile in release.segments])
-    segments_now = np.bincount(placed.place.first, minlength=len(segments_then))
-    distances_now = reference.bins(placed.place.first_distance)
+    segments_now = np.bincount(placed.nearest.first, minlength=len(segments_then))
+    distances_now = reference.histogram(placed.nearest.first_distance)
     measures = [
         psi("shares of segments", segments_then, segments_now),
         psi("distances to centroids", np.array(reference.distance_users), distances_now),
@@ -225,7 +225,7 @@ def _figures(release: Release, reference: DriftReference, placed: PlacedUsers) -
         Figure(
             name="mean distance to the centroid",
             then=reference.mean_distance,
-            now=float(placed.place.first_distance.mean()),
+            now=float(placed.nearest.first_distance.mean()),
         ),
         Figure(name="share in doubt", then=then, now=None if doubtful is None else float(doubtful.mean())),
         Figure(name="events read of a user", then=reference.mean_events, now=float(placed.event_counts.mean())),
@@ -233,7 +233,7 @@ def _figures(release: Release, reference: DriftReference, placed: PlacedUsers) -
 
 
 def _segments(release: Release, placed: PlacedUsers) -> tuple[SegmentDrift, ...]:
-    now = np.bincount(placed.place.first, minlength=len(release.segments)) / len(placed.users)
+    now = np.bincount(placed.nearest.first, minlength=len(release.segments)) / len(placed.users)
     return tuple(
         SegmentDrift(segment_id=profile.segment_id, label=profile.label, then=profile.share, now=share)
         for profile, share in zip(release.segments, now.tolist(), strict=True)

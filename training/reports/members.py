@@ -111,4 +111,4 @@ def _of_segment(table: pl.DataFrame, segment_id: int | None) -> pl.DataFrame:
 
 def _table(placed: PlacedUsers, release: Release) -> pl.DataFrame:
     ids = [profile.segment_id for profile in release.segments]
-    return assignment_table(placed.users, ids, placed.place, placed.event_counts, release.manifest.confidence)
+    return assignment_table(placed.users, ids, placed.nearest, placed.event_counts, release.manifest.confidence)

@@ -1,4 +1,4 @@
-"""From user embeddings to clusters: how many there may be, the fit, and none of them too small."""
+"""From user embeddings to clusters: the limit on k, the K-means fit, and the merging of clusters that are too small."""
 
 from dataclasses import dataclass, replace
 
@@ -15,9 +15,9 @@ from training.profiles.profiles import Members
 
 @dataclass(frozen=True, slots=True)
 class Segments:
-    """Clusters of all users: the fit, where each user is placed (U), and the `members` by row (U).
+    """Clusters of all users: the fit, the nearest centroids of each user (U), and the `members` by row (U).
 
-    `merged_count` is how many clusters were too small and are no more.
+    `merged_count` is the number of clusters that were too small and were merged into others.
     """
 
     engine: Engine
@@ -27,15 +27,19 @@ class Segments:
     merged_count: int = 0
 
 
-def bounded(k: int, user_count: int, min_segment_size: int) -> tuple[int, list[str]]:
-    """How many segments so many users can have, and why it is fewer than `k`."""
+def require_users(user_count: int) -> None:
+    """Raises LogError for a log without users."""
     if not user_count:
-        raise LogError("No user of the log has an event; there is nobody to make segments of.")
-    most = max(1, user_count // min_segment_size)
-    if k <= most:
+        raise LogError("No user of the log has an event, so there are no users to segment. Check the log's filters.")
+
+
+def limit_k(k: int, user_count: int, min_segment_size: int) -> tuple[int, list[str]]:
+    """`k`, or the largest number of segments that `user_count` users allow, with a note that explains the reduction."""
+    k_max = max(1, user_count // min_segment_size)
+    if k <= k_max:
         return k, []
-    made = "1 segment" if most == 1 else f"{most} segments"
-    return most, [f"{made} instead of {k}: there are {user_count} users, and a segment needs {min_segment_size}."]
+    segments = "1 segment" if k_max == 1 else f"{k_max} segments"
+    return k_max, [f"{segments} instead of {k}: there are {user_count} users, and a segment needs {min_segment_size}."]
 
 
 def cluster(
@@ -46,15 +50,15 @@ def cluster(
     min_segment_size: int = 1,
     previous: NDArray[np.float32] | None = None,
 ) -> Segments:
-    """K-means on the segment parts of user embeddings, (U, E), of length 1; users are placed as the server does it.
+    """K-means on the segment parts (U, E) of user embeddings, scaled to length 1.
 
-    With `previous` (P, E) the fit starts from these centroids. Clusters of fewer than
-    `min_segment_size` users are merged.
+    Users are assigned by the server's own function. With `previous` (P, E) the fit starts from these centroids.
+    Clusters with fewer than `min_segment_size` users are merged.
     """
     points = normalised(embeddings)
     fit = fit_kmeans(points, k, engine=engine, settings=settings, previous=previous)
     placed = assign(embeddings, fit.centroids)
-    kept = large_enough(embeddings, placed.first, fit.centroids, min_segment_size)
+    kept = large_clusters(embeddings, placed.first, fit.centroids, min_segment_size)
     merged_count = len(fit.centroids) - len(kept)
     if merged_count:
         placed = assign(embeddings, fit.centroids[kept])
@@ -63,25 +67,27 @@ def cluster(
     return Segments(engine, fit, placed, Members(placed.first, placed.first_distance, points), merged_count)
 
 
-def merging_notes(segments: Segments, wanted: int, min_segment_size: int) -> list[str]:
-    """Why there are fewer than the `wanted` segments, in sentences."""
+def merging_notes(segments: Segments, requested_k: int, min_segment_size: int) -> list[str]:
+    """Sentences that explain why there are fewer than `requested_k` segments."""
     count, merged = len(segments.fit.centroids), segments.merged_count
     distinct = count + merged
-    notes = [f"Users fall into {distinct} distinct groups only; no more segments made."] if distinct < wanted else []
+    notes = []
+    if distinct < requested_k:
+        notes.append(f"Users form only {distinct} distinct groups, so there are no more segments.")
     if merged:
-        had = "1 segment had" if merged == 1 else f"{merged} segments had"
-        left = "1 segment is" if count == 1 else f"{count} segments are"
-        notes.append(f"{had} fewer than {min_segment_size} users and went into the nearest; {left} left.")
+        small = "1 segment had" if merged == 1 else f"{merged} segments had"
+        remaining = "1 segment remains" if count == 1 else f"{count} segments remain"
+        notes.append(f"{small} fewer than {min_segment_size} users and merged into the nearest; {remaining}.")
     return notes
 
 
-def large_enough(
+def large_clusters(
     embeddings: NDArray[np.float32], clusters: NDArray[np.intp], centroids: NDArray[np.float32], min_size: int
 ) -> NDArray[np.intp]:
-    """Which centroids to keep so that each has `min_size` users, or the only one left; ascending.
+    """Indexes of the centroids to keep, ascending: each has at least `min_size` users, or only one is left.
 
-    The smallest cluster goes first, and its users (rows of `embeddings`) to the nearest of those that are left, which
-    can make these large enough. Nobody else moves.
+    The smallest cluster is removed first. Its users (rows of `embeddings`) move to the nearest remaining centroid,
+    which can make a small cluster large enough. No other user moves.
     """
     clusters = clusters.copy()
     kept = np.arange(len(centroids))
@@ -91,6 +97,6 @@ def large_enough(
             break
         smallest = kept[sizes.argmin()]
         kept = kept[kept != smallest]
-        homeless = clusters == smallest
-        clusters[homeless] = kept[nearest(embeddings[homeless], centroids[kept]).first]
+        moving = clusters == smallest
+        clusters[moving] = kept[nearest(embeddings[moving], centroids[kept]).first]
     return kept

@@ -1,9 +1,9 @@
-"""How sure a user's segment is, calibrated on whether users stay put when their latest events are dropped.
+"""The confidence of a user's segment: the probability that the user stays in it without the latest events.
 
-Between two segments a few events more or less decide; that is what the margin tells (`server.core.segments.margin`).
-The share that stays is fitted over the margin by isotonic regression (Zadrozny and Elkan, "Transforming classifier
-scores into accurate multiclass probability estimates", KDD 2002), on half of a sample of users, and checked on the
-other half.
+A user near the border between two segments changes sides with a few events; `server.core.segments.margin` measures how
+near. On half of a sample of users, isotonic regression fits the share of users who stay to the margin (Zadrozny and
+Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD 2002). The other half
+measures the calibration error.
 """
 
 from collections.abc import Callable
@@ -19,46 +19,45 @@ from server.core.segments import Nearest, margin, segment_part
 from training.config import SegmentSettings
 from training.data.sequences import EventLog
 from training.kmeans.fit import assign
-from training.ranking.hybrid import Embed
+from training.ranking.hybrid import EmbedHistories
 from training.runs import write_atomically
 from training.segments.clusters import Segments
 
 DROPPED_SHARE = 0.2
-"""Of the events that the encoder reads, so many of the latest are dropped, but one at least."""
+"""Share of a user's events, among those that the encoder reads, that calibration drops; at least one event."""
 
 SAMPLED_USERS = 20_000
 KNOTS = 20
 USERS_PER_KNOT = 20
-CHECKED_BINS = 10
-MANY = 0.5
-"""From this share of users on, people are told that segments are not stable, or histories short."""
+ERROR_BINS = 10
+NOTE_SHARE = 0.5
+"""A note warns of unstable segments, or of short histories, if they concern at least this share of users."""
 
 _FILE = "confidence.json"
 
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """The fitted `confidence`, and how far it is off.
+    """The fitted `confidence`, and its expected calibration `error` on held-out users, 0 to 1, smaller is better.
 
-    `error` is the expected calibration error on `checked_users` users who were not fitted on: the difference between
-    confidence and the share that stayed, 0 to 1, averaged over bins of like confidence.
+    The error is the difference between the confidence and the share of users who stayed, averaged over bins of users
+    with similar confidence.
     """
 
     confidence: Confidence
     error: float
-    checked_users: int
 
 
-Place = Callable[[Features], Nearest]
-"""The nearest centroids of histories, as the release will find them."""
+FindNearest = Callable[[Features], Nearest]
+"""Returns the nearest centroids of histories, as the server computes them."""
 
 
 def calibrate(
-    log: EventLog, placed: Nearest, place: Place, max_length: int, settings: SegmentSettings
+    log: EventLog, placed: Nearest, find_nearest: FindNearest, max_length: int, settings: SegmentSettings
 ) -> Calibration | None:
-    """Fit confidence on a log whose users (U) are `placed`; None where too few have enough history to tell.
+    """Fit the confidence on a log; `placed` holds the nearest centroids of its users (U). None for too few users.
 
-    Enough is `min_history` events, and two at least, so that something is left of it.
+    Only users with `min_history` events count, and with at least two, so that an event remains after the drop.
     """
     known = np.minimum(log.features.lengths, max_length)
     min_history = min(settings.min_history, max_length)
@@ -67,24 +66,27 @@ def calibrate(
     rows = rng.permutation(enough)[:SAMPLED_USERS]
     if len(rows) < 2 * USERS_PER_KNOT:
         return None
-    stayed = place(_shortened(log, rows, known[rows], max_length)).first == placed.first[rows]
+    stayed = find_nearest(_shortened(log, rows, known[rows], max_length)).first == placed.first[rows]
     margins = margin(placed)[rows]
-    fitted, checked = np.array_split(np.arange(len(rows)), 2)
-    knots, stays = fit_curve(margins[fitted], stayed[fitted])
+    fit_half, error_half = np.array_split(np.arange(len(rows)), 2)
+    knots, stays = fit_curve(margins[fit_half], stayed[fit_half])
     confidence = Confidence(
         margins=tuple(knots.tolist()),
         stays=tuple(stays.tolist()),
         min_confidence=settings.min_confidence,
         min_history=min_history,
     )
-    error = calibration_error(confidence.at(margins[checked]), stayed[checked])
-    return Calibration(confidence, error, len(checked))
+    error = calibration_error(confidence.at(margins[error_half]), stayed[error_half])
+    return Calibration(confidence, error)
 
 
 def fit_curve(
     margins: NDArray[np.float64], stayed: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Knots from 0 to 1 and the share that stays at each, both rising; users of like margin share a knot."""
+    """Knots (margins from 0 to 1) and the share of users who stay at each, both rising.
+
+    Users with similar margins share a knot.
+    """
     from sklearn.isotonic import IsotonicRegression
 
     count = int(np.clip(len(margins) // USERS_PER_KNOT, 1, KNOTS - 2))
@@ -96,17 +98,17 @@ def fit_curve(
 
 
 def calibration_error(predicted: NDArray[np.float64], observed: NDArray[np.bool_]) -> float:
-    """Expected calibration error, 0 to 1, over `CHECKED_BINS` bins of as many users each."""
-    bins, sizes = _bins(predicted, min(CHECKED_BINS, len(predicted)))
+    """Expected calibration error, 0 to 1, over `ERROR_BINS` bins with about the same number of users."""
+    bins, sizes = _bins(predicted, min(ERROR_BINS, len(predicted)))
     differences = np.abs(_means(bins, sizes, predicted) - _means(bins, sizes, observed.astype(np.float64)))
     return float((differences * sizes).sum() / sizes.sum())
 
 
 @dataclass(frozen=True, slots=True)
 class UserConfidence:
-    """How sure the segment of each user is, (U,) each, as the server will say it; and the calibration behind it.
+    """The confidence of each user's segment, as the server will answer it, and its calibration. Arrays are (U,).
 
-    Without a calibration there is no `confidence`, nobody is in doubt, and no history is told as short.
+    Without a calibration `confidence` is None, `is_confident` is true and `is_short` is false for every user.
     """
 
     calibration: Calibration | None
@@ -117,12 +119,11 @@ class UserConfidence:
 
     @property
     def error(self) -> float | None:
-        """`Calibration.error`."""
         return self.calibration.error if self.calibration else None
 
     @property
     def doubtful_share(self) -> float | None:
-        """The share of users whose segment is not confident; None without a calibration."""
+        """The share of users without a confident segment; None without a calibration."""
         return float(1 - self.is_confident.mean()) if self.calibration else None
 
     @property
@@ -132,39 +133,40 @@ class UserConfidence:
 
     @property
     def figures(self) -> dict[str, float]:
-        """By name, those that are known."""
-        found = {"confidence_error": self.error, "doubtful_share": self.doubtful_share, "short_share": self.short_share}
-        return {name: value for name, value in found.items() if value is not None}
+        """The known figures by name."""
+        doubtful, short = self.doubtful_share, self.short_share
+        figures = {"confidence_error": self.error, "doubtful_share": doubtful, "short_share": short}
+        return {name: value for name, value in figures.items() if value is not None}
 
     @property
     def notes(self) -> list[str]:
-        """What people should know of it, in sentences."""
+        """Warnings for people, as sentences."""
         if self.calibration is None:
             return [
-                f"Too few users have {max(self.min_history, 2)} events or more to tell how sure a segment is: answers "
-                "will come without confidence."
+                f"Too few users have at least {max(self.min_history, 2)} events, so confidence cannot be calibrated "
+                "and answers will have no confidence."
             ]
         doubtful, short = 1 - self.is_confident.mean(), self.is_short.mean()
         notes = []
-        if doubtful >= MANY:
-            notes.append(f"Segments are not stable here: {doubtful:.0%} of users are in no segment with confidence.")
-        if short >= MANY:
-            notes.append(f"Histories are short here: {short:.0%} of users have fewer than {self.min_history} events.")
+        if doubtful >= NOTE_SHARE:
+            notes.append(f"Segments are not stable: {doubtful:.0%} of users have no confident segment.")
+        if short >= NOTE_SHARE:
+            notes.append(f"Histories are short: {short:.0%} of users have fewer than {self.min_history} events.")
         return notes
 
 
-def doubts_of(
-    log: EventLog, segments: Segments, encode: Embed, item_dim: int, max_length: int, settings: SegmentSettings
+def user_confidence(
+    log: EventLog, segments: Segments, embed: EmbedHistories, item_dim: int, max_length: int, settings: SegmentSettings
 ) -> UserConfidence:
-    """Calibrate confidence on a log and its segments, and apply it to all its users."""
+    """Calibrate the confidence on a log and its segments, and compute the confidence of all its users."""
 
-    def place(features: Features) -> Nearest:
-        return assign(segment_part(encode(features), item_dim), segments.fit.centroids)
+    def find_nearest(features: Features) -> Nearest:
+        return assign(segment_part(embed(features), item_dim), segments.fit.centroids)
 
-    calibration = calibrate(log, segments.placed, place, max_length, settings)
-    everyone = len(log.users)
+    calibration = calibrate(log, segments.placed, find_nearest, max_length, settings)
+    user_count = len(log.users)
     if calibration is None:
-        confident, short = np.ones(everyone, np.bool_), np.zeros(everyone, np.bool_)
+        confident, short = np.ones(user_count, np.bool_), np.zeros(user_count, np.bool_)
         return UserConfidence(None, None, confident, short, settings.min_history)
     curve = calibration.confidence
     confidence = curve.at(margin(segments.placed))
@@ -173,7 +175,7 @@ def doubts_of(
 
 
 def write_confidence(directory: Path, calibration: Calibration | None) -> None:
-    """Write it into the segment stage's directory, or take away what an earlier fit left there."""
+    """Write `confidence.json` to the segment stage's directory; delete an old file if `calibration` is None."""
     if calibration is None:
         (directory / _FILE).unlink(missing_ok=True)
     else:
@@ -181,25 +183,29 @@ def write_confidence(directory: Path, calibration: Calibration | None) -> None:
 
 
 def read_confidence(directory: Path) -> Confidence | None:
-    """Read it back; None where nothing could be fitted."""
+    """Read `confidence.json` of the segment stage's directory; None without the file."""
     path = directory / _FILE
     return Confidence.model_validate_json(path.read_bytes()) if path.is_file() else None
 
 
 def _shortened(log: EventLog, rows: NDArray[np.intp], known: NDArray[np.int64], max_length: int) -> Features:
-    """The histories of these users without their latest events; `known` (N,) counts those that the encoder reads."""
+    """Histories of the users at `rows` (N,) without their latest events.
+
+    `known` (N,) is the number of each user's events that the encoder reads.
+    """
     dropped = np.maximum(1, np.floor(known * DROPPED_SHARE)).astype(np.int64)
     ends = log.features.ends[rows] - dropped
     return log.histories(rows, ends, max_length)
 
 
 def _bins(values: NDArray[np.float64], count: int) -> tuple[NDArray[np.intp], NDArray[np.int64]]:
-    """Bins of about as many values each: that of each value (N,), and the sizes; equal values share one."""
+    """The bin of each value (N,), and the bin sizes. Bins have about the same size; equal values share a bin."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, count + 1)[1:-1]))
     _, bins, sizes = np.unique(np.searchsorted(edges, values, side="right"), return_inverse=True, return_counts=True)
     return bins, sizes
 
 
 def _means(bins: NDArray[np.intp], sizes: NDArray[np.int64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The mean of the values (N,) in each bin."""
     means: NDArray[np.float64] = np.bincount(bins, values) / sizes
     return means

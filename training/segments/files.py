@@ -1,4 +1,7 @@
-"""The files of the segment stage; its other modules write what they own (`result`, `migration`, `confidence`)."""
+"""Writes the segment stage's tables, arrays and golden inputs.
+
+`result`, `migration`, `confidence` and `drift_reference` write the files of their own classes.
+"""
 
 from pathlib import Path
 
@@ -20,7 +23,7 @@ from training.segments.inputs import EmbeddedUsers, SegmentInputs
 from training.segments.placement import assignment_table
 
 GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
-"""Golden histories: those at these places among all, from the shortest to the longest."""
+"""The golden histories' places among all histories by length: 0 is the shortest, 1 the longest."""
 
 
 def write_users(
@@ -29,12 +32,12 @@ def write_users(
     users: EmbeddedUsers,
     segments: Segments,
     segment_ids: tuple[int, ...],
-    doubts: UserConfidence,
+    confidence: UserConfidence,
 ) -> None:
-    """Embeddings, centroids, the segment of each user, the exemplars of each segment, and the drift reference."""
+    """Write embeddings, centroids, the segment of each user, the exemplars of each segment, and the drift reference."""
     np.save(directory / "user_embeddings.npy", users.embeddings)
     np.save(directory / "centroids.npy", segments.fit.centroids)
-    calibration = doubts.calibration.confidence if doubts.calibration else None
+    calibration = confidence.calibration.confidence if confidence.calibration else None
     event_counts = np.minimum(users.log.features.lengths, inputs.preprocessing.max_length)
     placed = assignment_table(users.log.users, segment_ids, segments.placed, event_counts, calibration)
     placed.write_parquet(directory / "assignments.parquet")
@@ -50,36 +53,36 @@ def write_items(
     segment_ids: tuple[int, ...],
     choice: HybridChoice,
 ) -> None:
-    """The catalogue with the popularity of each item, and the items of each segment; `clusters` (U,) by user."""
+    """Write the catalogue with the popularity of each item, and the items of each segment; `clusters` is (U,)."""
     log, preprocessing, settings = users.log, inputs.preprocessing, inputs.settings
     items = pl.read_parquet(inputs.prepared / "items.parquet")
     behaviour = behaviour_of(log, log.features.ends, preprocessing, len(items))
-    everyone = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
-    catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", everyone))
+    global_scores = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
+    catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", global_scores))
     if choice.trend:
-        lately = Demand(log, 0, preprocessing, len(items)).now(choice.trend)
-        catalogue = catalogue.with_columns(pl.Series(TREND, lately))
+        trend_scores = Demand(log, 0, preprocessing, len(items)).newest_scores(choice.trend)
+        catalogue = catalogue.with_columns(pl.Series(TREND, trend_scores))
     with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
-    least = settings.min_item_users, settings.min_segment_size
-    listed = segment_items(behaviour, clusters, segment_ids, choice.smoothing, *least)
-    listed.write_parquet(directory / "segment_items.parquet")
+    minimums = settings.min_item_users, settings.min_segment_size
+    best_items = segment_items(behaviour, clusters, segment_ids, choice.smoothing, *minimums)
+    best_items.write_parquet(directory / "segment_items.parquet")
 
 
 def write_golden(directory: Path, inputs: SegmentInputs, features: Features) -> None:
-    """Real histories with their embeddings, by which a server checks a release."""
+    """Write histories of the log with their embeddings; a server checks a release with them."""
     tolerance = inputs.run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
     golden = golden_of(features, inputs.preprocessing.max_length, inputs.model, tolerance)
     (directory / "golden.json").write_text(golden.model_dump_json())
 
 
 def golden_of(features: Features, max_length: int, model: Path, tolerance: float = GOLDEN_TOLERANCE) -> Golden:
-    """Histories of different lengths, in one batch, with their embeddings."""
+    """Four histories of different lengths, as one batch, with their embeddings."""
     order = np.argsort(features.lengths, kind="stable")
     rows = [int(order[round(place * (len(order) - 1))]) for place in GOLDEN_LENGTHS]
     ends = features.ends[rows]
-    chosen = features.slices(np.maximum(features.starts[rows], ends - max_length), ends)
-    [(_, inputs)] = batches(chosen, max_length)
-    # `batches` sorts by length; `chosen` is sorted already, so its rows are those of the embeddings.
-    embeddings = embed(model, chosen, max_length=max_length)
+    histories = features.slices(np.maximum(features.starts[rows], ends - max_length), ends)
+    [(_, inputs)] = batches(histories, max_length)
+    # `batches` sorts by length; `histories` is sorted already, so its rows are those of the embeddings.
+    embeddings = embed(model, histories, max_length=max_length)
     columns = {name: array.tolist() for name, array in inputs.items()}
     return Golden(**columns, user_embedding=embeddings.tolist(), tolerance=tolerance)

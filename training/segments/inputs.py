@@ -1,4 +1,4 @@
-"""What the segment stage works on: the stages before it, and every user's embedding."""
+"""The inputs of the segment stage: the results of earlier stages, and the embedding of every user."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +16,14 @@ from training.data.sequences import EventLog, read_log
 from training.kmeans.engines import Engine, choose_engine
 from training.model.onnx_inference import embed
 from training.profiles.llm_names import require_client
-from training.ranking.hybrid import Embed
+from training.ranking.hybrid import EmbedHistories
 from training.runs import Progress, Run
-from training.segments.clusters import bounded
+from training.segments.clusters import require_users
 
 
 @dataclass(frozen=True, slots=True)
 class SegmentInputs:
-    """A run that is prepared and exported, and the repository whose newest release the segment ids continue."""
+    """A prepared and exported run, and the repository whose newest release has the previous segment ids."""
 
     run: Run
     repository: Path
@@ -44,37 +44,37 @@ class SegmentInputs:
 
     @property
     def model(self) -> Path:
-        """The exported encoder."""
+        """The path of the exported encoder."""
         return self.exported / "model.onnx"
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedUsers:
-    """The log of U users, the `embeddings` of the users (U, D) and of the V items (V, I), and what embeds histories.
+    """The log of U users, their `embeddings` (U, D), the `item_embeddings` (V, I), and `embed` for other histories.
 
-    The first I numbers of a user embedding rank items; `parts` (U, E) are the rest, which segments are made of.
+    The first I numbers of a user embedding rank items; K-means clusters the other E numbers, `segment_parts`.
     """
 
     log: EventLog
     embeddings: NDArray[np.float32]
     item_embeddings: NDArray[np.float32]
-    encode: Embed
+    embed: EmbedHistories
 
     @property
     def item_dim(self) -> int:
-        """I."""
+        """The dimension I of the item embeddings."""
         return int(self.item_embeddings.shape[1])
 
     @property
-    def parts(self) -> NDArray[np.float32]:
-        """What segments are made of, (U, E)."""
+    def segment_parts(self) -> NDArray[np.float32]:
+        """The part of each user embedding that K-means clusters, (U, E)."""
         return segment_part(self.embeddings, self.item_dim)
 
 
-def embed_users(inputs: SegmentInputs, progress: Progress) -> EmbeddedUsers:
+def embed_all_users(inputs: SegmentInputs, progress: Progress) -> EmbeddedUsers:
     """Embed the whole history of every user. Raises LogError for a log without users."""
     log = read_log(inputs.prepared, inputs.preprocessing)
-    bounded(1, len(log.users), inputs.settings.min_segment_size)
+    require_users(len(log.users))
     item_embeddings = np.load(inputs.exported / "item_embeddings.npy", allow_pickle=False)
-    encode = partial(embed, inputs.model, max_length=inputs.preprocessing.max_length)
-    return EmbeddedUsers(log, encode(log.features, progress=progress), item_embeddings, encode)
+    embed_histories = partial(embed, inputs.model, max_length=inputs.preprocessing.max_length)
+    return EmbeddedUsers(log, embed_histories(log.features, progress=progress), item_embeddings, embed_histories)

@@ -1,4 +1,4 @@
-"""What is measured of K-means with some k: how tight it is, whether it comes out again, what it foretells."""
+"""Measures K-means with a number of segments k: compactness, stability, and lift of the segments' popular items."""
 
 from dataclasses import dataclass
 from itertools import combinations
@@ -16,22 +16,22 @@ from sklearn.metrics import (
 from training.kmeans.engines import Engine
 from training.kmeans.fit import KMeansResult, assign, fit_kmeans
 from training.kmeans.settings import KMeansSettings
-from training.segments.quality import NEIGHBOURS, Targets, ranks_of
+from training.segments.quality import NEIGHBOURS, Targets, popularity_ranks
 
 FITTED_USERS = 100_000
-"""Centroids are fitted on so many users at most; all users are placed by them and measured."""
+"""The largest number of users that centroids are fitted on; all users are assigned to the centroids and measured."""
 
 SILHOUETTE_USERS = 4_000
-_GROUPS = 10
-"""Parts of the silhouettes' sample, each of which is left out once to tell the error."""
+_JACKKNIFE_PARTS = 10
+"""The sample of the silhouette is cut into these parts; the jackknife leaves out one part at a time."""
 
-STABLE_USERS = 8_000
-"""Users whose fits are repeated for `stability`."""
+STABILITY_USERS = 8_000
+"""The largest number of users on which `stability` repeats fits."""
 
 _RESTARTS = 3
-_ROUNDS = 4
-_KEPT = 0.8
-"""Share of the users that each resample keeps."""
+_RESAMPLES = 4
+_RESAMPLE_SHARE = 0.8
+"""Share of the users that each resample holds."""
 
 _LIFT_FITS = 2
 _ROWS_AT_ONCE = 65_536
@@ -39,21 +39,21 @@ _ROWS_AT_ONCE = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Fitter:
-    """How K-means is asked here, and the seed of every draw."""
+    """Fits K-means and samples users with one engine and one seed."""
 
     engine: Engine = "sklearn"
     seed: int = 0
 
-    def fit(self, points: NDArray[np.float32], k: int, turn: int = 0) -> KMeansResult:
-        """`k` clusters of points (N, E), fewer where there are fewer points. Another `turn`, another start."""
-        settings = KMeansSettings(restarts=_RESTARTS, seed=self.seed + turn)
+    def fit(self, points: NDArray[np.float32], k: int, fit_index: int = 0) -> KMeansResult:
+        """`k` clusters of points (N, E), or N if k is larger. Each `fit_index` starts from other centroids."""
+        settings = KMeansSettings(restarts=_RESTARTS, seed=self.seed + fit_index)
         return fit_kmeans(points, min(k, len(points)), engine=self.engine, settings=settings)
 
-    def drawn(self, count: int, most: int, turn: int = 0) -> NDArray[np.intp]:
-        """At most `most` of `count` rows, ascending."""
-        if count <= most:
+    def sample_rows(self, count: int, size: int, sample_index: int = 0) -> NDArray[np.intp]:
+        """A sample of `size` of the rows 0 to `count` - 1, or all rows if there are fewer; ascending."""
+        if count <= size:
             return np.arange(count)
-        return np.sort(np.random.default_rng((self.seed, turn)).choice(count, most, replace=False))
+        return np.sort(np.random.default_rng((self.seed, sample_index)).choice(count, size, replace=False))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class ClusterAssignment:
 
 
 def assign_clusters(points: NDArray[np.float32], centroids: NDArray[np.float32]) -> ClusterAssignment:
-    """Put points (N, E) into the clusters of `centroids` (K, E), some rows at a time."""
+    """Assign points (N, E) to the nearest of `centroids` (K, E), in blocks of rows that bound the memory."""
     starts = range(0, len(points), _ROWS_AT_ONCE)
     parts = [assign(points[start : start + _ROWS_AT_ONCE], centroids) for start in starts]
     return ClusterAssignment(
@@ -74,13 +74,13 @@ def assign_clusters(points: NDArray[np.float32], centroids: NDArray[np.float32])
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
-    """How tight clusters are and how far apart, in the words of scikit-learn; NaN where there are too few of them.
+class ClusterMetrics:
+    """Compactness and separation of clusters, named as in scikit-learn; NaN if there are too few clusters.
 
-    `inertia` is of all points; `silhouette` (-1 to 1, larger is better; Rousseeuw 1987) is of a sample, and
-    `silhouette_error` its standard error, 0 where the sample is everybody. Both the users asked and those they are
-    compared with are drawn, so that a sample finds other clusters too near: a jackknife over parts of it takes that
-    bias away and tells the error (Quenouille 1956, Tukey 1958).
+    `inertia`, Davies-Bouldin (smaller is better) and Calinski-Harabasz (larger is better) are of all points.
+    `silhouette` (-1 to 1, larger is better; Rousseeuw 1987) is of a sample, and `silhouette_error` its standard error,
+    0 if the sample holds all points. The silhouette of a sample is biased; a jackknife over parts of the sample removes
+    the bias and gives the error (Quenouille 1956, Tukey 1958).
     """
 
     inertia: float
@@ -91,81 +91,85 @@ class Shape:
     calinski_harabasz: float
 
 
-class Shapes:
-    """Measures clusterings of the same points (N, E). The distances of the silhouettes' sample are computed once."""
+class ClusterEvaluator:
+    """Computes the metrics of several clusterings of the same points (N, E); it keeps the distances of the sample."""
 
     def __init__(self, points: NDArray[np.float32], fitter: Fitter, sample: int = SILHOUETTE_USERS) -> None:
         self._points = points
-        self._rows = fitter.drawn(len(points), sample)
-        self._between = euclidean_distances(points[self._rows])
+        self._rows = fitter.sample_rows(len(points), sample)
+        self._distances = euclidean_distances(points[self._rows])
         order = np.random.default_rng(fitter.seed).permutation(len(self._rows))
-        self._without = [np.setdiff1d(order, part) for part in np.array_split(order, _GROUPS)]
+        self._jackknife = [np.setdiff1d(order, part) for part in np.array_split(order, _JACKKNIFE_PARTS)]
 
-    def of(self, placed: ClusterAssignment) -> Shape:
-        """The shape of one clustering."""
-        silhouette, error = self._silhouette(placed.clusters)
-        can_tell = 2 <= len(np.unique(placed.clusters)) < len(self._points)
-        return Shape(
-            inertia=float((placed.distances**2).sum()),
-            mean_distance=float(placed.distances.mean()),
+    def evaluate(self, assignment: ClusterAssignment) -> ClusterMetrics:
+        """The metrics of one clustering."""
+        clusters = assignment.clusters
+        silhouette, error = self._silhouette(clusters)
+        is_defined = 2 <= len(np.unique(clusters)) < len(self._points)
+        return ClusterMetrics(
+            inertia=float((assignment.distances**2).sum()),
+            mean_distance=float(assignment.distances.mean()),
             silhouette=silhouette,
             silhouette_error=error,
-            davies_bouldin=float(davies_bouldin_score(self._points, placed.clusters)) if can_tell else np.nan,
-            calinski_harabasz=float(calinski_harabasz_score(self._points, placed.clusters)) if can_tell else np.nan,
+            davies_bouldin=float(davies_bouldin_score(self._points, clusters)) if is_defined else np.nan,
+            calinski_harabasz=float(calinski_harabasz_score(self._points, clusters)) if is_defined else np.nan,
         )
 
     def _silhouette(self, clusters: NDArray[np.intp]) -> tuple[float, float]:
-        mine = clusters[self._rows]
-        value = _silhouette(self._between, mine)
-        unseen = 1.0 - len(mine) / len(clusters)
-        if not unseen:
+        """The silhouette of the sample without its bias, and the standard error."""
+        in_sample = clusters[self._rows]
+        value = _silhouette(self._distances, in_sample)
+        # Share of the points outside the sample: the finite population correction of bias and error.
+        outside = 1.0 - len(in_sample) / len(clusters)
+        if not outside:
             return value, 0.0
-        parts = [_silhouette(self._between[np.ix_(rows, rows)], mine[rows]) for rows in self._without]
-        bias = (_GROUPS - 1) * unseen * float(np.mean(parts) - value)
-        return value - bias, float(np.std(parts) * np.sqrt((_GROUPS - 1) * unseen))
+        parts = [_silhouette(self._distances[np.ix_(rows, rows)], in_sample[rows]) for rows in self._jackknife]
+        bias = (_JACKKNIFE_PARTS - 1) * outside * float(np.mean(parts) - value)
+        return value - bias, float(np.std(parts) * np.sqrt((_JACKKNIFE_PARTS - 1) * outside))
 
 
-def _silhouette(between: NDArray[np.float32], clusters: NDArray[np.intp]) -> float:
-    """Of users with these distances between them (n, n); NaN where clusters are too few or too many."""
+def _silhouette(distances: NDArray[np.float32], clusters: NDArray[np.intp]) -> float:
+    """The mean silhouette for distances (n, n); NaN for one cluster, and for as many clusters as points."""
     if not 2 <= len(np.unique(clusters)) < len(clusters):
         return np.nan
-    return float(silhouette_score(between, clusters, metric="precomputed"))
+    return float(silhouette_score(distances, clusters, metric="precomputed"))
 
 
 def stability(points: NDArray[np.float32], k: int, fitter: Fitter) -> float:
-    """Mean adjusted Rand index between fits on resampled users, each pair compared on the users of both.
+    """Mean adjusted Rand index between fits on resampled users; each pair is compared on the users in both resamples.
 
-    1 is the same clusters each time, 0 agreement by chance. After Ben-Hur, Elisseeff and Guyon (2002), "A stability
-    based method for discovering structure in clustered data".
+    1 means identical clusters, 0 agreement by chance. After Ben-Hur, Elisseeff and Guyon (2002), "A stability based
+    method for discovering structure in clustered data".
     """
-    points = points[fitter.drawn(len(points), STABLE_USERS)]
-    kept = max(2, round(_KEPT * len(points)))
-    labels = np.full((_ROUNDS, len(points)), -1, np.intp)
-    for turn, mine in enumerate(labels):
-        rows = fitter.drawn(len(points), kept, turn + 1)
-        mine[rows] = fitter.fit(points[rows], k, turn).labels
-    pairs = [(one, other, (one >= 0) & (other >= 0)) for one, other in combinations(labels, 2)]
-    return float(np.mean([adjusted_rand_score(one[both], other[both]) for one, other, both in pairs]))
+    points = points[fitter.sample_rows(len(points), STABILITY_USERS)]
+    size = max(2, round(_RESAMPLE_SHARE * len(points)))
+    # One row of labels per resample; -1 for users outside the resample.
+    labels = np.full((_RESAMPLES, len(points)), -1, np.intp)
+    for fit_index, row_labels in enumerate(labels):
+        rows = fitter.sample_rows(len(points), size, fit_index + 1)
+        row_labels[rows] = fitter.fit(points[rows], k, fit_index).labels
+    pairs = [(first, second, (first >= 0) & (second >= 0)) for first, second in combinations(labels, 2)]
+    return float(np.mean([adjusted_rand_score(first[both], second[both]) for first, second, both in pairs]))
 
 
 @dataclass(frozen=True, slots=True)
-class Past:
-    """Users before their validation targets: `points` (T, E) of length 1, and who is `asked` for what."""
+class ValidationUsers:
+    """Users before their validation targets: vectors `points` (T, E) of length 1, and the `targets` to rank."""
 
     points: NDArray[np.float32]
-    asked: Targets
+    targets: Targets
     leave_out_seen: bool
 
     def hits(self, clusters: NDArray[np.integer]) -> NDArray[np.float64]:
-        """Whether each target is among the most popular items of the user's cluster, (T,), 0 or 1."""
-        return (ranks_of(self.asked, clusters, self.leave_out_seen) < NEIGHBOURS).astype(np.float64)
+        """1 for each target among the `NEIGHBOURS` most popular items of the user's cluster, else 0, (T,)."""
+        return (popularity_ranks(self.targets, clusters, self.leave_out_seen) < NEIGHBOURS).astype(np.float64)
 
 
 @dataclass(frozen=True, slots=True)
 class Lift:
-    """HR@10 of segment popularity, in [0, 1], and how many times that of global popularity it is.
+    """HR@10 of segment popularity, in [0, 1], and `lift`: that HR@10 divided by the HR@10 of global popularity.
 
-    `error` is the standard error of `lift`: of the mean difference over users, in the unit of the global rate.
+    `error` is the standard error of `lift`: that of the mean difference over users, divided by the same HR@10.
     """
 
     hr: float
@@ -173,66 +177,67 @@ class Lift:
     error: float
 
 
-def lift(past: Past, k: int, fitter: Fitter) -> Lift:
-    """How well `k` segments of what is known before each target foretell it; NaN where popular items never do."""
-    everyone = past.hits(np.zeros(len(past.points), np.intp))
-    fits = [fitter.fit(past.points, k, turn).labels for turn in range(_LIFT_FITS)]
-    hits = np.mean([past.hits(labels) for labels in fits], axis=0)
-    base = float(everyone.mean())
-    if not base:
+def lift(users: ValidationUsers, k: int, fitter: Fitter) -> Lift:
+    """How well the popular items of `k` segments predict the targets; NaN if globally popular items hit no target."""
+    global_hits = users.hits(np.zeros(len(users.points), np.intp))
+    fits = [fitter.fit(users.points, k, fit_index).labels for fit_index in range(_LIFT_FITS)]
+    hits = np.mean([users.hits(labels) for labels in fits], axis=0)
+    global_rate = float(global_hits.mean())
+    if not global_rate:
         return Lift(float(hits.mean()), np.nan, np.nan)
-    error = float((hits - everyone).std() / np.sqrt(len(hits)))
-    return Lift(float(hits.mean()), float(hits.mean()) / base, error / base)
+    error = float((hits - global_hits).std() / np.sqrt(len(hits)))
+    return Lift(float(hits.mean()), float(hits.mean()) / global_rate, error / global_rate)
 
 
 def halves_agree(halves: tuple[NDArray[np.float32], NDArray[np.float32]], centroids: NDArray[np.float32]) -> float:
-    """Adjusted Rand index between the segments of two halves of the same users' events, (H, E) each."""
-    one, other = (assign_clusters(half, centroids).clusters for half in halves)
-    return float(adjusted_rand_score(one, other))
+    """Adjusted Rand index between the segments of two half histories of the same users, (H, E) each."""
+    first, second = (assign_clusters(half, centroids).clusters for half in halves)
+    return float(adjusted_rand_score(first, second))
 
 
-STABLE_FROM = 0.5
-"""A `stability` below this is told as doubt: a refit would move many users."""
+MIN_STABILITY = 0.5
+"""A note warns of a `stability` below this: another fit would move many users."""
 
-HALVES_FROM = 0.3
-"""And so is an agreement of `halves` below this: histories say too little of where a user belongs."""
+MIN_HALVES_AGREEMENT = 0.3
+"""A note warns of an agreement of `halves` below this: histories are too short to place a user reliably."""
 
 
 @dataclass(frozen=True, slots=True)
-class Steadiness:
-    """How steady segments are: `stability` and `halves_agree`, NaN where no user's events can be cut in two."""
+class SegmentStability:
+    """The results of `stability` and `halves_agree`; `halves` is NaN if too few users have two events."""
 
     stability: float
     halves: float
 
     def figures(self) -> dict[str, float]:
-        """By name, those that are known."""
-        found = {"stability": self.stability, "halves_agree": self.halves}
-        return {name: value for name, value in found.items() if not np.isnan(value)}
+        """The known figures by name."""
+        figures = {"stability": self.stability, "halves_agree": self.halves}
+        return {name: value for name, value in figures.items() if not np.isnan(value)}
 
     def notes(self) -> list[str]:
-        """What people should know of it, in sentences; none where segments are steady."""
+        """Warnings for people, as sentences; none for stable segments."""
         notes = []
-        if self.stability < STABLE_FROM:
+        if self.stability < MIN_STABILITY:
             notes.append(
-                f"Segments are not stable: fits on resampled users agree by {self.stability:.2f} (adjusted Rand: 1 is "
-                f"the same segments, 0 chance; doubtful below {STABLE_FROM}). Fewer segments may be stabler."
+                f"Segments are not stable: fits on resampled users agree by {self.stability:.2f} (adjusted Rand index: "
+                f"1 means identical segments, 0 chance; doubtful below {MIN_STABILITY}). "
+                "Fewer segments may be more stable."
             )
-        if self.halves < HALVES_FROM:
+        if self.halves < MIN_HALVES_AGREEMENT:
             notes.append(
-                "Histories are too short for stable segments: two random halves of the same users' events are put "
-                f"into the same segments by {self.halves:.2f} only (adjusted Rand; doubtful below {HALVES_FROM}). "
-                "A user's segment may change with its next events."
+                "Histories are too short for stable segments: the segments of two random halves of each user's events "
+                f"agree by only {self.halves:.2f} (adjusted Rand index; doubtful below {MIN_HALVES_AGREEMENT}). "
+                "A user's segment may change with the next events."
             )
         return notes
 
 
-def steadiness(
+def segment_stability(
     points: NDArray[np.float32],
     halves: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
     centroids: NDArray[np.float32],
     fitter: Fitter,
-) -> Steadiness:
-    """How steady the segments around `centroids` (K, E) are; `points` (U, E) and `halves` as in `UserViews`."""
+) -> SegmentStability:
+    """The stability of the segments around `centroids` (K, E); `points` (U, E) and `halves` as in `VectorSets`."""
     agreement = halves_agree(halves, centroids) if halves else np.nan
-    return Steadiness(stability(points, len(centroids), fitter), agreement)
+    return SegmentStability(stability(points, len(centroids), fitter), agreement)

@@ -1,4 +1,4 @@
-"""Places the users of a log among the segments of a release, as the server does with their histories."""
+"""Places the users of a log in the segments of a release, with the computation of the server."""
 
 import tempfile
 import time
@@ -26,10 +26,10 @@ from training.runs import Progress, no_progress
 
 @dataclass(frozen=True, slots=True)
 class Histories:
-    """Users (U) of a log, in its order, with their newest events that a release knows; some users have none.
+    """Users (U) of a log, in the log's order, with the newest events that a release knows; a history may be empty.
 
-    Not an `EventLog`: the log need not be prepared, a release has no split, and only what the encoder reads is kept.
-    `unknown_events` of all `event_count` events are of an item or action that the release does not know.
+    This is not an `EventLog`: the log may be unprepared, a release has no split, and only the events that the encoder
+    reads are kept. `unknown_events` of the `event_count` events have an item or action that the release does not know.
     """
 
     users: pl.Series
@@ -40,113 +40,117 @@ class Histories:
 
 @dataclass(frozen=True, slots=True)
 class PlacedUsers:
-    """Users with a place, (P,): their `rows` among those of the histories, and how many events (P,) it rests on.
+    """The users (P) with at least one known event, and their `nearest` centroids.
 
-    `points` (P, E) are the parts of their embeddings that place them, of length 1. `confidence` (P,) is 0 to 1, None
-    for a release that has no calibration of it.
+    `rows` (P,) are the users' places in `Histories`, `event_counts` (P,) the events that the encoder read. `points`
+    (P, E) are the segment parts of the embeddings, of length 1. `confidence` (P,) is 0 to 1, None for a release without
+    a calibration.
     """
 
     users: pl.Series
     rows: NDArray[np.intp]
     event_counts: NDArray[np.int64]
     points: NDArray[np.float64]
-    place: Nearest
+    nearest: Nearest
     confidence: NDArray[np.float64] | None
 
 
 def read_events(path: Path, config: Config, release: Release, users: Path | None = None) -> pl.DataFrame:
-    """Events of the log in `path` in the order of users and time, cleaned by `config` as before training.
+    """Events of the log at `path`, ordered by user and time, cleaned by `config` as before training.
 
-    Items with few events stay in: the release tells which items count. `users` is a table of the only users wanted.
-    Raises LogError and ConfigError, and LogError for a log without times where the release reads times.
+    Items with few events are kept, since the release has its own item list. `users` is the path of a table that limits
+    the users. Raises ConfigError, and LogError for an unusable log or one without the times that the release reads.
     """
     with tempfile.TemporaryDirectory() as scratch:
         log = read_raw_log(path, config.columns, Path(scratch))
-        wanted = read_users(users, config.users, Path(scratch))["user_id"] if users else None
+        requested = read_users(users, config.users, Path(scratch))["user_id"] if users else None
     if release.preprocessing.has_clock and not log.has_clock:
-        raise LogError(f"{path} has no times, and the encoder of release {release.number} reads them; add a column.")
+        raise LogError(
+            f"{path} has no times, but the encoder of release {release.number} needs them; add a time column."
+        )
     log, _, _ = named_actions(log, config)
     settings = config.clean.model_copy(update={"min_events_per_item": 1})
     events = clean(log, settings, int(time.time() * 1000), config.train.seed).events
     events = events.with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
-    if wanted is None:
+    if requested is None:
         return events
-    events = events.filter(pl.col("user_id").is_in(wanted.implode()))
+    events = events.filter(pl.col("user_id").is_in(requested.implode()))
     if events.is_empty():
-        raise LogError(f"None of the {len(wanted):,} users in {users} has an event in {path}.")
+        raise LogError(f"None of the {len(requested):,} users in {users} has an event in {path}.")
     return events
 
 
 def histories_of(events: pl.LazyFrame, release: Release) -> Histories:
-    """Encode the newest known events of each user, as many as the release reads.
+    """Encode the newest known events of each user, at most the release's `max_length`.
 
-    `events` has user_id, item_id, action (text), value and timestamp, in the order of users and time.
+    `events` has user_id, item_id, action (text), value and timestamp, ordered by user and time.
     """
     names = [action.name for action in release.preprocessing.actions]
-    marked = (
+    indexed = (
         events.with_columns(pl.col("user_id").rle_id().alias("row"))
         .join(_indexes("item_id", release.item_ids), on="item_id", how="left", maintain_order="left")
         .join(_indexes("action", names), on="action", how="left", maintain_order="left")
         .select("user_id", "row", "item_index", "action_index", "value", "timestamp")
         .collect()
     )
-    users = marked["user_id"].gather(np.flatnonzero(np.diff(marked["row"].to_numpy().astype(np.int64), prepend=-1)))
-    known = marked.drop_nulls(["item_index", "action_index"])
+    users = indexed["user_id"].gather(np.flatnonzero(np.diff(indexed["row"].to_numpy().astype(np.int64), prepend=-1)))
+    known = indexed.drop_nulls(["item_index", "action_index"])
     from_end = pl.int_range(pl.len(), 0, -1).over("row")
     newest = known.lazy().filter(from_end <= release.preprocessing.max_length)
     columns = encode(newest, release.preprocessing).collect()
     features = Features.of(columns, np.bincount(columns["row"].to_numpy(), minlength=len(users)))
-    return Histories(users, features, len(marked), len(marked) - len(known))
+    return Histories(users, features, len(indexed), len(indexed) - len(known))
 
 
 def place_users(
     histories: Histories, release: Release, repository: Path, progress: Progress = no_progress
 ) -> PlacedUsers:
-    """Embed histories with the release's encoder and find the nearest centroids; users without events have no place."""
+    """Embed histories with the release's encoder and find the nearest centroids; users without events are left out."""
     model = repository / MODEL_NAME / str(release.number) / "model.onnx"
     embeddings = embed(model, histories.features, release.preprocessing.max_length, progress)
-    return placed_at(histories, release, embeddings)
+    return place_embeddings(histories, release, embeddings)
 
 
-def placed_at(histories: Histories, release: Release, embeddings: NDArray[np.float32]) -> PlacedUsers:
-    """The places of histories whose user embeddings (U, D) are known; users without events have none."""
+def place_embeddings(histories: Histories, release: Release, embeddings: NDArray[np.float32]) -> PlacedUsers:
+    """Find the nearest centroids of user embeddings (U, D); users without events are left out."""
     lengths = histories.features.lengths
     rows = np.flatnonzero(lengths)
     parts = segment_part(embeddings, release.manifest.embedding_dim)[rows]
-    found = assign(parts, release.centroids)
+    nearest = assign(parts, release.centroids)
     calibration = release.manifest.confidence
     return PlacedUsers(
         histories.users.gather(rows),
         rows,
         lengths[rows],
         normalised(parts),
-        found,
-        calibration.at(margin(found)) if calibration else None,
+        nearest,
+        calibration.at(margin(nearest)) if calibration else None,
     )
 
 
 def assignment_table(
     users: pl.Series,
     segment_ids: Sequence[int],
-    found: Nearest,
+    nearest: Nearest,
     event_counts: NDArray[np.int64],
     calibration: Confidence | None,
 ) -> pl.DataFrame:
-    """One row a user (U,), as the server answers; `segment_ids` (K,) are by centroid, `event_counts` (U,) what is read.
+    """One row per user (U), with the values that the server answers.
 
-    Without a calibration nobody is in doubt and no history is short. With one centroid there is no runner-up: 0.
+    `segment_ids` (K,) are by centroid; `event_counts` (U,) are the events that the encoder read. Without a calibration
+    every segment is confident and no history is short. With one centroid the runner-up is 0.
     """
     ids = np.array(segment_ids, np.int64)
-    confidence = calibration.at(margin(found)) if calibration else None
+    confidence = calibration.at(margin(nearest)) if calibration else None
     confident, short = np.ones(len(users), np.bool_), np.zeros(len(users), np.bool_)
     if calibration is not None and confidence is not None:
         confident, short = confidence >= calibration.min_confidence, event_counts < calibration.min_history
     columns = {
         "user_id": users,
-        "segment_id": ids[found.first],
-        "distance": found.first_distance.astype(np.float32),
+        "segment_id": ids[nearest.first],
+        "distance": nearest.first_distance.astype(np.float32),
         "confidence": confidence,
-        "runner_up_segment_id": np.where(found.first == found.second, 0, ids[found.second]),
+        "runner_up_segment_id": np.where(nearest.first == nearest.second, 0, ids[nearest.second]),
         "confident": confident,
         "short_history": short,
     }
@@ -154,17 +158,17 @@ def assignment_table(
 
 
 def _indexes(name: str, ids: Sequence[str]) -> pl.LazyFrame:
-    """`item_id` → `item_index`, or `action` → `action_index`, from 1."""
+    """A table from `item_id` to `item_index`, or from `action` to `action_index`; indexes start at 1."""
     index = f"{name.removesuffix('_id')}_index"
     frame = pl.LazyFrame({name: ids}, {name: pl.String}).with_row_index(index, 1)
     return frame.with_columns(pl.col(index).cast(pl.Int32))
 
 
-def seen_rows(events: pl.DataFrame, release: Release) -> list[NDArray[np.intp]]:
-    """Rows in the catalogue of all items that each user has events with, also those that the encoder does not read."""
+def seen_item_rows(events: pl.DataFrame, release: Release) -> list[NDArray[np.intp]]:
+    """The catalogue rows of each user's items, ascending, including items of events that the encoder does not read."""
     catalogue = pl.DataFrame({"item_id": release.item_ids}).with_row_index("item_row")
-    marked = events.select(pl.col("user_id").rle_id().alias("row"), "item_id")
-    found = marked.unique().join(catalogue, on="item_id").sort("row", "item_row")
-    count = int(marked["row"].to_numpy()[-1]) + 1
-    ends = np.searchsorted(found["row"].to_numpy(), np.arange(1, count))  # where the rows of users 1, 2, … begin
-    return [part.astype(np.intp) for part in np.split(found["item_row"].to_numpy(), ends)]
+    indexed = events.select(pl.col("user_id").rle_id().alias("row"), "item_id")
+    pairs = indexed.unique().join(catalogue, on="item_id").sort("row", "item_row")
+    user_count = int(indexed["row"].to_numpy()[-1]) + 1
+    starts = np.searchsorted(pairs["row"].to_numpy(), np.arange(1, user_count))  # of users 1, 2, …
+    return [item_rows.astype(np.intp) for item_rows in np.split(pairs["item_row"].to_numpy(), starts)]

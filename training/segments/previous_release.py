@@ -1,4 +1,4 @@
-"""Where the release before put the users of a log, by its own encoder and centroids."""
+"""Places the users of a log in the segments of the previous release, with that release's encoder and centroids."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,10 +15,10 @@ from training.segments.placement import histories_of, place_users
 
 @dataclass(frozen=True, slots=True)
 class PreviousSegments:
-    """Users known to the release before: `rows` (N,) of the log, ascending, and `segment_ids` (N,), theirs then.
+    """The users whom the previous release knows: their `rows` (N,) in the log, ascending, and `segment_ids` (N,).
 
-    `overlaps` says whether the log holds what they did when that release was made. Where it does not, they are placed
-    by what they have done since.
+    `overlaps` is true if the log has events from before the previous release's data cut-off. If false, users are placed
+    by their later events.
     """
 
     release: Release
@@ -28,32 +28,32 @@ class PreviousSegments:
 
     @property
     def known_ids(self) -> list[int]:
-        """All segments of that release."""
+        """The ids of all segments of the previous release."""
         return [profile.segment_id for profile in self.release.segments]
 
     @property
     def notes(self) -> list[str]:
-        """What people should know of it, in sentences."""
+        """Warnings for people, as sentences."""
         if self.overlaps or not len(self.rows):
             return []
         return [
-            f"The log begins after the data of release {self.release.number} ended; its users are placed among that "
-            "release's segments by what they have done since."
+            f"The log begins after the data of release {self.release.number} ends, so users are placed in that "
+            "release's segments by later events."
         ]
 
 
-def place_before(
+def place_previous_users(
     release: Release, repository: Path, prepared: Path, users: pl.Series, progress: Progress = no_progress
 ) -> PreviousSegments:
-    """Place those of the `users` (U,) of a prepared log who were known to an earlier release.
+    """Place the users of a prepared log whom the release knows; `users` (U,) are all users of the log.
 
-    Known is who has an event, of an item and an action that the release knows, from the time of its data. A log
-    without clock, and one that begins later, does not tell: there known is who has any such event.
+    The release knows a user who has an event with a known item and action, up to the release's data cut-off. In a log
+    without a clock, and in a log that begins after the cut-off, events of any time count.
     """
-    until = release.manifest.data_cutoff_time if release.preprocessing.has_clock else None
+    cutoff = release.manifest.data_cutoff_time if release.preprocessing.has_clock else None
     events = pl.scan_parquet(prepared / "events.parquet")
-    histories = histories_of(events if until is None else events.filter(_before(until)), release)
-    overlaps = until is None or histories.event_count > histories.unknown_events
+    histories = histories_of(events if cutoff is None else events.filter(_up_to(cutoff)), release)
+    overlaps = cutoff is None or histories.event_count > histories.unknown_events
     if not overlaps:
         histories = histories_of(events, release)
     placed = place_users(histories, release, repository, progress)
@@ -61,19 +61,19 @@ def place_before(
         pl.DataFrame({"user_id": users}).with_row_index("row").filter(pl.col("user_id").is_in(placed.users.implode()))
     )
     ids = np.array([profile.segment_id for profile in release.segments], np.int64)
-    return PreviousSegments(release, rows["row"].to_numpy().astype(np.intp), ids[placed.place.first], overlaps)
+    return PreviousSegments(release, rows["row"].to_numpy().astype(np.intp), ids[placed.nearest.first], overlaps)
 
 
-def _before(until: datetime) -> pl.Expr:
-    return pl.col("timestamp") <= int(until.astimezone(UTC).timestamp() * 1000)
+def _up_to(cutoff: datetime) -> pl.Expr:
+    return pl.col("timestamp") <= int(cutoff.astimezone(UTC).timestamp() * 1000)
 
 
-def means_of(points: NDArray[np.float64], previous: PreviousSegments) -> NDArray[np.float32]:
-    """Means (P, D) of the previous segments' users among points (U, D) of today.
+def segment_means(points: NDArray[np.float64], previous: PreviousSegments) -> NDArray[np.float32]:
+    """Mean points (P, D) of each previous segment's users among the new points (U, D).
 
-    They are right for any encoder to start from; the previous centroids are in another one's space.
+    A K-means fit can start from these means with any encoder; the previous centroids are points of the old encoder.
     """
-    # The sum of each segment's users (P, D), over how many they are.
+    # The sum of each segment's points (P, D), divided by the segment's number of users.
     ids, member, sizes = np.unique(previous.segment_ids, return_inverse=True, return_counts=True)
     sums = np.zeros((len(ids), points.shape[1]))
     np.add.at(sums, member, points[previous.rows])

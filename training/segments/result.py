@@ -1,4 +1,4 @@
-"""What the segment stage found out, as `segmentation.json` of a run: publishing reads it back."""
+"""The result of the segment stage, `segmentation.json` of a run, which the publish stage reads."""
 
 from datetime import datetime
 from pathlib import Path
@@ -16,45 +16,47 @@ _FILE = "segmentation.json"
 
 
 class Segmentation(FrozenModel):
-    """Segments of one run. `profiles` are in the order of the centroids, without their history."""
+    """The segments of one run. `profiles` are in the order of the centroids and hold no growth over releases."""
 
     profiles: tuple[SegmentProfile, ...]
     parent_release: int = Field(ge=0, description="The release that segment ids were matched to; 0 for none.")
-    born: tuple[int, ...] = Field(description="Ids of segments that the release before did not have.")
-    retired: tuple[int, ...] = Field(description="Ids of segments of the release before that have no heir.")
+    born: tuple[int, ...] = Field(description="Ids of segments that the previous release did not have.")
+    retired: tuple[int, ...] = Field(description="Ids of the previous release's segments that do not continue.")
     engine: str = Field(description="The K-means engine that ran.")
     inertia: float = Field(ge=0, description="Sum of squared distances to the centroids; smaller is better.")
     iterations: int = Field(ge=0)
-    half_life: float = Field(gt=0, description="Fading of per-segment items: days, or events without a clock.")
+    half_life: float = Field(gt=0, description="Of an event's weight, in days; in events for a log without a clock.")
     prior: float = Field(gt=0, description="Weight of global popularity in per-segment items, in events.")
     hybrid_weight: float = Field(ge=0, le=1)
-    data_cutoff_time: datetime | None = Field(description="Newest event; none for a log without clock.")
+    data_cutoff_time: datetime | None = Field(description="Time of the newest event; none for a log without a clock.")
     figures: dict[str, float] = Field(description="Quality by name; larger is better.")
-    min_segment_size: int = Field(default=0, ge=0, description="No segment has fewer users, unless the log has.")
+    min_segment_size: int = Field(default=0, ge=0, description="Least users of a segment, unless the log has fewer.")
     confidence_error: float | None = Field(
         default=None,
         ge=0,
         le=1,
-        description="How far confidence is off, on users it was not fitted on; smaller is better.",
+        description="Expected calibration error of the confidence on held-out users; smaller is better.",
     )
     doubtful_share: float | None = Field(
-        default=None, ge=0, le=1, description="Users without a confident segment; none where confidence is not known."
+        default=None, ge=0, le=1, description="Share of users without a confident segment; none without a calibration."
     )
-    short_share: float = Field(default=0.0, ge=0, le=1, description="Users of fewer than `min_history` events.")
-    notes: tuple[str, ...] = Field(default=(), description="What people should know, in sentences.")
+    short_share: float = Field(
+        default=0.0, ge=0, le=1, description="Share of users with fewer than `min_history` events."
+    )
+    notes: tuple[str, ...] = Field(default=(), description="Warnings and explanations, as sentences.")
 
     def write(self, directory: Path) -> None:
-        """Write it into the stage's directory."""
+        """Write `segmentation.json` to the stage's directory."""
         write_atomically(directory / _FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def read(cls, directory: Path) -> Self:
-        """Read it back."""
+        """Read `segmentation.json` of the stage's directory."""
         return cls.model_validate_json((directory / _FILE).read_bytes())
 
 
 def same_segments(run: Run, segmentation: Segmentation, release: Release) -> bool:
-    """Whether a release has the very segments of the run, as when a run is published again."""
+    """Whether a release has the run's segment ids and centroids, as when a run is published again."""
     centroids = np.load(run.path / "segment" / "centroids.npy", allow_pickle=False)
     ids = [[profile.segment_id for profile in profiles] for profiles in (segmentation.profiles, release.segments)]
     return ids[0] == ids[1] and np.array_equal(centroids, release.centroids)

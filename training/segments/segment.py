@@ -1,10 +1,13 @@
 """Segment stage: embeds every user with the exported encoder, clusters the users, and describes the segments.
 
-Writes `user_embeddings.npy` (U, D), `assignments.parquet` (in the same order: user_id, segment_id, distance,
-confidence, runner_up_segment_id, confident, short_history; as the server answers), `exemplars.parquet` (the users
-nearest to and farthest from each centroid), and what a release takes over: `centroids.npy`, `items.parquet`,
-`segment_items.parquet`, `golden.json`, `segmentation.json`, `confidence.json` where there is enough history to tell,
-`migration.json` where there was a release before, and `drift_reference.json` where users are many enough.
+The stage writes these files:
+- `user_embeddings.npy` (U, D);
+- `assignments.parquet`, in the same order, with the values that the server answers: user_id, segment_id, distance,
+  confidence, runner_up_segment_id, confident, short_history;
+- `exemplars.parquet`: the users nearest to and farthest from each centroid;
+- the files that a release copies: `centroids.npy`, `items.parquet`, `segment_items.parquet`, `golden.json` and
+  `segmentation.json`; `confidence.json` if enough users have enough history; `migration.json` if the repository has a
+  release; `drift_reference.json` if the log has at least `min_segment_size` users.
 """
 
 from collections.abc import Sequence
@@ -27,21 +30,21 @@ from training.profiles.profiles import Privacy, profiles_of
 from training.ranking.hybrid import HybridChoice, HybridTuner
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
-from training.segments.clusters import Segments, bounded, cluster, merging_notes
-from training.segments.confidence import UserConfidence, doubts_of, write_confidence
+from training.segments.clusters import Segments, cluster, limit_k, merging_notes
+from training.segments.confidence import UserConfidence, user_confidence, write_confidence
 from training.segments.files import write_golden, write_items, write_users
-from training.segments.inputs import EmbeddedUsers, SegmentInputs, embed_users
+from training.segments.inputs import EmbeddedUsers, SegmentInputs, embed_all_users
 from training.segments.matching import Matching, fresh_ids, match_segments
-from training.segments.measures import Fitter, Steadiness, steadiness
+from training.segments.measures import Fitter, SegmentStability, segment_stability
 from training.segments.migration import Overlap, migration_of, write_migration
-from training.segments.previous_release import PreviousSegments, means_of, place_before
+from training.segments.previous_release import PreviousSegments, place_previous_users, segment_means
 from training.segments.result import Segmentation
-from training.segments.sweep import asked_k
-from training.segments.views import UserViews, ViewBuilder
+from training.segments.sweep import resolve_k
+from training.segments.vector_sets import VectorSets, VectorSetsBuilder
 
 _STEPS = (
     "embedding users",
-    "placing users among the segments before",
+    "placing users in the previous segments",
     "choosing k",
     "clustering",
     "weighing items",
@@ -55,18 +58,18 @@ _STEPS = (
 def segment(
     run: Run, repository: Path, k: int | Literal["auto"] | None = None, progress: Progress = no_progress
 ) -> Segmentation:
-    """Fit segments and write them under `segment/` of the run; ids go on from the repository's newest release.
+    """Fit segments and write them to `segment/` of the run; ids continue those of the repository's newest release.
 
-    `k` overrides the run's configuration; auto chooses it by a sweep, which is written too. Raises ConfigError for a
-    K-means engine that cannot run here and for a naming model without its client, LogError for a log without users,
-    RunError when a stage is missing.
+    `k` overrides the run's configuration; with "auto" a sweep chooses k and writes its figures too. Raises ConfigError
+    for a K-means engine that cannot run here and for a naming model without its client, LogError for a log without
+    users, RunError when a stage is missing.
     """
     inputs = SegmentInputs.read(run, repository)
     step = _Steps(progress)
     with run.stage("segment") as stage:
         step("embedding users")
-        users = embed_users(inputs, progress)
-        step("placing users among the segments before")
+        users = embed_all_users(inputs, progress)
+        step("placing users in the previous segments")
         previous = _place_among_previous(inputs, users, progress)
         step("choosing k")
         chosen = _choose_k(inputs, users, k or inputs.settings.k, progress)
@@ -77,39 +80,39 @@ def segment(
         step("matching segments")
         matching, migration = _match_ids(inputs, clustering.segments, previous)
         step("calibrating confidence")
-        doubts = _calibrate(inputs, users, clustering.segments)
-        found = FoundSegments(chosen, clustering, choice, previous, matching, migration, doubts)
+        confidence = _calibrate_confidence(inputs, users, clustering.segments)
+        results = StageResults(chosen, clustering, choice, previous, matching, migration, confidence)
         step("describing segments")
-        segmentation = _describe(inputs, users, found)
+        segmentation = _describe(inputs, users, results)
         step("writing")
-        _write(stage.directory, inputs, users, found)
+        _write(stage.directory, inputs, users, results)
         segmentation.write(stage.directory)
-        stage.figures |= found.figures
+        stage.figures |= results.figures
     return segmentation
 
 
 @dataclass(frozen=True, slots=True)
 class ChosenK:
-    """The number of segments to make, `notes` on why, and the users as they were looked at for it."""
+    """The number of segments `k`, `notes` that explain it, and the vectors and K-means that measured it."""
 
     k: int
     notes: list[str]
-    views: UserViews
+    vectors: VectorSets
     fitter: Fitter
 
 
 @dataclass(frozen=True, slots=True)
 class Clustering:
-    """The segments, how steady they are, and `notes` on how they were made."""
+    """The segments, their stability, and `notes` on the fit."""
 
     segments: Segments
-    steadiness: Steadiness
+    stability: SegmentStability
     notes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
-class FoundSegments:
-    """What each step of the stage found; `previous` and `migration` are None without a release before."""
+class StageResults:
+    """The result of each step of the stage; `previous` and `migration` are None if the repository has no release."""
 
     chosen: ChosenK
     clustering: Clustering
@@ -117,75 +120,78 @@ class FoundSegments:
     previous: PreviousSegments | None
     matching: Matching
     migration: Migration | None
-    doubts: UserConfidence
+    confidence: UserConfidence
 
     @property
     def notes(self) -> list[str]:
-        """What people should know, in sentences."""
-        earlier = self.previous.notes if self.previous else []
-        return [*self.chosen.notes, *self.clustering.notes, *self.choice.notes, *earlier, *self.doubts.notes]
+        """Warnings and explanations, as sentences."""
+        previous = self.previous.notes if self.previous else []
+        return [*self.chosen.notes, *self.clustering.notes, *self.choice.notes, *previous, *self.confidence.notes]
 
     @property
     def figures(self) -> dict[str, object]:
-        """What `run.json` says of the stage."""
+        """The figures of the stage in `run.json`, by name."""
         fit, choice = self.clustering.segments.fit, self.choice
         figures: dict[str, object] = {**choice.figures, "k": len(fit.centroids), "hybrid_weight": choice.weight}
         if choice.trend:
             figures |= {"trend_half_life": choice.trend.half_life, "trend_weight": choice.trend.weight}
         ids = {"born": self.matching.born, "retired": self.matching.retired}
-        return figures | self.clustering.steadiness.figures() | {"inertia": fit.inertia} | ids | self.doubts.figures
+        return figures | self.clustering.stability.figures() | {"inertia": fit.inertia} | ids | self.confidence.figures
 
 
 def _place_among_previous(inputs: SegmentInputs, users: EmbeddedUsers, progress: Progress) -> PreviousSegments | None:
-    """The users known to the repository's newest release, in its segments; None without a release."""
+    """The segments of the users whom the repository's newest release knows; None if the repository has no release."""
     parent = newest_release(inputs.repository)
     if parent is None:
         return None
-    return place_before(parent, inputs.repository, inputs.prepared, users.log.users, progress)
+    return place_previous_users(parent, inputs.repository, inputs.prepared, users.log.users, progress)
 
 
-def _choose_k(inputs: SegmentInputs, users: EmbeddedUsers, asked: int | Literal["auto"], progress: Progress) -> ChosenK:
-    """The k that is asked for, or that of a sweep; fewer where users are too few for it."""
+def _choose_k(
+    inputs: SegmentInputs, users: EmbeddedUsers, requested_k: int | Literal["auto"], progress: Progress
+) -> ChosenK:
+    """The requested k, or the k of a sweep; reduced if the log has too few users."""
     settings = inputs.settings
-    builder = ViewBuilder(inputs.prepared, inputs.preprocessing, users.encode, users.item_dim, settings.seed)
-    item_count = len(users.item_embeddings) if asked == "auto" else None  # only a sweep reads the past
-    views = builder.views(users.log, users.embeddings, item_count)
+    builder = VectorSetsBuilder(inputs.prepared, inputs.preprocessing, users.embed, users.item_dim, settings.seed)
+    # Only a sweep ranks validation targets, and only then are the items counted.
+    item_count = len(users.item_embeddings) if requested_k == "auto" else None
+    vectors = builder.build(users.log, users.embeddings, item_count)
     fitter = Fitter(on_one_machine(inputs.engine), settings.seed)
-    k, reasons = asked_k(inputs.run, asked, views, fitter, progress)
-    k, limits = bounded(k, len(users.log.users), settings.min_segment_size)
-    return ChosenK(k, [*reasons, *limits], views, fitter)
+    k, reasons = resolve_k(inputs.run, requested_k, vectors, fitter, progress)
+    k, limits = limit_k(k, len(users.log.users), settings.min_segment_size)
+    return ChosenK(k, [*reasons, *limits], vectors, fitter)
 
 
 def _cluster(
     inputs: SegmentInputs, users: EmbeddedUsers, chosen: ChosenK, previous: PreviousSegments | None
 ) -> Clustering:
-    """K-means over all users; segments that are too small are merged into their nearest."""
-    settings, parts = inputs.settings, users.parts
+    """K-means over all users; a segment with too few users is merged into the nearest segment."""
+    settings, parts = inputs.settings, users.segment_parts
     start, notes = _previous_centroids(parts, previous) if settings.start == "previous" else (None, [])
     kmeans = KMeansSettings.of(settings)
     segments = cluster(parts, chosen.k, inputs.engine, kmeans, settings.min_segment_size, start)
-    steady = steadiness(chosen.views.points, chosen.views.halves, segments.fit.centroids, chosen.fitter)
+    stability = segment_stability(chosen.vectors.points, chosen.vectors.halves, segments.fit.centroids, chosen.fitter)
     merged = merging_notes(segments, chosen.k, settings.min_segment_size)
-    return Clustering(segments, steady, [*notes, *merged, *steady.notes()])
+    return Clustering(segments, stability, [*notes, *merged, *stability.notes()])
 
 
 def _previous_centroids(
     parts: NDArray[np.float32], previous: PreviousSegments | None
 ) -> tuple[NDArray[np.float32] | None, list[str]]:
-    """Where today's users (U, E) of each segment before are, (P, E); None, and a note, without any."""
+    """Mean vectors (P, E) of the previous segments' users among `parts` (U, E); None and a note without such users."""
     if previous is None or not len(previous.rows):
-        return None, ["There are no previous segments to start from; first centroids were drawn by k-means++."]
-    return means_of(normalised(parts), previous), []
+        return None, ["There are no previous segments to start from; k-means++ drew the first centroids."]
+    return segment_means(normalised(parts), previous), []
 
 
 def _weigh_items(inputs: SegmentInputs, users: EmbeddedUsers, segment_count: int) -> HybridChoice:
-    """How personal scores, segment items and the trend are mixed, by what foretells the validation targets best."""
+    """The mix of personal scores, segment items and trend that predicts the validation targets best."""
     log = read_sequences(inputs.prepared, inputs.preprocessing)
     tuner = HybridTuner(
         log,
         inputs.preprocessing,
         users.item_embeddings,
-        users.encode,
+        users.embed,
         segment_count,
         inputs.engine,
         KMeansSettings.of(inputs.settings),
@@ -197,7 +203,7 @@ def _weigh_items(inputs: SegmentInputs, users: EmbeddedUsers, segment_count: int
 def _match_ids(
     inputs: SegmentInputs, segments: Segments, previous: PreviousSegments | None
 ) -> tuple[Matching, Migration | None]:
-    """Ids that go on from the segments before, and what became of these; fresh ids where there are none."""
+    """The id of each segment, and where the users of the previous segments went; new ids if there is no release."""
     count, next_id = len(segments.fit.centroids), read_ledger(inputs.repository).next_segment_id
     if previous is None:
         return fresh_ids(count, next_id), None
@@ -208,23 +214,23 @@ def _match_ids(
     return matching, migration
 
 
-def _calibrate(inputs: SegmentInputs, users: EmbeddedUsers, segments: Segments) -> UserConfidence:
-    """How sure the segment of each user is."""
+def _calibrate_confidence(inputs: SegmentInputs, users: EmbeddedUsers, segments: Segments) -> UserConfidence:
+    """The confidence of each user's segment."""
     max_length = inputs.preprocessing.max_length
-    return doubts_of(users.log, segments, users.encode, users.item_dim, max_length, inputs.settings)
+    return user_confidence(users.log, segments, users.embed, users.item_dim, max_length, inputs.settings)
 
 
-def _describe(inputs: SegmentInputs, users: EmbeddedUsers, found: FoundSegments) -> Segmentation:
-    """Profiles and names of the segments, and everything that publishing has to know of them."""
-    profiles, naming_notes = _profiles(inputs, found)
-    fit, choice, doubts = found.clustering.segments.fit, found.choice, found.doubts
+def _describe(inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults) -> Segmentation:
+    """The names and profiles of the segments, and the other values that publishing reads from the stage."""
+    profiles, naming_notes = _profiles(inputs, results)
+    fit, choice, confidence = results.clustering.segments.fit, results.choice, results.confidence
     newest = int(users.log.timestamp.max())
     return Segmentation(
         profiles=tuple(profiles),
-        parent_release=found.previous.release.number if found.previous else 0,
-        born=found.matching.born,
-        retired=found.matching.retired,
-        engine=found.clustering.segments.engine,
+        parent_release=results.previous.release.number if results.previous else 0,
+        born=results.matching.born,
+        retired=results.matching.retired,
+        engine=results.clustering.segments.engine,
         inertia=fit.inertia,
         iterations=fit.iterations,
         half_life=choice.smoothing.half_life,
@@ -233,37 +239,37 @@ def _describe(inputs: SegmentInputs, users: EmbeddedUsers, found: FoundSegments)
         data_cutoff_time=datetime.fromtimestamp(newest / 1000, UTC) if inputs.preprocessing.has_clock else None,
         figures=choice.figures,
         min_segment_size=inputs.settings.min_segment_size,
-        confidence_error=doubts.error,
-        doubtful_share=doubts.doubtful_share,
-        short_share=doubts.short_share,
-        notes=(*found.notes, *naming_notes),
+        confidence_error=confidence.error,
+        doubtful_share=confidence.doubtful_share,
+        short_share=confidence.short_share,
+        notes=(*results.notes, *naming_notes),
     )
 
 
-def _profiles(inputs: SegmentInputs, found: FoundSegments) -> tuple[Sequence[SegmentProfile], list[str]]:
-    """The profile of each segment, and notes of the language model that named them, if one did."""
-    settings, members = inputs.settings, found.clustering.segments.members
+def _profiles(inputs: SegmentInputs, results: StageResults) -> tuple[Sequence[SegmentProfile], list[str]]:
+    """The profile of each segment, and notes on the naming by a language model, if the run uses one."""
+    settings, members = inputs.settings, results.clustering.segments.members
     events = pl.scan_parquet(inputs.prepared / "events.parquet")
     events = events.with_columns(pl.col("user_id").rle_id().alias("row"))
     items = pl.read_parquet(inputs.prepared / "items.parquet", columns=["item_id", "title", "category"])
     privacy = Privacy(settings.min_segment_size, settings.min_item_users)
     has_clock = inputs.preprocessing.has_clock
-    made = profiles_of(events, items, members, found.matching.segment_ids, has_clock, privacy)
-    return with_llm_names(made, settings.naming)
+    profiles = profiles_of(events, items, members, results.matching.segment_ids, has_clock, privacy)
+    return with_llm_names(profiles, settings.naming)
 
 
-def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, found: FoundSegments) -> None:
-    """All files of the stage but `segmentation.json`."""
-    segments, segment_ids = found.clustering.segments, found.matching.segment_ids
-    write_users(directory, inputs, users, segments, segment_ids, found.doubts)
-    write_items(directory, inputs, users, segments.members.clusters, segment_ids, found.choice)
+def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults) -> None:
+    """Write all files of the stage except `segmentation.json`."""
+    segments, segment_ids = results.clustering.segments, results.matching.segment_ids
+    write_users(directory, inputs, users, segments, segment_ids, results.confidence)
+    write_items(directory, inputs, users, segments.members.clusters, segment_ids, results.choice)
     write_golden(directory, inputs, users.log.features)
-    write_migration(directory, found.migration)
-    write_confidence(directory, found.doubts.calibration)
+    write_migration(directory, results.migration)
+    write_confidence(directory, results.confidence.calibration)
 
 
 class _Steps:
-    """Says which of the stage's steps has begun."""
+    """Reports the name and the place of each step that begins."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress

@@ -1,8 +1,8 @@
-"""Choosing the number of segments: a range of k is fitted and measured, and a plain rule says which one and why.
+"""Chooses the number of segments k: fits and measures a range of k, and applies one rule.
 
-The rule: the largest lasting gain, which is the gain of segment popularity over global popularity (lift - 1) times
-stability. More segments foretell more, and hold together less; the product has its top where both still do. Where
-nobody can be asked, or no k foretells better than global popularity, silhouette takes the place of the gain.
+The rule: the largest (lift - 1) times stability, that is the gain of segment popularity over global popularity times
+the agreement of repeated fits. More segments predict better and are less stable; the product balances both. The
+silhouette replaces the gain if no user has a validation target, or if no k predicts better than global popularity.
 """
 
 import math
@@ -26,25 +26,25 @@ from training.model.onnx_inference import embed
 from training.runs import Progress, Run, no_progress, write_atomically
 from training.segments.measures import (
     FITTED_USERS,
+    ClusterEvaluator,
     Fitter,
     Lift,
-    Shapes,
-    Steadiness,
+    SegmentStability,
     assign_clusters,
     halves_agree,
     lift,
     stability,
 )
-from training.segments.views import UserViews, ViewBuilder
+from training.segments.vector_sets import VectorSets, VectorSetsBuilder
 
 K_SWEEP = "k_sweep.json"
 
 USERS_PER_SEGMENT = 10
-"""A log with fewer users a segment than this gets fewer segments."""
+"""A sweep tries only numbers of segments with at least this many users per segment on average."""
 
 _EACH_UP_TO = 8
 _STEP = 1.25
-"""Every k up to `_EACH_UP_TO` is tried, from there each about so many times the one before: three in a doubling."""
+"""A sweep tries every k up to `_EACH_UP_TO`; each larger k is about `_STEP` times the k before."""
 
 
 def _to_nan(value: object) -> object:
@@ -52,11 +52,11 @@ def _to_nan(value: object) -> object:
 
 
 Figure = Annotated[float, BeforeValidator(_to_nan)]
-"""A float that may be NaN, for what cannot be told; null in JSON."""
+"""A float; NaN, null in JSON, if the log cannot give the figure."""
 
 
 class KRow(FrozenModel):
-    """Figures of one k, as in `training.segments.measures`; NaN (null in the file) where the log cannot tell."""
+    """The figures of one k, defined in `training.segments.measures`."""
 
     k: int
     smallest: int = Field(description="Users of the smallest segment.")
@@ -67,35 +67,37 @@ class KRow(FrozenModel):
     davies_bouldin: Figure
     calinski_harabasz: Figure
     stability: Figure
-    halves: Figure = Field(description="Adjusted Rand between segments of two random halves of users' events.")
+    halves: Figure = Field(description="Adjusted Rand index between segments of two half histories.")
     hr: Figure = Field(description="HR@10 of segment popularity on validation targets.")
-    lift: Figure = Field(description="The same over that of global popularity.")
+    lift: Figure = Field(description="HR@10 of segment popularity / HR@10 of global popularity.")
     lift_error: Figure
 
 
 class KSweep(FrozenModel):
-    """A sweep over k, what it chose and why. `of` is when the encoder that made the embeddings was exported."""
+    """A sweep over k: the figures of each k, the chosen k and the reason.
+
+    `of` is the time when the encoder of the embeddings was exported.
+    """
 
     of: str
     users: int
-    asked: int = Field(description="Users whose validation targets lift is measured on; 0 without any.")
+    asked: int = Field(description="Users whose validation targets measure the lift; 0 without any.")
     rows: tuple[KRow, ...]
     chosen: int
     reason: str
 
-    def doubts(self) -> list[str]:
-        """What people should know of the chosen k, in sentences: that its segments are not steady."""
-        return [
-            note for row in self.rows if row.k == self.chosen for note in Steadiness(row.stability, row.halves).notes()
-        ]
+    def stability_notes(self) -> list[str]:
+        """Sentences that warn if the segments of the chosen k are not stable."""
+        chosen = (row for row in self.rows if row.k == self.chosen)
+        return [note for row in chosen for note in SegmentStability(row.stability, row.halves).notes()]
 
     def write(self, directory: Path) -> None:
-        """Write it as `K_SWEEP`."""
         write_atomically(directory / K_SWEEP, self.model_dump_json(indent=1) + "\n")
 
     def table(self) -> Table:
-        """All rows, the chosen one marked."""
-        table = Table(title=f"How many segments: {self.users:,} users, {self.asked:,} asked", caption=_CAPTION)
+        """All rows, with a mark at the chosen row."""
+        title = f"How many segments: {self.users:,} users, {self.asked:,} with a validation target"
+        table = Table(title=title, caption=_CAPTION)
         for name in _COLUMNS:
             table.add_column(name, justify="right")
         for row in self.rows:
@@ -109,8 +111,8 @@ _COLUMNS = (
     "smallest",
 )
 _CAPTION = (
-    "stability, halves: adjusted Rand of fits on resampled users, of two halves of users' events. "
-    "HR@10, lift: of segments' popular items, and over everyone's. ±: standard error."
+    "stability, halves: adjusted Rand index of fits on resampled users, and of two halves of users' events. "
+    "HR@10: of segments' popular items. lift: that HR@10 / HR@10 of globally popular items. ±: standard error."
 )
 
 
@@ -131,32 +133,38 @@ def _cells(row: KRow, chosen: bool) -> list[str]:
 
 
 def candidates(k_range: tuple[int, int], user_count: int, min_segment_size: int) -> list[int]:
-    """The ks to try: inside `k_range`, and few enough for segments of `min_segment_size` users, and 10, on average."""
-    least, most = k_range[0], min(k_range[1], user_count // max(min_segment_size, USERS_PER_SEGMENT))
-    found, k = [], least
-    while k <= most:
-        found.append(k)
+    """The ks to try: inside `k_range`, with at least `min_segment_size` and `USERS_PER_SEGMENT` users on average."""
+    k, k_max = k_range[0], min(k_range[1], user_count // max(min_segment_size, USERS_PER_SEGMENT))
+    ks = []
+    while k <= k_max:
+        ks.append(k)
         k = k + 1 if k < _EACH_UP_TO else math.ceil(k * _STEP)
-    return found
+    return ks
 
 
 def choose_k(rows: Sequence[KRow]) -> tuple[int, str]:
-    """The k of the largest lasting gain, the smaller of equals, and why, in a sentence. `rows` are by rising k."""
+    """The k with the largest product of gain and stability, and a sentence that explains it; the smaller k of equals.
+
+    `rows` are ordered by k.
+    """
     gains = [row.stability * (row.lift - 1.0) for row in rows]
     if any(gain > 0 for gain in gains):
         best = rows[int(np.nanargmax(gains))]
         return best.k, (
-            f"{_segments(best.k)}, since their popular items foretell a user's next item {best.lift:.2f} "
-            f"(± {best.lift_error:.2f}) times as often as those of everyone, and fits on resampled users agree by "
-            f"{best.stability:.2f} (adjusted Rand): the gain times the agreement, {np.nanmax(gains):.2f}, is the "
+            f"{_segments(best.k)}, since their popular items predict a user's next item {best.lift:.2f} "
+            f"(± {best.lift_error:.2f}) times as often as globally popular items, and fits on resampled users agree by "
+            f"{best.stability:.2f} (adjusted Rand index): the gain times the agreement, {np.nanmax(gains):.2f}, is the "
             f"largest {_among(rows)}."
         )
-    forms = [np.nan_to_num(row.stability * row.silhouette, nan=-np.inf) for row in rows]
-    best = rows[int(np.argmax(forms))]
-    why = "nobody can be asked for a next item" if math.isnan(best.lift) else "no k foretells more than popular items"
+    scores = [np.nan_to_num(row.stability * row.silhouette, nan=-np.inf) for row in rows]
+    best = rows[int(np.argmax(scores))]
+    if math.isnan(best.lift):
+        reason = "no user has a validation target"
+    else:
+        reason = "no k predicts better than globally popular items"
     return best.k, (
-        f"{_segments(best.k)}, by form alone, since {why}: silhouette {best.silhouette:.2f} times the agreement of "
-        f"fits on resampled users, {best.stability:.2f} (adjusted Rand), is the largest {_among(rows)}."
+        f"{_segments(best.k)}, by silhouette, since {reason}: silhouette {best.silhouette:.2f} times the agreement of "
+        f"fits on resampled users, {best.stability:.2f} (adjusted Rand index), is the largest {_among(rows)}."
     )
 
 
@@ -165,84 +173,86 @@ def _segments(k: int) -> str:
 
 
 def _among(rows: Sequence[KRow]) -> str:
-    return f"of the {len(rows)} tried from {rows[0].k} to {rows[-1].k}" if len(rows) > 1 else "there is"
+    return f"of the {len(rows)} k tried from {rows[0].k} to {rows[-1].k}" if len(rows) > 1 else "of the only k tried"
 
 
 @dataclass(frozen=True, slots=True)
 class KLimits:
-    """Between which ks to choose."""
+    """The limits on k: `k_range`, and the least number of users per segment."""
 
     k_range: tuple[int, int]
     min_segment_size: int
 
     @classmethod
     def of(cls, settings: SegmentSettings) -> Self:
-        """Those of a configuration."""
         return cls(settings.k_range, settings.min_segment_size)
 
 
 def sweep(
-    scene: UserViews, limits: KLimits, fitter: Fitter, *, of: str = "", progress: Progress = no_progress
+    vectors: VectorSets, limits: KLimits, fitter: Fitter, *, exported_at: str = "", progress: Progress = no_progress
 ) -> KSweep:
     """Measure each k and choose one.
 
-    Centroids are fitted on at most `FITTED_USERS`; everybody is placed. Memory beyond `points` is bounded.
+    Centroids are fitted on at most `FITTED_USERS` users and all users are assigned. The memory used beside the vectors
+    is bounded.
     """
-    users = len(scene.points)
+    users = len(vectors.points)
     ks = candidates(limits.k_range, users, limits.min_segment_size)
-    shapes = Shapes(scene.points, fitter)
+    evaluator = ClusterEvaluator(vectors.points, fitter)
     rows = []
     for done, k in enumerate(ks):
         progress(f"trying {k} segments", done, len(ks))
-        rows.append(_row(scene, k, fitter, shapes))
+        rows.append(_row(vectors, k, fitter, evaluator))
     if rows:
         chosen, reason = choose_k(rows)
     else:
         chosen, reason = _too_few(users, limits)
-    asked = len(scene.past.points) if scene.past else 0
-    return KSweep(of=of, users=users, asked=asked, rows=tuple(rows), chosen=chosen, reason=reason)
+    target_count = len(vectors.validation.points) if vectors.validation else 0
+    return KSweep(of=exported_at, users=users, asked=target_count, rows=tuple(rows), chosen=chosen, reason=reason)
 
 
-def _row(scene: UserViews, k: int, fitter: Fitter, shapes: Shapes) -> KRow:
-    centroids = fitter.fit(scene.points[fitter.drawn(len(scene.points), FITTED_USERS)], k).centroids
-    placed = assign_clusters(scene.points, centroids)
-    found = lift(scene.past, k, fitter) if scene.past else Lift(math.nan, math.nan, math.nan)
+def _row(vectors: VectorSets, k: int, fitter: Fitter, evaluator: ClusterEvaluator) -> KRow:
+    centroids = fitter.fit(vectors.points[fitter.sample_rows(len(vectors.points), FITTED_USERS)], k).centroids
+    assignment = assign_clusters(vectors.points, centroids)
+    k_lift = lift(vectors.validation, k, fitter) if vectors.validation else Lift(math.nan, math.nan, math.nan)
     return KRow(
         k=k,
-        smallest=int(np.bincount(placed.clusters, minlength=k).min()),
-        **asdict(shapes.of(placed)),
-        stability=stability(scene.points, k, fitter),
-        halves=halves_agree(scene.halves, centroids) if scene.halves else math.nan,
-        hr=found.hr,
-        lift=found.lift,
-        lift_error=found.error,
+        smallest=int(np.bincount(assignment.clusters, minlength=k).min()),
+        **asdict(evaluator.evaluate(assignment)),
+        stability=stability(vectors.points, k, fitter),
+        halves=halves_agree(vectors.halves, centroids) if vectors.halves else math.nan,
+        hr=k_lift.hr,
+        lift=k_lift.lift,
+        lift_error=k_lift.error,
     )
 
 
 def _too_few(users: int, limits: KLimits) -> tuple[int, str]:
     size = max(limits.min_segment_size, USERS_PER_SEGMENT)
-    most = max(1, users // size)
-    return most, (
-        f"{_segments(most)}, since {users:,} users make no more of {size} each (min_segment_size), and k_range begins "
-        f"at {limits.k_range[0]}."
+    k_max = max(1, users // size)
+    return k_max, (
+        f"{_segments(k_max)}, since {users:,} users are too few for {limits.k_range[0]} segments (the start of "
+        f"k_range) with {size} users each."
     )
 
 
 def checked_range(k_range: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The range as it is given; raises ConfigError for what the configuration would refuse too."""
+    """The range of `--k-range`, unchanged. Raises ConfigError for a range that the configuration refuses too."""
     if k_range is None:
         return None
     try:
         return SegmentSettings(k_range=k_range).k_range
     except ValidationError as error:
-        least, most = k_range
-        raise ConfigError(f"--k-range is two numbers from 2 on, the smaller first, not {least} {most}.") from error
+        first, last = k_range
+        raise ConfigError(
+            f"--k-range takes two numbers, both at least 2, the smaller first; it is {first} {last}."
+        ) from error
 
 
 def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Progress = no_progress) -> KSweep:
-    """Sweep over an exported run's users, and keep what came out in its `segment/`; raises RunError before `export`.
+    """Sweep over an exported run's users, and write the sweep to its `segment/`; `k_range` overrides the configuration.
 
-    `k_range` overrides the run's configuration.
+    Raises RunError if the run is not exported.
     """
     prepared, exported = run.require("prepare"), run.require("export")
     settings = run.config().segment
@@ -250,38 +260,39 @@ def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Pro
     preprocessing = read_preprocessing(exported)
     log = read_log(prepared, preprocessing)
     item_embeddings = np.load(exported / "item_embeddings.npy", allow_pickle=False, mmap_mode="r")
-    encode = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
+    embed_histories = partial(embed, exported / "model.onnx", max_length=preprocessing.max_length)
     with run.stage("sweep", within="segment") as stage:
         progress("embedding users", 0, 0)
-        builder = ViewBuilder(prepared, preprocessing, encode, item_embeddings.shape[1], settings.seed)
-        scene = builder.views(log, encode(log.features, progress=progress), len(item_embeddings))
+        builder = VectorSetsBuilder(prepared, preprocessing, embed_histories, item_embeddings.shape[1], settings.seed)
+        vectors = builder.build(log, embed_histories(log.features, progress=progress), len(item_embeddings))
         limits = KLimits(k_range or settings.k_range, settings.min_segment_size)
-        found = sweep(scene, limits, fitter, of=exported_at(run), progress=progress)
-        found.write(stage.directory)
-        stage.figures |= {"k": found.chosen, "users": found.users, "asked": found.asked}
-    return found
+        result = sweep(vectors, limits, fitter, exported_at=_export_time(run), progress=progress)
+        result.write(stage.directory)
+        stage.figures |= {"k": result.chosen, "users": result.users, "asked": result.asked}
+    return result
 
 
-def asked_k(
-    run: Run, asked: int | Literal["auto"], scene: UserViews, fitter: Fitter, progress: Progress = no_progress
+def resolve_k(
+    run: Run, k: int | Literal["auto"], vectors: VectorSets, fitter: Fitter, progress: Progress = no_progress
 ) -> tuple[int, list[str]]:
-    """The k that is asked for; for auto that of a sweep, which is written into the run's `segment/`, and why."""
-    if asked != "auto":
-        return asked, []
-    found = sweep(scene, KLimits.of(run.config().segment), fitter, of=exported_at(run), progress=progress)
-    found.write(run.path / "segment")
-    return found.chosen, [found.reason]
+    """`k` itself; for "auto" the k of a sweep, which is written to the run's `segment/`, and the reason."""
+    if k != "auto":
+        return k, []
+    limits = KLimits.of(run.config().segment)
+    result = sweep(vectors, limits, fitter, exported_at=_export_time(run), progress=progress)
+    result.write(run.path / "segment")
+    return result.chosen, [result.reason]
 
 
-def exported_at(run: Run) -> str:
-    """When the encoder was exported: what a sweep belongs to."""
+def _export_time(run: Run) -> str:
+    """The time when the run's encoder was exported, as text."""
     return str(run.record()["stages"]["export"]["ended"])
 
 
 def read_sweep(run: Run) -> KSweep | None:
-    """The sweep of the run's encoder as it is now; None without one."""
+    """The sweep of the run's current encoder; None without one."""
     path = run.path / "segment" / K_SWEEP
     if not path.is_file():
         return None
-    found = KSweep.model_validate_json(path.read_bytes())
-    return found if found.of == exported_at(run) else None
+    result = KSweep.model_validate_json(path.read_bytes())
+    return result if result.of == _export_time(run) else None

@@ -18,7 +18,7 @@ from server.core.segments import next_item_part
 from training.errors import LogError
 from training.model.onnx_inference import embed, open_session
 from training.runs import Progress, no_progress
-from training.segments.placement import Histories, PlacedUsers, histories_of, placed_at, seen_rows
+from training.segments.placement import Histories, PlacedUsers, histories_of, place_embeddings, seen_item_rows
 
 NO_ITEM = -1
 _RANKED_AT_ONCE = 512
@@ -131,7 +131,7 @@ def _codes(before: Release, after: Release) -> tuple[NDArray[np.int64], NDArray[
 def _side(repository: Path, release: Release, sample: Sample, codes: NDArray[np.int64], progress: Progress) -> _Side:
     histories = histories_of(sample.events.lazy(), release)
     embeddings = embed(_model(repository, release), histories.features, release.preprocessing.max_length, progress)
-    return _Side(release, histories, embeddings, placed_at(histories, release, embeddings), codes)
+    return _Side(release, histories, embeddings, place_embeddings(histories, release, embeddings), codes)
 
 
 def _model(repository: Path, release: Release) -> Path:
@@ -143,13 +143,13 @@ def _answers(side: _Side, rows: NDArray[np.intp], sample: Sample) -> Answers:
     release, placed = side.release, side.placed
     here = np.searchsorted(placed.rows, rows)
     ids = np.array([profile.segment_id for profile in release.segments], np.int64)
-    segment_ids = ids[placed.place.first[here]]
+    segment_ids = ids[placed.nearest.first[here]]
     calibration = release.manifest.confidence
     confident = None
     if calibration is not None and placed.confidence is not None:
         confident = placed.confidence[here] >= calibration.min_confidence
     embeddings = side.embeddings[rows]
-    seen = seen_rows(sample.events, release)
+    seen = seen_item_rows(sample.events, release)
     subjects = [
         Subject(vector, int(segment_id), seen[row])
         for vector, segment_id, row in zip(

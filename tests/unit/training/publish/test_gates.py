@@ -11,7 +11,7 @@ from server.core.repository.traffic import TRAFFIC, Traffic
 from tests.support.releases import tiny_release
 from training.config import PublishSettings
 from training.errors import PublishError
-from training.evaluation.compare import difference_of
+from training.evaluation.compare import paired_difference
 from training.publish.active_gate import active_release, quality_gate, segment_gates
 from training.publish.gates import Gate, decide, vocabulary_gate
 
@@ -35,7 +35,7 @@ SOFT = Gate("soft", "0", "1", "It is worse.", can_be_forced=True)
 def test_quality_may_not_be_lower_unless_by_chance(
     found: NDArray[np.float64], active: NDArray[np.float64], problem: str
 ) -> None:
-    gate = quality_gate(difference_of(found, active), len(found), 7, max_loss=0.05)
+    gate = quality_gate(paired_difference(found, active), len(found), 7, max_loss=0.05)
     assert problem in gate.problem
     assert bool(gate.problem) == bool(problem)
     assert gate.can_be_forced

@@ -37,12 +37,12 @@ def grouped_log(length: int = LENGTH, exclude_seen: bool = False) -> tuple[Event
 
 
 def group_of(features: Features) -> NDArray[np.float32]:
-    """Embeddings that say the group of the newest item, and nothing else."""
+    """Embeddings that hold the group of the newest item, and nothing else."""
     newest = features.item_index[features.offsets[1:] - 1]
     return np.eye(GROUPS, dtype=np.float32)[(newest - 1) // (ITEMS // GROUPS)]
 
 
-def mixer(log: EventLog, preprocessing: Preprocessing, item_embeddings: NDArray[np.float32]) -> HybridTuner:
+def tuner(log: EventLog, preprocessing: Preprocessing, item_embeddings: NDArray[np.float32]) -> HybridTuner:
     return HybridTuner(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", kmeans=KMeansSettings())
 
 
@@ -51,7 +51,7 @@ def noise() -> NDArray[np.float32]:
 
 
 def test_noise_in_personal_scores_gets_no_weight() -> None:
-    choice = mixer(*grouped_log(), noise()).choose()
+    choice = tuner(*grouped_log(), noise()).choose()
     assert choice.weight == 0.0
     figures = choice.figures
     assert figures["hybrid_ndcg@10"] == figures["segment_ndcg@10"]
@@ -59,30 +59,30 @@ def test_noise_in_personal_scores_gets_no_weight() -> None:
     assert figures["segment_ndcg@10"] > figures["personal_ndcg@10"]
 
 
-def test_segments_that_may_tell_of_no_item_are_worth_as_much_as_popularity() -> None:
-    figures = replace(mixer(*grouped_log(), noise()), min_item_users=USERS).choose().figures
+def test_segments_without_publishable_items_equal_popularity() -> None:
+    figures = replace(tuner(*grouped_log(), noise()), min_item_users=USERS).choose().figures
     assert figures["segment_ndcg@10"] == pytest.approx(figures["popular_ndcg@10"])
 
 
-def test_figures_are_those_of_four_ways_within_bounds() -> None:
-    figures = mixer(*grouped_log(), noise()).choose().figures
-    ways = ("popular", "segment", "personal", "hybrid")
-    assert set(figures) == {f"{way}_{name}@10" for way in ways for name in ("ndcg", "hr")}
+def test_figures_are_those_of_four_strategies_within_bounds() -> None:
+    figures = tuner(*grouped_log(), noise()).choose().figures
+    strategies = ("popular", "segment", "personal", "hybrid")
+    assert set(figures) == {f"{strategy}_{name}@10" for strategy in strategies for name in ("ndcg", "hr")}
     assert all(0 <= value <= 1 for value in figures.values())
 
 
 def test_segment_figures_equal_those_counted_by_hand() -> None:
-    """With one group's items known, hits are the test items among its ten most frequent before."""
+    """A hit is a test item among the ten items that were most frequent in the group before."""
     log, preprocessing = grouped_log()
-    figures = mixer(log, preprocessing, noise()).choose().figures
+    figures = tuner(log, preprocessing, noise()).choose().figures
     table = log.features.item_index.reshape(USERS, LENGTH)
     hits = 0
     for group in range(GROUPS):
-        past, targets = table[group::GROUPS, :-1], table[group::GROUPS, -1]
+        earlier, targets = table[group::GROUPS, :-1], table[group::GROUPS, -1]
         age = LENGTH - 2 - np.arange(LENGTH - 1)
-        smoothing = mixer(log, preprocessing, noise()).choose().smoothing
-        weights = np.broadcast_to(0.5 ** (age / smoothing.half_life), past.shape)
-        counts = np.bincount(past.ravel(), weights.ravel(), ITEMS + 1)
+        smoothing = tuner(log, preprocessing, noise()).choose().smoothing
+        weights = np.broadcast_to(0.5 ** (age / smoothing.half_life), earlier.shape)
+        counts = np.bincount(earlier.ravel(), weights.ravel(), ITEMS + 1)
         hits += int(np.isin(targets, np.argsort(-counts)[:10]).sum())
     assert figures["segment_hr@10"] == pytest.approx(hits / USERS, abs=0.05)
 
@@ -92,16 +92,16 @@ def test_seen_items_are_left_out_where_the_release_does() -> None:
     log, preprocessing = grouped_log(exclude_seen=True)
     table = log.features.item_index.reshape(USERS, LENGTH)
     assert not (table[:, -1:] == table[:, :-1]).any()
-    figures = mixer(log, preprocessing, noise()).choose().figures
+    figures = tuner(log, preprocessing, noise()).choose().figures
     assert figures["segment_hr@10"] == 1.0
 
 
 def test_short_histories_leave_the_default() -> None:
-    choice = mixer(*grouped_log(length=3), noise()).choose()
+    choice = tuner(*grouped_log(length=3), noise()).choose()
     assert choice.weight == DEFAULT_WEIGHT
     assert choice.figures == {}
 
 
-def test_the_weight_is_one_of_those_offered() -> None:
+def test_the_weight_is_one_of_the_candidates() -> None:
     log, preprocessing = grouped_log()
-    assert mixer(log, preprocessing, np.zeros((ITEMS, GROUPS), np.float32)).choose().weight in WEIGHTS
+    assert tuner(log, preprocessing, np.zeros((ITEMS, GROUPS), np.float32)).choose().weight in WEIGHTS

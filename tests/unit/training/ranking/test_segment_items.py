@@ -1,4 +1,4 @@
-"""Per-segment items: weights, fading, smoothing and order, on logs whose right answer is obvious."""
+"""Items of segments: weights, half-life, smoothing and order, on logs whose right answer is obvious."""
 
 import numpy as np
 import polars as pl
@@ -15,8 +15,8 @@ from training.ranking.segment_items import (
     behaviour_of,
     choose_smoothing,
     popularity,
+    publishable,
     segment_items,
-    told,
 )
 
 DAY_MS = 86_400_000
@@ -52,13 +52,13 @@ def items_of(frame: pl.DataFrame, segment_id: int) -> list[int]:
 
 def test_each_segment_gets_what_its_users_did() -> None:
     log = behaviour([(0, 1, 1, 0), (0, 1, 1, 1), (0, 2, 1, 1), (1, 3, 1, 1)])
-    found = segment_items(log, np.array([0, 1]), [7, 4], NO_FADING)
-    assert items_of(found, 7)[:2] == [1, 2]
-    assert items_of(found, 4)[0] == 3
-    assert found["segment_id"].unique(maintain_order=True).to_list() == [7, 4]
-    assert found["item_index"].dtype == pl.Int32
-    assert found["score"].dtype == found["lift"].dtype == pl.Float32
-    first = found.row(0, named=True)
+    table = segment_items(log, np.array([0, 1]), [7, 4], NO_FADING)
+    assert items_of(table, 7)[:2] == [1, 2]
+    assert items_of(table, 4)[0] == 3
+    assert table["segment_id"].unique(maintain_order=True).to_list() == [7, 4]
+    assert table["item_index"].dtype == pl.Int32
+    assert table["score"].dtype == table["lift"].dtype == pl.Float32
+    first = table.row(0, named=True)
     assert first["score"] == pytest.approx(np.log(2 / 3), abs=1e-4)
     assert first["lift"] == pytest.approx((2 / 3) / (0.99 * 0.5 + 0.01 / 3), abs=1e-4)
 
@@ -73,10 +73,10 @@ def test_actions_weigh_and_returns_subtract() -> None:
 
 def test_more_returns_than_purchases_count_as_nothing() -> None:
     log = behaviour([(0, 1, 2, 0), (0, 1, 2, 0), (0, 2, 1, 0)])
-    everyone = popularity(log, 1e9)
-    assert everyone.sum() == pytest.approx(1)
-    assert (everyone > 0).all()
-    np.testing.assert_allclose(everyone[0], si.UNIFORM_SHARE / 3)
+    global_popularity = popularity(log, 1e9)
+    assert global_popularity.sum() == pytest.approx(1)
+    assert (global_popularity > 0).all()
+    np.testing.assert_allclose(global_popularity[0], si.UNIFORM_SHARE / 3)
 
 
 def test_only_returns_make_all_items_equal() -> None:
@@ -93,7 +93,7 @@ def test_without_a_clock_age_counts_a_users_own_events() -> None:
     np.testing.assert_allclose(log.weights(1.0), [0.5, 1.0, 1.0])
 
 
-def test_behaviour_ends_where_it_is_told() -> None:
+def test_behaviour_ends_at_the_given_places() -> None:
     log = indexed_log([(0, 1, 1, 0), (0, 2, 1, 10), (1, 3, 1, 4), (1, 1, 1, 20)])
     cut = behaviour_of(log, np.array([1, 4]), preprocessing(), 3)
     assert cut.user_row.tolist() == [0, 1, 1]
@@ -101,7 +101,7 @@ def test_behaviour_ends_where_it_is_told() -> None:
     assert cut.age.tolist() == [20, 16, 0]
 
 
-def test_a_segment_of_few_events_is_drawn_to_everyone() -> None:
+def test_a_segment_of_few_events_is_drawn_to_global_popularity() -> None:
     log = behaviour([(0, 1, 1, 0)] * 50 + [(1, 2, 1, 0)])
     clusters = np.array([0, 1])
     loose = segment_items(log, clusters, [1, 2], Smoothing(1e9, 0.1))
@@ -117,20 +117,20 @@ def test_lists_are_cut_at_the_top(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared_log(buyers: int) -> tuple[Behaviour, NDArray[np.intp]]:
-    """Ten users of each of two clusters buy item 1; so many of the first buy item 2, thrice each."""
+    """Ten users of each of two clusters buy item 1; `buyers` users of the first cluster buy item 2 three times."""
     events = [(user, item, 1, 0) for user in range(20) for item in [1] + [2] * 3 * (user < buyers)]
     return behaviour(events), np.repeat([0, 1], 10)
 
 
-@pytest.mark.parametrize(("buyers", "told"), [(4, False), (5, True)])
-def test_an_item_of_too_few_users_stands_as_if_nobody_did_it(buyers: int, told: bool) -> None:
+@pytest.mark.parametrize(("buyers", "is_publishable"), [(4, False), (5, True)])
+def test_an_item_of_too_few_users_has_a_count_of_zero(buyers: int, is_publishable: bool) -> None:
     log, clusters = shared_log(buyers)
     smoothing = Smoothing(1e9, 1.0)
-    found = segment_items(log, clusters, [1, 2], smoothing, min_users=5)
-    lifts = {(row["segment_id"], row["item_index"]): row["lift"] for row in found.iter_rows(named=True)}
-    assert (items_of(found, 1)[0] == 2) == told
-    assert (lifts[1, 2] > 1) == told
-    if not told:
+    table = segment_items(log, clusters, [1, 2], smoothing, min_users=5)
+    lifts = {(row["segment_id"], row["item_index"]): row["lift"] for row in table.iter_rows(named=True)}
+    assert (items_of(table, 1)[0] == 2) == is_publishable
+    assert (lifts[1, 2] > 1) == is_publishable
+    if not is_publishable:
         assert lifts[1, 2] == lifts[1, 3] == lifts[2, 2]
 
 
@@ -139,34 +139,34 @@ def test_users_of_other_segments_and_those_who_returned_it_do_not_help() -> None
         (user, 2, 1, 0) for user in (0, 1, 2, 3, 10, 11) for _ in range(3 if user < 4 else 1)
     ]
     events += [(user, 2, 2, 0) for user in (5, 6)]
-    found = segment_items(behaviour(sorted(events)), np.repeat([0, 1], 10), [1, 2], Smoothing(1e9, 1.0), min_users=5)
-    assert (found.filter(pl.col("item_index") == 2)["lift"] < 1).all()
+    table = segment_items(behaviour(sorted(events)), np.repeat([0, 1], 10), [1, 2], Smoothing(1e9, 1.0), min_users=5)
+    assert (table.filter(pl.col("item_index") == 2)["lift"] < 1).all()
 
 
 def test_a_segment_that_is_too_small_gets_what_is_popular() -> None:
     log, clusters = shared_log(8)
-    found = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=1, min_size=11)
-    assert found["lift"].to_list() == pytest.approx([1.0] * 6)
-    assert items_of(found, 1) == items_of(found, 2)
+    table = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=1, min_size=11)
+    assert table["lift"].to_list() == pytest.approx([1.0] * 6)
+    assert items_of(table, 1) == items_of(table, 2)
 
 
-def test_what_is_told_leaves_out_users_without_a_cluster() -> None:
+def test_publishable_events_leave_out_users_without_a_cluster() -> None:
     log, clusters = shared_log(8)
     clusters[:4] = -1
-    kept = told(log, clusters, 5)
-    assert set(kept.user_row.tolist()) == set(range(4, 20))
-    assert set(kept.item_row.tolist()) == {0}
+    allowed = publishable(log, clusters, 5)
+    assert set(allowed.user_row.tolist()) == set(range(4, 20))
+    assert set(allowed.item_row.tolist()) == {0}
 
 
-def test_a_list_is_full_where_few_items_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_list_is_full_where_few_items_are_publishable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(si, "TOP_ITEMS", 3)
     log, clusters = shared_log(1)
-    found = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=5)
-    assert found.group_by("segment_id").len()["len"].to_list() == [3, 3]
+    table = segment_items(log, clusters, [1, 2], Smoothing(1e9, 1.0), min_users=5)
+    assert table.group_by("segment_id").len()["len"].to_list() == [3, 3]
 
 
-def test_the_prior_is_chosen_by_what_may_be_told() -> None:
-    """Counts of twenty users who went on to the other item speak for a large prior, unless they are not told."""
+def test_the_prior_is_chosen_on_publishable_events() -> None:
+    """Twenty users who continue with the other item call for a large prior, unless their events are not publishable."""
     events = [(user, user % 2 + 1, 1, 0) for user in range(40) for _ in range(5)]
     clusters, users = np.arange(40) % 2, np.arange(40)
     targets = users, 1 - users % 2
@@ -180,7 +180,7 @@ def test_an_empty_cluster_gets_what_is_popular() -> None:
 
 
 def shifting_log() -> tuple[Behaviour, tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Everyone liked item 1 for a year and item 2 in the last week, and goes on with item 2."""
+    """All users liked item 1 for a year and item 2 in the last week; their targets are item 2."""
     events = [(user, 1, 1, day) for user in range(4) for day in range(0, 350, 5)] + [(4, 2, 1, 365)] * 20
     log = behaviour(events)
     return log, (np.arange(4), np.full(4, 1))
@@ -201,7 +201,7 @@ def test_the_prior_is_small_where_segments_differ_and_large_where_they_do_not() 
     assert alike.prior == max(si.PRIORS)
 
 
-def test_without_targets_a_middle_way_is_taken() -> None:
+def test_without_targets_the_middle_prior_is_taken() -> None:
     none = np.empty(0, np.intp)
     chosen = choose_smoothing(behaviour([(0, 1, 1, 0)]), np.zeros(1, np.intp), 1, (none, none), (7.0, 30.0))
     assert chosen == Smoothing(30.0, si.PRIORS[2])

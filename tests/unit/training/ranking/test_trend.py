@@ -1,4 +1,4 @@
-"""What is in demand just now: counted from the past only, and used where it clearly helps."""
+"""The trend of items: counted from earlier events only, and chosen only if it clearly helps."""
 
 import math
 from dataclasses import replace
@@ -21,7 +21,7 @@ from training.data.sequences import EventLog, HeldOut, held_out
 from training.data.split import Split
 from training.model.torch_inference import Scorer
 from training.publish.add_items import catalogue
-from training.ranking.trend import PRIOR, Demand, Trend, choose_trend, moments_of
+from training.ranking.trend import PRIOR, Demand, Trend, choose_trend, target_times
 
 DAY_MS = 86_400_000
 BUY, RETURN = Action(name="buy", weight=1.0), Action(name="return", weight=-1.0)
@@ -44,49 +44,50 @@ def preprocessing(has_clock: bool = True) -> Preprocessing:
     return Preprocessing(max_length=8, actions=(BUY, RETURN), has_clock=has_clock, exclude_seen=False)
 
 
-def fashions(seed: int = 0) -> EventLog:
-    """Users come once a day, from days of their own on; three in four buy what is bought that day."""
+def trending_log(seed: int = 0) -> EventLog:
+    """Users come once a day from a random first day; three of four events are on the item of the week."""
     rng = np.random.default_rng(seed)
     days = rng.integers(0, 60, USERS)[:, None] + np.arange(LENGTH) + rng.random((USERS, LENGTH)) * 0.9
     of_the_day = days.astype(np.int64) // 7 % ITEMS + 1
     return log_of(np.where(rng.random(days.shape) < 0.75, of_the_day, rng.integers(1, ITEMS + 1, days.shape)), days)
 
 
-def alike(places: NDArray[np.intp]) -> Tensor:
+def equal_scores(places: NDArray[np.intp]) -> Tensor:
     """The same score for all items."""
     return torch.zeros(len(places), ITEMS)
 
 
-def chosen(log: EventLog, scorer: Scorer = alike, has_clock: bool = True) -> Trend | None:
+def chosen(log: EventLog, scorer: Scorer = equal_scores, has_clock: bool = True) -> Trend | None:
     return choose_trend(log, held_out(log, 2), scorer, preprocessing(has_clock), ITEMS, exclude_seen=False)
 
 
-def test_the_trend_is_how_much_likelier_an_item_is_lately() -> None:
-    """One user; item 1 on day 0, item 2 on day 2 and twice on day 3, a return of item 3 on day 3, which counts not."""
+def test_the_trend_is_the_log_ratio_of_recent_and_overall_probability() -> None:
+    """One user: item 1 on day 0, item 2 on day 2 and twice on day 3; a return of item 3 on day 3 does not count."""
     log = log_of(np.array([[1, 2, 2, 2, 3]]), np.array([[0.0, 2.0, 3.0, 3.0, 3.0]]), np.array([[1, 1, 1, 1, 2]]))
-    lately = np.array([0.125, 2.5, 0.0])
+    recent_counts = np.array([0.125, 2.5, 0.0])
     ever = np.array([2, 4, 1]) / 7
-    recent = (lately + PRIOR * ever) / (lately.sum() + PRIOR)
-    trend = Demand(log, 0, preprocessing(), 3).now(Trend(half_life=1.0, weight=0.5))
+    recent = (recent_counts + PRIOR * ever) / (recent_counts.sum() + PRIOR)
+    trend = Demand(log, 0, preprocessing(), 3).newest_scores(Trend(half_life=1.0, weight=0.5))
     np.testing.assert_allclose(trend, 0.5 * np.log(recent / ever), rtol=1e-5)
     assert trend[1] > 0 > trend[0]
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_at_a_moment_nothing_of_it_or_later_is_known(told: bool) -> None:
-    """Items of events after it change places with each other, which says nothing; of events before it, all."""
-    log = fashions()
-    moment = int(np.median(log.timestamp))
+@pytest.mark.parametrize("is_past", [True, False])
+def test_the_trend_at_a_time_knows_only_earlier_days(is_past: bool) -> None:
+    """A permutation of the items of later events changes nothing; one of earlier events does."""
+    log = trending_log()
+    time_ms = int(np.median(log.timestamp))
     start = int(log.timestamp.min())
-    past = (log.timestamp - start) // DAY_MS < (moment - start) // DAY_MS
+    past = (log.timestamp - start) // DAY_MS < (time_ms - start) // DAY_MS
     items = log.features.item_index.copy()
-    swapped = np.flatnonzero(past if told else ~past)
+    swapped = np.flatnonzero(past if is_past else ~past)
     items[swapped] = items[np.random.default_rng(1).permutation(swapped)]
     other = replace(log, features=replace(log.features, item_index=items))
-    one, again = (
-        Demand(each, 0, preprocessing(), ITEMS).by_time(Trend(1.0, 1.0))(np.array([moment])) for each in (log, other)
+    original, permuted = (
+        Demand(each, 0, preprocessing(), ITEMS).scores_by_time(Trend(1.0, 1.0))(np.array([time_ms]))
+        for each in (log, other)
     )
-    assert torch.equal(one, again) is not told
+    assert torch.equal(original, permuted) is not is_past
 
 
 def noise(seed: int) -> EventLog:
@@ -95,26 +96,26 @@ def noise(seed: int) -> EventLog:
     return log_of(rng.integers(1, ITEMS + 1, (USERS, LENGTH)), days)
 
 
-def test_fashions_are_followed_and_noise_is_not() -> None:
-    trend = chosen(fashions())
+def test_a_planted_trend_is_chosen_and_noise_is_not() -> None:
+    trend = chosen(trending_log())
     assert trend is not None
     assert trend.half_life <= 7
     assert chosen(noise(1)) is None
 
 
-def test_noise_is_hardly_ever_followed() -> None:
+def test_noise_hardly_ever_gets_a_trend() -> None:
     assert sum(chosen(noise(seed)) is not None for seed in range(40)) <= 2
 
 
-def test_nothing_is_chosen_without_a_clock_or_anyone_to_ask() -> None:
-    assert chosen(fashions(), has_clock=False) is None
-    log = fashions()
+def test_no_trend_is_chosen_without_a_clock_or_targets() -> None:
+    assert chosen(trending_log(), has_clock=False) is None
+    log = trending_log()
     nobody = HeldOut(np.empty(0, np.intp), np.empty(0, np.int64), np.empty(0, np.int32))
-    assert choose_trend(log, nobody, alike, preprocessing(), ITEMS, exclude_seen=False) is None
+    assert choose_trend(log, nobody, equal_scores, preprocessing(), ITEMS, exclude_seen=False) is None
 
 
-def test_what_the_encoder_knows_already_needs_no_trend() -> None:
-    log = fashions()
+def test_a_perfect_scorer_gets_no_trend() -> None:
+    log = trending_log()
     targets = torch.from_numpy(held_out(log, 2).targets.astype(np.int64) - 1)
 
     def perfect(places: NDArray[np.intp]) -> Tensor:
@@ -123,30 +124,30 @@ def test_what_the_encoder_knows_already_needs_no_trend() -> None:
     assert chosen(log, perfect) is None
 
 
-def test_targets_are_asked_for_at_their_time_or_when_the_period_begins() -> None:
-    log = fashions()
+def test_targets_are_predicted_at_their_time_or_at_the_start_of_the_period() -> None:
+    log = trending_log()
     held = held_out(log, 1)
-    np.testing.assert_array_equal(moments_of(log, held, 1), log.timestamp[held.ends])
+    np.testing.assert_array_equal(target_times(log, held, 1), log.timestamp[held.ends])
     split = Split(validation_from=START_MS + 30 * DAY_MS, test_from=START_MS + 40 * DAY_MS)
     timed = replace(log, split=split)
-    assert set(moments_of(timed, held, 1)) == {START_MS + 40 * DAY_MS}
-    assert set(moments_of(timed, held, 2)) == {START_MS + 30 * DAY_MS}
+    assert set(target_times(timed, held, 1)) == {START_MS + 40 * DAY_MS}
+    assert set(target_times(timed, held, 2)) == {START_MS + 30 * DAY_MS}
 
 
 def test_long_logs_of_many_items_are_counted_in_longer_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    log = fashions()
-    fine = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
+    log = trending_log()
+    fine = Demand(log, 0, preprocessing(), ITEMS).scores_by_time(Trend(30.0, 1.0))
     monkeypatch.setattr("training.ranking.trend._CELLS_MAX", 300)
-    coarse = Demand(log, 0, preprocessing(), ITEMS).by_time(Trend(30.0, 1.0))
-    moments = np.array([START_MS, int(log.timestamp.max()) + 30 * DAY_MS])
-    torch.testing.assert_close(coarse(moments)[0], torch.zeros(ITEMS))
-    assert math.isclose(float(fine(moments)[1].max()), float(coarse(moments)[1].max()), abs_tol=0.3)
+    coarse = Demand(log, 0, preprocessing(), ITEMS).scores_by_time(Trend(30.0, 1.0))
+    times = np.array([START_MS, int(log.timestamp.max()) + 30 * DAY_MS])
+    torch.testing.assert_close(coarse(times)[0], torch.zeros(ITEMS))
+    assert math.isclose(float(fine(times)[1].max()), float(coarse(times)[1].max()), abs_tol=0.3)
 
 
-def test_added_items_are_in_demand_as_ever(tmp_path: Path) -> None:
+def test_added_items_have_no_trend(tmp_path: Path) -> None:
     old = read_release(tiny_release(tmp_path))
     old = replace(old, items=old.items.with_columns(pl.Series(TREND, np.full(len(old.items), -1.0, np.float32))))
     table = pl.DataFrame({"item_id": ["new"], "title": ["New"], "category": [["group 1"]]})
-    made = catalogue(old, table)
-    assert made[TREND].to_list() == [-1.0] * len(old.items) + [0.0]
+    items = catalogue(old, table)
+    assert items[TREND].to_list() == [-1.0] * len(old.items) + [0.0]
     assert TREND not in catalogue(replace(old, items=old.items.drop(TREND)), table).columns

@@ -160,7 +160,9 @@ def test_the_reference_of_users_holds_groups_only(model: Model) -> None:
     assert sum(reference.distance_users) == USERS
     assert min(reference.distance_users) >= 50
     assert len(reference.distance_users) == 10
-    assert reference.bins(nearest(model.users, model.centroids).first_distance).tolist() == [*reference.distance_users]
+    assert reference.histogram(nearest(model.users, model.centroids).first_distance).tolist() == [
+        *reference.distance_users
+    ]
     assert 0 < len(reference.directions) < USERS / 10
     np.testing.assert_allclose(np.linalg.norm(reference.directions, axis=1), 1)
     assert list(reference.variances) == sorted(reference.variances, reverse=True)
@@ -174,7 +176,7 @@ def test_equal_distances_share_a_bin_whatever_their_last_digits() -> None:
     reference = reference_of(points, tied, np.ones(1000, np.int64), None, 50)
     assert reference.distance_users == (400, 420, 180)
     noisy = tied + rng.normal(scale=1e-7, size=1000)
-    assert reference.bins(noisy).tolist() == [400, 420, 180]
+    assert reference.histogram(noisy).tolist() == [400, 420, 180]
 
 
 def test_no_bin_holds_few_users() -> None:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from server.core.segments import nearest
 from training.kmeans.settings import KMeansSettings
-from training.segments.clusters import cluster, large_enough
+from training.segments.clusters import cluster, large_clusters
 
 
 def around(angles: list[float], sizes: list[int]) -> NDArray[np.float32]:
@@ -51,6 +51,6 @@ def test_whatever_is_kept_is_large_enough_or_alone(seed: int, count: int, min_si
     rng = np.random.default_rng(seed)
     points = rng.normal(size=(150, 3)).astype(np.float32)
     centroids = rng.normal(size=(count, 3)).astype(np.float32)
-    kept = large_enough(points, nearest(points, centroids).first, centroids, min_size)
+    kept = large_clusters(points, nearest(points, centroids).first, centroids, min_size)
     sizes = np.bincount(nearest(points, centroids[kept]).first, minlength=len(kept))
     assert len(kept) == 1 or sizes.min() >= min_size

@@ -50,21 +50,20 @@ def outcomes(log: EventLog) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     return margin(placed), np.array(stays)
 
 
-def test_within_each_bin_the_share_that_stays_is_as_foretold() -> None:
+def test_confidence_equals_the_share_of_users_who_stay() -> None:
     log = mixed_log(6_000, seed=0)
     calibration = calibrate(log, place(log.features), place, MAX_LENGTH, SegmentSettings())
     assert calibration is not None
     margins, stayed = outcomes(mixed_log(6_000, seed=1))
-    foretold = calibration.confidence.at(margins)
-    edges = np.quantile(foretold, np.linspace(0, 1, 9)[1:-1])
-    bins = np.searchsorted(edges, foretold)
-    for place_ in np.unique(bins):
-        chosen = bins == place_
-        assert foretold[chosen].mean() == pytest.approx(stayed[chosen].mean(), abs=0.05)
-    assert calibration.checked_users == 3_000
+    predicted = calibration.confidence.at(margins)
+    edges = np.quantile(predicted, np.linspace(0, 1, 9)[1:-1])
+    bins = np.searchsorted(edges, predicted)
+    for bin_index in np.unique(bins):
+        chosen = bins == bin_index
+        assert predicted[chosen].mean() == pytest.approx(stayed[chosen].mean(), abs=0.05)
     assert calibration.error < 0.03
-    assert calibration_error(foretold, stayed) < 0.03
-    assert foretold.max() - foretold.min() > 0.3
+    assert calibration_error(predicted, stayed) < 0.03
+    assert predicted.max() - predicted.min() > 0.3
 
 
 def test_confidence_rises_with_the_margin_and_has_few_knots() -> None:
@@ -113,7 +112,7 @@ def test_chance_that_breaks_the_order_is_smoothed_out() -> None:
 
 
 def test_the_error_is_the_mean_gap_between_foretold_and_seen() -> None:
-    foretold = np.repeat([0.2, 0.8], 500)
+    predicted = np.repeat([0.2, 0.8], 500)
     right = np.concatenate([np.arange(500) < 100, np.arange(500) < 400])
-    assert calibration_error(foretold, right) == pytest.approx(0.0)
-    assert calibration_error(foretold, np.ones(1000, np.bool_)) == pytest.approx((0.8 + 0.2) / 2)
+    assert calibration_error(predicted, right) == pytest.approx(0.0)
+    assert calibration_error(predicted, np.ones(1000, np.bool_)) == pytest.approx((0.8 + 0.2) / 2)

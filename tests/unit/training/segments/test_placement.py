@@ -74,7 +74,7 @@ def test_users_of_whom_nothing_is_known_have_no_place(events: pl.DataFrame, rele
     model = repository / MODEL_NAME / "1" / "model.onnx"
     embeddings = embed(model, histories.features, 8)[placed.rows]
     expected = nearest(segment_part(embeddings, release.manifest.embedding_dim), release.centroids)
-    np.testing.assert_array_equal(placed.place.first, expected.first)
+    np.testing.assert_array_equal(placed.nearest.first, expected.first)
     np.testing.assert_allclose(np.linalg.norm(placed.points, axis=1), 1)
 
 
@@ -83,7 +83,7 @@ def test_nobody_has_a_place_in_a_log_without_known_items(
 ) -> None:
     strange = events.with_columns(pl.lit("other").alias("item_id"))
     placed = place_users(histories_of(strange.lazy(), release), release, repository)
-    assert len(placed.users) == len(placed.place.first) == len(placed.points) == 0
+    assert len(placed.users) == len(placed.nearest.first) == len(placed.points) == 0
 
 
 def test_a_log_is_cleaned_but_rare_items_stay(events: pl.DataFrame, release: Release, tmp_path: Path) -> None:

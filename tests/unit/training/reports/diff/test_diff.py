@@ -22,7 +22,7 @@ from training.reports.diff.answers import NO_ITEM, Answers, answers, draw_sample
 from training.reports.diff.diff import compared, items_of, same_test
 from training.reports.diff.figures import Diff, SameTest
 from training.reports.diff.page import page_of
-from training.segments.placement import seen_rows
+from training.segments.placement import seen_item_rows
 
 GROUPS, EACH = 4, 30
 
@@ -219,7 +219,7 @@ def test_lists_are_compared_by_hand() -> None:
 
 def test_seen_items_are_all_that_the_release_knows_of_a_user(repository: Path) -> None:
     told = {"user_id": ["a", "a", "a", "b", "c"], "item_id": [item_id(3), item_id(1), item_id(3), "x", item_id(50)]}
-    assert [rows.tolist() for rows in seen_rows(pl.DataFrame(told), one(repository))] == [[0, 2], [], [49]]
+    assert [rows.tolist() for rows in seen_item_rows(pl.DataFrame(told), one(repository))] == [[0, 2], [], [49]]
 
 
 def test_a_sample_is_of_whole_users_and_comes_out_the_same_again() -> None:
