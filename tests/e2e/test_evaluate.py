@@ -136,7 +136,7 @@ def test_the_users_of_a_split_by_time(tmp_path: Path) -> None:
     result = evaluate(run)
     ranks = pl.read_parquet(run.path / "evaluate/ranks.parquet")
     assert ranks["user_id"].to_list() == ["ann", "dan"]
-    assert "are not asked: 1" in result.notes[0]
+    assert "not evaluated: 1" in result.notes[0]
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,7 @@ def test_what_the_run_says_of_doubt_is_what_the_release_says(tmp_path: Path, rep
 def test_a_log_that_is_too_short_to_tell_says_so_and_goes_on(tmp_path: Path, repository: Path) -> None:
     run = planted_run(tmp_path, "one", [0], k=2, min_history=16)
     found = segment(run, repository)
-    assert any("come without confidence" in note for note in found.notes)
+    assert any("have no confidence" in note for note in found.notes)
     release = read_release(repository / MODEL_NAME / str(publish(run, repository)))
     assert release.manifest.confidence is None
     users = assignments(run)

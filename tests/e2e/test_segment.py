@@ -25,7 +25,7 @@ from training.kmeans.engines import cuml_problem
 from training.model.onnx_inference import embed
 from training.publish.publish import publish
 from training.runs import Run
-from training.segments.clusters import limit_k
+from training.segments.clusters import limit_k, require_users
 from training.segments.segment import segment
 
 USERS, ITEMS, GROUPS, DIM = 120, 40, 4, 16
@@ -206,9 +206,9 @@ def test_few_users_get_few_segments(k: int, users: int, segments: int) -> None:
     assert bool(notes) == (segments < k)
 
 
-def test_nobody_to_segment_is_said() -> None:
-    with pytest.raises(LogError, match="nobody"):
-        limit_k(8, 0, 10)
+def test_a_log_without_users_is_refused() -> None:
+    with pytest.raises(LogError, match="no users to segment"):
+        require_users(0)
 
 
 def test_a_tiny_log_gets_a_release_with_a_note(tmp_path: Path, repository: Path) -> None:

@@ -17,7 +17,7 @@ def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> N
     repository = tmp_path / "repository"
     run = exported_run(tmp_path, start="previous", min_segment_size=1)
     first = segment(run, repository)
-    assert first.notes == ("There are no previous segments to start from; first centroids were drawn by k-means++.",)
+    assert first.notes == ("There are no previous segments to start from; k-means++ drew the first centroids.",)
     publish(run, repository)
     second = segment(run, repository)
     assert second.notes == ()

@@ -111,7 +111,7 @@ def sweep(
         told.run = opened = Run.open(runs, run_id)
         found = work(opened, asked, progress=told.progress_of("sweep"))
         told.finish()
-        told.console.print(found.table(), found.reason, *found.doubts(), sep="\n")
+        told.console.print(found.table(), found.reason, *found.stability_notes(), sep="\n")
 
 
 @commands.command()

@@ -52,7 +52,7 @@ class Model:
     def verdicts(self, embeddings: NDArray[np.float32]) -> dict[str, str]:
         place = nearest(embeddings, self.centroids)
         points, confidence = normalised(embeddings), CALIBRATION.at(margin(place))
-        placed = SimpleNamespace(points=points, place=place, confidence=confidence, users=embeddings)
+        placed = SimpleNamespace(points=points, nearest=place, confidence=confidence, users=embeddings)
         measures = measure_drift(self.release, self.reference, placed)  # type: ignore[arg-type]
         return {measure.name: measure.verdict for measure in measures}
 
