@@ -244,9 +244,7 @@ def checked_range(k_range: tuple[int, int] | None) -> tuple[int, int] | None:
         return SegmentSettings(k_range=k_range).k_range
     except ValidationError as error:
         first, last = k_range
-        raise ConfigError(
-            f"--k-range takes two numbers, both at least 2, the smaller first; it is {first} {last}."
-        ) from error
+        raise ConfigError(f"--k-range takes two numbers from 2 on, the smaller first, not {first} {last}.") from error
 
 
 def sweep_run(run: Run, k_range: tuple[int, int] | None = None, *, progress: Progress = no_progress) -> KSweep:
