@@ -177,7 +177,8 @@ def _filled(histories: Histories, scores: Scores) -> Scores:
     """The scores, and popularity far below them for those who have fewer than ten items of their own."""
     popular = popularity(histories)
     least = scores[scores > 0].min(initial=1.0)
-    return scores + popular / (popular.max() + 1) * np.float32(least * 1e-3)
+    filled: Scores = scores + popular / (popular.max() + 1) * np.float32(least * 1e-3)
+    return filled
 
 
 def _largest(matrix: sparse.csr_matrix, count: int) -> sparse.csr_matrix:

@@ -184,7 +184,7 @@ def test_runs_side_by_side(run: Run, tmp_path: Path) -> None:
     evaluate(elsewhere)
     with pytest.raises(RunError, match="differ in their log"):
         compare_runs([run, elsewhere])
-    with pytest.raises(RunError, match="two or more"):
+    with pytest.raises(RunError, match="at least two runs"):
         compare_runs([run, run])
 
 
