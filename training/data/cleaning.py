@@ -231,6 +231,7 @@ def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.Da
     while before != len(events):
         before, rounds = len(events), rounds + 1
         for column, minimum in (("user_id", per_user), ("item_id", per_item)):
+            # `few` is a mask by code: ids that occur, but not often enough.
             codes = events[column].to_physical().to_numpy()
             counts = np.bincount(codes)
             few = (counts > 0) & (counts < minimum)

@@ -207,6 +207,7 @@ def _as_enum(ids: pl.Series) -> pl.Series:
     texts = texts.set(texts == "", None)
     enum = pl.Enum(texts.drop_nulls().unique().sort())
     codes = texts.cast(enum).to_physical()
+    # `enum_codes` maps a code of the Categorical to a code of the Enum.
     codes_in = distinct.to_physical()
     enum_codes = pl.Series([None], dtype=codes.dtype).new_from_index(0, int(codes_in.max() or 0) + 1)  # type: ignore[arg-type]
     return enum_codes.scatter(codes_in, codes).gather(ids.to_physical()).cat.to(enum).alias(ids.name)

@@ -119,6 +119,7 @@ def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
         users = events.lazy().group_by("row", maintain_order=True).agg(pl.len(), inside.alias("inside"))
         places = pl.col("len").cum_sum() - pl.col("len") + pl.col("inside")
         return users.select(places.cast(pl.Int64)).collect().to_series().to_numpy()
+    # Per user: the validation target is the second-last event, or the second-last first event of an item.
     first = pl.struct("row", "item_index").is_first_distinct()
     place = pl.int_range(pl.len(), dtype=pl.Int64)
     ends = (

@@ -45,6 +45,7 @@ def read_item_categories(prepared: Path) -> ItemCategories | None:
         .with_columns(place=pl.int_range(pl.len()).over("row"))
         .filter(pl.col("place") < CATEGORIES_AN_ITEM)
     )
+    # (V, C): the category numbers of each item, filled from the left.
     row, place = kept["row"].to_numpy(), kept["place"].to_numpy()
     index = np.zeros((len(items), int(place.max()) + 1), np.int32)
     index[row, place] = kept["index"].to_numpy()

@@ -187,6 +187,7 @@ def _bounded(shares: pl.DataFrame) -> pl.DataFrame:
     effective = with_error.select(pl.col("count") ** 2 / pl.col("squares")).to_series()
     degrees = np.maximum(effective.to_numpy() - 1, 1)
     widths = pl.Series(t.isf(with_error["error_rate"].to_numpy(), degrees), dtype=pl.Float64)
+    # Lower bound of the quotient, converted to a lift over all users, of whose events the cluster has `cluster_share`.
     low = pl.col("quotient") * (-widths * pl.col("error")).exp()
     cluster_share = pl.col("events") / pl.col("all_events")
     return with_error.with_columns((low / (cluster_share * low + 1 - cluster_share)).alias("lift_low"))
