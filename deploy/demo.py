@@ -1,4 +1,4 @@
-"""The second half of `make run`: serve the demo's release, ask it over gRPC, show the answers, and go on serving."""
+"""The second half of `make run`: serves the demo's release, shows answers of its gRPC API, and keeps serving."""
 
 import argparse
 import signal
@@ -18,12 +18,12 @@ console = Console()
 
 
 def main() -> int:
-    """Run until Ctrl-C; returns the exit code."""
+    """Serve until Ctrl-C; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="Directory of the training run.")
     options = parser.parse_args()
     for number in (signal.SIGINT, signal.SIGTERM):
-        # Anew, after the imports: with the handler that Polars installs, Ctrl-C ends no wait (pola-rs/polars 21739).
+        # After the imports, since Ctrl-C does not interrupt waits with the handler of Polars (pola-rs/polars 21739).
         signal.signal(number, signal.default_int_handler)
     events = options.run / "prepare" / "events.parquet"
     command = [Path(sys.executable).with_name("segrec-serve"), "--bootstrap-events", events]
@@ -32,10 +32,10 @@ def main() -> int:
             addresses = _wait_until_serving(server)
             if addresses:
                 _show(options.run, addresses)
-                _say_how(addresses["segrec"])
+                _print_commands(addresses["segrec"])
             return server.wait()
         except KeyboardInterrupt:
-            console.print("\nStopping: accepted calls are answered, then Triton and the server end.")
+            console.print("\nStopping: accepted calls are answered, then the server and Triton stop.")
             return 130
         except SegrecError as error:
             console.print(f"[red]error:[/] {error}")
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def _wait_until_serving(server: "subprocess.Popen[str]") -> dict[str, str]:
-    """Follow what the server prints until it serves; its addresses by name, none when it ended instead."""
+    """Print the server's output until it serves; returns its addresses by name, none if the server ended."""
     assert server.stdout is not None
     addresses: dict[str, str] = {}
     for line in server.stdout:
@@ -70,7 +70,7 @@ def _show(run: Path, addresses: dict[str, str]) -> None:
 
 def _segments_table(listed: pb.ListSegmentsResponse) -> Table:
     table = Table(title=f"Segments of release {listed.release}", title_justify="left")
-    for name in ("id", "label", "users", "share", "what sets it apart"):
+    for name in ("id", "label", "users", "share", "traits"):
         table.add_column(name, justify="right" if name in ("id", "users", "share") else "left")
     for segment in listed.segments:
         traits = ", ".join(f"{trait.name} × {trait.lift:.1f}" for trait in segment.traits[:3])
@@ -79,7 +79,7 @@ def _segments_table(listed: pb.ListSegmentsResponse) -> Table:
 
 
 def _some_users(run: Path) -> list[str]:
-    """One user each of the largest segments."""
+    """One user of each of the largest segments."""
     assignments = pl.read_parquet(run / "segment" / "assignments.parquet").sort("user_id")
     first = assignments.group_by("segment_id").agg(pl.first("user_id"), pl.len().alias("size"))
     return first.sort("size", "segment_id", descending=[True, False])["user_id"].head(USERS_SHOWN).to_list()
@@ -98,9 +98,9 @@ def _user_table(client: SegrecClient, user_id: str) -> Table:
     return table
 
 
-def _say_how(address: str) -> None:
+def _print_commands(address: str) -> None:
     console.print(
-        "\nServing. Ask it:\n"
+        "\nServing. Try:\n"
         "  .venv/bin/segrec segment 1 2 3\n"
         "  .venv/bin/segrec recommend 1 --top-k 5\n"
         f'  .venv/bin/grpcurl -plaintext -d \'{{"user_id": "1"}}\' {address} segrec.v1.SegrecService/Segment\n'

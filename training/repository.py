@@ -1,4 +1,4 @@
-"""The model repository as publishing sees it: which releases there are, which numbers are used up, and its lock."""
+"""The model repository on the training side: its releases, the ledger of used numbers, and the publishing lock."""
 
 import fcntl
 import os
@@ -21,20 +21,20 @@ _LOCK = ".publish.lock"
 
 
 class Ledger(FrozenModel):
-    """Numbers that may be given next. Kept beside the releases, so that those of a pruned release stay used."""
+    """The next free numbers of releases and segments; a separate file, so that pruned numbers stay used."""
 
     next_release: int = Field(default=1, ge=1)
     next_segment_id: int = Field(default=1, ge=1)
 
 
 def release_numbers(repository: Path) -> list[int]:
-    """Numbers of the release directories, ascending. Names such as `2.tmp` and `02` are no releases."""
+    """Numbers of the release directories, ascending. Names such as `2.tmp` and `02` are not releases."""
     names = [path.name for path in (repository / MODEL_NAME).glob("*") if path.is_dir()]
     return sorted(int(name) for name in names if RELEASE_NAME.fullmatch(name))
 
 
 def newest_release(repository: Path) -> Release | None:
-    """The newest release that passes its checks; None where there is none."""
+    """The newest release that passes its checks; None if no release does."""
     for number in reversed(release_numbers(repository)):
         try:
             return read_release(repository / MODEL_NAME / str(number))
@@ -44,7 +44,7 @@ def newest_release(repository: Path) -> Release | None:
 
 
 def find_release(repository: Path, number: int) -> Release:
-    """Release `number`. Raises PublishError where there is none, DamagedRelease where it does not pass its checks."""
+    """Release `number`. Raises PublishError if it does not exist, DamagedRelease if it does not pass its checks."""
     numbers = release_numbers(repository)
     if number not in numbers:
         there = ", ".join(map(str, numbers)) or "none"
@@ -53,14 +53,16 @@ def find_release(repository: Path, number: int) -> Release:
 
 
 def read_ledger(repository: Path) -> Ledger:
-    """The ledger, brought up to what the directories show. Raises PublishError when it is damaged."""
+    """The ledger, with all numbers of existing releases counted as used. Raises PublishError for a damaged file."""
     path = repository / _LEDGER
     try:
         ledger = Ledger.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         ledger = Ledger()
     except ValueError as error:
-        raise PublishError(f"{path} is damaged; restore it, since it keeps numbers from being used twice.") from error
+        raise PublishError(
+            f"{path} is damaged; restore it, since it prevents numbers from being used twice."
+        ) from error
     newest = newest_release(repository)
     ids = [segment.segment_id for segment in newest.segments] if newest else []
     return Ledger(
@@ -70,25 +72,25 @@ def read_ledger(repository: Path) -> Ledger:
 
 
 def write_ledger(repository: Path, ledger: Ledger) -> None:
-    """Replace the ledger, durably."""
+    """Replace the ledger by a rename and sync it to disk."""
     write_atomically(repository / _LEDGER, ledger.model_dump_json() + "\n")
     sync_directory(repository)
 
 
 @contextmanager
 def locked(repository: Path) -> Iterator[None]:
-    """Be the only one who publishes. Raises PublishError at once when someone else does."""
+    """Hold the publishing lock. Raises PublishError at once if somebody else holds it."""
     repository.mkdir(parents=True, exist_ok=True)
     with (repository / _LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise PublishError(f"Someone else is publishing to {repository}; try again when that is done.") from None
+            raise PublishError(f"Somebody else is publishing to {repository}; try again later.") from None
         yield
 
 
 def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
+    """Sync a directory to disk, so that its file names survive a crash."""
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)

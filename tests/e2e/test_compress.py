@@ -219,7 +219,7 @@ def test_a_fused_run_is_evaluated_and_published_like_any_other(
 def test_a_fused_run_can_be_compressed_again(fused: FuseResult) -> None:
     found = rows(compress(fused.run, ("int8",)))
     assert found["int8"].model_bytes < found["original"].model_bytes
-    with pytest.raises(RunError, match="pruned one by one"):
+    with pytest.raises(RunError, match="prune its members"):
         compress(fused.run, ("pruned",))
 
 
@@ -259,7 +259,7 @@ def test_the_commands_say_the_same(compressed: CompressResult, members: list[Run
     assert "2 to 8 different runs" in alone.stderr
     made = call("compress", "first", "--only", "int8")
     assert made.exit_code == 0, made.output
-    for told in ("µs a user", "to the original", "first-int8", "× smaller", "segrec-train publish"):
+    for told in ("µs per user", "to the original", "first-int8", "× smaller", "segrec-train publish"):
         assert told in made.output
     fused = call("fuse", "first", "second")
     assert fused.exit_code == 0, fused.output

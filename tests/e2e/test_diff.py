@@ -128,11 +128,11 @@ def test_what_cannot_be_compared_is_said(place: Place, tmp_path: Path) -> None:
     assert "There is no release 9" in refused(1, 9)
     assert "There is no canary" in refused(1, "canary")
     assert "number or `newest`" in refused(1, "x")
-    assert "give a log by --events" in refused(1, 2, "--runs", tmp_path)
-    assert "give it with --events" in refused(1, 2, "--config", place.path / "config.toml")
+    assert "give a log with --events" in refused(1, 2, "--runs", tmp_path)
+    assert "give both, or none" in refused(1, 2, "--config", place.path / "config.toml")
     assert "there is no directory" in refused(1, 2, "--out", tmp_path / "none" / "x.html")
     pl.read_csv(place.events).with_columns(item_id=pl.lit("other")).write_csv(tmp_path / "strange.csv")
-    assert "is it a log of their catalogue?" in refused(1, 2, "--events", tmp_path / "strange.csv")
+    assert "belongs to their catalogue" in refused(1, 2, "--events", tmp_path / "strange.csv")
 
 
 @pytest.fixture(scope="module")

@@ -117,7 +117,7 @@ def test_few_users_are_said_to_be_too_few(place: Place, tmp_path: Path) -> None:
     code, _ = verdict(place, tmp_path, of_segments(fresh(20), 0, 1, 2, 3))
     assert code == 0
     result = place.call("drift", "--events", tmp_path / "new.parquet")
-    assert "With 20 users chance alone can go beyond the limits" in " ".join(result.output.split())
+    assert "With 20 users chance alone can exceed the limits" in " ".join(result.output.split())
 
 
 def test_a_release_that_is_not_there_is_named(place: Place) -> None:

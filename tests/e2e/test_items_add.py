@@ -158,10 +158,10 @@ def call(*words: object) -> Result:
     ("table", "more", "problem"),
     [
         ("item_id,title\nnew1,red wine\ni00003,known\n", [], "1 items that release 1 has already: `i00003`"),
-        ("item_id,title\ni00003,known\n", ["--skip-known"], "nothing new"),
+        ("item_id,title\ni00003,known\n", ["--skip-known"], "has no new item"),
         ("item_id,title\nnew1,red wine\nnew2,\n", [], "1 items without text: `new2`"),
         ("item_id,title\nnew1,red wine\n", ["--release", "77"], "no release 77"),
-        ("item_id,title\nnew1,red wine\n", ["--release", "last"], "a number or `newest`"),
+        ("item_id,title\nnew1,red wine\n", ["--release", "last"], "its number or `newest`"),
         ("item_id,title\nnew1,red wine\n", ["--vectors", "{table}"], "trained without vectors"),
         ("title\nred wine\n", [], "lacks a column for the item_id"),
     ],
@@ -198,7 +198,7 @@ def test_another_language_model_is_noticed(done: tuple[Run, Path], tmp_path: Pat
     titled(range(100, 101), "new").write_csv(path)
     result = call("items", "add", "--items", path, "--repository", tmp_path)
     assert result.exit_code == 2
-    assert "is not the one that the release was trained on" in " ".join(result.output.split())
+    assert "differs from the one that the release was trained on" in " ".join(result.output.split())
 
 
 def test_a_release_without_text_takes_no_items(tmp_path: Path) -> None:

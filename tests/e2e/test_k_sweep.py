@@ -120,4 +120,4 @@ def test_run_with_auto_goes_from_log_to_release(tmp_path: Path) -> None:
     assert len(Segmentation.read(run.require("segment")).profiles) == swept.chosen
     assert "How many segments" in result.output
     assert "popularity, 6 segments" in result.output
-    assert "done already" in place.run("--run", "mine", "--k", "auto").output
+    assert "complete already" in place.run("--run", "mine", "--k", "auto").output

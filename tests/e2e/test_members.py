@@ -119,11 +119,13 @@ def test_users_of_whom_nothing_is_known_are_left_out_and_counted(shared: Place, 
 
 def test_unknown_segments_and_releases_are_named(shared: Place, tmp_path: Path) -> None:
     message = refused(shared, tmp_path, "--segment", 99)
-    assert "Release 1 has no segment 99: no release here ever had it. It has 1, 2" in message
+    assert (
+        "Release 1 has no segment 99: no release of the repository ever had this segment. Its segments: 1, 2" in message
+    )
     assert "There is no release 7" in refused(shared, tmp_path, "--release", 7)
     assert "There is no file" in refused(shared, tmp_path, "--events", tmp_path / "none.csv")
-    assert "give one of them" in refused(shared, tmp_path, "--events", shared.events, "--run", "one")
-    assert "give it with --events" in refused(shared, tmp_path, "--config", shared.path / "config.toml")
+    assert "give only one of them" in refused(shared, tmp_path, "--events", shared.events, "--run", "one")
+    assert "give both, or none" in refused(shared, tmp_path, "--config", shared.path / "config.toml")
     assert "There is no run `two`" in refused(shared, tmp_path, "--run", "two")
 
 
@@ -135,13 +137,16 @@ def test_a_retired_segment_is_said_to_be_so(place: Place, tmp_path: Path) -> Non
     ids = {number: set(segment_ids(place, number)) for number in (1, 2)}
     gone = min(ids[1] - ids[2])
     message = refused(place, tmp_path, "--segment", gone)
-    assert f"Release 2 has no segment {gone}: it is retired; release 1 was the last before that had it" in message
+    assert (
+        f"Release 2 has no segment {gone}: the segment is retired; release 1 was the last release before that had it"
+        in message
+    )
     out = tmp_path / "log.parquet"
     log = ("--release", 1, "--segment", gone, "--events", place.events)
     assert len(members(place, out, *log)) > 0
     assert "No run under" in refused(place, tmp_path, "--release", 1, "--segment", gone)
     shutil.rmtree(place.repository / MODEL_NAME / "1")
-    assert "a release that is not here any more" in refused(place, tmp_path, "--segment", gone)
+    assert "a release that is not in the repository any more" in refused(place, tmp_path, "--segment", gone)
 
 
 def test_segments_made_again_since_are_not_taken_for_those_of_the_release(place: Place, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_odd_directories_are_no_releases(tmp_path: Path, repository: Path, name:
 def test_a_release_by_others_since_the_segments_were_matched_is_told(tmp_path: Path, repository: Path) -> None:
     first, second = finished_run(tmp_path), finished_run(tmp_path, seed=1, run_id="second")
     publish(first, repository)
-    with pytest.raises(PublishError, match=r"newest release .* is 1, .* matched to none; run `segrec-train segment"):
+    with pytest.raises(PublishError, match=r"newest release .* is 1, .* matched to no release; run `segrec-train"):
         publish(second, repository)
     assert release_numbers(repository) == [1]
     matched = Segmentation.read(second.path / "segment").model_copy(update={"parent_release": 1})
@@ -135,7 +135,7 @@ def test_only_one_publishes_at_a_time(tmp_path: Path, repository: Path) -> None:
     repository.mkdir()
     with (repository / ".publish.lock").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        with pytest.raises(PublishError, match="Someone else is publishing"):
+        with pytest.raises(PublishError, match="Somebody else is publishing"):
             publish(run, repository)
     assert publish(run, repository) == 1
 

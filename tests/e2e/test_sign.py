@@ -34,7 +34,7 @@ def test_a_run_of_all_stages_signs_its_release_and_shows_what_it_had_to_pass(tmp
     words = ("--sign", private, "--by", "ana")
     place, result = ran(tmp_path, *words, users=120, items=40, segments=4, events_per_user=12)
     assert result.exit_code == 0, result.output
-    assert "What the release had to pass" in result.output
+    assert "Gates of the release" in result.output
     assert read_release(place.repository / MODEL_NAME / "1", read_release_key(public)).number == 1
     [line] = read_audit(place.repository)
     assert (line.what, line.who) == ("publish", "ana")

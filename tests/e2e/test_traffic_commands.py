@@ -42,7 +42,7 @@ def test_a_release_gets_one_per_cent_then_all_and_is_taken_back(repository: Path
 
 
 def test_an_audit_of_nothing(repository: Path) -> None:
-    assert "Nothing has been noted" in call(repository, "audit")
+    assert "has no entries yet" in call(repository, "audit")
 
 
 def test_damaged_traffic_is_shown_with_the_last_good_traffic_and_can_be_set_anew(repository: Path) -> None:
@@ -59,16 +59,16 @@ def test_damaged_traffic_is_shown_with_the_last_good_traffic_and_can_be_set_anew
 def test_wrong_arguments_change_nothing(repository: Path) -> None:
     assert "is not a share" in call(repository, "traffic", "3", code=2)
     assert "no release 9" in call(repository, "traffic", "9=100", code=1)
-    assert "go with a change" in call(repository, "traffic", "--reason", "why", code=2)
+    assert "belong to a change" in call(repository, "traffic", "--reason", "why", code=2)
     assert not (repository / TRAFFIC).exists()
 
 
 def test_pruning_says_what_it_does(repository: Path) -> None:
-    assert call(repository, "prune", "--retain", "2", "--dry-run").startswith("Would take out 1 (")
+    assert call(repository, "prune", "--retain", "2", "--dry-run").startswith("Would delete 1 (")
     assert release_numbers(repository) == [1, 2, 3]
-    assert "there: 2, 3." in call(repository, "prune", "--retain", "2")
-    assert call(repository, "prune") == "Nothing to take out; there: 2, 3."
-    assert "took out 1;" in call(repository, "audit")
+    assert "kept: 2, 3." in call(repository, "prune", "--retain", "2")
+    assert call(repository, "prune") == "No release to delete; kept: 2, 3."
+    assert "deleted 1;" in call(repository, "audit")
 
 
 @pytest.mark.parametrize("command", ["traffic", "rollback", "audit", "prune"])

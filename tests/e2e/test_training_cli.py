@@ -84,7 +84,7 @@ def test_run_goes_from_log_to_release_and_can_be_repeated(place: Place) -> None:
         "NDCG@10",
         "popular items",
         "4 segments",
-        "what sets it apart",
+        "description",
         "segrec-serve",
     ):
         assert told in first.output
@@ -95,7 +95,7 @@ def test_run_goes_from_log_to_release_and_can_be_repeated(place: Place) -> None:
 
     second = place.run("--run", "mine")
     assert second.exit_code == 0, second.output
-    assert "done already" in second.output
+    assert "complete already" in second.output
     assert place.ended("mine") == ended
 
     third = place.run("--run", "mine", "--k", 3)
@@ -168,7 +168,7 @@ def test_histories_too_short_to_test_on_still_give_a_release(place: Place) -> No
     files = ("--events", place.events, "--config", place.config, "--runs", place.runs)
     done = place.call("run", *files, "--repository", place.repository)
     assert done.exit_code == 0, done.output
-    assert "Nothing was measured" in done.output
+    assert "Quality was not measured" in done.output
     assert "3 segments instead of 4" in done.output
     assert read_release(place.repository / MODEL_NAME / "1").manifest.figures == {}
 

@@ -1,4 +1,4 @@
-"""`segrec-train diff`; `training.cli.main` takes it in."""
+"""The command `segrec-train diff`, which compares two releases."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from server.core.repository.traffic import read_traffic
-from training.cli.console import telling
+from training.cli.console import command_console
 from training.cli.options import REPOSITORY, RUNS, ConfigFile, Repository, Runs, check_files, release_number
 from training.config import load_config
 from training.errors import ConfigError
@@ -22,45 +22,46 @@ def diff(
     before: ReleaseArgument,
     after: ReleaseArgument,
     events: Annotated[
-        Path | None, typer.Option("--events", help="Log of real users; left out: that of the run of a release.")
+        Path | None, typer.Option("--events", help="Log of real users; default: the log of a release's run.")
     ] = None,
-    users: Annotated[int, typer.Option("--users", min=1, help="So many of them, drawn at random.")] = 2_000,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seeds the draw.")] = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="Where a page on it is written, as HTML.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where all of it is written for machines.")] = None,
+    users: Annotated[int, typer.Option("--users", min=1, help="Number of users to compare, drawn at random.")] = 2_000,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the HTML page.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
     config: ConfigFile = None,
     runs: Runs = RUNS,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Say what would change for real users if one release answered in the place of another."""
-    with telling() as told:
+    """Show what would change for real users if one release replaced another."""
+    with command_console() as console:
         from training.data.tables import check_directory
-        from training.reports.diff.diff import diff as work
+        from training.reports.diff.diff import diff as compare_releases
         from training.reports.diff.page import write_page
         from training.reports.diff.wording import tables
 
         check_files(events)
         if events is None and config is not None:
-            raise ConfigError("--config says how a log is read; give it with --events.")
+            raise ConfigError("--config describes the log of --events; give both, or none.")
         for path in (out, json_file):
             if path is not None:
                 check_directory(path)
-        numbers = numbered(before, repository), numbered(after, repository)
-        progress = told.progress_of("diff")
-        found = work(repository, numbers, runs, events, load_config(config), users, seed, progress)
-        told.finish()
-        told.console.print(tables(found))
+        numbers = number_of_release(before, repository), number_of_release(after, repository)
+        progress = console.start_stage("diff")
+        result = compare_releases(repository, numbers, runs, events, load_config(config), users, seed, progress)
+        console.end_stage()
+        console.print(tables(result))
         if json_file:
-            write_atomically(json_file, found.model_dump_json(indent=1) + "\n")
+            write_atomically(json_file, result.model_dump_json(indent=1) + "\n")
         if out:
-            write_page(found, repository, out)
-            told.console.print(f"The page is {out}; open it in a browser.", soft_wrap=True)
+            write_page(result, repository, out)
+            console.print(f"The page is {out}; open it in a browser.", soft_wrap=True)
 
 
-def numbered(name: str, repository: Path) -> int:
-    """The number of a release by number, `newest`, `stable` or `canary`. Raises ConfigError, PublishError.
+def number_of_release(name: str, repository: Path) -> int:
+    """The number of the release that `name` means: a number, `newest`, `stable` or `canary`.
 
-    Raises DamagedTraffic where the last two are asked for and what is in force cannot be read.
+    Raises ConfigError for any other name and for `canary` without a canary, PublishError for `newest` in an empty
+    repository, DamagedTraffic for `stable` and `canary` when the traffic file cannot be read.
     """
     if name not in ("stable", "canary"):
         return release_number(name, repository)

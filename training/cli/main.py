@@ -1,4 +1,4 @@
-"""`segrec-train`: all stages at once, or one by one."""
+"""The command line of `segrec-train`: all stages at once, or one by one."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import diff, segments, traffic
-from training.cli.console import TrainConsole, telling
+from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
     REPOSITORY,
     RUNS,
@@ -26,7 +26,7 @@ from training.cli.options import (
     Sign,
     Users,
     check_files,
-    k_of,
+    parse_k,
     release_number,
     signing_key,
 )
@@ -57,7 +57,9 @@ def run(
     items: Items = None,
     users: Users = None,
     config: ConfigFile = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Take a year of grocery purchases instead of a log.")] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Train on the built-in demo log, a year of grocery purchases.")
+    ] = False,
     runs: Runs = RUNS,
     repository: Repository = REPOSITORY,
     run_id: NewRunId = None,
@@ -68,29 +70,29 @@ def run(
     by: By = None,
     sign: Sign = None,
 ) -> None:
-    """Do all stages, from the log to a published release. A run that is there goes on where it stopped."""
-    with telling() as told:
+    """Run all stages, from the log to a published release. An existing run continues where it stopped."""
+    with command_console() as console:
         if (events is None) != demo:
-            raise ConfigError("Give either a log by --events FILE, or --demo.")
+            raise ConfigError("Give a log with --events FILE, or --demo; not both.")
         from training.cli.summary import summary
         from training.data import demo as demo_log
         from training.pipeline import RunInputs, run_all, with_overrides
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
-        settings = with_overrides(settings, k=k_of(k), max_minutes=max_minutes, seed=seed)
+        settings = with_overrides(settings, k=parse_k(k), max_minutes=max_minutes, seed=seed)
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
         check_files(events, items, users, settings.text.vectors)
-        push = _push(told, settings.publish, force, by, sign)
-        told.run = opened = _opened_or_new(runs, run_id, "demo" if demo else "run")
-        order = RunInputs(events, items, users, settings, repository)
-        told.resume = f"segrec-train run … --run {opened.path.name}"
-        done = run_all(opened, order, push, told.progress_of)
-        if not done:
-            told.console.print(f"Run {opened.path.name} is done already.")
-        told.finish()
-        told.console.print(summary(opened, repository))
+        push = _push(console, settings.publish, force, by, sign)
+        console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
+        inputs = RunInputs(events, items, users, settings, repository)
+        console.resume = f"segrec-train run … --run {run.path.name}"
+        finished_stages = run_all(run, inputs, push, console.start_stage)
+        if not finished_stages:
+            console.print(f"Run {run.path.name} is complete already.")
+        console.end_stage()
+        console.print(summary(run, repository))
 
 
 @app.command()
@@ -102,45 +104,45 @@ def prepare(
     runs: Runs = RUNS,
     run_id: NewRunId = None,
 ) -> None:
-    """Read and clean a log; makes a run."""
-    with telling() as told:
+    """Read and clean a log into a new run."""
+    with command_console() as console:
         from training.data.prepare import prepare as work
 
         settings = load_config(config)
         check_files(events, items, users, settings.text.vectors)
-        told.run = opened = _opened_or_new(runs, run_id, "run")
-        result = work(opened, events, items, users, settings, progress=told.progress_of("prepare"))
-        told.finish()
-        told.console.print(result.account.table())
-        told.console.print(f"Prepared {opened.path}; go on with `segrec-train train --run {opened.path.name}`.")
+        console.run = run = _open_or_create(runs, run_id, "run")
+        result = work(run, events, items, users, settings, progress=console.start_stage("prepare"))
+        console.end_stage()
+        console.print(result.account.table())
+        console.print(f"Prepared {run.path}; continue with `segrec-train train --run {run.path.name}`.")
 
 
 @app.command()
 def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resume: bool = False) -> None:
-    """Train the encoder on what `prepare` left.
+    """Train the encoder on the prepared log.
 
     On several processes or machines: torchrun --nproc-per-node 2 -m -- training.cli.main train --run RUN.
     """
-    with telling(Processes.from_environment()) as told:
+    with command_console(Processes.from_environment()) as console:
         from training.fit.train import train as work
         from training.pipeline import with_overrides
 
-        told.run = opened = Run.open(runs, run_id)
-        told.resume = f"segrec-train train --run {run_id} --resume"
-        settings = with_overrides(opened.config(), k=None, max_minutes=max_minutes, seed=None).train
-        work(opened, settings=settings, resume=resume, progress=told.progress_of("train"))
+        console.run = run = Run.open(runs, run_id)
+        console.resume = f"segrec-train train --run {run_id} --resume"
+        settings = with_overrides(run.config(), k=None, max_minutes=max_minutes, seed=None).train
+        work(run, settings=settings, resume=resume, progress=console.start_stage("train"))
 
 
 @app.command()
 def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
-    """Measure the encoder on events held back from training."""
-    with telling() as told:
+    """Measure the encoder on events that training did not see."""
+    with command_console() as console:
         from training.evaluation.evaluate import evaluate as work
 
-        told.run = opened = Run.open(runs, run_id)
-        result = work(opened, progress=told.progress_of("evaluate"))
-        told.finish()
-        told.console.print(*result.tables(), *result.notes, sep="\n")
+        console.run = run = Run.open(runs, run_id)
+        result = work(run, progress=console.start_stage("evaluate"))
+        console.end_stage()
+        console.print(*result.tables(), *result.notes, sep="\n")
 
 
 @app.command()
@@ -148,39 +150,39 @@ def compare(
     run_ids: Annotated[list[str], typer.Argument(metavar="RUN RUN …", help="Evaluated runs on the same data.")],
     runs: Runs = RUNS,
 ) -> None:
-    """Show runs side by side, and whether their differences are chance."""
-    with telling() as told:
+    """Show the figures of runs side by side, with a test of whether they differ by chance."""
+    with command_console() as console:
         from training.evaluation.compare import compare_runs as work
         from training.evaluation.compare import comparison_table
 
-        told.console.print(comparison_table(work([Run.open(runs, name) for name in run_ids])))
+        console.print(comparison_table(work([Run.open(runs, name) for name in run_ids])))
 
 
 @app.command()
 def export(run_id: RunId, runs: Runs = RUNS) -> None:
-    """Write the encoder as ONNX, and check it."""
-    with telling() as told:
+    """Write the encoder as an ONNX file and check the file."""
+    with command_console() as console:
         from training.model.export import export as work
 
-        told.run = opened = Run.open(runs, run_id)
-        work(opened, progress=told.progress_of("export"))
+        console.run = run = Run.open(runs, run_id)
+        work(run, progress=console.start_stage("export"))
 
 
 @app.command()
 def segment(run_id: RunId, runs: Runs = RUNS, repository: Repository = REPOSITORY, k: K = None) -> None:
-    """Cluster users; segment ids go on from the newest release in the repository."""
-    with telling() as told:
+    """Cluster users into segments, whose ids continue those of the newest release in the repository."""
+    with command_console() as console:
         from training.cli.summary import segments_summary
         from training.segments.segment import segment as work
         from training.segments.sweep import read_sweep
 
-        told.run = opened = Run.open(runs, run_id)
-        asked = k_of(k) or opened.config().segment.k
-        work(opened, repository, asked, progress=told.progress_of("segment"))
-        told.finish()
-        if asked == "auto" and (swept := read_sweep(opened)):
-            told.console.print(swept.table())
-        told.console.print(segments_summary(opened))
+        console.run = run = Run.open(runs, run_id)
+        segment_count = parse_k(k) or run.config().segment.k
+        work(run, repository, segment_count, progress=console.start_stage("segment"))
+        console.end_stage()
+        if segment_count == "auto" and (k_sweep := read_sweep(run)):
+            console.print(k_sweep.table())
+        console.print(segments_summary(run))
 
 
 @app.command()
@@ -190,48 +192,53 @@ def publish(
     repository: Repository = REPOSITORY,
     max_loss: Annotated[
         float | None,
-        typer.Option("--max-loss", min=0, max=1, help="Share of the active NDCG@10 that may be lost."),
+        typer.Option(
+            "--max-loss", min=0, max=1, help="Largest share of the active release's NDCG@10 that may be lost."
+        ),
     ] = None,
     force: Force = None,
     by: By = None,
     sign: Sign = None,
 ) -> None:
-    """Put the run's release into the model repository, once it has passed all gates."""
-    with telling() as told:
+    """Publish the run as a release in the model repository, if it passes all gates."""
+    with command_console() as console:
         from training.cli.summary import serving_hint
         from training.cli.traffic_tables import after_publishing
         from training.publish.publish import publish as work
 
-        told.run = opened = Run.open(runs, run_id)
-        settings = opened.config().publish
+        console.run = run = Run.open(runs, run_id)
+        settings = run.config().publish
         if max_loss is not None:
             settings = settings.model_copy(update={"max_loss": max_loss})
-        push = _push(told, settings, force, by, sign)
-        number = work(opened, repository, push, told.progress_of("publish"))
-        told.finish()
-        told.console.print(after_publishing(repository, number), serving_hint(opened, repository, number), sep="\n")
+        push = _push(console, settings, force, by, sign)
+        number = work(run, repository, push, console.start_stage("publish"))
+        console.end_stage()
+        console.print(after_publishing(repository, number), serving_hint(run, repository, number), sep="\n")
 
 
 @app.command()
 def compress(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, trained and exported.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Name of a run that is trained and exported.")],
     runs: Runs = RUNS,
-    only: Annotated[str | None, typer.Option("--only", help="Some of int8,fp16,pruned,student.")] = None,
+    only: Annotated[
+        str | None, typer.Option("--only", help="Some of int8,fp16,pruned,student, separated by commas.")
+    ] = None,
     max_minutes: Annotated[
-        float | None, typer.Option("--max-minutes", min=0.001, help="For each training; left out: the run's own time.")
+        float | None,
+        typer.Option("--max-minutes", min=0.001, help="Limit of each training; default: the run's own training time."),
     ] = None,
 ) -> None:
-    """Make smaller or faster runs of a run, and show what each gains and loses."""
-    with telling() as told:
+    """Make smaller or faster runs from a run, and show what each gains and loses."""
+    with command_console() as console:
         from training.derive.compress import WAYS
         from training.derive.compress import compress as work
 
-        told.run = opened = Run.open(runs, run_id)
+        console.run = run = Run.open(runs, run_id)
         ways = tuple(only.split(",")) if only is not None else WAYS
-        result = work(opened, ways, max_minutes, progress=told.progress_of("compress"))
-        told.finish()
-        told.console.print(result.table())
-        told.console.print("Each is a run: `segrec-train segment --run …`, then `segrec-train publish --run …`.")
+        result = work(run, ways, max_minutes, progress=console.start_stage("compress"))
+        console.end_stage()
+        console.print(result.table())
+        console.print("To publish one: `segrec-train segment --run …`, then `segrec-train publish --run …`.")
 
 
 @app.command()
@@ -239,35 +246,35 @@ def fuse(
     run_ids: Annotated[list[str], typer.Argument(metavar="RUN RUN …", help="Runs trained on the same prepared data.")],
     runs: Runs = RUNS,
 ) -> None:
-    """Make one run of several: their scores averaged, their embeddings side by side."""
-    with telling() as told:
+    """Combine several runs into one: average their scores, concatenate their embeddings."""
+    with command_console() as console:
         from training.derive.fuse import fuse as work
 
-        told.run = Run.open(runs, run_ids[0])
-        result = work([Run.open(runs, name) for name in run_ids], progress=told.progress_of("train"))
-        told.run = result.run
-        told.finish()
-        told.console.print(result.table())
-        told.console.print(f"Fused; go on with `segrec-train evaluate --run {result.run.path.name}`, then export.")
+        console.run = Run.open(runs, run_ids[0])
+        result = work([Run.open(runs, name) for name in run_ids], progress=console.start_stage("train"))
+        console.run = result.run
+        console.end_stage()
+        console.print(result.table())
+        console.print(f"Fused; continue with `segrec-train evaluate --run {result.run.path.name}`, then export.")
 
 
 @app.command()
 def probe(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, trained.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Name of a trained run.")],
     other_id: Annotated[
-        str | None, typer.Argument(metavar="[RUN2]", help="Another run of the same log: how far do the two agree?")
+        str | None, typer.Argument(metavar="[RUN2]", help="Another run of the same log, to measure how far both agree.")
     ] = None,
     runs: Runs = RUNS,
 ) -> None:
-    """Judge user embeddings: what they tell of labels, and what segments they make, beside simpler vectors."""
-    with telling() as told:
+    """Judge user embeddings beside simpler vectors: how well they predict labels, how good their segments are."""
+    with command_console() as console:
         from training.evaluation.probe import probe_run as work
 
-        told.run = opened = Run.open(runs, run_id)
+        console.run = run = Run.open(runs, run_id)
         other = Run.open(runs, other_id) if other_id else None
-        result = work(opened, other, progress=told.progress_of("probe"))
-        told.finish()
-        told.console.print(result.table())
+        result = work(run, other, progress=console.start_stage("probe"))
+        console.end_stage()
+        console.print(result.table())
 
 
 app.add_typer(segments.commands)
@@ -287,15 +294,17 @@ def items_add(
     items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
     release: ReleaseName = "newest",
     repository: Repository = REPOSITORY,
-    vectors: Annotated[Path | None, typer.Option("--vectors", help="Parquet, where training had one.")] = None,
+    vectors: Annotated[
+        Path | None, typer.Option("--vectors", help="Parquet file of vectors, if the release was trained with one.")
+    ] = None,
     config: ConfigFile = None,
-    skip_known: Annotated[bool, typer.Option("--skip-known", help="Leave out items that it has already.")] = False,
+    skip_known: Annotated[bool, typer.Option("--skip-known", help="Skip items that the release already has.")] = False,
     force: Force = None,
     by: By = None,
     sign: Sign = None,
 ) -> None:
-    """Publish a release with new items, placed by their texts, without training."""
-    with telling() as told:
+    """Publish a release with new items, without training: their embeddings come from their texts."""
+    with command_console() as console:
         from training.publish.add_items import add_items as work
 
         check_files(items, vectors)
@@ -307,39 +316,40 @@ def items_add(
             vectors=vectors,
             columns=settings.items,
             skip_known=skip_known,
-            push=_push(told, settings.publish, force, by, sign),
-            progress=told.progress_of("items add"),
+            push=_push(console, settings.publish, force, by, sign),
+            progress=console.start_stage("items add"),
         )
-        told.finish()
-        told.console.print(
+        console.end_stage()
+        console.print(
             f"Release {result.release} is in {repository}: release {result.source} with {result.added:,} new items, "
             f"{result.items:,} in all."
         )
 
 
 def _push(
-    told: TrainConsole, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None
+    console: TrainConsole, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None
 ) -> "Push":
-    """How a release is put in; the table of its gates is shown. Raises ConfigError."""
+    """The options of publishing; the gates are printed as a table. Raises ConfigError for an empty --force."""
     from segrec.traffic import user_at_host
 
     from training.publish.gates import gates_table
     from training.publish.publish import Push
 
     if force is not None and not force.strip():
-        raise ConfigError("--force needs a reason, which the audit keeps.")
+        raise ConfigError("--force needs a reason, which is noted in the audit.")
     return Push(
         who=by or user_at_host(),
         settings=settings,
         forced=force,
         key=signing_key(sign),
-        tell=lambda gates: told.console.print(gates_table(gates, force is not None)),
+        show_gates=lambda gates: console.print(gates_table(gates, force is not None)),
     )
 
 
-def _opened_or_new(runs: Path, run_id: str | None, name: str) -> Run:
-    there = run_id and (runs / run_id / "run.json").is_file()
-    return Run.open(runs, run_id) if there and run_id else Run.create(runs, name, run_id)
+def _open_or_create(runs: Path, run_id: str | None, name: str) -> Run:
+    if run_id and (runs / run_id / "run.json").is_file():
+        return Run.open(runs, run_id)
+    return Run.create(runs, name, run_id)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Options that several commands of `segrec-train` share, and what their values mean."""
+"""Options that several commands of `segrec-train` share, and functions that parse their values."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,13 +10,13 @@ from server.core.errors import SetupError
 from server.core.repository.signature import read_signing_key
 from training.errors import ConfigError, LogError, PublishError
 
-Runs = Annotated[Path, typer.Option("--runs", help="Where runs are kept.")]
+Runs = Annotated[Path, typer.Option("--runs", help="Directory of all runs.")]
 
 
-RunId = Annotated[str, typer.Option("--run", help="The run, a directory under --runs.")]
+RunId = Annotated[str, typer.Option("--run", help="Name of the run, a directory in --runs.")]
 
 
-NewRunId = Annotated[str | None, typer.Option("--run", help="The run's name; one that is there goes on.")]
+NewRunId = Annotated[str | None, typer.Option("--run", help="Name of the run; an existing run is continued.")]
 
 
 Repository = Annotated[Path, typer.Option("--repository", help="Triton's model repository.")]
@@ -31,7 +31,9 @@ Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, tit
 Users = Annotated[Path | None, typer.Option("--users", help="User table: id and labels.")]
 
 
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML file; defaults without one.")]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="TOML file of settings; default: the built-in settings.")
+]
 
 
 ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
@@ -43,38 +45,39 @@ Sign = Annotated[
 
 
 Force = Annotated[
-    str | None, typer.Option("--force", metavar="REASON", help="Publish past gates that are a matter of judgement.")
+    str | None,
+    typer.Option("--force", metavar="REASON", help="Publish although a gate that is a matter of judgement fails."),
 ]
 
 
-By = Annotated[str | None, typer.Option("--by", help="Who does it, for the audit; left out: user@host.")]
+By = Annotated[str | None, typer.Option("--by", help="Your name in the audit; default: user@host.")]
 
 
-K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: chosen by a sweep.")]
+K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: a sweep chooses the number.")]
 
 
-MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after so long.")]
+MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after this many minutes.")]
 
 
-Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seeds every random choice.")]
+Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all random choices.")]
 
 
 RUNS, REPOSITORY = Path("runs"), Path("model_repository")
 
 
-def k_of(text: str | None) -> int | Literal["auto"] | None:
-    """What `--k` says, None where it is not given. Raises ConfigError for anything but a number from 2 on, or auto."""
+def parse_k(text: str | None) -> int | Literal["auto"] | None:
+    """The value of `--k`; None when the option is not given. Raises ConfigError unless `auto` or a number from 2 on."""
     if text is None:
         return None
     if text == "auto":
         return "auto"
     if not text.isdecimal() or int(text) < 2:
-        raise ConfigError(f"--k is a number of segments from 2 on, or `auto`, not `{text}`.")
+        raise ConfigError(f"--k must be a number of segments from 2 on, or `auto`, not `{text}`.")
     return int(text)
 
 
 def signing_key(path: Path | None) -> Ed25519PrivateKey | None:
-    """The key that `--sign` names, None where it is not given. Raises ConfigError."""
+    """The key in the file of `--sign`; None when the option is not given. Raises ConfigError for an unusable file."""
     if path is None:
         return None
     try:
@@ -84,21 +87,21 @@ def signing_key(path: Path | None) -> Ed25519PrivateKey | None:
 
 
 def check_files(*paths: Path | None) -> None:
-    """Raises LogError for the first file that is not there."""
+    """Raises LogError for the first path that is not a file."""
     for path in paths:
         if path is not None and not path.is_file():
             raise LogError(f"There is no file {path}.")
 
 
 def release_number(name: str, repository: Path) -> int:
-    """The number that `--release` names. Raises ConfigError, PublishError for `newest` where there is none."""
+    """The release number that `name` means. Raises ConfigError for a bad name, PublishError when nothing is newest."""
     if name != "newest":
         if not name.isdecimal():
-            raise ConfigError(f"--release is a number or `newest`, not `{name}`.")
+            raise ConfigError(f"A release is named by its number or `newest`, not `{name}`.")
         return int(name)
     from training.repository import newest_release
 
     newest = newest_release(repository)
     if newest is None:
-        raise PublishError(f"There is no release in {repository}; `segrec-train run` makes one.")
+        raise PublishError(f"There is no release in {repository}; `segrec-train run` creates one.")
     return newest.number

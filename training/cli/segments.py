@@ -1,11 +1,11 @@
-"""The commands of `segrec-train` about segments that are there already; `training.cli.main` takes them in."""
+"""The commands of `segrec-train` about existing segments: `drift`, `members`, `sweep` and `report`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.cli.console import telling
+from training.cli.console import command_console
 from training.cli.options import (
     REPOSITORY,
     RUNS,
@@ -29,69 +29,72 @@ commands = typer.Typer()
 def drift(
     events: Events,
     release: ReleaseName = "newest",
-    users: Annotated[Path | None, typer.Option("--users", help="Table of the only users who count.")] = None,
+    users: Annotated[Path | None, typer.Option("--users", help="Table of users; others are left out.")] = None,
     repository: Repository = REPOSITORY,
     config: ConfigFile = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Where all of it is written for machines.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for all figures as JSON.")] = None,
 ) -> None:
-    """Say how far users have moved from what a release was made of.
+    """Measure how far users have moved since a release was made.
 
-    Ends with 0 where they are stable, 4 where they have moved, 3 where they have drifted: train again. Give whole
-    histories, as the server's store has them.
+    Exit code 0: stable; 4: moved; 3: drifted, so train again. The log must hold whole histories, as the server's
+    store does.
     """
-    with telling() as told:
+    with command_console() as console:
         from training.data.tables import check_directory
         from training.reports.drift import EXIT_CODES
-        from training.reports.drift import drift as work
+        from training.reports.drift import drift as measure
 
         check_files(events, users)
         if json_file:
             check_directory(json_file)
         number = release_number(release, repository)
-        found = work(repository, number, events, load_config(config), users, told.progress_of("drift"))
-        told.finish()
+        result = measure(repository, number, events, load_config(config), users, console.start_stage("drift"))
+        console.end_stage()
         if json_file:
-            write_atomically(json_file, found.model_dump_json(indent=1) + "\n")
-        told.console.print(found.tables())
-        raise typer.Exit(EXIT_CODES[found.verdict])
+            write_atomically(json_file, result.model_dump_json(indent=1) + "\n")
+        console.print(result.tables())
+        raise typer.Exit(EXIT_CODES[result.verdict])
 
 
 @commands.command()
 def members(
-    out: Annotated[Path, typer.Option("--out", help="Parquet, CSV, TSV or NDJSON, by suffix.")],
+    out: Annotated[Path, typer.Option("--out", help="Output file; its suffix chooses Parquet, CSV, TSV or NDJSON.")],
     release: ReleaseName = "newest",
-    segment: Annotated[int | None, typer.Option("--segment", min=1, help="Id of a segment; left out: all.")] = None,
-    events: Annotated[Path | None, typer.Option("--events", help="Place the users of this log anew.")] = None,
+    segment: Annotated[
+        int | None, typer.Option("--segment", min=1, help="Id of a segment; default: all segments.")
+    ] = None,
+    events: Annotated[
+        Path | None,
+        typer.Option("--events", help="Assign the users of this log, not those of the run."),
+    ] = None,
     config: ConfigFile = None,
     runs: Runs = RUNS,
-    run_id: Annotated[str | None, typer.Option("--run", help="The run that the release came from.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="Name of the run that the release came from.")] = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Write the users of a segment: those of the run that the release came from, or of a log."""
-    with telling() as told:
+    """Write the users of a segment, from the run of the release or from a log."""
+    with command_console() as console:
         from training.data.tables import check_writable, write_table
         from training.reports.members import members_of_log, members_of_run
 
         if events is not None and run_id is not None:
-            raise ConfigError("Members come from a log by --events or from a run by --run; give one of them.")
+            raise ConfigError("Members come from the log of --events or from the run of --run; give only one of them.")
         if events is None and config is not None:
-            raise ConfigError("--config says how a log is read; give it with --events.")
+            raise ConfigError("--config describes the log of --events; give both, or none.")
         check_files(events)
         check_writable(out)
         number = release_number(release, repository)
-        left_out = 0
+        unknown_users = 0
         if events is None:
-            found = members_of_run(repository, number, segment, runs, run_id)
+            users = members_of_run(repository, number, segment, runs, run_id)
         else:
-            progress = told.progress_of("members")
-            found, left_out = members_of_log(repository, number, segment, events, load_config(config), progress)
-        told.finish()
-        write_table(found, out)
-        told.console.print(
-            f"{len(found):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}."
-        )
-        if left_out:
-            told.console.print(f"Left out: {left_out:,} users of whom release {number} knows nothing.")
+            progress = console.start_stage("members")
+            users, unknown_users = members_of_log(repository, number, segment, events, load_config(config), progress)
+        console.end_stage()
+        write_table(users, out)
+        console.print(f"{len(users):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}.")
+        if unknown_users:
+            console.print(f"Left out: {unknown_users:,} users, since release {number} knows none of their events.")
 
 
 @commands.command()
@@ -99,35 +102,35 @@ def sweep(
     run_id: RunId,
     runs: Runs = RUNS,
     k_range: Annotated[
-        tuple[int, int] | None, typer.Option("--k-range", metavar="LEAST MOST", help="Left out: that of the run.")
+        tuple[int, int] | None,
+        typer.Option("--k-range", metavar="MIN MAX", help="Smallest and largest k; default: the run's own range."),
     ] = None,
 ) -> None:
-    """Try several numbers of segments, show what each gives, and say which one `--k auto` would choose."""
-    with telling() as told:
-        from training.segments.sweep import checked_range
-        from training.segments.sweep import sweep_run as work
+    """Compare several numbers of segments, and show which number `--k auto` would choose."""
+    with command_console() as console:
+        from training.segments.sweep import checked_range, sweep_run
 
-        asked = checked_range(k_range)
-        told.run = opened = Run.open(runs, run_id)
-        found = work(opened, asked, progress=told.progress_of("sweep"))
-        told.finish()
-        told.console.print(found.table(), found.reason, *found.stability_notes(), sep="\n")
+        checked = checked_range(k_range)
+        console.run = run = Run.open(runs, run_id)
+        result = sweep_run(run, checked, progress=console.start_stage("sweep"))
+        console.end_stage()
+        console.print(result.table(), result.reason, *result.stability_notes(), sep="\n")
 
 
 @commands.command()
 def report(
-    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The run, segmented.")],
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="Name of a segmented run.")],
     runs: Runs = RUNS,
     repository: Repository = REPOSITORY,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Where the report goes; left out: report/ of the run.")
+        Path | None, typer.Option("--out", help="Directory of the report; default: report/ of the run.")
     ] = None,
 ) -> None:
-    """Write a page on a run's segments that opens without a network, and its pictures as PNG files."""
-    with telling() as told:
-        from training.reports.segments.report import report as work
+    """Write an HTML page about a run's segments, readable offline, and its charts as PNG files."""
+    with command_console() as console:
+        from training.reports.segments.report import report as write_report
 
-        told.run = opened = Run.open(runs, run_id)
-        page = work(opened, repository, out, progress=told.progress_of("report"))
-        told.finish()
-        told.console.print(f"The report is {page}; open it in a browser.", soft_wrap=True)
+        console.run = run = Run.open(runs, run_id)
+        page = write_report(run, repository, out, progress=console.start_stage("report"))
+        console.end_stage()
+        console.print(f"The report is {page}; open it in a browser.", soft_wrap=True)

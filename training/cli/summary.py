@@ -1,4 +1,4 @@
-"""What a training run prints when it is done: tables for people."""
+"""The tables and sentences that `segrec-train` prints when a stage or a run has ended."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ from training.segments.migration import migration_sentences, read_migration
 from training.segments.result import Segmentation
 from training.segments.sweep import read_sweep
 
-_WAYS = {
+_STRATEGIES = {
     "popular": "popular items",
     "segment": "items of the segment",
     "personal": "personal items",
@@ -28,7 +28,7 @@ _SHOWN_FIGURES = 6
 
 
 def summary(run: Run, repository: Path) -> RenderableType:
-    """Cleaning account, quality, the sweep over k if any, segments, how to serve the release, of a run that is done."""
+    """A complete run: cleaning, quality, the sweep over k if any, segments, and how to serve the release."""
     account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
     segmentation = Segmentation.read(run.require("segment"))
     parts: list[RenderableType] = [account.table(), ""]
@@ -36,11 +36,11 @@ def summary(run: Run, repository: Path) -> RenderableType:
         evaluated = EvaluateResult.read(run.require("evaluate"))
         parts += [*evaluated.tables(), *evaluated.notes, ""]
     else:
-        parts += ["Nothing was measured: no user has enough events to hold some back.", ""]
+        parts += ["Quality was not measured: no user has enough events to hold some back for a test.", ""]
     if segmentation.figures:
         parts += [quality_table(segmentation.figures), ""]
-    if run.config().segment.k == "auto" and (swept := read_sweep(run)):
-        parts += [swept.table(), ""]
+    if run.config().segment.k == "auto" and (k_sweep := read_sweep(run)):
+        parts += [k_sweep.table(), ""]
     parts += [segments_summary(run), ""]
     release = run.figures("publish")["release"]
     parts += [serving_hint(run, repository, release), after_publishing(repository, release)]
@@ -48,46 +48,47 @@ def summary(run: Run, repository: Path) -> RenderableType:
 
 
 def quality_table(figures: Mapping[str, float]) -> Table:
-    """How well each way foretells the last event of users, all items ranked."""
-    table = Table(title="What the release recommends, beside popular items: the last event of users, larger is better")
-    table.add_column("way")
+    """NDCG@10 and HR@10 of each strategy on the last event of each user, all items ranked."""
+    table = Table(title="Recommendations of the release on each user's last event (larger is better)")
+    table.add_column("strategy")
     for heading in ("NDCG@10", "HR@10", "× popular"):
         table.add_column(heading, justify="right")
-    floor = figures["popular_ndcg@10"]
-    for way, name in _WAYS.items():
-        ndcg, hits = figures[f"{way}_ndcg@10"], figures[f"{way}_hr@10"]
-        table.add_row(name, f"{ndcg:.4f}", f"{hits:.4f}", f"{ndcg / floor:.2f}" if floor else "–")
+    popular = figures["popular_ndcg@10"]
+    for strategy, name in _STRATEGIES.items():
+        ndcg, hit_rate = figures[f"{strategy}_ndcg@10"], figures[f"{strategy}_hr@10"]
+        table.add_row(name, f"{ndcg:.4f}", f"{hit_rate:.4f}", f"{ndcg / popular:.2f}" if popular else "–")
     return table
 
 
 def segments_summary(run: Run) -> RenderableType:
-    """Segments, how sure they are, and what became of those of the release before."""
+    """Segments, the confidence of assignments, and how the segments differ from those of the release before."""
     directory = run.require("segment")
     segmentation, migration = Segmentation.read(directory), read_migration(directory)
-    moved = migration_sentences(migration) if migration else []
-    return Group(segments_table(segmentation.profiles), *doubt_lines(segmentation), *moved, *segmentation.notes)
+    changes = migration_sentences(migration) if migration else []
+    confidence = confidence_lines(segmentation)
+    return Group(segments_table(segmentation.profiles), *confidence, *changes, *segmentation.notes)
 
 
-def doubt_lines(segmentation: Segmentation) -> list[str]:
-    """How many users are in doubt, and how far confidence is to be trusted; nothing where there is none."""
+def confidence_lines(segmentation: Segmentation) -> list[str]:
+    """Shares of users without a confident segment, and the error of confidence; empty without a calibration."""
     if segmentation.doubtful_share is None or segmentation.confidence_error is None:
         return []
     return [
-        f"{segmentation.doubtful_share:.1%} of users have no confident segment, {segmentation.short_share:.1%} a short "
-        f"history. Confidence is off by {segmentation.confidence_error:.3f} on average, measured on users it was not "
-        "fitted on."
+        f"{segmentation.doubtful_share:.1%} of users have no confident segment, {segmentation.short_share:.1%} have a "
+        f"short history. The mean error of confidence is {segmentation.confidence_error:.3f}, measured on users that "
+        "its calibration did not use."
     ]
 
 
 def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
-    """Segments, the largest first, each with the sentence that describes it."""
+    """Segments by size, the largest first, with their descriptions."""
     table = Table(title=f"{len(profiles)} segments", show_lines=True)
     table.add_column("id", justify="right")
     table.add_column("label", max_width=_LABEL_WIDTH)
     table.add_column("users", justify="right")
     table.add_column("share", justify="right")
-    table.add_column("what it is, and what sets it apart")
-    for profile in sorted(profiles, key=lambda one: -one.user_count):
+    table.add_column("description")
+    for profile in sorted(profiles, key=lambda profile: -profile.user_count):
         users = f"{profile.user_count:,}" if profile.user_count else "few"
         label, sentence = escape(profile.label), escape(profile.description)
         table.add_row(str(profile.segment_id), label, users, f"{profile.share:.1%}", sentence)
@@ -95,20 +96,20 @@ def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
 
 
 def serving_hint(run: Run, repository: Path, release: int) -> str:
-    """Where the release is, and the command that serves it."""
+    """The path of the release, and the command that serves it."""
     events = run.path / "prepare" / "events.parquet"
     return (
-        f"Release {release} is in {repository}. Serve it:\n"
+        f"Release {release} is in {repository}. To serve it:\n"
         f"  segrec-serve --repository {repository} --bootstrap-events {events}"
     )
 
 
 def stage_line(name: str, record: Mapping[str, Any]) -> str:
-    """One line on a stage that has ended: how long it took, and its first plain figures."""
+    """The line of a stage that has ended: its duration, its device and its first figures."""
     numbers = {key: value for key, value in record["figures"].items() if type(value) in (int, float)}
     plain = {key: value for key, value in numbers.items() if "@" not in key}
-    told = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
+    texts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
     failed = "" if record["state"] == "done" else ", failed"
-    figures = f" ({', '.join(told[:_SHOWN_FIGURES])})" if told and "/" not in told[0] else ""
+    figures = f" ({', '.join(texts[:_SHOWN_FIGURES])})" if texts and "/" not in texts[0] else ""
     device = f" on {record['figures']['device']}" if "device" in record["figures"] else ""
     return f"{name}: {record['seconds']:.1f} s{device}{failed}{figures}"

@@ -8,7 +8,7 @@ import typer
 from server.core.errors import DamagedTraffic
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import last_traffic, read_traffic
-from training.cli.console import TrainConsole, telling
+from training.cli.console import TrainConsole, command_console
 from training.cli.options import REPOSITORY, By, Repository
 from training.errors import ConfigError, PublishError
 
@@ -17,7 +17,7 @@ commands = typer.Typer()
 RETAIN = 5
 """Number of good releases that `prune` keeps by default."""
 
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the audit.")]
+Reason = Annotated[str, typer.Option("--reason", help="The reason, noted in the audit.")]
 
 
 @commands.command()
@@ -26,61 +26,66 @@ def traffic(
         list[str] | None, typer.Argument(metavar="[RELEASE=PERCENT …]", help="8=100, or 7=95 8=5, or newest=100.")
     ] = None,
     shadow: Annotated[
-        str | None, typer.Option("--shadow", help="A release that is computed and compared, never returned; or none.")
+        str | None,
+        typer.Option(
+            "--shadow", help="A release whose answers are computed and compared, but never returned; or none."
+        ),
     ] = None,
     guard: Annotated[
         str | None,
-        typer.Option("--guard", help="Takes the canary out: errors=0.01,p99=50ms,window=30,min=100 …; or none."),
+        typer.Option(
+            "--guard", help="Limits that take the canary out: errors=0.01,p99=50ms,window=30,min=100 …; or none."
+        ),
     ] = None,
     reason: Reason = "",
     by: By = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Set which release answers which share of the users; without arguments, show it."""
-    with telling() as terminal:
+    """Set the share of users that each release answers; without arguments, show the shares."""
+    with command_console() as console:
         from segrec.traffic import user_at_host
 
-        from training.cli.traffic_tables import in_force
+        from training.cli.traffic_tables import traffic_in_force
         from training.publish.traffic import set_traffic
 
         check_repository(repository)
         if not shares and shadow is None and guard is None:
             if reason or by:
-                raise ConfigError("--reason and --by go with a change; give a share, --shadow or --guard.")
-            _show(terminal, repository)
+                raise ConfigError("--reason and --by belong to a change; give a share, --shadow or --guard as well.")
+            _show(console, repository)
             return
         after = set_traffic(repository, shares or [], shadow, guard, by or user_at_host(), reason)
-        terminal.console.print(in_force(repository, after))
+        console.print(traffic_in_force(repository, after))
 
 
 @commands.command()
 def rollback(reason: Reason = "", by: By = None, repository: Repository = REPOSITORY) -> None:
-    """Take the last change of the traffic back: the canary first, then the stable release."""
-    with telling() as terminal:
+    """Undo the last change of the traffic: the canary first, then the stable release."""
+    with command_console() as console:
         from segrec.traffic import user_at_host
 
         from training.publish.traffic import roll_back
 
         check_repository(repository)
         _, summary = roll_back(repository, by or user_at_host(), reason)
-        terminal.console.print(summary)
+        console.print(summary)
 
 
 @commands.command()
 def audit(
-    last: Annotated[int, typer.Option("--last", min=1, help="Number of entries, the latest.")] = 20,
+    last: Annotated[int, typer.Option("--last", min=1, help="Number of latest entries to show.")] = 20,
     repository: Repository = REPOSITORY,
 ) -> None:
     """Show who published, promoted, rolled back and pruned what, when and why."""
-    with telling() as terminal:
+    with command_console() as console:
         from training.cli.traffic_tables import audit_table
 
         check_repository(repository)
         entries = read_audit(repository)
         if not entries:
-            terminal.console.print(f"Nothing has been noted in {repository} yet.")
+            console.print(f"The audit of {repository} has no entries yet.")
             return
-        terminal.console.print(audit_table(entries[-last:]))
+        console.print(audit_table(entries[-last:]))
 
 
 @commands.command()
@@ -91,34 +96,34 @@ def prune(
     by: By = None,
     repository: Repository = REPOSITORY,
 ) -> None:
-    """Delete old releases, but none that answers, is a shadow, or that a roll-back could go to."""
-    with telling() as terminal:
+    """Delete old releases, except those that answer, run as a shadow, or are the target of a roll-back."""
+    with command_console() as console:
         from segrec.traffic import user_at_host
 
         from training.publish.prune_releases import prune as prune_releases
 
         check_repository(repository)
-        done = prune_releases(repository, retain, by or user_at_host(), reason, dry_run)
-        gone, kept = (", ".join(map(str, numbers)) for numbers in (done.gone, done.kept))
-        if not done.gone:
-            terminal.console.print(f"Nothing to take out; there: {kept or 'none'}.")
+        pruned = prune_releases(repository, retain, by or user_at_host(), reason, dry_run)
+        gone, kept = (", ".join(map(str, numbers)) for numbers in (pruned.gone, pruned.kept))
+        if not pruned.gone:
+            console.print(f"No release to delete; kept: {kept or 'none'}.")
             return
-        verb = "Would take out" if dry_run else "Took out"
-        terminal.console.print(f"{verb} {gone} ({done.freed_bytes / 1e6:,.1f} MB); there: {kept}.")
+        verb = "Would delete" if dry_run else "Deleted"
+        console.print(f"{verb} {gone} ({pruned.freed_bytes / 1e6:,.1f} MB); kept: {kept}.")
 
 
 def check_repository(repository: Path) -> None:
-    """Raises PublishError where there is no model repository."""
+    """Raises PublishError when the directory does not exist."""
     if not repository.is_dir():
-        raise PublishError(f"There is no model repository {repository}; `segrec-train run` makes one.")
+        raise PublishError(f"There is no model repository {repository}; `segrec-train run` creates it.")
 
 
-def _show(terminal: TrainConsole, repository: Path) -> None:
-    from training.cli.traffic_tables import in_force
+def _show(console: TrainConsole, repository: Path) -> None:
+    from training.cli.traffic_tables import traffic_in_force
 
     try:
-        terminal.console.print(in_force(repository, read_traffic(repository)))
+        console.print(traffic_in_force(repository, read_traffic(repository)))
     except DamagedTraffic:
-        terminal.console.print("The traffic that was set last, which running servers still follow:")
-        terminal.console.print(in_force(repository, last_traffic(repository)))
+        console.print("The last valid traffic, which running servers still follow:")
+        console.print(traffic_in_force(repository, last_traffic(repository)))
         raise

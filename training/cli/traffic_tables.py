@@ -1,4 +1,4 @@
-"""Traffic and audit as tables and sentences for people."""
+"""Traffic and audit as tables and sentences."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,25 +20,25 @@ from training.repository import newest_release, release_numbers
 _ROLES = {"stable": "answers", "canary": "canary", "shadow": "shadow, compared and never returned"}
 
 
-def in_force(repository: Path, traffic: Traffic) -> RenderableType:
-    """The releases with their shares, the traffic in sentences, and who set it when and why."""
+def traffic_in_force(repository: Path, traffic: Traffic) -> RenderableType:
+    """The releases with their shares, the traffic in sentences, and who set the traffic, when and why."""
     origin = origin_sentences(traffic.previous, traffic.changed_time, traffic.changed_by, traffic.reason)
     return Group(_table(repository, traffic), *map(escape, [*sentences(state_of(traffic)), *origin]))
 
 
 def after_publishing(repository: Path, number: int) -> str:
-    """What happens to a release that was just published, and what to do next."""
+    """Sentences for a release that was just published: whether it answers now, and the next command."""
     try:
         stable = read_traffic(repository).stable
     except DamagedTraffic as error:
         return f"Servers keep the traffic that was in force: {error}."
     if not stable:
         return (
-            f"Release {number} takes all traffic as soon as servers have loaded and checked it; "
-            "`segrec-train rollback` takes it back."
+            f"Release {number} answers all users as soon as servers have loaded and checked it; "
+            "`segrec-train rollback` undoes that."
         )
     return (
-        f"Release {number} stands by, and release {stable} answers. See what would change, and give it a share:\n"
+        f"Release {stable} still answers. See what release {number} would change, then give it a share of the users:\n"
         f"  segrec-train diff {stable} {number}\n"
         f"  segrec-train traffic {stable}=99 {number}=1"
     )
@@ -48,7 +48,7 @@ def _table(repository: Path, traffic: Traffic) -> Table:
     table = Table("release", "made", "share", "what it does", title=f"Releases in {escape(str(repository))}")
     roles = roles_of(repository, traffic)
     for number in sorted({*release_numbers(repository), *roles}, reverse=True):
-        role, share = roles.get(number, ("stands by", 0.0))
+        role, share = roles.get(number, ("not in use", 0.0))
         try:
             made = f"{read_manifest(repository / MODEL_NAME / str(number)).created_time:%Y-%m-%d %H:%M}"
         except DamagedRelease as error:
@@ -58,7 +58,7 @@ def _table(repository: Path, traffic: Traffic) -> Table:
 
 
 def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]:
-    """The role of each release that has one, with its share of the users in percent."""
+    """Role and share of users, in percent, of each release that the traffic uses."""
     stable = traffic.stable
     if not stable:
         newest = newest_release(repository)
@@ -72,7 +72,7 @@ def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]
 
 
 def audit_table(entries: Sequence[AuditEntry]) -> Table:
-    """Audit lines, the oldest first."""
+    """One row for each entry, in the order of `entries`."""
     table = Table("when (UTC)", "who", "what", "release", "details", "why", title="Audit", show_lines=True)
     for entry in entries:
         when = f"{entry.time:%Y-%m-%d %H:%M:%S}"
@@ -82,21 +82,21 @@ def audit_table(entries: Sequence[AuditEntry]) -> Table:
 
 
 def details_in_short(entry: AuditEntry) -> str:
-    """An entry's details in short; empty where this version does not know them."""
+    """The details of an entry as one line; empty for details that this version does not know."""
     details = entry.details
     if "traffic" in details:
         return _notation(details["traffic"])
     if "gone" in details:
         gone = ", ".join(map(str, details["gone"]))
-        return f"took out {gone}; {details['freed_bytes'] / 1e6:,.1f} MB"
+        return f"deleted {gone}; {details['freed_bytes'] / 1e6:,.1f} MB"
     parts = [f"from {details['source']}"] if "source" in details else []
     parts += [f"{name} {value:.4f}" for name, value in details.get("measured", {}).items()]
-    parts += [f"forced past: {problem}" for problem in details.get("forced", [])]
+    parts += [f"forced: {problem}" for problem in details.get("forced", [])]
     return "; ".join(parts)
 
 
 def _notation(traffic: Mapping[str, Any]) -> str:
-    """The traffic of an audit entry, in which an old version may lack fields."""
+    """The traffic of an audit entry in short; an entry of an older version may lack fields."""
     names = ("stable", "canary", "canary_percent", "shadow")
     stable, canary, percent, shadow = (traffic.get(name) or 0 for name in names)
     return notation(TrafficState(stable, canary, percent, shadow))

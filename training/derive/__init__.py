@@ -1,4 +1,4 @@
-"""Runs made of other runs: compressed ones and fused ones.
+"""Runs that are made from other runs: compressed runs and fused runs.
 
-May import `evaluation` and what stands below it; not `publish` or `reports`, its siblings.
+May import `evaluation` and the layers below; not `publish` or `reports`, its siblings.
 """

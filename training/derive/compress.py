@@ -1,8 +1,8 @@
-"""Compression: smaller or faster runs made of one run, each measured against it in the same call.
+"""Compression: makes smaller or faster runs from a run and measures them against it.
 
-`int8` and `fp16` change the numbers of the exported graph, `pruned` takes the weakest feed-forward units out and
-trains on, `student` is a new encoder of half the size that learns from the run's scores. Each is a run of its own, to
-be segmented and published like any other.
+`int8` and `fp16` change the number format of the exported graph. `pruned` removes the weakest feed-forward units and
+continues training. `student` is a new encoder of half the size that learns from the run's scores. Each result is a run
+that can be segmented and published.
 """
 
 import json
@@ -40,17 +40,17 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 FINE_TUNING_EPOCHS = 5
 FINE_TUNING_RATE = 0.3
-"""Share of the run's own learning rate."""
+"""Learning rate of pruned encoders, as a share of the run's learning rate."""
 
 NOISE = 0.03
-"""Sizes and times within this share of the original's are no gain."""
+"""Sizes and times that are smaller by less than this share are not a gain."""
 
 _BATCH, _LENGTH, _REPEATS = 32, 20, 60
 
 
 @dataclass(frozen=True)
 class QualityDifference:
-    """What a figure is, its difference to the original's, and where that lies at 95 % (users resampled in pairs)."""
+    """A figure, its difference from the original's figure, and the difference's 95 % interval (paired bootstrap)."""
 
     value: float
     difference: float
@@ -60,7 +60,7 @@ class QualityDifference:
 
 @dataclass(frozen=True)
 class EncoderFigures:
-    """One encoder: sizes in bytes, processor time in microseconds a user (in batches, and alone), and quality."""
+    """One encoder: sizes in bytes, processor time in microseconds per user (in a batch, and alone), and quality."""
 
     way: str
     run: str
@@ -75,15 +75,15 @@ class EncoderFigures:
 
 @dataclass(frozen=True)
 class CompressResult:
-    """The original first, then what was made of it; also in `metrics.json` in `directory`."""
+    """The figures of the original, then of the compressed runs; also in `metrics.json` in `directory`."""
 
     directory: Path
     rows: tuple[EncoderFigures, ...]
 
     def table(self) -> RenderableType:
-        """The rows for rich to print, and below them what each gains in words."""
-        table = Table("way", title=f"Compression: ONNX Runtime, one thread, {_LENGTH} events a user")
-        for heading in ("encoder KB", "items KB", "µs a user", "µs alone", "NDCG@10", "to the original", "HR@10"):
+        """A table of the rows, and a sentence on what each compressed run gains."""
+        table = Table("method", title=f"Compression: ONNX Runtime, one thread, {_LENGTH} events per user")
+        for heading in ("encoder KB", "items KB", "µs per user", "µs alone", "NDCG@10", "to the original", "HR@10"):
             table.add_column(heading, justify="right")
         table.add_column("to the original", justify="right")
         for row in self.rows:
@@ -103,10 +103,10 @@ def _cells(figure: QualityDifference, is_original: bool) -> tuple[str, str]:
 def compress(
     run: Run, only: Sequence[str] = WAYS, max_minutes: float | None = None, progress: Progress = no_progress
 ) -> CompressResult:
-    """Make the runs that `only` names and measure them; writes `metrics.json` under `compress/` of the run.
+    """Make a run by each method in `only` and measure all of them; writes `metrics.json` under `compress/` of the run.
 
-    Pruned encoders and students train for `max_minutes` at most, or as long as the run itself did. Raises ConfigError
-    for a way that is not known, RunError where a stage is missing or the run cannot be compressed that way.
+    Pruned encoders and students train for at most `max_minutes`, or as long as the run itself did. Raises ConfigError
+    for an unknown method, RunError if a stage is missing or the run cannot be compressed by a method.
     """
     encoder = load_encoder(run.require("train"))
     ways = _ways(run, encoder, only)
@@ -114,39 +114,39 @@ def compress(
     with run.stage("compress") as stage:
         variants: dict[str, Run] = {}
         for way in ways:
-            variants[way] = _made(run, encoder, way, max_minutes, _prefixed(progress, way))
-        rows = _measured(run, variants, progress)
+            variants[way] = _make(run, encoder, way, max_minutes, _prefixed(progress, way))
+        rows = _measure(run, variants, progress)
         text = json.dumps([asdict(row) for row in rows], indent=1)
         write_atomically(stage.directory / "metrics.json", text + "\n")
         for row in rows:
             stage.figures |= {f"{row.way}/ndcg@10": row.ndcg.value, f"{row.way}/microseconds": row.microseconds}
-        stage.figures |= {"made": len(variants), "runs": {way: made.path.name for way, made in variants.items()}}
+        stage.figures |= {"made": len(variants), "runs": {way: variant.path.name for way, variant in variants.items()}}
     return CompressResult(stage.directory, rows)
 
 
 def _ways(run: Run, encoder: Encoder, only: Sequence[str]) -> tuple[Way, ...]:
     unknown = set(only) - set(WAYS)
     if unknown or not only:
-        raise ConfigError(f"--only takes {', '.join(WAYS)}, parted by commas, not `{','.join(sorted(unknown))}`.")
+        raise ConfigError(f"--only takes {', '.join(WAYS)}, separated by commas, not `{','.join(sorted(unknown))}`.")
     if isinstance(encoder, QuantizedEncoder):
-        raise RunError(f"{run.path} is {encoder.precision} already; compress the run that it was made of.")
+        raise RunError(f"{run.path} is {encoder.precision} already; compress the run that it was made from.")
     ways = tuple(way for way in WAYS if way in only)
     if isinstance(encoder, FusedEncoder) and "pruned" in ways:
         if set(only) != set(WAYS):
-            raise RunError(f"{run.path} is fused, and its members are pruned one by one, before they are fused.")
+            raise RunError(f"{run.path} is fused, so it cannot be pruned; prune its members, then fuse them.")
         ways = tuple(way for way in ways if way != "pruned")
     return ways
 
 
-def _made(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progress: Progress) -> Run:
-    """A run of its own, trained or lowered, exported and evaluated."""
+def _make(run: Run, encoder: Encoder, way: Way, max_minutes: float | None, progress: Progress) -> Run:
+    """A derived run: trained or quantized, then exported and evaluated. A failure removes the run."""
     variant = run.derive(way)
     try:
         if way == "int8" or way == "fp16":
             with variant.stage("train", deriving=True) as stage:
                 progress("writing", 0, 0)
-                reads = UserEncoder.load(encoder, run.require("train")).shape.max_length
-                write_quantized(encoder, reads, run.path / "export" / MODEL, way, stage.directory)
+                max_length = UserEncoder.load(encoder, run.require("train")).shape.max_length
+                write_quantized(encoder, max_length, run.path / "export" / MODEL, way, stage.directory)
                 stage.figures |= {"training_seconds": training_seconds(run)}
         else:
             settings = _train_settings(run, encoder, way, max_minutes or training_seconds(run) / 60)
@@ -170,38 +170,38 @@ def _train_settings(run: Run, encoder: Encoder, way: Way, minutes: float) -> Tra
 
 
 def student_shape(encoder: Encoder, heads: int) -> dict[str, int]:
-    """Half the dimensions and half the layers of a run's encoder, or of one member where it is fused."""
-    one = encoder.shape
+    """Half the dimensions and half the layers of an encoder, or of the largest member of a fused encoder."""
+    shape = encoder.shape
     if isinstance(encoder, FusedEncoder):
-        one = max((member.shape for member in encoder.encoders), key=lambda shape: shape.embedding_dim)
-    dim = max(1, one.embedding_dim // 2 // heads) * heads
-    return {"embedding_dim": dim, "layers": max(1, one.layers // 2)}
+        shape = max((member.shape for member in encoder.encoders), key=lambda shape: shape.embedding_dim)
+    dim = max(1, shape.embedding_dim // 2 // heads) * heads
+    return {"embedding_dim": dim, "layers": max(1, shape.layers // 2)}
 
 
-def _measured(run: Run, variants: Mapping[str, Run], progress: Progress) -> tuple[EncoderFigures, ...]:
+def _measure(run: Run, variants: Mapping[str, Run], progress: Progress) -> tuple[EncoderFigures, ...]:
     runs = {"original": run, **variants}
     progress("speed", 0, 0)
     encoder = load_encoder(run.require("train"))
     length = min(_LENGTH, encoder.shape.max_length)
     batch, alone = (random_inputs(encoder, rows, length, seed=0) for rows in (_BATCH, 1))
-    models = {way: made.require("export") / MODEL for way, made in runs.items()}
+    models = {way: variant.require("export") / MODEL for way, variant in runs.items()}
     times = processor_microseconds(models, batch), processor_microseconds(models, alone)
     ranks: dict[str, NDArray[np.int64]] = {}
-    for way, made in runs.items():
+    for way, variant in runs.items():
         progress(f"quality: {way}", len(ranks), len(runs))
-        ranks[way] = ranks_on_test(made)
+        ranks[way] = ranks_on_test(variant)
     rows: list[EncoderFigures] = []
-    for way, made in runs.items():
+    for way, variant in runs.items():
         ndcg = difference(ndcg_each(ranks[way], 10), ndcg_each(ranks["original"], 10))
         hr = difference((ranks[way] < 10).astype(np.float64), (ranks["original"] < 10).astype(np.float64))
-        sizes = models[way].stat().st_size, (made.path / "export" / ITEM_EMBEDDINGS).stat().st_size
-        row = EncoderFigures(way, made.path.name, *sizes, times[0][way], times[1][way], ndcg, hr, "")
+        sizes = models[way].stat().st_size, (variant.path / "export" / ITEM_EMBEDDINGS).stat().st_size
+        row = EncoderFigures(way, variant.path.name, *sizes, times[0][way], times[1][way], ndcg, hr, "")
         rows.append(row if not rows else way_in_words(row, rows[0]))
     return tuple(rows)
 
 
 def ranks_on_test(run: Run) -> NDArray[np.int64]:
-    """Ranks of the test targets (T,) by the last protocol of `evaluate`, the one under which releases are served."""
+    """Ranks of the test targets (T,) by the last protocol of `evaluate`, under which releases serve."""
     prepared, encoder = run.require("prepare"), load_encoder(run.require("train"))
     preprocessing = read_preprocessing(prepared)
     *_, protocol = protocols(prepared, preprocessing, encoder.shape.item_count)
@@ -210,15 +210,16 @@ def ranks_on_test(run: Run) -> NDArray[np.int64]:
 
 
 def difference(each: NDArray[np.float64], original: NDArray[np.float64]) -> QualityDifference:
-    """The mean of `each` (T,) beside that of `original` (T,), user by user."""
+    """The mean of `each` (T,) compared with the mean of `original` (T,), paired by user."""
     low, high = bootstrap_interval(each - original, seed=0)
     return QualityDifference(float(each.mean()), float((each - original).mean()), low, high)
 
 
 def processor_microseconds(models: Mapping[str, Path], inputs: Inputs) -> dict[str, float]:
-    """Median processor time of ONNX Runtime a user, on one thread; models take turns, so that all meet the same noise.
+    """Median processor time of ONNX Runtime per user, on one thread, in microseconds.
 
-    It is the time of this thread alone: what else the machine does counts little.
+    The models take turns, so that all have the same noise. Only the time of this thread is measured, so other processes
+    have little influence.
     """
     sessions = {name: open_session(path) for name, path in models.items()}
     seconds: dict[str, list[float]] = {name: [] for name in models}
@@ -232,25 +233,25 @@ def processor_microseconds(models: Mapping[str, Path], inputs: Inputs) -> dict[s
 
 
 def way_in_words(row: EncoderFigures, original: EncoderFigures) -> EncoderFigures:
-    """The row with its verdict: what is gained in size, in speed and in quality, and what is not."""
+    """The row with its verdict: gains and losses in size, speed and quality."""
     size = (row.model_bytes + row.item_bytes) / (original.model_bytes + original.item_bytes)
     time_share = row.microseconds / original.microseconds
-    smaller = f"{1 / size:.1f} × smaller" if size < 1 - NOISE else "no smaller"
-    faster = f"{1 / time_share:.1f} × faster" if time_share < 1 - NOISE else "no faster on this processor"
+    smaller = f"{1 / size:.1f} × smaller" if size < 1 - NOISE else "not smaller"
+    faster = f"{1 / time_share:.1f} × faster" if time_share < 1 - NOISE else "not faster on this processor"
     if row.way == "fp16" and time_share >= 1 - NOISE:
-        faster += " (it is for GPUs)"
+        faster += " (fp16 is made for GPUs)"
     if row.ndcg.low > 0:
         quality = "ranks better"
     elif row.ndcg.high < 0:
         quality = "ranks worse"
     else:
-        quality = "no difference in NDCG@10 that can be told from chance"
+        quality = "no significant difference in NDCG@10"
     gains = size < 1 - NOISE or time_share < 1 - NOISE
     return replace(row, verdict=f"{smaller}, {faster}; {quality}" + ("" if gains else ": it gains nothing here"))
 
 
 def _prefixed(progress: Progress, way: str) -> Progress:
-    def tell(what: str, done: int, total: int) -> None:
+    def report(what: str, done: int, total: int) -> None:
         progress(f"{way}: {what}", done, total)
 
-    return tell
+    return report

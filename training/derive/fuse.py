@@ -1,7 +1,7 @@
-"""Fusion: an ensemble of runs on the same data becomes a run of its own, with one encoder and one ONNX file.
+"""Fusion: makes one run, with one encoder and one ONNX file, from several runs on the same data.
 
-What is fused are scores, each member's divided by how much they vary over a user's items (see
-`training.model.ensemble`). Weights are equal, unless validation users say that others are better.
+The fused score is a weighted sum of the members' scores, each divided by its standard deviation over a user's items
+(see `training.model.ensemble`). Weights are equal unless other weights are significantly better on validation users.
 """
 
 import shutil
@@ -43,11 +43,11 @@ from training.runs import Progress, Run, no_progress, training_seconds
 
 MEMBERS_MAX = 8
 _PARTS = 8
-"""Weights to choose from are multiples of one over this."""
+"""Candidate weights are multiples of 1 / `_PARTS`."""
 
 _USERS_MAX = 5000
 _SCORES_MAX = 50_000_000
-"""Validation users times items: with a large catalogue fewer users are asked."""
+"""Limit of validation users times items: a large catalogue is scored for fewer users."""
 
 _USERS_AT_ONCE = 128
 
@@ -63,7 +63,7 @@ class FuseResult:
     fused: float
 
     def table(self) -> Table:
-        """Members for rich to print."""
+        """One row per member, then equal weights, then the fused run."""
         table = Table("run", title="Fused: validation targets, all items ranked")
         table.add_column("weight", justify="right")
         table.add_column("NDCG@10", justify="right")
@@ -76,9 +76,10 @@ class FuseResult:
 
 @dataclass(frozen=True, slots=True)
 class _Scores:
-    """What a member says of the users asked: user embeddings (T, D), items (V, D), and the sizes of both.
+    """Embeddings by one member: `users` (T, D) and `items` (V, D).
 
-    `spread` is the standard deviation of scores over items, `length` that of user embeddings, each a mean over users.
+    `spread` is the standard deviation of a user's scores over items, `length` the norm of a user embedding, both as
+    means over users.
     """
 
     users: Tensor
@@ -88,12 +89,14 @@ class _Scores:
 
 
 def fuse(runs: Sequence[Run], progress: Progress = no_progress) -> FuseResult:
-    """Make a run of several trained on the same prepared data. Raises RunError where they do not fit together."""
+    """Make one run from several runs on the same prepared data. Raises RunError if they do not match."""
     _check(runs)
     encoders = [load_encoder(run.require("train")) for run in runs]
     for run, encoder in zip(runs, encoders, strict=True):
         if isinstance(encoder, QuantizedEncoder):
-            raise RunError(f"{run.path} is {encoder.precision}; fuse the run it was made of, then compress the result.")
+            raise RunError(
+                f"{run.path} is {encoder.precision}; fuse the run it was made from, then compress the result."
+            )
     fused = runs[0].derive("fused", [run.path.name for run in runs])
     try:
         return _fused(fused, runs, encoders, progress)
@@ -108,16 +111,16 @@ def _check(runs: Sequence[Run]) -> None:
         raise RunError(f"Fusion takes 2 to {MEMBERS_MAX} different runs.")
     first = _prepared(runs[0])
     for run in runs[1:]:
-        for what, there in _prepared(run).items():
-            if there != first[what]:
+        for name, value in _prepared(run).items():
+            if value != first[name]:
                 raise RunError(
-                    f"{runs[0].path} and {run.path} differ in {what}; only runs trained on the same prepared data can "
+                    f"{runs[0].path} and {run.path} differ in {name}; only runs trained on the same prepared data can "
                     "be fused: prepare both from the same files with the same settings."
                 )
 
 
 def _prepared(run: Run) -> dict[str, Any]:
-    """What must be equal for two runs to have the same items, inputs and held back events."""
+    """The properties that must be equal for two runs to have the same items, inputs and held-back events."""
     prepared, record = run.require("prepare"), run.record()
     return {
         "their log": record["data"].get("events"),
@@ -142,7 +145,7 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
             progress("scores of each run", place, len(encoders))
             scores.append(_scores(encoder, log, held))
         seen = log if preprocessing.exclude_seen else None
-        candidates = weights_to_choose_from(len(runs))
+        candidates = candidate_weights(len(runs))
         alone = [tuple(float(other == place) for other in range(len(runs))) for place in range(len(runs))]
         each = _ndcg(scores, held, seen, [*alone, *candidates], progress)
         place = choose_weights([each[weights] for weights in candidates])
@@ -151,7 +154,7 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
             ignored = shutil.ignore_patterns(CHECKPOINT, ITEM_TEXT, SEGMENT_EMBEDDING)
             shutil.copytree(run.require("train"), stage.directory / str(number), ignore=ignored)
         write_members(stage.directory, members)
-        progress("what segments are made of", 0, 0)
+        progress("segment embedding", 0, 0)
         encoder, seed = load_encoder(stage.directory), runs[0].config().train.seed
         SegmentEmbedding.fit(encoder, log, preprocessing, seed).write(stage.directory)
         ndcg = {weights: float(values.mean()) for weights, values in each.items()}
@@ -163,8 +166,8 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
     )
 
 
-def weights_to_choose_from(count: int) -> list[tuple[float, ...]]:
-    """Weights of `count` members: equal ones first, then all that are positive multiples of an eighth."""
+def candidate_weights(count: int) -> list[tuple[float, ...]]:
+    """Weights of `count` members: equal weights first, then all positive multiples of an eighth that sum to 1."""
     grid = []
     for cuts in combinations(range(1, _PARTS), count - 1):
         edges = (0, *cuts, _PARTS)
@@ -174,14 +177,14 @@ def weights_to_choose_from(count: int) -> list[tuple[float, ...]]:
 
 
 def choose_weights(each: Sequence[NDArray[np.float64]]) -> int:
-    """The place of the best users' NDCG (T,); the first place, unless the best one is better at 95 %."""
+    """Index of the largest mean in `each`, NDCG@10 of users (T,); 0 unless it is better than index 0 at 95 %."""
     best = max(range(len(each)), key=lambda place: float(each[place].mean()))
     low, _ = bootstrap_interval(each[best] - each[0], seed=0)
     return best if low > 0 else 0
 
 
 def members_of(names: Sequence[str], weights: Sequence[float], scores: Sequence[_Scores]) -> tuple[Member, ...]:
-    """Factors of each member, as `training.model.ensemble` says."""
+    """The members with their weights and factors; `training.model.ensemble` defines the factors."""
     spread = sum(weight * member.spread for weight, member in zip(weights, scores, strict=True))
     length = sum(weight * member.length for weight, member in zip(weights, scores, strict=True))
     members = []
@@ -214,9 +217,10 @@ def _ndcg(
         places = np.arange(start, min(start + _USERS_AT_ONCE, len(held.rows)))
         part = select_targets(held, places)
         targets = torch.from_numpy(part.targets.astype(np.int64) - 1)
+        # Scores (B, V) of each member, in units of their spread.
         normal = [member.users[start : start + len(places)] @ member.items.T / member.spread for member in scores]
         for weights in candidates:
-            mixed = sum((weight * one for weight, one in zip(weights, normal, strict=True)), torch.zeros(()))
+            mixed = sum((weight * score for weight, score in zip(weights, normal, strict=True)), torch.zeros(()))
             if seen:
                 row, item = (torch.from_numpy(array) for array in seen_pairs(seen, part))
                 mixed[row, item] = -torch.inf

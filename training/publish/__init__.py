@@ -1,5 +1,5 @@
-"""From a finished run to a release in the model repository: gates, checks of the model file, signing, traffic,
-pruning.
+"""Publishing: from a finished run to a release in the model repository, with gates, checks of the model file, signing,
+traffic and pruning.
 
-May import `evaluation` and what stands below it; not `reports` or `derive`, its siblings.
+May import `evaluation` and the layers below; not `reports` or `derive`, its siblings.
 """

@@ -1,7 +1,7 @@
-"""Brings new items into a release without training: their vectors come from their texts alone.
+"""Adds new items to a release without training: their embeddings come from their texts alone.
 
-The new release is the old one with rows added to the catalogue, to the item embeddings and to the encoder's own table
-of them. Everything else is carried over, and it is published through the same checks as any release.
+The new release is the old one with rows added to the catalogue, to the item embeddings and to the encoder's item table.
+All other files are copied. The new release is published through the same checks as any release.
 """
 
 import shutil
@@ -32,15 +32,15 @@ from training.segments.migration import unchanged_migration, write_migration
 
 _SHOWN = 5
 _SAME_MODEL = 0.99
-"""Least cosine of the vectors that two copies of a language model give for one text."""
+"""Smallest cosine between the vectors that two copies of one language model give for one text."""
 
-_ADDED = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, "manifest.json")
-"""What the new release does not take over as it is."""
+_CHANGED_FILES = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, "manifest.json")
+"""Files of the new release that are not copied from the old one."""
 
 
 @dataclass(frozen=True)
 class AddResult:
-    """The release that was made, from which one, and how many items it has and of them new ones."""
+    """Numbers of the new release and of its source; counts of all items and of the added items."""
 
     release: int
     source: int
@@ -59,12 +59,12 @@ def add_items(
     push: Push | None = None,
     progress: Progress = no_progress,
 ) -> AddResult:
-    """Publish a release that has the items of a table beside those of `release`, or of the newest one.
+    """Publish a release that has the items of `release` (default: the newest) and those of a table.
 
-    `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one. Items that the release
-    has already are an error unless they are to be skipped. Raises LogError for a table or vectors that cannot be
-    used, ConfigError for a language model that is not there, PublishError for a release that cannot take items in or
-    fails a gate: old items keep their embeddings and users their segments, so quality is not measured again.
+    `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one. `skip_known` skips items
+    that the release already has; otherwise they are an error. Quality is not measured again, since old items keep their
+    embeddings and users their segments. Raises LogError for an unusable table or unusable vectors, ConfigError for a
+    missing language model, PublishError for a release that cannot take new items or fails a gate.
     """
     settings = (push and push.settings) or PublishSettings()
     with locked(repository):
@@ -72,17 +72,17 @@ def add_items(
         directory = repository / MODEL_NAME / str(old.number)
         projection = _projection(old, directory)
         progress("reading items", 0, 0)
-        table = _new(read_items(items, columns or ItemColumns(), repository / ".staging"), items, old, skip_known)
+        table = _new_items(read_items(items, columns or ItemColumns(), repository / ".staging"), items, old, skip_known)
         embeddings = projection(_vectors(table, items, vectors, projection, progress))
         model = _with_rows(directory / "model.onnx", old.item_embeddings, embeddings)
 
         def assemble(staged: Path) -> None:
-            for name in old.manifest.files.keys() - set(_ADDED):
+            for name in old.manifest.files.keys() - set(_CHANGED_FILES):
                 shutil.copyfile(directory / name, staged / name)
             onnx.save(model, str(staged / "model.onnx"))
             np.save(staged / "item_embeddings.npy", np.vstack([old.item_embeddings, embeddings]), allow_pickle=False)
             catalogue(old, table).write_parquet(staged / "items.parquet")
-            _finish(staged, old, len(table))
+            _write_segments_and_manifest(staged, old, len(table))
 
         def judge(made: Release, _: Path) -> list[Gate]:
             active = active_release(repository)
@@ -97,7 +97,7 @@ def add_items(
 def _release(repository: Path, number: int | None) -> Release:
     found = newest_release(repository) if number is None else find_release(repository, number)
     if found is None:
-        raise PublishError(f"There is no release in {repository} to add items to; `segrec-train run` makes one.")
+        raise PublishError(f"There is no release in {repository} to add items to; `segrec-train run` creates one.")
     return found
 
 
@@ -105,23 +105,23 @@ def _projection(release: Release, directory: Path) -> TextProjection:
     if ITEM_TEXT not in release.manifest.files:
         raise PublishError(
             f"Release {release.number} was trained without text, so it cannot place new items; train with "
-            '[text] model = "auto", or with vectors, and publish that.'
+            '[text] model = "auto", or with vectors, and publish that run.'
         )
     return TextProjection.read(directory / ITEM_TEXT)
 
 
-def _new(table: pl.DataFrame, path: Path, release: Release, skip_known: bool) -> pl.DataFrame:
-    """The items that the release does not have."""
+def _new_items(table: pl.DataFrame, path: Path, release: Release, skip_known: bool) -> pl.DataFrame:
+    """Rows of items that the release does not have. Raises LogError when no row is new."""
     known = table["item_id"].is_in(pl.Series(release.item_ids).implode())
     if known.any() and not skip_known:
         raise LogError(
             f"{path} has {int(known.sum()):,} items that release {release.number} has already: "
-            f"{_some(table.filter(known))}. Leave them out, or add --skip-known."
+            f"{_first_ids(table.filter(known))}. Remove them from the file, or add --skip-known."
         )
-    left = table.filter(~known)
-    if left.is_empty():
-        raise LogError(f"{path} has nothing new: no item that release {release.number} does not have.")
-    return left
+    new = table.filter(~known)
+    if new.is_empty():
+        raise LogError(f"{path} has no new item: release {release.number} has all of them already.")
+    return new
 
 
 def _vectors(
@@ -130,38 +130,45 @@ def _vectors(
     """Text vectors of new items, from the same sources as in training."""
     source = projection.source
     if bool(source.file_dim) != (vectors is not None):
-        needed = f"needs vectors of {source.file_dim} numbers beside the table" if source.file_dim else "takes none"
-        raise ConfigError(f"The release was trained {'with' if source.file_dim else 'without'} vectors; it {needed}.")
+        if source.file_dim:
+            raise ConfigError(
+                f"The release was trained with vectors; give --vectors with {source.file_dim} numbers each."
+            )
+        raise ConfigError("The release was trained without vectors; leave out --vectors.")
     file = VectorFile.read(vectors) if vectors else None
     if file and file.values.shape[1] != source.file_dim:
         raise LogError(f"{file.path} has vectors of {file.values.shape[1]} numbers; training had {source.file_dim}.")
-    found, now = item_vectors(table, source.model or None, file, None, progress)
+    embeddings, current = item_vectors(table, source.model or None, file, None, progress)
     if source.model:
-        likeness = float(np.dot(source.probe, now.probe)) if len(source.probe) == len(now.probe) else 0.0
-        if likeness < _SAME_MODEL:
-            raise ConfigError(f"The language model {source.model} here is not the one that the release was trained on.")
-    untold = table.filter(~pl.Series(found.any(1)))
-    if len(untold):
-        raise LogError(f"{items} has {len(untold):,} items without text: {_some(untold)}.")
-    return found
+        same_size = len(source.probe) == len(current.probe)
+        cosine = float(np.dot(source.probe, current.probe)) if same_size else 0.0
+        if cosine < _SAME_MODEL:
+            raise ConfigError(
+                f"The language model {source.model} differs from the one that the release was trained on."
+            )
+    without_text = table.filter(~pl.Series(embeddings.any(1)))
+    if len(without_text):
+        raise LogError(f"{items} has {len(without_text):,} items without text: {_first_ids(without_text)}.")
+    return embeddings
 
 
-def _some(table: pl.DataFrame) -> str:
+def _first_ids(table: pl.DataFrame) -> str:
     shown = ", ".join(f"`{item_id}`" for item_id in table["item_id"].head(_SHOWN))
     return shown + (", …" if len(table) > _SHOWN else "")
 
 
 def _with_rows(path: Path, old: NDArray[np.float32], new: NDArray[np.float32]) -> onnx.ModelProto:
-    """The encoder with rows added to its item table, which is known by holding the item embeddings after row 0.
+    """The encoder with rows for new items added to its item table.
 
-    Where segments are made of a bag of items as well, new items have no place in it.
+    The item table is the tensor whose rows after row 0 equal the `old` embeddings (V, D). A segment embedding that also
+    counts bags of items gets zero rows: it ignores new items.
     """
     model = onnx.load(str(path))
     tables = [tensor for tensor in model.graph.initializer if _is_item_table(tensor, old)]
     if not tables:
         raise PublishError(
-            f"{path} does not hold the item embeddings as they are, as a compressed encoder does not; add the items "
-            "to the release that it came from."
+            f"{path} does not contain the item embeddings, as in a compressed encoder; add the items to the release "
+            "before compression."
         )
     _replace(model, tables[0], np.vstack([numpy_helper.to_array(tables[0]), new]))
     for tensor in model.graph.initializer:
@@ -178,28 +185,27 @@ def _is_item_table(tensor: onnx.TensorProto, items: NDArray[np.float32]) -> bool
 
 def _replace(model: onnx.ModelProto, tensor: onnx.TensorProto, array: NDArray[np.generic]) -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
-    _forget_sizes(model, tensor.name)
+    _forget_shape(model, tensor.name)
 
 
-def _forget_sizes(model: onnx.ModelProto, name: str) -> None:
-    """Drop a noted shape of a table that has more rows now."""
-    for noted in [value for value in model.graph.value_info if value.name == name]:
-        model.graph.value_info.remove(noted)
+def _forget_shape(model: onnx.ModelProto, name: str) -> None:
+    """Remove the recorded shape of a table, which has more rows now."""
+    for recorded in [value for value in model.graph.value_info if value.name == name]:
+        model.graph.value_info.remove(recorded)
 
 
 def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
-    """Old items, then new ones, which count as the least popular of all, and as in demand as ever."""
-    least = float(old.popularity.min())
+    """Old items, then new items, which get the smallest popularity of all and no trend."""
+    lowest = float(old.popularity.min())
     added = table.select(
-        "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(least).alias("popularity")
+        "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(lowest).alias("popularity")
     ).with_columns(pl.lit(0.0).alias(TREND))
     schema = old.items.schema
     typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
     return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))
 
 
-def _finish(staged: Path, old: Release, added: int) -> None:
-    """Segments with this release in their history, and the manifest."""
+def _write_segments_and_manifest(staged: Path, old: Release, added: int) -> None:
     number = int(staged.name)
     write_segments(staged, [with_history(profile, number, old) for profile in old.segments])
     write_migration(staged, unchanged_migration(old))

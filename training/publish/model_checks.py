@@ -1,4 +1,4 @@
-"""What an encoder has to show before it is published; runs in a process of its own, see `training.publish.sandbox`."""
+"""Checks of an encoder's ONNX file before it is published; they run inside `training.publish.sandbox`."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,51 +16,53 @@ from server.core.repository.layout import OUTPUT
 from training.model.onnx_inference import embed, open_session
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
-"""Operators that ONNX Runtime and Triton's backend bring with them; any other needs a library of its own."""
+"""Domains of the operators that ONNX Runtime and Triton's backend include; other domains need extra libraries."""
 
 _BATCH_SIZES = (1, 3, 32)
 _LARGEST_VALUE = 8.0
 
 
-def prove(model: Path, golden: Golden, preprocessing: Preprocessing, item_count: int) -> dict[str, NDArray[np.generic]]:
-    """Check a model's file, then run it.
+def check_model(
+    model: Path, golden: Golden, preprocessing: Preprocessing, item_count: int
+) -> dict[str, NDArray[np.generic]]:
+    """Check a model's file, then run the model on golden and on random histories; returns scalars ().
 
-    `golden` (): largest difference to the golden embeddings. `random` (): how many random histories were embedded.
-    `alone` (): largest difference of one to its embedding in a batch. Raises ValueError with what is wrong.
+    `golden`: largest difference from the golden embeddings. `random`: number of random histories. `alone`: largest
+    difference between a history's embeddings in a batch and in a batch of one. Raises ValueError for a bad model.
     """
     _check_file(model)
     onnx.checker.check_model(str(model))
     session = open_session(model)
     parity = golden.difference(session.run([OUTPUT], golden.inputs())[0])
     width = len(golden.user_embedding[0])
-    count, alone = _tried(session, preprocessing, item_count, width)
+    count, alone = _embed_random_histories(session, preprocessing, item_count, width)
     return {"golden": np.array(parity), "random": np.array(count), "alone": np.array(alone)}
 
 
-def embedded(model: Path, features: Features, max_length: int) -> dict[str, NDArray[np.generic]]:
-    """`users`: the embedding of each history, (B, D)."""
+def embed_users(model: Path, features: Features, max_length: int) -> dict[str, NDArray[np.generic]]:
+    """`users`: the embeddings (B, D) of histories."""
     return {"users": embed(model, features, max_length)}
 
 
 def _check_file(model: Path) -> None:
-    """Raises ValueError for weights in other files, and for operators that need a library."""
+    """Raises ValueError for weights in other files, and for operators of unknown domains."""
     proto = onnx.load(str(model), load_external_data=False)
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in _tensors(proto)):
-        raise ValueError("it keeps weights in another file; export it in one")
-    own = {(function.domain, function.name) for function in proto.functions}
+        raise ValueError("it keeps weights in another file; export the model and its weights as one file")
+    functions = {(function.domain, function.name) for function in proto.functions}
     for node in _nodes(proto):
-        if node.domain not in DOMAINS and (node.domain, node.op_type) not in own:
+        if node.domain not in DOMAINS and (node.domain, node.op_type) not in functions:
             raise ValueError(f"it uses the operator {node.op_type} of {node.domain}, which Triton does not have")
 
 
 def _graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those in the attributes of its nodes."""
+    """A graph and, recursively, the graphs in the attributes of its nodes."""
     yield graph
     for node in graph.node:
-        yield from _inner(node)
+        yield from _subgraphs(node)
 
 
-def _inner(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+def _subgraphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
     for attribute in node.attribute:
         for graph in (attribute.g, *attribute.graphs):
             if graph.node or graph.initializer:
@@ -73,7 +75,7 @@ def _nodes(proto: onnx.ModelProto) -> Iterator[onnx.NodeProto]:
     for function in proto.functions:
         for node in function.node:
             yield node
-            for graph in _inner(node):
+            for graph in _subgraphs(node):
                 yield from graph.node
 
 
@@ -89,34 +91,38 @@ def _tensors(proto: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
                 yield from graph.initializer
 
 
-def _tried(
+def _embed_random_histories(
     session: onnxruntime.InferenceSession, preprocessing: Preprocessing, item_count: int, width: int
 ) -> tuple[int, float]:
-    """Embed random histories of all lengths in batches of several sizes, and some of them once more alone."""
-    features = _random(preprocessing, item_count)
-    most, count = 0.0, 0
+    """Embed random histories in batches of several sizes, and the first history of each batch alone.
+
+    Returns the number of histories, and the largest difference between both embeddings of a history.
+    """
+    features = _random_histories(preprocessing, item_count)
+    largest, count = 0.0, 0
     for size in _BATCH_SIZES:
         for rows, inputs in batches(features, preprocessing.max_length, size):
-            found = _run(session, inputs, width)
+            together = _run(session, inputs, width)
             count += len(rows)
             alone = _run(session, {name: column[:1] for name, column in inputs.items()}, width)
-            most = max(most, float(np.abs(alone[0] - found[0]).max()))
-    return count, most
+            largest = max(largest, float(np.abs(alone[0] - together[0]).max()))
+    return count, largest
 
 
 def _run(session: onnxruntime.InferenceSession, inputs: Inputs, width: int) -> NDArray[np.float32]:
-    found: NDArray[np.float32] = session.run([OUTPUT], inputs)[0]
+    """Embeddings (B, `width`). Raises ValueError for another shape, and for numbers that are not finite."""
+    embeddings: NDArray[np.float32] = session.run([OUTPUT], inputs)[0]
     users, length = inputs["item_index"].shape
-    what = f"of {users} histories of {length} events"
-    if found.shape != (users, width):
-        raise ValueError(f"it gives an output of shape {found.shape} {what}; {(users, width)} is right")
-    if not np.isfinite(found).all():
-        raise ValueError(f"it gives numbers that are not finite {what}")
-    return found
+    batch = f"for {users} histories of {length} events"
+    if embeddings.shape != (users, width):
+        raise ValueError(f"it gives an output of shape {embeddings.shape} {batch}; {(users, width)} is right")
+    if not np.isfinite(embeddings).all():
+        raise ValueError(f"it gives numbers that are not finite {batch}")
+    return embeddings
 
 
-def _random(preprocessing: Preprocessing, item_count: int) -> Features:
-    """Seeded histories of one event up to the most, on all items and actions, with values far out."""
+def _random_histories(preprocessing: Preprocessing, item_count: int) -> Features:
+    """Seeded histories of many lengths, with all items and actions and with extreme values."""
     rng = np.random.default_rng(0)
     lengths = _lengths(preprocessing.max_length)
     count = int(lengths.sum())
@@ -131,5 +137,5 @@ def _random(preprocessing: Preprocessing, item_count: int) -> Features:
 
 
 def _lengths(max_length: int) -> NDArray[np.int64]:
-    told: Sequence[int] = sorted({1, 2, 3, 7, max_length // 2, max_length - 1, max_length})
-    return np.repeat([length for length in told if 1 <= length <= max_length], 8)
+    lengths: Sequence[int] = sorted({1, 2, 3, 7, max_length // 2, max_length - 1, max_length})
+    return np.repeat([length for length in lengths if 1 <= length <= max_length], 8)

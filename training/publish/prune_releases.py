@@ -1,4 +1,4 @@
-"""Takes old releases out of the model repository: none that answers, could answer, or that a roll-back goes to."""
+"""Deletes old releases, except those that answer or can answer, and the target of a roll-back."""
 
 import shutil
 import uuid
@@ -11,15 +11,15 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.repository.traffic import Traffic, locked_traffic, read_traffic
 from training.errors import PublishError
-from training.publish.traffic import goal_of_roll_back
+from training.publish.traffic import rollback_target
 from training.repository import locked, release_numbers, sync_directory
 
-_GONE = ".pruned"
+_TRASH = ".pruned"
 
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Numbers of the releases that went and that stay, ascending, and how many bytes that frees."""
+    """Numbers of the deleted (`gone`) and of the kept releases, ascending, and the freed bytes."""
 
     gone: tuple[int, ...]
     kept: tuple[int, ...]
@@ -27,68 +27,69 @@ class Pruned:
 
 
 def prune(repository: Path, retain: int, who: str, reason: str = "", dry_run: bool = False) -> Pruned:
-    """Take out what is older than the `retain` newest good releases and not needed; a dry run only says what.
+    """Delete releases that are older than the `retain` newest good releases and not needed; a dry run deletes none.
 
-    A release is first renamed out of the model's directory, then deleted. Raises DamagedTraffic where nobody can say
-    what is needed, and PublishError while somebody publishes or where the repository cannot be written.
+    A release is first renamed out of the model's directory, then deleted. Raises DamagedTraffic when the traffic, which
+    names the needed releases, cannot be read; PublishError while somebody publishes and for a repository that cannot be
+    written.
     """
     try:
         with locked(repository), locked_traffic(repository):
-            pruned = _planned(repository, retain)
+            pruned = _plan(repository, retain)
             if dry_run or not pruned.gone:
                 return pruned
-            away = repository / _GONE / uuid.uuid4().hex
-            _tell(repository, pruned, who, reason)
-            _move_away(repository, pruned.gone, away)
-        shutil.rmtree(repository / _GONE)
+            trash = repository / _TRASH / uuid.uuid4().hex
+            _note_in_audit(repository, pruned, who, reason)
+            _move(repository, pruned.gone, trash)
+        shutil.rmtree(repository / _TRASH)
     except OSError as error:
-        raise PublishError(f"Old releases of {repository} cannot be taken out: {error.strerror}.") from error
+        raise PublishError(f"Old releases of {repository} cannot be deleted: {error.strerror}.") from error
     return pruned
 
 
-def _planned(repository: Path, retain: int) -> Pruned:
+def _plan(repository: Path, retain: int) -> Pruned:
     numbers = release_numbers(repository)
     newest = _newest_good(repository, numbers, retain)
-    spared = _spared(repository, read_traffic(repository), retain)
+    needed = _needed(repository, read_traffic(repository), retain)
     oldest = newest[-1] if newest else 0
-    gone = tuple(number for number in numbers if number < oldest and number not in spared)
+    gone = tuple(number for number in numbers if number < oldest and number not in needed)
     kept = tuple(number for number in numbers if number not in gone)
     return Pruned(gone, kept, sum(_size(repository / MODEL_NAME / str(number)) for number in gone))
 
 
 def _newest_good(repository: Path, numbers: list[int], count: int) -> list[int]:
     """The newest `count` releases that pass their checks, newest first."""
-    found: list[int] = []
+    good: list[int] = []
     for number in reversed(numbers):
-        if len(found) == count:
+        if len(good) == count:
             break
         try:
             read_release(repository / MODEL_NAME / str(number))
         except DamagedRelease:
             continue
-        found.append(number)
-    return found
+        good.append(number)
+    return good
 
 
-def _spared(repository: Path, traffic: Traffic, retain: int) -> set[int]:
-    """What the traffic names, the latest that were stable before, and where a roll-back goes."""
-    spared = traffic.named_releases() | set(traffic.previous[:retain])
+def _needed(repository: Path, traffic: Traffic, retain: int) -> set[int]:
+    """Releases that the traffic names, the latest earlier stable releases, and the target of a roll-back."""
+    needed = traffic.named_releases() | set(traffic.previous[:retain])
     try:
-        return spared | {goal_of_roll_back(repository, traffic)}
+        return needed | {rollback_target(repository, traffic)}
     except NothingToRollBack:
-        return spared
+        return needed
 
 
-def _tell(repository: Path, pruned: Pruned, who: str, reason: str) -> None:
+def _note_in_audit(repository: Path, pruned: Pruned, who: str, reason: str) -> None:
     details = {"gone": list(pruned.gone), "kept": list(pruned.kept), "freed_bytes": pruned.freed_bytes}
     entry = AuditEntry(who=who, what="prune", release=pruned.gone[-1], reason=reason, details=details)
     append_audit(repository, entry)
 
 
-def _move_away(repository: Path, numbers: tuple[int, ...], away: Path) -> None:
-    away.mkdir(parents=True)
+def _move(repository: Path, numbers: tuple[int, ...], trash: Path) -> None:
+    trash.mkdir(parents=True)
     for number in numbers:
-        (repository / MODEL_NAME / str(number)).rename(away / str(number))
+        (repository / MODEL_NAME / str(number)).rename(trash / str(number))
     sync_directory(repository / MODEL_NAME)
 
 

@@ -1,8 +1,7 @@
-"""Last stage: puts a run's release into the model repository, whole or not at all.
+"""The last stage: publishes a run as a release in the model repository, completely or not at all.
 
-The release is written beside the model's directory, made durable, read back through the code that the server uses,
-judged beside the active release, noted in the audit, and renamed in. Whatever happens before the rename leaves the
-repository's releases as they were.
+The release is assembled in a staging directory, read back with the server's code, judged by the gates, made durable,
+noted in the audit, and renamed into place. A failure before the rename does not change the repository's releases.
 """
 
 import json
@@ -44,37 +43,36 @@ _SOURCES = {
     "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
 }
 _OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE))
-"""What Triton is told about the model; the same for all releases."""
 
 
-def _tell_nobody(gates: Sequence[Gate]) -> None:
-    """Show nothing."""
+def _show_nothing(gates: Sequence[Gate]) -> None:
+    """The default of `Push.show_gates`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """How a release is put in.
+    """The options of publishing a release.
 
-    `settings` None are those of the run; `forced` is the reason for which gates that can be are passed over; with
-    `key` the release is signed. `tell` is called with all gates, those that failed included.
+    `settings` None stands for the run's own settings. `forced` is the reason for overriding failed gates that can be
+    forced. `key` signs the release. `show_gates` is called with all gates, failed gates included.
     """
 
     who: str = field(default_factory=user_at_host)
     settings: PublishSettings | None = None
     forced: str | None = None
     key: Ed25519PrivateKey | None = None
-    tell: Callable[[Sequence[Gate]], None] = _tell_nobody
+    show_gates: Callable[[Sequence[Gate]], None] = _show_nothing
 
 
 Judge = Callable[[Release, Path], list[Gate]]
-"""What a release has to pass beyond the checks of its own, given it and its directory."""
+"""Returns the gates of a release, given the release and its directory, beyond the checks of its model."""
 
 
 def publish(run: Run, repository: Path, push: Push | None = None, progress: Progress = no_progress) -> int:
-    """Put the run's release into the model repository; returns its number.
+    """Publish the run as a release in the model repository; returns the release number.
 
-    Raises PublishError when someone else is publishing, when a release came in that the run's segment ids do not
-    know of, and when the release fails a gate; RunError when a stage is missing.
+    Raises PublishError while somebody else publishes, when the run's segment ids were matched to another release than
+    the newest, and when a gate fails; RunError when a stage is missing.
     """
     sources = {stage: run.require(stage) for stage in _SOURCES}
     settings = (push and push.settings) or run.config().publish
@@ -89,9 +87,12 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
             active = active_release(repository)
             if active is None:
                 return []
-            known = vocabulary_gate(release, active, settings.min_known_popularity)
-            places = (release, directory), (active, repository / MODEL_NAME / str(active.number))
-            return [known, *compared_with_active(run, *places, settings, progress)]
+            catalogue = vocabulary_gate(release, active, settings.min_known_popularity)
+            active_directory = repository / MODEL_NAME / str(active.number)
+            return [
+                catalogue,
+                *compared_with_active(run, (release, directory), (active, active_directory), settings, progress),
+            ]
 
         number = add_release(
             repository,
@@ -113,10 +114,10 @@ def add_release(
     source: str,
     progress: Progress = no_progress,
 ) -> int:
-    """Put in the next release, whole or not at all; returns its number. The caller holds the repository's lock.
+    """Publish the next release, completely or not at all; returns its number. The caller holds the repository's lock.
 
-    `assemble` writes the release into the directory that it is given, whose name is the number. `source` is what it
-    was made of, for the audit. Raises PublishError.
+    `assemble` writes the release into the directory that it gets; the directory's name is the release number. `source`
+    names the origin of the release in the audit. Raises PublishError.
     """
     progress("publishing", 0, 4)
     shutil.rmtree(repository / _STAGING, ignore_errors=True)
@@ -129,14 +130,14 @@ def add_release(
         progress("publishing", 1, 4)
         release, gates = check_release(directory, push.settings or PublishSettings())
         gates += judge(release, directory)
-        push.tell(gates)
+        push.show_gates(gates)
         forced = decide(gates, push.forced)
         progress("publishing", 2, 4)
         if push.key:
             sign_manifest(directory, push.key)
         _make_durable(directory)
         progress("publishing", 3, 4)
-        _move_in(repository, directory, release, ledger, _audited(release, gates, forced, push, source))
+        _move_in(repository, directory, release, ledger, _audit_entry(release, gates, forced, push, source))
     except OSError as error:
         raise PublishError(f"Cannot write release {number} to {repository}: {error.strerror}.") from error
     finally:
@@ -145,14 +146,14 @@ def add_release(
     return number
 
 
-def _audited(release: Release, gates: Sequence[Gate], forced: list[str], push: Push, source: str) -> AuditEntry:
+def _audit_entry(release: Release, gates: Sequence[Gate], forced: list[str], push: Push, source: str) -> AuditEntry:
     measured = {name: value for gate in gates for name, value in (gate.figures or {}).items()}
     details = {
         "source": source,
         "parent_release": release.manifest.parent_release,
         "measured": measured,
         "figures": release.manifest.figures,
-        "gates": {gate.name: {"measured": gate.measured, "asked": gate.asked} for gate in gates},
+        "gates": {gate.name: {"measured": gate.measured, "asked": gate.required} for gate in gates},
         "forced": forced,
         "signed": push.key is not None,
     }
@@ -161,14 +162,14 @@ def _audited(release: Release, gates: Sequence[Gate], forced: list[str], push: P
 
 
 def _check_parent(run: Run, repository: Path, segmentation: Segmentation, parent: Release | None) -> None:
-    """Segment ids were matched to one release; if another one came in since, they could clash with its ids."""
+    """Raises PublishError if the newest release is not the one that the run's segment ids were matched to."""
     number = parent.number if parent else 0
     if number == segmentation.parent_release or (parent and same_segments(run, segmentation, parent)):
         return
+    matched = f"release {segmentation.parent_release}" if segmentation.parent_release else "no release"
     raise PublishError(
-        f"The newest release of {repository} is {number or 'none'}, and this run's segment ids were matched to "
-        f"{segmentation.parent_release or 'none'}; run `segrec-train segment --run {run.path.name} "
-        f"--repository {repository}` again, then publish."
+        f"The newest release of {repository} is {number or 'none'}, but the run's segment ids were matched to "
+        f"{matched}; run `segrec-train segment --run {run.path.name} --repository {repository}` again, then publish."
     )
 
 
@@ -212,12 +213,12 @@ def _assemble(
 
 
 def _migration(segment: Path, segmentation: Segmentation, parent: Release) -> Migration | None:
-    """What the run found out of its parent; where that has the very segments of the run, all stay as they are."""
+    """The run's own migration; no change if the parent release has exactly the segments of the run."""
     return read_migration(segment) if segmentation.parent_release == parent.number else unchanged_migration(parent)
 
 
 def file_records(directory: Path) -> dict[str, FileRecord]:
-    """The manifest's records of all files of a release, before the manifest is written."""
+    """The manifest's records of all files in the directory; call it before the manifest is written."""
     return {path.name: record_of(path) for path in sorted(directory.iterdir())}
 
 
@@ -228,14 +229,14 @@ def write_segments(directory: Path, profiles: Sequence[SegmentProfile]) -> None:
 
 
 def with_history(profile: SegmentProfile, number: int, parent: Release | None) -> SegmentProfile:
-    """The profile with its record in this release before those of the releases before."""
+    """The profile with its size in release `number` put before its sizes in earlier releases."""
     now = SegmentRecord(release=number, user_count=profile.user_count, share=profile.share)
     earlier = next((p.history for p in parent.segments if p.segment_id == profile.segment_id), ()) if parent else ()
     return profile.model_copy(update={"history": (now, *earlier)})
 
 
 def _evaluated(run: Run) -> dict[str, float]:
-    """Figures of the evaluate stage, where it ran: those at ten items."""
+    """NDCG@10 and HR@10 of the evaluate stage; empty if the stage did not run."""
     stages: dict[str, Any] = run.record()["stages"]
     figures = stages.get("evaluate", {}).get("figures", {})
     return {name: float(value) for name, value in figures.items() if name.endswith(_KEPT_FIGURES)}
@@ -249,7 +250,7 @@ def _make_durable(directory: Path) -> None:
 
 
 def _move_in(repository: Path, directory: Path, release: Release, ledger: Ledger, entry: AuditEntry) -> None:
-    """Use up the numbers, note it, then rename: a crash in between wastes a number, and never gives one twice."""
+    """Use up the numbers, write the audit, then rename: a crash wastes a number but never lets it be used twice."""
     model = ensure_repository(repository).parent
     sync_directory(repository)
     next_segment_id = max(ledger.next_segment_id, 1 + max(segment.segment_id for segment in release.segments))

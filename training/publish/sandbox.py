@@ -1,6 +1,6 @@
-"""Work on a file that may be hostile, done in a process of its own with little memory, little time and no files.
+"""A process of its own for work on untrusted files: limited memory and time, no written files.
 
-What comes back are arrays, read without pickle.
+Results come back as arrays, read without pickle.
 """
 
 import io
@@ -25,16 +25,18 @@ _GRACE_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class SandboxLimits:
-    """What the process may take: address space in bytes, and seconds, of the clock and of each processor's time."""
+    """Limits of the process: address space in bytes, and seconds of wall time and of time on each processor."""
 
     memory_bytes: int
     seconds: float
 
 
-def confined(limits: SandboxLimits, work: Callable[..., Arrays], *arguments: Any) -> dict[str, NDArray[np.generic]]:
-    """What `work` returns for the arguments, in a process of its own. `work` and arguments must be picklable.
+def run_in_sandbox(
+    limits: SandboxLimits, work: Callable[..., Arrays], *arguments: Any
+) -> dict[str, NDArray[np.generic]]:
+    """The arrays of `work(*arguments)`, computed in the sandbox. `work` and its arguments must be picklable.
 
-    Raises PublishError with what `work` raised, or that it went past a limit.
+    Raises PublishError with the error of `work`, or when `work` exceeds a limit.
     """
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
@@ -48,7 +50,7 @@ def confined(limits: SandboxLimits, work: Callable[..., Arrays], *arguments: Any
         process.kill()
         process.join()
     if answer is None:
-        raise PublishError(f"it took more than {limits.seconds:g} s, or more memory than it may, and was ended")
+        raise PublishError(f"it was ended, since it took more than {limits.seconds:g} s or too much memory")
     if answer[:1] == _FAILED:
         raise PublishError(answer[1:].decode(errors="replace"))
     with np.load(io.BytesIO(answer[1:]), allow_pickle=False) as arrays:
@@ -56,7 +58,7 @@ def confined(limits: SandboxLimits, work: Callable[..., Arrays], *arguments: Any
 
 
 def _received(receiver: Connection, seconds: float) -> bytes | None:
-    """The answer; None where there is none in time, or where the process ended without one."""
+    """The answer; None when the time is up or the process ended without an answer."""
     try:
         return receiver.recv_bytes() if receiver.poll(seconds + _GRACE_SECONDS) else None
     except EOFError:
@@ -64,27 +66,27 @@ def _received(receiver: Connection, seconds: float) -> bytes | None:
 
 
 def _work(sender: Connection, limits: SandboxLimits, work: Callable[..., Arrays], arguments: tuple[Any, ...]) -> None:
-    confine(limits)
+    limit_process(limits)
     try:
-        made = io.BytesIO()
+        buffer = io.BytesIO()
         arrays: dict[str, Any] = dict(work(*arguments))
-        np.savez(made, **arrays)
-        answer = _OK + made.getvalue()
+        np.savez(buffer, **arrays)
+        answer = _OK + buffer.getvalue()
     except MemoryError:
-        answer = _FAILED + b"it takes more memory than it may"
+        answer = _FAILED + b"it takes too much memory"
     except Exception as error:  # ONNX and its runtime raise classes of their own, without a common base
         answer = _FAILED + (str(error).splitlines() or [type(error).__name__])[0].encode()
     sender.send_bytes(answer)
     sender.close()
 
 
-def confine(limits: SandboxLimits) -> None:
-    """Limit this process: memory, processor time, and no byte written to any file."""
+def limit_process(limits: SandboxLimits) -> None:
+    """Limit the memory and processor time of this process, and forbid it to write to files."""
     seconds = int(limits.seconds * len(os.sched_getaffinity(0))) + 1
-    for kind, most in (
+    for kind, limit in (
         (resource.RLIMIT_AS, limits.memory_bytes),
         (resource.RLIMIT_CPU, seconds),
         (resource.RLIMIT_FSIZE, 0),
         (resource.RLIMIT_CORE, 0),
     ):
-        resource.setrlimit(kind, (most, most))
+        resource.setrlimit(kind, (limit, limit))

@@ -1,4 +1,4 @@
-"""Changes of the traffic from the command line, and the way back."""
+"""Changes of the traffic by `segrec-train traffic` and `rollback`."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,10 +19,10 @@ from training.repository import find_release, newest_release, release_numbers
 def set_traffic(
     repository: Path, shares: Sequence[str], shadow: str | None, guard: str | None, who: str, reason: str = ""
 ) -> Traffic:
-    """Put a change in force, written as `segrec.traffic.parse_change` reads it; returns the traffic in force.
+    """Parse a change with `segrec.traffic.parse_change` and put it in force; returns the new traffic.
 
-    Raises ConfigError for a change that does not fit, PublishError for a release that is not there or a repository that
-    cannot be written, DamagedRelease for a release that does not pass its checks.
+    Raises ConfigError for an invalid change, PublishError for a missing release or a repository that cannot be written,
+    DamagedRelease for a release that does not pass its checks.
     """
 
     def changed(before: Traffic) -> Traffic:
@@ -45,7 +45,7 @@ def set_traffic(
 
 
 def state_of(traffic: Traffic) -> TrafficState:
-    """The part of a traffic that people write."""
+    """The part of the traffic that people set."""
     guard = traffic.guard.model_dump(exclude_none=True) if traffic.guard else None
     return TrafficState(traffic.stable, traffic.canary, traffic.canary_percent, traffic.shadow, guard)
 
@@ -55,15 +55,15 @@ def _traffic_of(state: TrafficState) -> Traffic:
 
 
 def roll_back(repository: Path, who: str, reason: str = "") -> tuple[Traffic, str]:
-    """Take the last change back; returns the traffic in force, and a sentence for people.
+    """Undo the last change; returns the new traffic and a sentence about it.
 
-    Raises NothingToRollBack where no earlier release could answer, and PublishError as `set_traffic`.
+    Raises NothingToRollBack when no earlier release can answer, PublishError for a repository that cannot be written.
     """
     summary = ""
 
     def change(before: Traffic) -> Traffic:
         nonlocal summary
-        after, summary = _one_back(repository, before)
+        after, summary = _one_step_back(repository, before)
         return after
 
     try:
@@ -72,24 +72,24 @@ def roll_back(repository: Path, who: str, reason: str = "") -> tuple[Traffic, st
         raise _unwritable(repository, error) from error
 
 
-def goal_of_roll_back(repository: Path, before: Traffic) -> int:
-    """The release that a roll-back would make the stable one. Raises NothingToRollBack."""
-    return _one_back(repository, before.with_answering())[0].stable
+def rollback_target(repository: Path, before: Traffic) -> int:
+    """The release that a roll-back would make stable. Raises NothingToRollBack."""
+    return _one_step_back(repository, before.with_answering())[0].stable
 
 
-def readable(repository: Path) -> list[int]:
-    """Numbers of the releases whose manifest can be read, ascending: a quick look, without their other files."""
-    found = []
+def readable_releases(repository: Path) -> list[int]:
+    """Numbers of the releases whose manifest can be read, ascending; their other files are not checked."""
+    numbers = []
     for number in release_numbers(repository):
         with suppress(DamagedRelease):
             read_manifest(repository / MODEL_NAME / str(number))
-            found.append(number)
-    return found
+            numbers.append(number)
+    return numbers
 
 
-def _one_back(repository: Path, before: Traffic) -> tuple[Traffic, str]:
-    """One step back, to a release that passes its checks; only candidates are read whole."""
-    good = readable(repository)
+def _one_step_back(repository: Path, before: Traffic) -> tuple[Traffic, str]:
+    """The traffic after a roll-back to a release that passes all checks, and a sentence; only targets are checked."""
+    good = readable_releases(repository)
     if not before.stable:
         newest = newest_release(repository)
         good = [number for number in good if newest and number <= newest.number]

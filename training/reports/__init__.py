@@ -1,4 +1,4 @@
-"""What people read about segments and releases: a run's report, the difference of two releases, drift, members.
+"""Reports about segments and releases: the report of a run, the difference of two releases, drift, members.
 
-May import `evaluation` and what stands below it; not `publish` or `derive`, its siblings.
+May import `evaluation` and the layers below; not `publish` or `derive`, its siblings.
 """

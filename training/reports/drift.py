@@ -1,15 +1,14 @@
-"""How far users have moved from what a release was made of.
+"""Drift: how far the users of a log differ from the users that a release was made with.
 
-What is compared is counted in the population stability index: over shares p then and q now, the sum of
-(p - q) ln(p / q), which is the divergence of Jeffreys (1946). From 0.1 on a population is said to have moved, from
-0.25 on to have drifted (Siddiqi, "Credit Risk Scorecards", 2006). Two samples of n and m users from one population have
-an index of their own, distributed about as (1/n + 1/m) times chi-square with a degree of freedom less than there are
-shares (Yurdakul & Naranjo, "Statistical properties of the population stability index", 2020). Its mean is taken off, so
-that few users do not look like drift, and a measure only counts where it also exceeds what chance gives in one of a
-thousand comparisons.
+Counts are compared by the population stability index (PSI): for shares p then and q now, the sum of (p - q) ln(p / q),
+which is the divergence of Jeffreys (1946). By convention a population has moved from 0.1 on and has drifted from 0.25
+on (Siddiqi, "Credit Risk Scorecards", 2006). By chance alone, samples of n and m users from one population have an
+index of about (1/n + 1/m) times chi-square with K - 1 degrees of freedom for K shares (Yurdakul & Naranjo, "Statistical
+properties of the population stability index", 2020). The mean of this chance index is subtracted, so that few users do
+not look like drift. A measure counts only if it also exceeds the index that chance exceeds once in 1,000 comparisons.
 
-Embeddings are compared by the same divergence: between normal distributions of equal covariance it is the squared
-distance of their means in standard deviations (Mahalanobis), and chance gives Hotelling's T-squared.
+Embeddings are compared by the same divergence: for normal distributions of equal covariance it is the squared
+Mahalanobis distance of the means, and its chance distribution is Hotelling's T-squared.
 """
 
 from collections.abc import Sequence
@@ -37,26 +36,26 @@ from training.segments.placement import PlacedUsers, histories_of, place_users, 
 Verdict = Literal["stable", "moved", "drifted"]
 VERDICTS: tuple[Verdict, ...] = ("stable", "moved", "drifted")
 EXIT_CODES: dict[Verdict, int] = {"stable": 0, "drifted": 3, "moved": 4}
-"""What `segrec-train drift` ends with, for a scheduler."""
+"""Exit codes of `segrec-train drift`, for schedulers."""
 
 PSI_LIMITS = (0.1, 0.25)
 SHARE_LIMITS = (0.05, 0.2)
-"""Shares of users, and of events, that the release knows nothing of: where they count as moved and as drifted."""
+"""Limits for the shares of unknown users and of unknown events: moved from the first on, drifted from the second on."""
 
 FALSE_ALARMS = 0.001
-"""How often chance exceeds the limit of one measure."""
+"""Probability that chance alone exceeds the `chance` limit of one measure."""
 
 
 class DriftMeasure(FrozenModel):
-    """One thing that was compared; larger is further. It counts from a limit on, if it exceeds `chance` as well."""
+    """One compared figure; larger is further. It counts from a limit on, if it also exceeds `chance`."""
 
     name: str
-    kind: Literal["psi", "share"] = Field(description="A stability index less its mean by chance; or a share of 1.")
+    kind: Literal["psi", "share"] = Field(description="PSI minus its chance mean, or a share from 0 to 1.")
     value: float = Field(ge=0)
     moved_from: float = Field(ge=0)
     drifted_from: float = Field(ge=0)
-    chance: float = Field(ge=0, description="What users who have not moved exceed in one of a thousand comparisons.")
-    verdict: Verdict = Field(description="What this measure says alone.")
+    chance: float = Field(ge=0, description="Exceeded by unmoved users once in 1,000 comparisons.")
+    verdict: Verdict = Field(description="The verdict of this measure alone.")
 
     @classmethod
     def of(cls, name: str, kind: Literal["psi", "share"], value: float, chance: float) -> Self:
@@ -68,7 +67,7 @@ class DriftMeasure(FrozenModel):
 
 
 class SegmentDrift(FrozenModel):
-    """Share of users who are in a segment, when the release was made and now."""
+    """Share of users in a segment: `then`, when the release was made, and `now`."""
 
     segment_id: int
     label: str
@@ -77,7 +76,7 @@ class SegmentDrift(FrozenModel):
 
 
 class Figure(FrozenModel):
-    """A figure of users then and now; None where the release does not tell."""
+    """A figure of users then and now; None if the release does not have it."""
 
     name: str
     then: float | None
@@ -85,7 +84,7 @@ class Figure(FrozenModel):
 
 
 class Drift(FrozenModel):
-    """What became of the users of a release: `verdict` is the worst one of `measures`."""
+    """The drift of a release's users: `verdict` is the worst verdict of `measures`."""
 
     release: int
     verdict: Verdict
@@ -97,18 +96,18 @@ class Drift(FrozenModel):
     notes: tuple[str, ...] = ()
 
     def measure(self, name: str) -> DriftMeasure:
-        """The measure of this name. Raises KeyError."""
+        """The measure with this name. Raises KeyError."""
         return {measure.name: measure for measure in self.measures}[name]
 
     def tables(self) -> RenderableType:
-        """For people."""
+        """Tables of measures and figures, notes and the verdict."""
         parts: list[RenderableType] = [_measures_table(self), "", _figures_table(self), "", *self.notes]
         return Group(*parts, self.sentence())
 
     def sentence(self) -> str:
-        """The verdict and what it rests on."""
-        found = [measure.name for measure in self.measures if measure.verdict == self.verdict]
-        reason = "nothing went beyond its limit" if self.verdict == "stable" else ", ".join(found)
+        """The verdict and the measures that caused it."""
+        causes = [measure.name for measure in self.measures if measure.verdict == self.verdict]
+        reason = "no measure exceeds its limit" if self.verdict == "stable" else ", ".join(causes)
         return f"Release {self.release}: {self.verdict} ({reason})."
 
 
@@ -120,11 +119,11 @@ def drift(
     users: Path | None = None,
     progress: Progress = no_progress,
 ) -> Drift:
-    """Compare the users of a log with those that release `number` was made of.
+    """Compare the users of a log with the users that release `number` was made with.
 
-    Histories should be as whole as those of training: users cut short are other users. `users` is a table of the only
-    users who count. Raises PublishError for a release that is not there, RunError for one that has no reference,
-    LogError for a log that cannot be read or in which the release knows nobody.
+    Histories must be as complete as in training, since shortened histories look like drift. `users` is a table of the
+    users to compare; None compares all. Raises PublishError for a missing release, RunError for a release without a
+    drift reference, LogError for a log that cannot be read or in which the release knows no user.
     """
     release = find_release(repository, number)
     reference = read_reference(repository / MODEL_NAME / str(number), release)
@@ -133,7 +132,7 @@ def drift(
     if not len(placed.users):
         raise LogError(
             f"Release {number} knows no item and action of the {len(histories.users):,} users in {events}; "
-            "is it a log of the same catalogue?"
+            "check that the log belongs to the same catalogue."
         )
     measures = (
         *measure_drift(release, reference, placed),
@@ -153,7 +152,7 @@ def drift(
 
 
 def measure_drift(release: Release, reference: DriftReference, placed: PlacedUsers) -> tuple[DriftMeasure, ...]:
-    """Segments, distances, embeddings, and doubt where the release tells of it."""
+    """The measures of segments, distances, embeddings and, if the release has a calibration, confidence."""
     segments_then = np.array([profile.user_count for profile in release.segments])
     segments_now = np.bincount(placed.nearest.first, minlength=len(segments_then))
     distances_now = reference.histogram(placed.nearest.first_distance)
@@ -175,8 +174,8 @@ def measure_drift(release: Release, reference: DriftReference, placed: PlacedUse
 def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]) -> DriftMeasure:
     """Population stability index of two counts (K,) of users.
 
-    Half a user is added to each count, since the index is infinite for an empty one. With it chance gives what
-    chi-square says or, where counts are small, less.
+    Half a user is added to each count, since an empty count makes the index infinite. With that, chi-square describes
+    chance, or overstates it where counts are small.
     """
     p, q = ((counts + 0.5) / (counts.sum() + len(counts) / 2) for counts in (then, now))
     degrees, scale = len(then) - 1, 1 / float(then.sum()) + 1 / float(now.sum())
@@ -185,9 +184,9 @@ def psi(name: str, then: NDArray[np.integer[Any]], now: NDArray[np.integer[Any]]
 
 
 def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> DriftMeasure:
-    """Squared distance between the mean embedding then and that of `points` (U, E), in standard deviations then.
+    """Squared distance between the mean of `points` (U, E) and the mean embedding then, in standard deviations then.
 
-    It is measured along the directions of the reference, of which there are P.
+    The distance is measured along the P directions of the reference.
     """
     shift = np.array(reference.directions).reshape(-1, len(reference.center)) @ (points.mean(0) - reference.center)
     value = float((shift**2 / np.array(reference.variances)).sum())
@@ -199,14 +198,14 @@ def embedding_shift(reference: DriftReference, points: NDArray[np.float64]) -> D
 
 
 def unknown_share(name: str, value: float, users: Sequence[Any] | pl.Series) -> DriftMeasure:
-    """A share that was 0 when the release was made. Events of one user hang together, so users are what is counted."""
+    """A share that was 0 when the release was made. Chance depends on `users`, as events of a user are dependent."""
     count = len(users)
     chance = float(stats.binom.isf(FALSE_ALARMS, count, SHARE_LIMITS[0])) / count
     return DriftMeasure.of(name, "share", value, chance)
 
 
 def _psi_measure(name: str, value: float, mean: float, chance: float) -> DriftMeasure:
-    """An index less the mean that chance gives it, and what chance seldom exceeds, less the same."""
+    """The measure of an index: the chance mean is subtracted from `value` and from `chance`, down to 0 at most."""
     return DriftMeasure.of(name, "psi", max(value - mean, 0.0), max(chance - mean, 0.0))
 
 
@@ -245,30 +244,30 @@ def _notes(measures: Sequence[DriftMeasure], placed: PlacedUsers) -> tuple[str, 
     if not hidden:
         return ()
     users = f"{len(placed.users):,} user{'' if len(placed.users) == 1 else 's'}"
-    return (f"With {users} chance alone can go beyond the limits, so drift can stay hidden in: {', '.join(hidden)}.",)
+    return (f"With {users} chance alone can exceed the limits, so drift can stay hidden in: {', '.join(hidden)}.",)
 
 
-def _measures_table(found: Drift) -> Table:
-    table = Table(title=f"{found.users_now:,} users beside the {found.users_then:,} of release {found.release}")
+def _measures_table(drift: Drift) -> Table:
+    table = Table(title=f"{drift.users_now:,} users beside the {drift.users_then:,} of release {drift.release}")
     table.add_column("measure")
     for heading in ("value", "moved from", "drifted from", "chance up to"):
         table.add_column(heading, justify="right")
     table.add_column("verdict")
-    for measure in found.measures:
+    for measure in drift.measures:
         numbers = (measure.value, measure.moved_from, measure.drifted_from, measure.chance)
-        shown = [f"{number:.1%}" if measure.kind == "share" else f"{number:.3f}" for number in numbers]
-        table.add_row(measure.name, *shown, measure.verdict)
+        texts = [f"{number:.1%}" if measure.kind == "share" else f"{number:.3f}" for number in numbers]
+        table.add_row(measure.name, *texts, measure.verdict)
     return table
 
 
-def _figures_table(found: Drift) -> Table:
+def _figures_table(drift: Drift) -> Table:
     table = Table(title="then and now")
     table.add_column("figure")
     for heading in ("then", "now"):
         table.add_column(heading, justify="right")
-    for figure in found.figures:
+    for figure in drift.figures:
         if figure.then is not None and figure.now is not None:
             table.add_row(figure.name, f"{figure.then:.3f}", f"{figure.now:.3f}")
-    for segment in sorted(found.segments, key=lambda one: -abs(one.now - one.then)):
+    for segment in sorted(drift.segments, key=lambda segment: -abs(segment.now - segment.then)):
         table.add_row(f"share of {segment.segment_id} {segment.label}", f"{segment.then:.1%}", f"{segment.now:.1%}")
     return table

@@ -1,6 +1,6 @@
-"""The users of a segment: as the run found them that a release came from, or placed anew from a log.
+"""The users of a segment, from the run that a release came from or from a log.
 
-A release holds no user ids, so they come from where they were.
+A release holds no user ids, so the users come from one of these two.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from training.segments.result import Segmentation, same_segments
 def members_of_run(
     repository: Path, number: int, segment_id: int | None, runs: Path, run_id: str | None = None
 ) -> pl.DataFrame:
-    """`assignments.parquet` of the run that made release `number`, all of it or one segment's users.
+    """Rows of `assignments.parquet` of the run that made release `number`: all users, or the users of one segment.
 
-    The run is `run_id`, or the one under `runs` that says that it was published as this release in this repository.
-    Raises PublishError for a release that is not there, ConfigError for a segment that it does not have, RunError where
-    there is no such run or it has other segments by now.
+    The run is `run_id`, or the run under `runs` whose record says that it was published as this release in this
+    repository. Raises PublishError for a missing release, ConfigError for a segment that the release does not have,
+    RunError for a missing run or a run whose segments have changed.
     """
     release = find_release(repository, number)
     check_segment(repository, release, segment_id)
     run = Run.open(runs, run_id) if run_id else run_of(release, repository, runs)
     if not same_segments(run, Segmentation.read(run.require("segment")), release):
         raise RunError(
-            f"{run.path} does not have the segments of release {number}: they were made again, or by another run. "
-            "Name that run by --run, or give the log by --events."
+            f"{run.path} does not have the segments of release {number}: the run was segmented again, or another run "
+            "made the release. Name that run with --run, or give a log with --events."
         )
     return _of_segment(pl.read_parquet(run.path / "segment" / "assignments.parquet"), segment_id)
 
@@ -45,9 +45,10 @@ def members_of_log(
     config: Config,
     progress: Progress = no_progress,
 ) -> tuple[pl.DataFrame, int]:
-    """The same columns for the users of a log, placed by release `number` itself; and how many users it leaves out.
+    """Users of a log, assigned to segments by release `number`, with the columns of `members_of_run`.
 
-    Those are users of whom the release knows nothing. Raises PublishError, ConfigError and LogError.
+    Also returns the number of users that are left out, since the release knows none of their events. Raises
+    PublishError for a missing release, ConfigError for a segment that it does not have, LogError for an unusable log.
     """
     release = find_release(repository, number)
     check_segment(repository, release, segment_id)
@@ -57,21 +58,21 @@ def members_of_log(
 
 
 def check_segment(repository: Path, release: Release, segment_id: int | None) -> None:
-    """Raises ConfigError for a segment that the release does not have, and says what became of it."""
-    there = [profile.segment_id for profile in release.segments]
-    if segment_id is None or segment_id in there:
+    """Raises ConfigError for a segment that the release does not have, with the releases that had it."""
+    existing_ids = [profile.segment_id for profile in release.segments]
+    if segment_id is None or segment_id in existing_ids:
         return
-    known = ", ".join(map(str, sorted(there)))
-    had = [number for number in release_numbers(repository) if segment_id in _segment_ids(repository, number)]
-    if earlier := [number for number in had if number < release.number]:
-        why = f"it is retired; release {earlier[-1]} was the last before that had it"
-    elif had:
-        why = f"it came in with release {had[0]}"
+    holders = [number for number in release_numbers(repository) if segment_id in _segment_ids(repository, number)]
+    if earlier := [number for number in holders if number < release.number]:
+        reason = f"the segment is retired; release {earlier[-1]} was the last release before that had it"
+    elif holders:
+        reason = f"the segment is new in release {holders[0]}"
     elif 0 < segment_id < read_ledger(repository).next_segment_id:
-        why = "it belonged to a release that is not here any more"
+        reason = "the segment belonged to a release that is not in the repository any more"
     else:
-        why = "no release here ever had it"
-    raise ConfigError(f"Release {release.number} has no segment {segment_id}: {why}. It has {known}.")
+        reason = "no release of the repository ever had this segment"
+    listed = ", ".join(map(str, sorted(existing_ids)))
+    raise ConfigError(f"Release {release.number} has no segment {segment_id}: {reason}. Its segments: {listed}.")
 
 
 def _segment_ids(repository: Path, number: int) -> set[int]:
@@ -79,24 +80,24 @@ def _segment_ids(repository: Path, number: int) -> set[int]:
 
 
 def run_of(release: Release, repository: Path, runs: Path) -> Run:
-    """The run that was published as the release; where several say so, one that has its segments.
+    """The run that was published as the release; of several, the first that has the release's segments.
 
-    Raises RunError where no run says so.
+    Raises RunError if no run was published as the release.
     """
-    found = list(published_as(release.number, repository, runs))
-    for run in found:
+    candidates = list(published_as(release.number, repository, runs))
+    for run in candidates:
         if same_segments(run, Segmentation.read(run.path / "segment"), release):
             return run
-    if found:
-        return found[0]
+    if candidates:
+        return candidates[0]
     raise RunError(
-        f"No run under {runs} was published as release {release.number} in {repository}; name the run by --run, its "
-        "place by --runs, or give a log by --events."
+        f"No run under {runs} was published as release {release.number} in {repository}; name the run with --run, the "
+        "directory of runs with --runs, or give a log with --events."
     )
 
 
 def published_as(number: int, repository: Path, runs: Path) -> Iterator[Run]:
-    """The runs under `runs` that say that they were published as release `number` in `repository`."""
+    """The runs under `runs` whose records say that they were published as release `number` in `repository`."""
     for path in sorted(runs.glob("*/run.json")):
         run = Run(path.parent)
         stage = run.record()["stages"].get("publish", {})

@@ -1,4 +1,4 @@
-"""A page that opens without a network: its pictures are SVG inside it, for a wide page and for a phone; no script."""
+"""HTML pages that open offline: pictures are inline SVG, one for a wide page and one for a phone; no scripts."""
 
 import io
 import re
@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from training.reports import wording as words
+from training.reports import wording
 from training.reports.style import NARROW, WIDE, Chart, Page, styled
 
 _TEMPLATES = Path(__file__).parent
@@ -19,7 +19,7 @@ _TEMPLATES = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """What is drawn, by page; `alt` says it in words; `name` is that of its PNG file."""
+    """A chart for each page width. `alt` describes the chart in words; `name` is also the name of its PNG file."""
 
     name: str
     alt: str
@@ -27,12 +27,11 @@ class Picture:
     pages: tuple[Page, ...] = (WIDE, NARROW)
 
     def svgs(self) -> dict[Page, str]:
-        """Drawn for each page."""
         return {page: _svg(self.draw(page)) for page in self.pages}
 
 
-def rendered(template: str, **told: Any) -> str:
-    """The HTML of a template with what it tells."""
+def rendered(template: str, **variables: Any) -> str:
+    """The HTML of a template, named by its path below `training/reports`."""
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES),
         autoescape=True,
@@ -40,9 +39,9 @@ def rendered(template: str, **told: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for tool in (words.percent, words.signed_percent, words.count, words.figure):
-        environment.filters[tool.__name__] = tool
-    return environment.get_template(template).render(**told)
+    for text_filter in (wording.percent, wording.signed_percent, wording.count, wording.figure):
+        environment.filters[text_filter.__name__] = text_filter
+    return environment.get_template(template).render(**variables)
 
 
 def _svg(chart: Chart) -> str:
@@ -52,19 +51,19 @@ def _svg(chart: Chart) -> str:
 
 
 def all_inlined(picture: Picture, svgs: dict[Page, str]) -> Markup:
-    """A picture for all its pages; the style sheet shows one of them."""
+    """The SVGs of a picture for all its pages; the style sheet shows one of them."""
     return Markup("").join(inlined(picture, page, svg) for page, svg in svgs.items())
 
 
 def drawn(pictures: Iterable[Picture]) -> dict[str, Markup]:
-    """Pictures by name, as a page holds them."""
+    """Inline SVG of pictures by name."""
     return {picture.name: all_inlined(picture, picture.svgs()) for picture in pictures}
 
 
 def inlined(picture: Picture, page: Page, svg: str) -> Markup:
-    """SVG with a name for those who cannot see it, and ids that no other picture of the page has.
+    """SVG with a label for screen readers and with ids that no other picture of the page has.
 
-    The page's style sheet shows those of class `wide` or those of class `narrow`.
+    Its class is `wide`, `narrow` or `only`, by which the style sheet shows or hides it.
     """
     shown = ("wide" if page.is_wide else "narrow") if len(picture.pages) > 1 else "only"
     svg = re.sub(r'(?<=\sid=")|(?<=url\(#)|(?<=href="#)', f"{picture.name}-{shown}-", svg)
@@ -72,5 +71,5 @@ def inlined(picture: Picture, page: Page, svg: str) -> Markup:
     assert box is not None, "Vega draws SVG with a view box"
     head = Markup('<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" {}>')
     size = Markup('viewBox="{}" width="{}"').format(box[1], box[1].split()[2])
-    rest = Markup(svg[svg.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in it
+    rest = Markup(svg[svg.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in its SVG
     return head.format(shown, picture.alt, size) + rest

@@ -1,6 +1,6 @@
-"""The look of a report's pictures: sizes, colours, shapes, axes.
+"""The style of the charts: sizes, colours, shapes, axes.
 
-Every segment has a colour and a shape of its own and is named by its number, so that no picture needs its colours.
+Each segment has its own colour and shape and is labelled by its number, so that charts can be read without colours.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,26 @@ AnyChart = TypeVar("AnyChart", alt.Chart, alt.LayerChart)
 
 
 GUTTER = 52
-"""Left of a plot: its axis, and what parts it from its neighbour."""
+"""Pixels left of a plot, for its axis and the space to its neighbour."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a picture is drawn for: pixels across, and those that names of segments may take."""
+    """The page that a picture is drawn for: `width` in pixels, and the pixels for segment names, `names`."""
 
     width: int
     names: int
 
     @property
     def is_wide(self) -> bool:
-        """Not a phone."""
         return self.width > 500
 
     def panels(self, columns: int) -> int:
-        """Width of each of `columns` plots that have `GUTTER` pixels on their left."""
+        """Width in pixels of each of `columns` plots, without the `GUTTER` on their left."""
         return (self.width - 16) // columns - GUTTER
 
     def room_for(self, names: Sequence[str]) -> int:
-        """Pixels that these names take in a wide font, at most `names`."""
+        """Pixels for these names in a wide font, at most `self.names`."""
         return min(self.names, 7 * max(map(len, names)) + 8)
 
 
@@ -49,48 +48,48 @@ WIDE, NARROW = Page(920, 220), Page(330, 118)
 
 
 def colour_of(segment_id: int) -> str:
-    """The same in every release."""
+    """The colour of a segment id, the same in every release."""
     return COLOURS[(segment_id - 1) % len(COLOURS)]
 
 
 def shape_of(segment_id: int) -> str:
-    """The same in every release; with the colour it tells 56 ids apart."""
+    """The shape of a segment id, the same in every release; shape and colour distinguish 56 ids."""
     return SHAPES[(segment_id - 1) % len(SHAPES)]
 
 
 def names_axis(page: Page, names: Sequence[str]) -> alt.Axis:
-    """Names of segments left of their rows, with room for a font that is wider than the one they are measured in."""
+    """An axis of segment names left of their rows; labels are cut early, since the browser's font can be wider."""
     room = page.room_for(names)
     return alt.Axis(title=None, labelLimit=room * 0.86, minExtent=room, ticks=False, domain=False, grid=False)
 
 
 def values_scale(padding: float) -> alt.Scale:
-    """From the least to the largest value, not from zero, and so many pixels more."""
+    """A scale from the smallest to the largest value, not from zero, with `padding` pixels on both ends."""
     return alt.Scale(zero=False, nice=False, padding=padding)
 
 
 def whole_axis(title: str) -> alt.Axis:
-    """Whole numbers only."""
+    """An axis with labels at whole numbers only."""
     return alt.Axis(title=title, tickMinStep=1, format="d", grid=False)
 
 
 def fitted(chart: AnyChart, page: Page, height: float) -> AnyChart:
-    """The chart as wide as the page, axes and all."""
+    """The chart as wide as the page, including its axes."""
     return chart.properties(
         width=page.width, height=height, autosize=alt.AutoSizeParams(type="fit-x", contains="padding")
     )
 
 
 def beside(panels: Sequence[Chart], columns: int) -> Chart:
-    """Plots in rows of `columns`, their frames in line whatever their axes say."""
+    """Plots in rows of `columns`; their frames are aligned whatever the width of their axes."""
     return alt.concat(*panels, columns=columns, bounds="flush", spacing={"row": 84, "column": GUTTER})
 
 
 def styled(chart: Chart) -> Chart:
-    """The look that all pictures share."""
+    """The chart with the fonts and colours that all charts share."""
     axis = {"labelColor": INK, "titleColor": QUIET, "gridColor": LINE, "domainColor": LINE, "tickColor": LINE}
     fonts = {"labelFontSize": 12.5, "titleFontSize": 12.5, "titleFontWeight": "normal"}
-    look: Chart = (
+    configured: Chart = (
         chart.configure(
             font=FONT, background="white", padding={"left": 6, "right": 4, "top": 4, "bottom": 4}, aria=False
         )
@@ -102,4 +101,4 @@ def styled(chart: Chart) -> Chart:
         )
         .configure_text(color=INK, fontSize=12.5)
     )
-    return look
+    return configured

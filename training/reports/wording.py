@@ -1,4 +1,4 @@
-"""Figures as people write them: percent, counts, lists of segments. Both reports use it."""
+"""Numbers and lists as text: percentages, counts, lists of segments. Both reports use these functions."""
 
 from collections.abc import Sequence
 
@@ -6,9 +6,9 @@ from humanize import natural_list
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """0.123 is 12 %; a share that rounds to nothing says so."""
-    least = 10.0 ** -(digits + 2)
-    return f"<\xa0{100 * least:g}\xa0%" if 0 < share < least / 2 else f"{100 * share:.{digits}f}\xa0%"
+    """0.123 is 12 %; a positive share that would round to 0 is `< 1 %`, or less with more digits."""
+    smallest = 10.0 ** -(digits + 2)
+    return f"<\xa0{100 * smallest:g}\xa0%" if 0 < share < smallest / 2 else f"{100 * share:.{digits}f}\xa0%"
 
 
 def signed_percent(change: float) -> str:
@@ -22,7 +22,7 @@ def count(number: float) -> str:
 
 
 def figure(number: float) -> str:
-    """Three digits that count, and no fraction beyond a hundred."""
+    """Three significant digits; whole numbers from 100 on."""
     return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
 
 

@@ -1,7 +1,7 @@
-"""What would change for users if one release answered in the place of another: `segrec-train diff`.
+"""The comparison of `segrec-train diff`: what would change for users if one release replaced another.
 
-Both are asked about the same users of a log. No user is named, and no segment or flow of fewer users than the smaller
-groups of either release may have is told.
+Both releases answer for the same users of a log. The result names no user, and it leaves out segments and flows of
+fewer users than the larger `min_segment_size` of both releases.
 """
 
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from training.errors import ConfigError, PublishError, RunError
 from training.reports.diff.answers import NO_ITEM, AnswerPair, Answers, Sample, answers, common_items, draw_sample
 from training.reports.diff.figures import (
     Catalogue,
+    ConfidentShares,
     Diff,
     Items,
     QualityFigure,
     SameTest,
     SegmentComparison,
-    Sureness,
     Vectors,
 )
 from training.reports.members import published_as, run_of
@@ -46,11 +46,12 @@ def diff(
     seed: int = 0,
     progress: Progress = no_progress,
 ) -> Diff:
-    """Compare release `numbers[0]` with the one that would take its place.
+    """Compare release `numbers[0]` with release `numbers[1]`, which would replace it.
 
-    The users are those of the log in `events`, or of the run that either release came from, under `runs`. Raises
-    PublishError for a release that is not there, DamagedRelease for one that does not pass its checks, RunError where
-    no log is given and no run is there, LogError for a log that cannot be read or in which nobody is known to both.
+    The users are drawn from the log `events`, or else from the log of the run, under `runs`, that either release came
+    from. Raises PublishError for a missing release, DamagedRelease for a release that does not pass its checks,
+    RunError if no log is given and no run is found, LogError for a log that cannot be read or has no user that both
+    releases know.
     """
     check_numbers(repository, numbers)
     before, after = (find_release(repository, number) for number in numbers)
@@ -63,17 +64,17 @@ def diff(
 
 
 def check_numbers(repository: Path, numbers: tuple[int, int]) -> None:
-    """Raises PublishError where there are no two releases, ConfigError where both numbers are the same."""
-    there = release_numbers(repository)
-    if len(there) < 2:
-        only = f"only release {there[0]}" if there else "no release"
+    """Raises PublishError if the repository has fewer than two releases, ConfigError if both numbers are the same."""
+    existing = release_numbers(repository)
+    if len(existing) < 2:
+        only = f"only release {existing[0]}" if existing else "no release"
         raise PublishError(f"diff compares two releases, and there is {only} in {repository}; publish another one.")
     if numbers[0] == numbers[1]:
         raise ConfigError(f"Release {numbers[0]} cannot be compared with itself; name two releases.")
 
 
 def compared(before: Release, after: Release, sample: Sample, pair: AnswerPair, same: SameTest) -> Diff:
-    """Everything that can be said of the answers of both releases."""
+    """All figures of the comparison."""
     least = max(before.manifest.min_segment_size, after.manifest.min_segment_size)
     segment_ids = pair.before.segment_ids, pair.after.segment_ids
     return Diff(
@@ -88,7 +89,7 @@ def compared(before: Release, after: Release, sample: Sample, pair: AnswerPair, 
         segments=_segments(before, after, pair, least),
         migration=_migration(before, after, pair, least),
         min_segment_size=least,
-        sureness=_sureness(pair),
+        sureness=_confident_shares(pair),
         items=items_of(pair.before, pair.after),
         vectors=_vectors(before, after, pair),
         catalogue=_catalogue(before, after),
@@ -99,29 +100,30 @@ def compared(before: Release, after: Release, sample: Sample, pair: AnswerPair, 
 
 
 def same_test(repository: Path, before: Release, after: Release, runs: Path) -> SameTest:
-    """Whether the encoders of both releases were tested on the same users: unknown where a run is not under `runs`."""
+    """Whether the encoders of both releases were tested on the same users; unknown if a run is not under `runs`."""
     if encoder_of(before) == encoder_of(after):
         return "same"
-    found = [next(published_as(release.number, repository, runs), None) for release in (before, after)]
-    told = [_tested_on(run) for run in found if run is not None]
-    if len(told) < 2:
+    both_runs = [next(published_as(release.number, repository, runs), None) for release in (before, after)]
+    tests = [_tested_on(run) for run in both_runs if run is not None]
+    if len(tests) < 2:
         return "unknown"
-    return "same" if told[0] == told[1] else "different"
+    return "same" if tests[0] == tests[1] else "different"
 
 
 def encoder_of(release: Release) -> str:
-    """SHA-256 of the encoder, equal for two releases of one training."""
+    """SHA-256 of the encoder's file, equal for two releases of one training."""
     return release.manifest.files["model.onnx"].sha256
 
 
 def items_of(before: Answers, after: Answers) -> Items:
-    """How far two lists of items go together, over P users."""
-    same = common_items(before.items, after.items)
+    """How far the item lists of both releases agree, over P users."""
+    same = common_items(before.items, after.items)  # (P, T, T)
     common = same.sum((1, 2))
     longest = np.maximum((before.items != NO_ITEM).sum(1), (after.items != NO_ITEM).sum(1))
     shares = common / np.maximum(longest, 1)
-    user, here, there = np.nonzero(same)
-    shift = after.scores[user, there] - before.scores[user, here]
+    # One entry for each common item: its user, and its place in both lists.
+    user, place_before, place_after = np.nonzero(same)
+    shift = after.scores[user, place_after] - before.scores[user, place_before]
     top_k = before.items.shape[1]
     low_high = np.quantile(shift, [0.05, 0.95]).tolist() if len(shift) else None
     return Items(
@@ -130,7 +132,7 @@ def items_of(before: Answers, after: Answers) -> Items:
         quantiles=tuple(np.quantile(shares, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()),
         none_in_common=float((common == 0).mean()),
         counts=tuple((np.bincount(common, minlength=top_k + 1) / len(common)).tolist()),
-        moved_places=float(np.abs(here - there).mean()) if len(shift) else None,
+        moved_places=float(np.abs(place_before - place_after).mean()) if len(shift) else None,
         score_shift=float(shift.mean()) if len(shift) else None,
         score_shift_interval=low_high,
     )
@@ -142,8 +144,8 @@ def _log_of(repository: Path, releases: Sequence[Release], runs: Path) -> Path:
             return run_of(release, repository, runs).require("prepare") / "events.parquet"
     numbers = " or ".join(str(release.number) for release in releases)
     raise RunError(
-        f"No run under {runs} was published as release {numbers} in {repository}, so there are no users to ask about; "
-        "give a log by --events, or the place of runs by --runs."
+        f"No run under {runs} was published as release {numbers} in {repository}, so there are no users to compare; "
+        "give a log with --events, or the directory of runs with --runs."
     )
 
 
@@ -152,7 +154,7 @@ def _tested_on(run: Run) -> tuple[object, object]:
 
 
 def _segments(before: Release, after: Release, pair: AnswerPair, least: int) -> tuple[SegmentComparison, ...]:
-    """All segments of both releases, the largest of the later one first."""
+    """All segments of both releases, sorted by their size in the later release, the largest first."""
     labels = [{profile.segment_id: profile.label for profile in release.segments} for release in (before, after)]
     rows = [
         _segment(segment_id, labels[0].get(segment_id), labels[1].get(segment_id), pair, least)
@@ -162,22 +164,22 @@ def _segments(before: Release, after: Release, pair: AnswerPair, least: int) -> 
 
 
 def _segment(segment_id: int, before: str | None, after: str | None, pair: AnswerPair, least: int) -> SegmentComparison:
-    mine = [one.segment_ids == segment_id for one in (pair.before, pair.after)]
-    counts = [int(own.sum()) for own in mine]
-    told = [count >= max(least, 1) for count in counts]
-    shares = [count / pair.users if tell else None for count, tell in zip(counts, told, strict=True)]
+    members = [answers.segment_ids == segment_id for answers in (pair.before, pair.after)]
+    counts = [int(is_member.sum()) for is_member in members]
+    large = [count >= max(least, 1) for count in counts]
+    shares = [count / pair.users if is_large else None for count, is_large in zip(counts, large, strict=True)]
     return SegmentComparison(
         segment_id=segment_id,
         label_before=before,
         label_after=after,
         share_before=shares[0],
         share_after=shares[1],
-        stay=int((mine[0] & mine[1]).sum()) / counts[0] if told[0] else None,
+        stay=int((members[0] & members[1]).sum()) / counts[0] if large[0] else None,
     )
 
 
 def _migration(before: Release, after: Release, pair: AnswerPair, least: int) -> Migration:
-    """Who goes where; flows of fewer than `least` users are one by segment, from 0."""
+    """Flows of users between segments; flows of fewer than `least` users are merged per target, from segment 0."""
     old, new = ([profile.segment_id for profile in release.segments] for release in (before, after))
     places = {segment_id: place for place, segment_id in enumerate(new)}
     clusters = np.array([places[segment_id] for segment_id in pair.after.segment_ids.tolist()], np.intp)
@@ -193,12 +195,12 @@ def _migration(before: Release, after: Release, pair: AnswerPair, least: int) ->
     )
 
 
-def _sureness(pair: AnswerPair) -> Sureness | None:
+def _confident_shares(pair: AnswerPair) -> ConfidentShares | None:
     before, after = pair.before.confident, pair.after.confident
     if before is None or after is None:
         return None
     shares = {"before": before, "after": after, "lost": before & ~after, "gained": ~before & after}
-    return Sureness(**{name: float(who.mean()) for name, who in shares.items()})
+    return ConfidentShares(**{name: float(who.mean()) for name, who in shares.items()})
 
 
 def _vectors(before: Release, after: Release, pair: AnswerPair) -> Vectors:
@@ -215,11 +217,12 @@ def _vectors(before: Release, after: Release, pair: AnswerPair) -> Vectors:
     )
 
 
-def _cosines(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = one.astype(np.float64), other.astype(np.float64)
+def _cosines(before: NDArray[np.float32], after: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Cosine of each row of `before` (P, D) with the same row of `after` (P, D)."""
+    wide = before.astype(np.float64), after.astype(np.float64)
     lengths = np.linalg.norm(wide[0], axis=1) * np.linalg.norm(wide[1], axis=1)
-    found: NDArray[np.float64] = (wide[0] * wide[1]).sum(1) / np.maximum(lengths, 1e-30)
-    return found
+    cosines: NDArray[np.float64] = (wide[0] * wide[1]).sum(1) / np.maximum(lengths, 1e-30)
+    return cosines
 
 
 def _catalogue(before: Release, after: Release) -> Catalogue:
@@ -241,7 +244,7 @@ def _popularity(release: Release, rows: Sequence[int]) -> float:
 
 
 def _quality(before: Release, after: Release) -> tuple[QualityFigure, ...]:
-    """Figures of the manifests by name, in the order of the later one."""
+    """Figures of both manifests by name, in the order of the later manifest."""
     then, now = before.manifest.figures, after.manifest.figures
     names = dict.fromkeys([*now, *then])
     return tuple(QualityFigure(name=name, before=then.get(name), after=now.get(name)) for name in names)

@@ -1,4 +1,4 @@
-"""What `segrec-train diff` tells of two releases, as it is written for machines; see `training.reports.diff.diff`."""
+"""The figures of `segrec-train diff`, which are also its JSON output; see `training.reports.diff.diff`."""
 
 from typing import Literal
 
@@ -11,9 +11,9 @@ SameTest = Literal["same", "different", "unknown"]
 
 
 class SegmentComparison(FrozenModel):
-    """Shares of the users who are in a segment by each release, and of those of before who stay; None: not told.
+    """Shares of users in a segment by each release, and `stay`: the share of its users before who stay in it.
 
-    A segment that a release does not have has no label there.
+    A share is None if it is of too few users. A label is None if the release does not have the segment.
     """
 
     segment_id: int
@@ -24,8 +24,8 @@ class SegmentComparison(FrozenModel):
     stay: float | None
 
 
-class Sureness(FrozenModel):
-    """Shares of users who have a confident segment by each release, and of those who are no longer or newly sure."""
+class ConfidentShares(FrozenModel):
+    """Shares of users with a confident segment by each release; shares of users who lose and who gain confidence."""
 
     before: float
     after: float
@@ -34,12 +34,12 @@ class Sureness(FrozenModel):
 
 
 class Items(FrozenModel):
-    """The items that `Recommend` answers with, as many as it gives by default.
+    """The first `top_k` items that `Recommend` returns to users by default.
 
-    `overlap` is the mean share of a user's items that are in both lists, `quantiles` the same at 5, 25, 50, 75 and
-    95 % of users, `none_in_common` the share of users without any; `counts` is the share of users by how many items are
-    in both, from 0. `moved_places` is how many places a common item moves on average; scores of common items after less
-    those before: mean, and at 5 and 95 %. None where no item is common.
+    `overlap`: mean share of a user's items that are in both lists. `quantiles`: this share at 5, 25, 50, 75 and 95 % of
+    users. `none_in_common`: share of users without a common item. `counts`: shares of users by their number of common
+    items, from 0. `moved_places`: mean number of places that a common item moves. `score_shift`: mean change of the
+    score of a common item; `score_shift_interval`: its 5 % and 95 % quantiles. None if no item is common.
     """
 
     top_k: int
@@ -53,11 +53,11 @@ class Items(FrozenModel):
 
 
 class Vectors(FrozenModel):
-    """User embeddings side by side.
+    """User embeddings of both releases.
 
-    `neighbours` is the share of a user's nearest users that both releases agree on, `by_chance` what two random
-    orders give; None for too few users. Cosines, mean and at 5 %, are told for one and the same encoder only: the
-    coordinates of two trainings have nothing to do with each other.
+    `neighbours`: share of a user's nearest users on which both releases agree; `by_chance`: the share for two random
+    orders; None for too few users. `cosine` and `cosine_low`: mean and 5 % quantile of the cosine of a user's two
+    embeddings; None for two encoders, whose coordinates cannot be compared.
     """
 
     same_encoder: bool
@@ -68,7 +68,7 @@ class Vectors(FrozenModel):
 
 
 class Catalogue(FrozenModel):
-    """Items of each release, those that came and went, and their share of all events of the release that has them."""
+    """Numbers of items, of new items and of items that are gone, with their share of the events of their release."""
 
     before: int
     after: int
@@ -79,7 +79,7 @@ class Catalogue(FrozenModel):
 
 
 class QualityFigure(FrozenModel):
-    """A figure of the manifests, larger is better; None where a release does not have it."""
+    """A figure of the manifests, larger is better; None if a release does not have it."""
 
     name: str
     before: float | None
@@ -87,14 +87,14 @@ class QualityFigure(FrozenModel):
 
     @property
     def pair(self) -> tuple[float | None, float | None]:
-        """Both."""
         return self.before, self.after
 
 
 class Diff(FrozenModel):
-    """Everything that is told of two releases; `users` of `user_count` were asked about, `compared` are known to both.
+    """The comparison of two releases, over `users` drawn from the `user_count` users of a log.
 
-    Shares are of the compared users. `microseconds` is the encoders' time for a user on one thread, before and after.
+    `compared` users are known to both releases; shares are of these. `microseconds` is the time of each encoder per
+    user on one thread.
     """
 
     before: int
@@ -108,7 +108,7 @@ class Diff(FrozenModel):
     segments: tuple[SegmentComparison, ...]
     migration: Migration
     min_segment_size: int
-    sureness: Sureness | None
+    sureness: ConfidentShares | None
     items: Items
     vectors: Vectors
     catalogue: Catalogue

@@ -1,4 +1,4 @@
 """The report of one run as an HTML page: its content, sentences, charts and template.
 
-May import what `training.reports` may.
+May import the same packages as `training.reports`.
 """

@@ -1,4 +1,4 @@
-"""The plots of a report, drawn by Vega-Altair, each for a wide page and for a phone."""
+"""The charts of a run's report, drawn with Vega-Altair for a wide page or for a phone."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -26,13 +26,13 @@ from training.reports.style import (
 from training.reports.wording import percent
 
 _SHORT = "abs(datum.value) >= 10000 ? format(datum.value, '~s') : format(datum.value, ',.4~r')"
-"""Labels of an axis whatever its figures are."""
+"""Vega expression for axis labels of figures of any size."""
 
 _CURVES = {"loss": ("Training loss", "smaller is better"), "ndcg@10": ("NDCG@10 on validation", "larger is better")}
 
 
 def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page) -> Chart:
-    """Bars of users by segment, and a mark where the release before had them."""
+    """Bars: share of users by segment, with a mark at the share in the release before."""
     before = {profile.segment_id: profile.share for profile in previous}
     rows = [
         {
@@ -59,7 +59,7 @@ def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page)
 
 
 def k_sweep(sweep: Sweep, page: Page) -> Chart:
-    """A panel for each figure over k, with the chosen k marked."""
+    """One panel per figure of the sweep over k, with the chosen k marked."""
     columns = 3 if page.is_wide else 1
     rows = [row for measure in sweep.measures() for row in _points(sweep, measure)]
     axis = alt.Axis(title=None, tickCount=4, labelExpr=_SHORT)
@@ -99,16 +99,16 @@ def _points(sweep: Sweep, measure: SweepMeasure) -> Iterator[dict[str, object]]:
             } | bounds
 
 
-def quality(found: Quality, page: Page) -> Chart:
-    """HR@10 and NDCG@10 of each segment with their intervals, beside all users."""
-    names = [one.name for one in found.slices]
-    hits = [(one.hr, *one.hr_interval) for one in found.slices]
-    gains = [(one.ndcg, *one.ndcg_interval) for one in found.slices]
+def quality(measured: Quality, page: Page) -> Chart:
+    """HR@10 and NDCG@10 of each segment with their intervals, and the values of all users."""
+    names = [segment.name for segment in measured.slices]
+    hit_rates = [(segment.hr, *segment.hr_interval) for segment in measured.slices]
+    ndcgs = [(segment.ndcg, *segment.ndcg_interval) for segment in measured.slices]
     left, axis = page.room_for(names), names_axis(page, names)
     width = (page.width - left - 60) // 2 if page.is_wide else page.width - left - 24
-    figures = found.overall.figures
-    first = _dots("HR@10", names, hits, figures["hr@10"], axis, width)
-    second = _dots("NDCG@10", names, gains, figures["ndcg@10"], None if page.is_wide else axis, width)
+    figures = measured.overall.figures
+    first = _dots("HR@10", names, hit_rates, figures["hr@10"], axis, width)
+    second = _dots("NDCG@10", names, ndcgs, figures["ndcg@10"], None if page.is_wide else axis, width)
     return alt.hconcat(first, second, spacing=28) if page.is_wide else alt.vconcat(first, second, spacing=18)
 
 
@@ -120,7 +120,7 @@ def _dots(
     axis: alt.Axis | None,
     width: int,
 ) -> Chart:
-    """A dot and its interval for each name, and a dashed line for all users."""
+    """A dot and an interval for each name, from `bounds` (value, low, high); a dashed line for all users."""
     value, low, high = zip(*bounds, strict=True)
     frame = pl.DataFrame({"name": names, "value": value, "low": low, "high": high})
     base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=axis))
@@ -135,13 +135,13 @@ def _dots(
 
 
 def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
-    """The loss and what validation says, over epochs."""
+    """Training loss and validation NDCG@10 over epochs."""
     shown = [key for key in _CURVES if any(key in point for point in points)]
     columns = 2 if page.is_wide else 1
     panels = []
     for key in shown:
-        told = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
-        base = alt.Chart(pl.DataFrame(told, schema=["epoch", "value"], orient="row")).encode(
+        rows = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
+        base = alt.Chart(pl.DataFrame(rows, schema=["epoch", "value"], orient="row")).encode(
             x=alt.X("epoch:Q", axis=whole_axis("epoch"), scale=values_scale(8)),
             y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale(8)),
         )
@@ -153,7 +153,7 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
 
 
 def rhythm(profile: SegmentProfile, usual: Mapping[str, Sequence[float]]) -> Chart:
-    """A segment's events by hour and by weekday; a dark mark is all users'."""
+    """Shares of a segment's events by hour and by weekday; dark marks are the shares of all users."""
     hours = alt.Axis(title="hour, UTC", labelExpr="datum.value % 6 == 0 ? datum.value : ''", labelAngle=0, ticks=False)
     days = alt.Axis(
         title="weekday", labelExpr="slice('MTWTFSS', datum.value, datum.value + 1)", labelAngle=0, ticks=False
@@ -183,11 +183,11 @@ def _clock(shares: Sequence[float], usual: Sequence[float] | None, axis: alt.Axi
 
 
 def usual_rhythm(profiles: Sequence[SegmentProfile]) -> dict[str, list[float]]:
-    """Hours and weekdays of all these segments together, each weighed by its events; without those not known."""
+    """Shares of events by hour and weekday over all segments, weighted by events; unknown ones are left out."""
     events = np.array([p.user_count * p.activity.mean_events if p.activity else 0.0 for p in profiles])
-    found = {}
+    usual = {}
     for name in ("hours", "weekdays"):
         shares = [getattr(profile, name) for profile in profiles]
         if all(shares) and events.all() and len(events):
-            found[name] = np.average(np.array(shares), axis=0, weights=events).tolist()
-    return found
+            usual[name] = np.average(np.array(shares), axis=0, weights=events).tolist()
+    return usual

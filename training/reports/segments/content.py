@@ -1,7 +1,7 @@
-"""What a report tells, gathered from what the stages of a run left; `training.reports.segments.charts` draws it.
+"""The content of a run's report, read from the files of the run's stages.
 
-Nothing here names a user, and nothing is told of segments, flows and slices of fewer users than the run's
-`min_segment_size`. A part that cannot be told is None, and `Content.absent` says why, in a sentence.
+The content names no user and leaves out segments, flows and slices of fewer users than the run's `min_segment_size`. A
+missing part is None, and `Content.absent` holds a sentence with the reason.
 """
 
 import json
@@ -30,17 +30,17 @@ from training.runs import CURVES, Run
 from training.segments.result import Segmentation
 
 MAP_USERS = 5_000
-"""Users on the map: a sample."""
+"""Largest number of users on the map; more users are sampled."""
 
 MOST_SEGMENTS = 56
-"""The largest so many are shown: beyond it no two would differ in colour and shape any more."""
+"""Number of segments that colours and shapes can distinguish; only the largest segments are shown."""
 
 _TOP_ITEMS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a segment, and how many times as likely it is there as among all users."""
+    """An item of a segment; `lift` is its share in the segment divided by its share among all users."""
 
     title: str
     lift: float
@@ -48,7 +48,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A segment: its profile, its best items, and the share of its users who are clearly of it, where it is known."""
+    """A segment: its profile, its top items, and the share of its users with a confident assignment, if known."""
 
     profile: SegmentProfile
     items: tuple[Item, ...]
@@ -56,15 +56,14 @@ class Card:
 
     @property
     def name(self) -> str:
-        """Number and label."""
         return display_name(self.profile)
 
 
 @dataclass(frozen=True, slots=True)
 class UserMap:
-    """A sample of N users on the two main axes of user embeddings: `points` (N, 2) and `segment_ids` (N,).
+    """A sample of N users on the first two principal components: `points` (N, 2) and `segment_ids` (N,).
 
-    `explained` is the share of the sample's variance on each axis; `user_count` is all users.
+    `explained` is the share of the sample's variance on each axis; `user_count` is the number of all users.
     """
 
     points: NDArray[np.float64]
@@ -75,7 +74,7 @@ class UserMap:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSlice:
-    """Next items of a segment's test users: how many, and HR@10 and NDCG@10 with bounds at 95 %."""
+    """The test users of a segment: their number, and HR@10 and NDCG@10 with 95 % intervals."""
 
     name: str
     segment_id: int
@@ -88,7 +87,7 @@ class SegmentSlice:
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Under one protocol: every method over all users, and the encoder by segment, in the order of the cards."""
+    """Quality under one protocol: each method over all users, and the encoder by segment, in the order of the cards."""
 
     protocol: str
     results: tuple[Result, ...]
@@ -96,13 +95,13 @@ class Quality:
 
     @property
     def overall(self) -> Result:
-        """The encoder over all users."""
+        """The result of the encoder over all users."""
         return next(result for result in self.results if result.method == ENCODER)
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """What became of the release before; `previous` are its profiles, without the small ones, where it is there."""
+    """The migration from the release before; `previous` are that release's profiles, empty if it is missing."""
 
     migration: Migration
     previous: tuple[SegmentProfile, ...]
@@ -110,7 +109,7 @@ class Moves:
 
 @dataclass(frozen=True)
 class Content:
-    """All that a report tells. `cards` are by size, the largest first; `user_count` is all users of the run."""
+    """The content of a report. `cards` are sorted by size, the largest first; `user_count` is all users of the run."""
 
     run_id: str
     segmented: datetime
@@ -133,10 +132,10 @@ def display_name(profile: SegmentProfile) -> str:
     return f"{profile.segment_id} {profile.label}"
 
 
-def gather(run: Run, repository: Path) -> Content:
-    """Read what the run's stages wrote, and the release before from `repository`.
+def read_content(run: Run, repository: Path) -> Content:
+    """Read the files of the run's stages, and the release before from `repository`.
 
-    Raises RunError where the segment stage is not done.
+    Raises RunError if the segment stage is not done.
     """
     prepared, segmented = run.require("prepare"), run.require("segment")
     segmentation = Segmentation.read(segmented)
@@ -171,19 +170,19 @@ def gather(run: Run, repository: Path) -> Content:
 
 
 class _AbsentError(Exception):
-    """A part cannot be told; the text says why."""
+    """A part of the report is missing; the text is the reason, a sentence."""
 
 
 def _shown(profiles: Sequence[SegmentProfile], least: int) -> tuple[SegmentProfile, ...]:
-    """Profiles that may be told, the largest first."""
-    told = [profile for profile in profiles if profile.user_count >= least]
-    return tuple(sorted(told, key=lambda profile: (-profile.user_count, profile.segment_id))[:MOST_SEGMENTS])
+    """The profiles of at least `least` users, the largest first, at most `MOST_SEGMENTS`."""
+    large = [profile for profile in profiles if profile.user_count >= least]
+    return tuple(sorted(large, key=lambda profile: (-profile.user_count, profile.segment_id))[:MOST_SEGMENTS])
 
 
 def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]:
     catalogue = pl.scan_parquet(segmented / "items.parquet").with_row_index("item_index", offset=1)
     title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id")
-    listed = (
+    top_items = (
         pl.scan_parquet(segmented / "segment_items.parquet")
         .group_by("segment_id", maintain_order=True)
         .head(_TOP_ITEMS)
@@ -196,25 +195,25 @@ def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]
         .group_by("segment_id", maintain_order=True)
         .agg("title", "lift")
     ).collect()
-    items = {row[0]: tuple(map(Item, row[1], row[2])) for row in listed.iter_rows()}
-    clear = _confident(segmented)
+    items = {row[0]: tuple(map(Item, row[1], row[2])) for row in top_items.iter_rows()}
+    confident = _confident_shares(segmented)
     ids = [(profile, profile.segment_id) for profile in shown]
-    return tuple(Card(profile, items.get(number, ()), clear.get(number)) for profile, number in ids)
+    return tuple(Card(profile, items.get(number, ()), confident.get(number)) for profile, number in ids)
 
 
-def _confident(segmented: Path) -> dict[int, float]:
-    """Share of each segment's users who are clearly of it."""
-    placed = pl.scan_parquet(segmented / "assignments.parquet")
-    return dict(placed.group_by("segment_id").agg(pl.col("confident").mean()).collect().iter_rows())
+def _confident_shares(segmented: Path) -> dict[int, float]:
+    """Share of each segment's users with a confident assignment, by segment id."""
+    assignments = pl.scan_parquet(segmented / "assignments.parquet")
+    return dict(assignments.group_by("segment_id").agg(pl.col("confident").mean()).collect().iter_rows())
 
 
 def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> UserMap:
-    """Users of the shown segments, by principal components of what was clustered."""
+    """A sample of users of the shown segments, on the principal components of the clustered vectors."""
     from sklearn.decomposition import PCA
 
     segment_ids = pl.read_parquet(segmented / "assignments.parquet", columns=["segment_id"])["segment_id"].to_numpy()
-    told = np.flatnonzero(np.isin(segment_ids, [profile.segment_id for profile in shown]))
-    rows = np.sort(np.random.default_rng(0).permutation(told)[:MAP_USERS])
+    shown_rows = np.flatnonzero(np.isin(segment_ids, [profile.segment_id for profile in shown]))
+    rows = np.sort(np.random.default_rng(0).permutation(shown_rows)[:MAP_USERS])
     embeddings = np.load(segmented / "user_embeddings.npy", mmap_mode="r", allow_pickle=False)
     items = np.load(run.path / "export" / "item_embeddings.npy", mmap_mode="r", allow_pickle=False)
     points = normalised(segment_part(np.array(embeddings[rows]), items.shape[1]))
@@ -228,29 +227,29 @@ def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> Use
 def _sweep(run: Run, segmented: Path) -> Sweep:
     path = segmented / K_SWEEP
     if not path.is_file():
-        raise _AbsentError("The number of segments was given, not chosen; `--k auto` compares several.")
+        raise _AbsentError("The number of segments was given, not chosen; `--k auto` compares several numbers.")
     sweep = read_sweep_chart(path)
     if sweep.of != run.record()["stages"]["export"]["ended"]:
-        raise _AbsentError("Numbers of segments were compared for an earlier encoder; `--k auto` compares them anew.")
+        raise _AbsentError("Numbers of segments were compared for an earlier encoder; `--k auto` compares them again.")
     return sweep
 
 
 def _curves(trained: Path) -> tuple[Mapping[str, float], ...]:
-    """Figures of each epoch."""
+    """The figures of each epoch."""
     path = trained / CURVES
     if not path.is_file():
-        raise _AbsentError("This run was made of others and keeps no training curves of its own.")
+        raise _AbsentError("This run was made from other runs, so it has no training curves of its own.")
     return tuple(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least: int) -> Moves:
     if not segmentation.parent_release:
-        raise _AbsentError("There was no release before this one, so nobody has moved.")
+        raise _AbsentError("There was no earlier release, so no user has moved.")
     path = segmented / MIGRATION
     if not path.is_file():
         raise _AbsentError(
-            f"Segment ids go on from release {segmentation.parent_release}, but this run keeps no account of who "
-            "moved; repeat `segrec-train segment` to have it."
+            f"Segment ids continue those of release {segmentation.parent_release}, but this run has no record of who "
+            "moved; repeat `segrec-train segment` to create it."
         )
     migration = Migration.model_validate_json(path.read_bytes())
     flows = tuple(flow for flow in migration.flows if flow.user_count >= least)
@@ -263,7 +262,7 @@ def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least:
 
 
 def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: int) -> Quality:
-    """By segment from the ranks that evaluation keeps; as served where it was measured so."""
+    """Quality by segment, from the ranks of the evaluate stage, under its last protocol: as served, if measured."""
     try:
         evaluated = run.require("evaluate")
     except RunError as error:
@@ -271,23 +270,23 @@ def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: 
     results = EvaluateResult.read(evaluated).results
     protocol = results[-1].protocol
     ranks = pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol)
-    placed = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
-    by_segment = dict(ranks.join(placed, on="user_id").group_by("segment_id").agg("rank").iter_rows())
+    assignments = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
+    by_segment = dict(ranks.join(assignments, on="user_id").group_by("segment_id").agg("rank").iter_rows())
     slices = [_slice(profile, np.array(by_segment.get(profile.segment_id, []), np.int64)) for profile in shown]
-    told = tuple(one for one in slices if one.users >= max(1, least))
-    return Quality(protocol, tuple(result for result in results if result.protocol == protocol), told)
+    large = tuple(segment for segment in slices if segment.users >= max(1, least))
+    return Quality(protocol, tuple(result for result in results if result.protocol == protocol), large)
 
 
 def _slice(profile: SegmentProfile, ranks: NDArray[np.int64]) -> SegmentSlice:
     if not len(ranks):
         return SegmentSlice(display_name(profile), profile.segment_id, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
-    hits, gains = (ranks < LIST_LENGTH).astype(np.float64), ndcg_each(ranks, LIST_LENGTH)
+    hits, ndcg = (ranks < LIST_LENGTH).astype(np.float64), ndcg_each(ranks, LIST_LENGTH)
     return SegmentSlice(
         name=display_name(profile),
         segment_id=profile.segment_id,
         users=len(ranks),
         hr=float(hits.mean()),
         hr_interval=bootstrap_interval(hits, seed=0),
-        ndcg=float(gains.mean()),
-        ndcg_interval=bootstrap_interval(gains, seed=0),
+        ndcg=float(ndcg.mean()),
+        ndcg_interval=bootstrap_interval(ndcg, seed=0),
     )

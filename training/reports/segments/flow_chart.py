@@ -1,4 +1,4 @@
-"""The alluvial chart of a report: who went from which segment to which."""
+"""The alluvial chart of users who move between segments, drawn with Vega-Altair."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,41 +13,41 @@ from training.reports.style import GREY, Chart, Page, colour_of
 from training.reports.wording import count
 
 _LEAST_BODY, _BODY_EACH, _GAP = 280.0, 26.0, 20.0
-"""Pixels of all bars together, at least and for each segment, and between two bars."""
+"""Pixels: least total height of all bars, height per segment, space between two bars."""
 
 _THICK = 12.0
-"""Pixels across a bar."""
+"""Width of a bar in pixels."""
 
 
 _NARROWER = 0.86
-"""Names are cut at this part of their room, since a browser's font can be wider than the one they are measured in."""
+"""Names are cut at this share of their space, since the browser's font can be wider than the measured font."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """Pixels of a picture: beside the bands, where names stand, and between them."""
+    """Widths in pixels: `margin` for the names on each side, `inside` for the bands."""
 
     margin: int
     inside: int
 
     @property
     def across(self) -> alt.Scale:
-        """From the left edge to the right; the bands run from 0 to 1."""
+        """The scale of the whole width, on which the bands run from 0 to 1."""
         return alt.Scale(domain=[-self.margin / self.inside, 1 + self.margin / self.inside], nice=False)
 
 
-def moves(found: Moves, cards: Sequence[Card], page: Page, elsewhere: str = "new, or in small flows") -> Chart:
-    """Bands of users from the segments of the release before to those of this one.
+def moves(moved: Moves, cards: Sequence[Card], page: Page, elsewhere: str = "new, or in small flows") -> Chart:
+    """Bands of users from the segments of the release before to the segments of this release.
 
-    `elsewhere` names the bar of users who come from none of them.
+    `elsewhere` is the label of the bar of users who come from no segment.
     """
     order = [card.profile.segment_id for card in cards]
     body = max(_LEAST_BODY, _BODY_EACH * len(order))
-    layout = alluvial(found.migration.flows, order, body, _GAP)
+    layout = alluvial(moved.migration.flows, order, body, _GAP)
     margin = 240 if page.is_wide else 92
     frame = _Frame(margin, page.width - 2 * margin)
     up = alt.Scale(domain=[layout.height, 0], nice=False)
-    before = {profile.segment_id: profile.label for profile in found.previous} | {ELSEWHERE: elsewhere}
+    before = {profile.segment_id: profile.label for profile in moved.previous} | {ELSEWHERE: elsewhere}
     now = {card.profile.segment_id: card.profile.label for card in cards}
     left = [_bar(node, before, page) | _across(-_THICK, 0, frame) for node in layout.left]
     right = [_bar(node, now, page) | _across(frame.inside, frame.inside + _THICK, frame) for node in layout.right]
@@ -61,7 +61,7 @@ def _across(start: float, end: float, frame: _Frame) -> dict[str, float]:
 
 
 def _bar(node: Node, labels: Mapping[int, str], page: Page) -> dict[str, object]:
-    """A bar and what stands beside it; on a phone numbers only."""
+    """A bar with its label; on a phone the label is the segment's number only."""
     name = f"{node.segment_id} {labels.get(node.segment_id, '')}".strip() if page.is_wide else str(node.segment_id)
     if node.segment_id == ELSEWHERE:
         name = labels[ELSEWHERE] if page.is_wide else "other"
@@ -108,12 +108,12 @@ def _names(
     rows: Sequence[Mapping[str, object]], edge: str, align: Literal["left", "right"], frame: _Frame, up: alt.Scale
 ) -> alt.Chart:
     """Name and number of users beside each bar."""
-    frame_of = pl.DataFrame(rows).with_columns(
+    labels = pl.DataFrame(rows).with_columns(
         ((pl.col("y") + pl.col("y2")) / 2).alias("middle"), pl.format("{} · {}", "name", "users").alias("text")
     )
     away = -7 if align == "right" else 7
     texts: alt.Chart = (
-        alt.Chart(frame_of)
+        alt.Chart(labels)
         .mark_text(align=align, dx=away, baseline="middle", limit=_NARROWER * frame.margin - 8)
         .encode(
             x=alt.X(f"{edge}:Q", scale=frame.across, axis=None), y=alt.Y("middle:Q", scale=up, axis=None), text="text:N"

@@ -1,4 +1,4 @@
-"""Where the bands of an alluvial chart run: users from the segments of one release to those of the next."""
+"""The layout of an alluvial chart: bands of users from the segments of one release to those of the next."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from server.core.profiles import Flow
 
 ELSEWHERE = 0
-"""Stands on the left for users new to the release, and for flows too small to be told one by one."""
+"""Segment id of the left bar for users new to the release and for flows that are too small to be shown."""
 
 _STEPS = 33
 
@@ -45,10 +45,10 @@ class Alluvial:
 
 
 def alluvial(flows: Sequence[Flow], order: Sequence[int], body: float, gap: float) -> Alluvial:
-    """Lay out flows, of which there is at least one: the segments of the right side stand in `order`.
+    """Lay out at least one flow. Segments on the right are in `order`.
 
-    Those of the left stand where most of their users go, so that few bands cross; `body` pixels are shared out by
-    users, and `gap` pixels part two bars.
+    Segments on the left are sorted by where their users go, so that few bands cross. All bars together are `body`
+    pixels high, with `gap` pixels between two bars.
     """
     rights = [number for number in order if any(flow.to_segment_id == number for flow in flows)]
     place = {number: index for index, number in enumerate(rights)}
@@ -64,16 +64,16 @@ def alluvial(flows: Sequence[Flow], order: Sequence[int], body: float, gap: floa
 
 
 def _middle(number: int, flows: Sequence[Flow], place: Mapping[int, int]) -> tuple[bool, float, int]:
-    """Sorts the left side: by the mean place of where users go; those from elsewhere come last."""
-    own = [(flow.user_count, place[flow.to_segment_id]) for flow in flows if flow.from_segment_id == number]
-    mean = sum(users * index for users, index in own) / sum(users for users, _ in own)
+    """The sort key of a left segment: the mean place of its users on the right; `ELSEWHERE` comes last."""
+    targets = [(flow.user_count, place[flow.to_segment_id]) for flow in flows if flow.from_segment_id == number]
+    mean = sum(users * index for users, index in targets) / sum(users for users, _ in targets)
     return number == ELSEWHERE, mean, number
 
 
 def _side(
     order: Sequence[int], ends: Sequence[int], flows: Sequence[Flow], pixels: float, gap: float, height: float
 ) -> tuple[Node, ...]:
-    """Bars below each other, in the middle of `height`. `ends` names each flow's segment on this side."""
+    """Bars one below the other, centred in `height`. `ends` is the segment of each flow on this side."""
     users = {number: sum(f.user_count for end, f in zip(ends, flows, strict=True) if end == number) for number in order}
     total = sum(users.values()) * pixels + gap * (len(order) - 1)
     top, nodes = (height - total) / 2, []
@@ -85,7 +85,7 @@ def _side(
 
 
 def _bands(flows: Sequence[Flow], left: Sequence[Node], right: Sequence[Node], pixels: float) -> tuple[Band, ...]:
-    """Bands between the bars, bent by smoothstep. `flows` are sorted by left side, then by right side."""
+    """Bands between the bars, curved by smoothstep. `flows` must be sorted by left side, then by right side."""
     starts = {node.segment_id: node.top for node in left}
     ends = {node.segment_id: node.top for node in right}
     x = np.linspace(0.0, 1.0, _STEPS)

@@ -1,6 +1,6 @@
-"""The report: one HTML file that opens without a network, and its pictures as PNG files.
+"""The report of a run: one HTML file that opens offline, and its pictures as PNG files.
 
-Pictures are SVG inside the page, each twice: for a wide page and for a phone. There is no script in it.
+Each picture is in the page twice as inline SVG: for a wide page and for a phone. The page has no scripts.
 """
 
 from collections.abc import Iterator, Mapping
@@ -11,9 +11,8 @@ import vl_convert
 from markupsafe import Markup
 
 from training.reports.page import Picture, all_inlined, rendered
-from training.reports.segments import charts
-from training.reports.segments import wording as words
-from training.reports.segments.content import Content, gather
+from training.reports.segments import charts, wording
+from training.reports.segments.content import Content, read_content
 from training.reports.segments.flow_chart import moves
 from training.reports.segments.user_map import users_map
 from training.reports.style import NARROW, Chart, Page, colour_of
@@ -23,21 +22,21 @@ REPORT = "report.html"
 
 _TEMPLATE = "segments/report.html.j2"
 _PIXELS_PER_UNIT = 2
-"""PNG files are this much finer than the page."""
+"""Pixels of a PNG file per pixel of the page."""
 
 
 def report(run: Run, repository: Path, out: Path | None = None, progress: Progress = no_progress) -> Path:
-    """Write `report.html` and the PNG files into `out`, or into `report/` of the run; returns the page's path.
+    """Write `report.html` and the PNG files into `out` (default: `report/` of the run); returns the page's path.
 
-    The release before is read from `repository`. Raises RunError where the segment stage is not done.
+    The release before is read from `repository`. Raises RunError if the segment stage is not done.
     """
     run.require("segment")
     with run.stage("report") as stage:
         progress("reading", 0, 0)
-        content = gather(run, repository)
+        content = read_content(run, repository)
         directory = out or stage.directory
         directory.mkdir(parents=True, exist_ok=True)
-        for old in stage.directory.glob("*.png"):  # of segments that are gone
+        for old in stage.directory.glob("*.png"):  # also removes pictures of segments that are gone
             old.unlink()
         pictures = list(pictures_of(content))
         drawn: dict[str, Markup] = {}
@@ -53,21 +52,21 @@ def report(run: Run, repository: Path, out: Path | None = None, progress: Progre
 
 
 def pictures_of(content: Content) -> Iterator[Picture]:
-    """The pictures for which there is something to draw."""
+    """The pictures that have data."""
     cards = content.cards
     if cards:
         before = content.moves.previous if content.moves else ()
-        yield Picture("sizes", words.sizes_in_words(content), lambda page: charts.sizes(cards, before, page))
-        yield Picture("map", words.map_in_words(content), lambda page: users_map(content.user_map, cards, page))
+        yield Picture("sizes", wording.sizes_in_words(content), lambda page: charts.sizes(cards, before, page))
+        yield Picture("map", wording.map_in_words(content), lambda page: users_map(content.user_map, cards, page))
     if (sweep := content.sweep) and sweep.rows:
-        yield Picture("k_sweep", words.sweep_in_words(sweep), lambda page: charts.k_sweep(sweep, page))
+        yield Picture("k_sweep", wording.sweep_in_words(sweep), lambda page: charts.k_sweep(sweep, page))
     if (moved := content.moves) and moved.migration.flows and cards:
-        alt = " ".join(words.flows_in_words(moved))
+        alt = " ".join(wording.flows_in_words(moved))
         yield Picture("moves", alt, lambda page: moves(moved, cards, page))
     if (quality := content.quality) and quality.slices:
-        yield Picture("quality", words.quality_in_words(quality), lambda page: charts.quality(quality, page))
+        yield Picture("quality", wording.quality_in_words(quality), lambda page: charts.quality(quality, page))
     if content.curves:
-        yield Picture("curves", words.curves_in_words(content), lambda page: charts.curves(content.curves, page))
+        yield Picture("curves", wording.curves_in_words(content), lambda page: charts.curves(content.curves, page))
     yield from _rhythms(content)
 
 
@@ -75,17 +74,17 @@ def _rhythms(content: Content) -> Iterator[Picture]:
     profiles = [card.profile for card in content.cards]
     usual = charts.usual_rhythm(profiles)
     for profile in profiles:
-        if text := words.rhythm_in_words(profile):
+        if text := wording.rhythm_in_words(profile):
             alt = f"Bars of events by hour and weekday. {text}"
             chart = charts.rhythm(profile, usual)
-            yield Picture(f"rhythm-{profile.segment_id}", alt, partial(_whatever_page, chart), (NARROW,))
+            yield Picture(f"rhythm-{profile.segment_id}", alt, partial(_same_on_all_pages, chart), (NARROW,))
 
 
-def _whatever_page(chart: Chart, page: Page) -> Chart:  # noqa: ARG001
-    """A picture for a card, which is as wide on a phone."""
+def _same_on_all_pages(chart: Chart, page: Page) -> Chart:  # noqa: ARG001
+    """The chart of a card, which has the same width on all pages."""
     return chart
 
 
 def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
-    """The HTML of a report with its pictures by name."""
-    return rendered(_TEMPLATE, content=content, pictures=drawn, words=words, colour_of=colour_of)
+    """The HTML of a report; `drawn` are its pictures by name."""
+    return rendered(_TEMPLATE, content=content, pictures=drawn, wording=wording, colour_of=colour_of)

@@ -1,4 +1,4 @@
-"""The k sweep as a report shows it: read from `k_sweep.json`, whatever figures are in it."""
+"""The sweep over k for a report: the figures that `k_sweep.json` has, with their titles and formats."""
 
 import json
 import math
@@ -14,7 +14,7 @@ _ERROR = "_error"
 
 @dataclass(frozen=True, slots=True)
 class SweepMeasure:
-    """A figure of a fit by its key, what people call it, which way is better, and its decimals in a table."""
+    """A figure of the sweep: its key in the file, its title, which direction is better, its decimals in a table."""
 
     key: str
     title: str
@@ -36,19 +36,18 @@ MEASURES = (
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """Figures by k, ascending; the k that was chosen, and why. Figures that are not known are left out of a row.
+    """Figures by k, ascending, without unknown figures; the chosen k and the reason for it.
 
-    `of` is when the encoder was exported whose users were clustered.
+    `of` is the time when the encoder of the clustered embeddings was exported.
     """
 
     of: str
-
     rows: tuple[tuple[int, Mapping[str, float]], ...]
     chosen: int
     reason: str
 
     def measures(self) -> tuple[SweepMeasure, ...]:
-        """Those that at least one k has."""
+        """The measures that at least one k has."""
         return tuple(measure for measure in MEASURES if any(measure.key in figures for _, figures in self.rows))
 
     def error(self, row: Mapping[str, float], measure: SweepMeasure) -> float:
@@ -56,7 +55,7 @@ class Sweep:
         return row.get(measure.key + _ERROR, 0.0)
 
     def cell(self, row: Mapping[str, float], measure: SweepMeasure) -> str:
-        """The figure as a table has it."""
+        """The text of the figure in a table."""
         if measure.key not in row:
             return "–"
         error = self.error(row, measure)
@@ -64,7 +63,7 @@ class Sweep:
 
 
 def read_sweep_chart(path: Path) -> Sweep:
-    """Read the file of the segment stage."""
+    """Read `k_sweep.json`."""
     raw = json.loads(path.read_text(encoding="utf-8"))
     rows = sorted(((int(row["k"]), _figures(row)) for row in raw["rows"]), key=lambda row: row[0])
     return Sweep(raw["of"], tuple(rows), int(raw["chosen"]), str(raw["reason"]))

@@ -1,4 +1,4 @@
-"""The sentences of a report, and its figures as people write them."""
+"""The sentences of a run's report, texts of its charts for screen readers included."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -13,80 +13,80 @@ from training.reports.wording import percent, segments_in_words
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 
-def lead(content: Content) -> str:
-    """What was found, in two sentences."""
-    made = segment_count = len(content.segmentation.profiles)
+def summary(content: Content) -> str:
+    """Two sentences: the number of segments, and the largest segment."""
+    segment_count = len(content.segmentation.profiles)
     cutoff = content.segmentation.data_cutoff_time
     until = f" up to {cutoff:%-d %B %Y}" if cutoff else ""
-    fall = "is one segment" if made == 1 else f"fall into {segment_count:,} segments"
-    first = f"{content.user_count:,} users {fall}, by what they did{until}."
+    verb = "form one segment" if segment_count == 1 else f"form {segment_count:,} segments"
+    first = f"{content.user_count:,} users {verb} by their behaviour{until}."
     if not content.cards:
-        return f"{first} All have fewer than {content.min_segment_size} users, so nothing is told of any."
+        return f"{first} All segments have fewer than {content.min_segment_size} users, so none is shown."
     largest = content.cards[0].profile
     second = f"The largest, “{display_name(largest)}”, has {percent(largest.share)} of all users."
     return f"{first} {second}"
 
 
 def not_shown(content: Content) -> str:
-    """That segments are left out, and why; empty where none is."""
-    left = len(content.segmentation.profiles) - len(content.cards)
-    small = any(one.user_count < content.min_segment_size for one in content.segmentation.profiles)
-    if not left:
+    """Why segments are left out; empty if all are shown."""
+    left_out = len(content.segmentation.profiles) - len(content.cards)
+    small = any(profile.user_count < content.min_segment_size for profile in content.segmentation.profiles)
+    if not left_out:
         return ""
     if small:
-        return f"Segments of fewer than {content.min_segment_size} users are not told of, to protect those in them."
+        return f"Segments of fewer than {content.min_segment_size} users are not shown, to protect their users."
     return f"The {len(content.cards)} largest of {len(content.segmentation.profiles):,} segments are shown."
 
 
 def map_in_words(content: Content) -> str:
     """How to read the map."""
-    shown, everyone = len(content.user_map.points), content.user_map.user_count
-    whom = f"A sample of {shown:,} of {everyone:,} users" if shown == MAP_USERS else f"{shown:,} users"
-    held = percent(sum(content.user_map.explained))
+    shown, all_users = len(content.user_map.points), content.user_map.user_count
+    subject = f"A sample of {shown:,} of {all_users:,} users" if shown == MAP_USERS else f"{shown:,} users"
+    explained = percent(sum(content.user_map.explained))
     return (
-        f"{whom}, one mark each: near each other are those who do alike. The two axes (principal components) hold "
-        f"{held} of the differences between users, so segments that overlap here can be apart in other directions. A "
-        "number stands in the middle of its segment; each segment has a colour and a shape of its own."
+        f"{subject}, one mark each; users with similar behaviour are near each other. The two axes (principal "
+        f"components) hold {explained} of the differences between users, so segments that overlap here can be apart in "
+        "other directions. Each number is in the middle of its segment; each segment has its own colour and shape."
     )
 
 
 def sizes_in_words(content: Content) -> str:
-    """All bars of the chart of sizes."""
+    """The chart of sizes in words."""
     bars = [f"{card.name}: {card.profile.user_count:,} users" for card in content.cards]
     return f"Bars of users by segment. {'; '.join(bars)}."
 
 
 def sweep_in_words(sweep: Sweep) -> str:
-    """The k sweep for those who cannot see it; its figures follow in a table."""
+    """The chart of the sweep over k in words; its figures follow in a table."""
     names = natural_list([measure.title for measure in sweep.measures()])
     return f"Lines over k from {sweep.rows[0][0]} to {sweep.rows[-1][0]}, {sweep.chosen} marked as chosen: {names}."
 
 
 def quality_in_words(quality: Quality) -> str:
-    """The range of the chart of quality; its figures follow in a table."""
+    """The best and the worst segment of the chart of quality; its figures follow in a table."""
     if not quality.slices:
         return ""
-    best = max(quality.slices, key=lambda one: one.ndcg)
-    worst = min(quality.slices, key=lambda one: one.ndcg)
+    best = max(quality.slices, key=lambda segment: segment.ndcg)
+    worst = min(quality.slices, key=lambda segment: segment.ndcg)
     return (
-        f"Next items are foretold best in “{best.name}” (NDCG@10 {best.ndcg:.3f}) and worst in “{worst.name}” "
+        f"Next items are predicted best in “{best.name}” (NDCG@10 {best.ndcg:.3f}) and worst in “{worst.name}” "
         f"({worst.ndcg:.3f}); {quality.overall.figures['ndcg@10']:.3f} over all users."
     )
 
 
 def curves_in_words(content: Content) -> str:
-    """Where training began, ended, and was best."""
+    """The first and the last loss, and the best validation NDCG@10 with its epoch."""
     curves = content.curves
     loss = f"The loss went from {curves[0]['loss']:.3f} to {curves[-1]['loss']:.3f} in {len(curves)} epochs."
     scored = [(point["ndcg@10"], int(point["epoch"]) + 1) for point in curves if "ndcg@10" in point]
     if not scored:
         return loss
     best, epoch = max(scored)
-    return f"{loss} NDCG@10 on validation was best after epoch {epoch}, with {best:.4f}; these weights were kept."
+    return f"{loss} NDCG@10 on validation was best after epoch {epoch}, with {best:.4f}; the run keeps these weights."
 
 
 def moves_in_words(content: Content, moves: Moves) -> Iterator[str]:
-    """What became of the segments of the release before, a sentence each."""
+    """Sentences on what happened to the segments of the release before."""
     migration = moves.migration
     before = {profile.segment_id: display_name(profile) for profile in moves.previous}
     now = {card.profile.segment_id: card.name for card in content.cards}
@@ -95,12 +95,12 @@ def moves_in_words(content: Content, moves: Moves) -> Iterator[str]:
     if migration.user_count:
         stayed = sum(flow.user_count for flow in migration.flows if flow.from_segment_id == flow.to_segment_id)
         known, share = f"{migration.user_count:,} users known to both releases", percent(stayed / migration.user_count)
-        yield f"Of {known}, at least {share} are in the same segment as then."
-    yield from list(_changes(migration, before, now)) or ["No segment came, went, split or merged."]
+        yield f"Of {known}, at least {share} are in the same segment as before."
+    yield from list(_changes(migration, before, now)) or ["No segment is new, gone, split or merged."]
 
 
 def _changes(migration: Migration, before: Mapping[int, str], now: Mapping[int, str]) -> Iterator[str]:
-    """Births, deaths, splits and merges of segments that may be told."""
+    """Sentences on new, gone, split and merged segments that are large enough to be shown."""
     yield from (f"“{now[number]}” is new." for number in migration.born_segment_ids if number in now)
     for number in migration.retired_segment_ids:
         if number in before or not before:
@@ -126,7 +126,7 @@ def _split(change: Change) -> str:
 
 def _merge(change: Change) -> str:
     sources = segments_in_words(change.from_segment_ids).capitalize()
-    return f"{sources} came together in {segments_in_words(change.to_segment_ids)}"
+    return f"{sources} merged into {segments_in_words(change.to_segment_ids)}"
 
 
 def rhythm_in_words(profile: SegmentProfile) -> str:
@@ -142,8 +142,8 @@ def rhythm_in_words(profile: SegmentProfile) -> str:
 
 
 def flows_in_words(moves: Moves) -> Iterator[str]:
-    """All bands of the chart of moves."""
-    yield f"Bands of users from the segments of release {moves.migration.previous_release} to those of now."
+    """The flow chart in words."""
+    yield f"Bands of users from the segments of release {moves.migration.previous_release} to the new segments."
     for flow in sorted(moves.migration.flows, key=lambda flow: -flow.user_count):
         start = f"segment {flow.from_segment_id}" if flow.from_segment_id else "elsewhere"
         yield f"{flow.user_count:,} from {start} to segment {flow.to_segment_id}."

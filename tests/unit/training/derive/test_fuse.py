@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from training.derive.fuse import MEMBERS_MAX, choose_weights, weights_to_choose_from
+from training.derive.fuse import MEMBERS_MAX, candidate_weights, choose_weights
 
 
 @pytest.mark.parametrize("count", range(2, MEMBERS_MAX + 1))
 def test_weights_are_positive_add_up_and_are_all_different(count: int) -> None:
-    weights = weights_to_choose_from(count)
+    weights = candidate_weights(count)
     assert weights[0] == (1 / count,) * count
     assert len(set(weights)) == len(weights)
     for each in weights:

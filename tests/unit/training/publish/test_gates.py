@@ -23,7 +23,7 @@ SOFT = Gate("soft", "0", "1", "It is worse.", can_be_forced=True)
 @pytest.mark.parametrize(
     ("found", "active", "problem"),
     [
-        (np.tile([0.4, 0.6], 500), np.tile([0.5, 0.7], 500), "lower by 16.7%, which is no chance"),
+        (np.tile([0.4, 0.6], 500), np.tile([0.5, 0.7], 500), "lower by 16.7%, a significant difference"),
         (np.tile([0.49, 0.69], 500), np.tile([0.5, 0.7], 500), ""),
         (np.tile([0.9, 0.9], 500), np.tile([0.5, 0.7], 500), ""),
         (np.array([0.0, 0.4, 0.8, 0.1]), np.array([0.4, 0.1, 0.7, 0.6]), ""),
@@ -55,7 +55,7 @@ def test_users_who_move_and_whose_segment_is_no_more_are_counted(tmp_path: Path)
     assert moved.problem.startswith(
         "62.5% of 8 users are in another segment than in release 7, and [publish] max_moved"
     )
-    assert retired.problem.startswith("50.0% of 8 users were in segments that are no more")
+    assert retired.problem.startswith("50.0% of 8 users were in segments that no longer exist")
 
 
 def test_the_catalogue_counts_by_popularity(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_the_catalogue_counts_by_popularity(tmp_path: Path) -> None:
     assert gate.figures is not None
     assert gate.figures["known_popularity"] == pytest.approx(share, abs=1e-6)
     assert not gate.problem
-    assert "asks for 90.0%; was it trained on the right log?" in vocabulary_gate(small, large, 0.9).problem
+    assert "requires 90.0%; check that it was trained on the right log." in vocabulary_gate(small, large, 0.9).problem
 
 
 def test_only_judgement_can_be_forced() -> None:

@@ -17,8 +17,8 @@ from tests.support.releases import tiny_release
 from training.config import PublishSettings
 from training.errors import PublishError
 from training.publish.gates import check_release
-from training.publish.model_checks import prove
-from training.publish.sandbox import SandboxLimits, confined
+from training.publish.model_checks import check_model
+from training.publish.sandbox import SandboxLimits, run_in_sandbox
 
 ENOUGH = SandboxLimits(8 << 30, 60)
 
@@ -26,7 +26,7 @@ ENOUGH = SandboxLimits(8 << 30, 60)
 def proved(directory: Path, name: str = "model.onnx") -> dict[str, float]:
     release = read_release(directory)
     manifest = release.manifest
-    found = prove(directory / name, manifest.golden, release.preprocessing, manifest.item_count)
+    found = check_model(directory / name, manifest.golden, release.preprocessing, manifest.item_count)
     return {key: float(value) for key, value in found.items()}
 
 
@@ -131,7 +131,7 @@ def mixing(model: onnx.ModelProto) -> None:
 
 
 def test_numbers_that_are_not_finite_at_some_length_are_found(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"not finite of \d+ histories of 32 events"):
+    with pytest.raises(ValueError, match=r"not finite for \d+ histories of 32 events"):
         prove_changed(tmp_path, not_finite_for_long_histories)
 
 
@@ -171,31 +171,31 @@ def dying() -> dict[str, NDArray[np.generic]]:
 
 
 def test_work_apart_returns_arrays() -> None:
-    assert confined(ENOUGH, doubled, np.arange(3.0))["twice"].tolist() == [0, 2, 4]
+    assert run_in_sandbox(ENOUGH, doubled, np.arange(3.0))["twice"].tolist() == [0, 2, 4]
 
 
 @pytest.mark.parametrize(
     ("limits", "work", "problem"),
     [
         (ENOUGH, failing, "^first line$"),
-        (SandboxLimits(4 << 30, 60), greedy, "memory than it may|Unable to allocate"),
+        (SandboxLimits(4 << 30, 60), greedy, "too much memory|Unable to allocate"),
         (ENOUGH, dying, "was ended"),
     ],
 )
-def test_work_that_ends_badly_is_told(
+def test_failed_work_reports_its_error(
     limits: SandboxLimits, work: Callable[[], dict[str, NDArray[np.generic]]], problem: str
 ) -> None:
     with pytest.raises(PublishError, match=problem):
-        confined(limits, work)
+        run_in_sandbox(limits, work)
 
 
 def test_work_without_an_end_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("training.publish.sandbox._GRACE_SECONDS", 0.0)
     with pytest.raises(PublishError, match=r"more than 0\.1 s"):
-        confined(SandboxLimits(8 << 30, 0.1), endless)
+        run_in_sandbox(SandboxLimits(8 << 30, 0.1), endless)
 
 
 def test_work_apart_cannot_write_files(tmp_path: Path) -> None:
     with pytest.raises(PublishError, match="File too large"):
-        confined(ENOUGH, writing, tmp_path / "file")
+        run_in_sandbox(ENOUGH, writing, tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == b""

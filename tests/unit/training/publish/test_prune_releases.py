@@ -79,7 +79,7 @@ def test_with_damaged_traffic_nobody_knows_what_is_needed(repository: Path) -> N
 
 
 def test_while_somebody_publishes_nothing_is_pruned(repository: Path) -> None:
-    with locked(repository), pytest.raises(PublishError, match="Someone else is publishing"):
+    with locked(repository), pytest.raises(PublishError, match="Somebody else is publishing"):
         prune(repository, 1, "ada")
 
 

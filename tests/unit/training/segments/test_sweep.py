@@ -13,7 +13,7 @@ from sklearn.metrics import silhouette_score
 
 from server.core.features import Features
 from server.core.segments import normalised
-from training.cli.options import k_of
+from training.cli.options import parse_k
 from training.data.sequences import EventLog, HeldOut, seen_pairs
 from training.errors import ConfigError
 from training.metrics import target_ranks
@@ -214,10 +214,10 @@ def test_a_sweep_warns_if_the_chosen_k_is_unstable() -> None:
 
 
 def test_k_is_a_number_or_auto() -> None:
-    assert (k_of(None), k_of("auto"), k_of("12")) == (None, "auto", 12)
+    assert (parse_k(None), parse_k("auto"), parse_k("12")) == (None, "auto", 12)
     for wrong in ("1", "many", "-3", "2.5", ""):
         with pytest.raises(ConfigError, match="from 2 on, or `auto`"):
-            k_of(wrong)
+            parse_k(wrong)
 
 
 def test_a_range_rises_from_2() -> None:

@@ -15,7 +15,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release, record_of
 from server.core.repository.traffic import change_traffic
 from tests.support.releases import CONFIDENCE, START_MS, item_id, tiny_release
-from training.cli.diff import numbered
+from training.cli.diff import number_of_release
 from training.errors import ConfigError, LogError
 from training.reports.diff import wording as words
 from training.reports.diff.answers import NO_ITEM, Answers, answers, draw_sample
@@ -150,7 +150,7 @@ def test_users_known_to_one_release_only_are_counted_and_left_out(repository: Pa
     assert found.changed == 0  # each user is set beside itself
     assert found.sureness is None
     assert "9.2\xa0% are known to release 1 only" in words.users_in_words(found)
-    assert "nothing can be said" in words.sureness_in_words(found)
+    assert "confidence cannot be compared" in words.confidence_in_words(found)
     nobody = events.with_columns(item_id=pl.lit("x"))
     with pytest.raises(LogError, match="none has an event that both release 1 and release 2 know"):
         diff(repository, read_release(repository / MODEL_NAME / "2"), nobody)
@@ -235,11 +235,11 @@ def test_a_sample_is_of_whole_users_and_comes_out_the_same_again() -> None:
 
 def test_names_of_releases_follow_the_traffic(repository: Path) -> None:
     copied(repository)
-    assert [numbered(name, repository) for name in ("1", "newest", "stable")] == [1, 2, 2]
+    assert [number_of_release(name, repository) for name in ("1", "newest", "stable")] == [1, 2, 2]
     with pytest.raises(ConfigError, match="There is no canary"):
-        numbered("canary", repository)
+        number_of_release("canary", repository)
     change_traffic(repository, lambda traffic: traffic.with_stable(1).with_answering(2, 5.0), "traffic", "me")
-    assert [numbered(name, repository) for name in ("newest", "stable", "canary")] == [2, 1, 2]
+    assert [number_of_release(name, repository) for name in ("newest", "stable", "canary")] == [2, 1, 2]
 
 
 def test_quality_is_said_as_far_as_the_tests_are_known_to_be_the_same(repository: Path) -> None:
@@ -259,16 +259,16 @@ def test_quality_is_said_as_far_as_the_tests_are_known_to_be_the_same(repository
     tiny_release(repository, 3)
     newer = read_release(repository / MODEL_NAME / "3")
     assert same_test(repository, after, newer, repository / "runs") == "unknown"
-    assert "they do not tell" in words.verdict(diff(repository, newer))
+    assert "no main figure of quality in common" in words.verdict(diff(repository, newer))
 
 
-def test_the_page_can_be_made_where_nothing_may_be_told(repository: Path) -> None:
+def test_the_page_can_be_made_when_all_flows_are_small(repository: Path) -> None:
     path = repository / MODEL_NAME / "1" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"min_segment_size": 500}))
     after = copied(repository, swap)
     found = diff(repository, after)
     page = page_of(found, one(repository), after)
-    assert "No flow has the 500 users" in page
+    assert "No flow has 500 users" in page
     assert "user-0" not in page + found.model_dump_json()
     assert found.migration == Migration(previous_release=1, user_count=GROUPS * EACH)
 

@@ -18,7 +18,7 @@ from training.reports import wording as figures
 from training.reports.page import Picture, inlined
 from training.reports.segments import wording as words
 from training.reports.segments.charts import usual_rhythm
-from training.reports.segments.content import Content, UserMap, gather
+from training.reports.segments.content import Content, UserMap, read_content
 from training.reports.segments.flows import alluvial
 from training.reports.segments.report import report
 from training.reports.segments.sweep_charts import read_sweep_chart
@@ -52,7 +52,7 @@ def own(tmp_path: Path) -> Run:
 
 
 def content_of(run: Run) -> Content:
-    return gather(run, run.path.parents[1] / "repository")
+    return read_content(run, run.path.parents[1] / "repository")
 
 
 def page(run: Run) -> str:
@@ -121,14 +121,14 @@ def test_small_groups_are_told_nowhere(own: Run) -> None:
     assert [flow.user_count for flow in found.moves.migration.flows] == [30]
     text = page(own)
     assert "The nine" not in text
-    assert "Segments of fewer than 10 users are not told of" in text
+    assert "Segments of fewer than 10 users are not shown" in text
     assert not (own.path / "report" / f"rhythm-{small.segment_id}.png").exists()
 
 
 def test_nothing_to_tell_is_a_page_too(own: Run) -> None:
     set_least(own, 1000)
     text = page(own)
-    assert "All have fewer than 1000 users" in text
+    assert "All segments have fewer than 1000 users" in text
     assert 'class="card"' not in text
 
 
@@ -193,10 +193,10 @@ def test_the_release_before_lends_its_names(own: Run) -> None:
     repository = own.path.parents[1] / "repository"
     publish(own, repository)
     write_moves(own, 1, Flow(from_segment_id=1, to_segment_id=1, user_count=30, share=1.0))
-    found = gather(own, repository).moves
+    found = read_content(own, repository).moves
     assert found is not None
     assert len(found.previous) == GROUPS
-    elsewhere = gather(own, own.path / "nowhere").moves
+    elsewhere = read_content(own, own.path / "nowhere").moves
     assert elsewhere is not None
     assert elsewhere.previous == ()
 
@@ -214,7 +214,7 @@ def test_moves_are_told_in_sentences(own: Run) -> None:
     assert found.moves is not None
     names = {card.profile.segment_id: card.name for card in found.cards}
     assert list(words.moves_in_words(found, found.moves)) == [
-        "Of 48 users known to both releases, at least 58\xa0% are in the same segment as then.",
+        "Of 48 users known to both releases, at least 58\xa0% are in the same segment as before.",
         f"“{names[4]}” is new.",
         f"“{names[3]}” is gone; 80\xa0% of its users are in “{names[2]}” now.",
         "Segment 1 split into segments 1 and 4.",
@@ -222,7 +222,7 @@ def test_moves_are_told_in_sentences(own: Run) -> None:
     write_moves(own, 1, flow(1, 1, 30))
     quiet = content_of(own)
     assert quiet.moves is not None
-    assert "No segment came, went, split or merged." in list(words.moves_in_words(quiet, quiet.moves))
+    assert "No segment is new, gone, split or merged." in list(words.moves_in_words(quiet, quiet.moves))
 
 
 def test_bands_fill_the_bars_they_join() -> None:
