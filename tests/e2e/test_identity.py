@@ -182,7 +182,7 @@ def test_a_log_that_begins_after_the_release_is_matched_by_what_users_did_since(
     later = planted_run(tmp_path, "two", [0, 1, 2], late=[0, 1, 2], encoder_seed=4)
     found = segment(later, repository)
     assert found.born == found.retired == ()
-    assert any("begins after the data of release 1 ended" in note for note in found.notes)
+    assert any("begins after the data of release 1 ends" in note for note in found.notes)
 
 
 def test_groups_below_the_least_size_go_into_the_nearest(tmp_path: Path, repository: Path) -> None:
