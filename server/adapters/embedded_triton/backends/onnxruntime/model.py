@@ -1,8 +1,8 @@
 """A Triton backend named `onnxruntime`, written in Python, for a Triton that ships without NVIDIA's native one.
 
-It runs the `model.onnx` of a version directory with ONNX Runtime on the CPU and reads the same `config.pbtxt` as
-the native backend. An option that the native backend knows is either obeyed or refused when the model loads; an
-option that neither knows is refused too, so that a typing error does not pass.
+It runs the `model.onnx` of a version directory with ONNX Runtime on the CPU, and reads the same `config.pbtxt` as the
+native backend. An option of the native backend is either applied or refused when the model loads. An unknown option is
+refused too, so that a typing error is noticed.
 
 This file runs inside Triton's Python stub with the packages of the embedded environment, never inside the server.
 """
@@ -18,7 +18,7 @@ import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
 MODEL_FILE = "model.onnx"
-PARENT_SECONDS = 0.5
+PARENT_CHECK_SECONDS = 0.5
 ALARM_SECONDS = 5
 PADDING_PARAMETER = "padding_input"
 PIECE_ROWS = 32
@@ -44,7 +44,7 @@ def _count(key, text):
 
 
 def _apply_parameter(options, key, text):
-    """Set what one `parameters` entry of config.pbtxt asks for; raise for anything that cannot be obeyed."""
+    """Apply one `parameters` entry of config.pbtxt. Raises for an unknown key or value."""
     if key == "intra_op_thread_count":
         options.intra_op_num_threads = _count(key, text)
     elif key == "inter_op_thread_count":
@@ -58,12 +58,12 @@ def _apply_parameter(options, key, text):
         options.enable_mem_pattern = _switch(key, text)
     elif key == "session.use_device_allocator_for_initializers":
         options.add_session_config_entry(key, "1" if _switch(key, text) else "0")
-    elif key != PADDING_PARAMETER:  # that one says something about the inputs, not about the session
+    elif key != PADDING_PARAMETER:  # this parameter describes the inputs, not the session
         raise pb_utils.TritonModelException(f"parameter {key} is not supported by the embedded ONNX Runtime backend")
 
 
 def session_options(config):
-    """Turn a model configuration (Triton's JSON form, as a dict) into ONNX Runtime session options."""
+    """ONNX Runtime session options of a model configuration (a dict, Triton's JSON form)."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
@@ -72,7 +72,7 @@ def session_options(config):
         _apply_parameter(options, key, value["string_value"])
     optimization = config.get("optimization", {})
     if optimization.get("execution_accelerators"):
-        raise pb_utils.TritonModelException("execution_accelerators need NVIDIA's own Triton: this one runs on the CPU")
+        raise pb_utils.TritonModelException("execution_accelerators need NVIDIA's Triton: this one runs on the CPU")
     level = str(optimization.get("graph", {}).get("level", 0))
     if level not in GRAPH_LEVELS:
         raise pb_utils.TritonModelException(f"optimization graph level is {level}, expected one of -1, 0, 1, 2")
@@ -80,22 +80,22 @@ def session_options(config):
     return options
 
 
-def _check_tensors(kind, declared, found):
+def _check_tensors(kind, declared, nodes):
     """Raise unless config.pbtxt and the ONNX file name the same tensors."""
-    wanted, given = sorted(tensor["name"] for tensor in declared), sorted(node.name for node in found)
-    if wanted != given:
-        raise pb_utils.TritonModelException(f"{kind}s are {wanted} in config.pbtxt and {given} in {MODEL_FILE}")
+    configured, in_model = sorted(tensor["name"] for tensor in declared), sorted(node.name for node in nodes)
+    if configured != in_model:
+        raise pb_utils.TritonModelException(f"{kind}s are {configured} in config.pbtxt and {in_model} in {MODEL_FILE}")
 
 
 def end_with_parent(parent):
-    """End this process soon after Triton, which a stub does not always do by itself when Triton is killed.
+    """End this process soon after its parent, Triton. A stub does not always end when Triton is killed.
 
-    A stub may then wait for ever with Python's lock held, where no thread of Python runs; so the kernel's alarm,
-    put off for as long as this thread runs, ends it.
+    Such a stub may wait for ever with Python's lock held, so that no Python thread runs. This thread therefore renews
+    an alarm of the kernel; when the thread stops, the alarm ends the process.
     """
     while os.getppid() == parent:
         signal.alarm(ALARM_SECONDS)
-        time.sleep(PARENT_SECONDS)
+        time.sleep(PARENT_CHECK_SECONDS)
     os._exit(1)
 
 
@@ -104,7 +104,7 @@ class TritonPythonModel:
 
     @staticmethod
     def auto_complete_config(auto_complete_model_config):
-        """Return the configuration as it is: config.pbtxt says everything."""
+        """Return the configuration unchanged: config.pbtxt is complete."""
         return auto_complete_model_config
 
     def initialize(self, args):
@@ -120,16 +120,16 @@ class TritonPythonModel:
         padding = config.get("parameters", {}).get(PADDING_PARAMETER, {}).get("string_value")
         if padding is not None and padding not in self.input_names:
             raise pb_utils.TritonModelException(f"parameter {PADDING_PARAMETER} is {padding!r}, which is no input")
-        self.padding_place = None if padding is None else self.input_names.index(padding)
+        self.padding_index = None if padding is None else self.input_names.index(padding)
         _check_tensors("input", config["input"], self.session.get_inputs())
         _check_tensors("output", config["output"], self.session.get_outputs())
         if args["model_instance_kind"] == "GPU":
-            pb_utils.Logger.log_warn("This Triton carries ONNX Runtime for the CPU: the GPU is not used.")
-        # Not before: loading may hold Python's lock for longer than the alarm waits.
+            pb_utils.Logger.log_warn("The embedded Triton runs ONNX Runtime on the CPU: the GPU is not used.")
+        # Only now, because loading may hold Python's lock for longer than the alarm waits.
         threading.Thread(target=end_with_parent, args=(parent,), daemon=True).start()
 
     def execute(self, requests):
-        """Answer every request: those of equal shape in one run, each with its own error when its run fails."""
+        """Answer all requests, one run per input shape; a request that fails gets its own error."""
         responses = [None] * len(requests)
         groups = {}
         for position, request in enumerate(requests):
@@ -145,7 +145,7 @@ class TritonPythonModel:
         return responses
 
     def _answer_group(self, group, responses):
-        """Run a group as one batch; when that fails, run its requests one by one to find whose fault it is."""
+        """Run a group as one batch; if that fails, run its requests one by one to find the faulty request."""
         try:
             answers = self._run_batch([inputs for _, inputs in group])
         except Exception as error:
@@ -160,7 +160,7 @@ class TritonPythonModel:
             responses[position] = pb_utils.InferenceResponse(output_tensors=tensors)
 
     def _run_batch(self, batch):
-        """Outputs of each request, in order; one ONNX Runtime call for all of them."""
+        """Outputs of each request, in order, from one ONNX Runtime call."""
         if len(batch) == 1:
             return [self._run(batch[0])]
         outputs = self._run([np.concatenate(arrays) for arrays in zip(*batch, strict=True)])
@@ -168,14 +168,14 @@ class TritonPythonModel:
         return list(zip(*(np.split(array, ends) for array in outputs), strict=True))
 
     def _run(self, arrays):
-        """Outputs of one batch; a large one is run in pieces, each without the columns that are only padding."""
+        """Outputs of one batch. A large batch runs in pieces, each without the columns that hold only padding."""
         rows = len(arrays[0])
-        if self.padding_place is None or rows <= PIECE_ROWS:
+        if self.padding_index is None or rows <= PIECE_ROWS:
             return self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
         pieces = []
         for start in range(0, rows, PIECE_ROWS):
             piece = [array[start : start + PIECE_ROWS] for array in arrays]
-            used = (piece[self.padding_place] != 0).any(axis=0)
+            used = (piece[self.padding_index] != 0).any(axis=0)
             first = int(used.argmax()) if used.any() else len(used) - 1
             trimmed = [np.ascontiguousarray(array[:, first:]) for array in piece]
             pieces.append(self.session.run(self.output_names, dict(zip(self.input_names, trimmed, strict=True))))
