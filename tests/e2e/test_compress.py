@@ -239,7 +239,7 @@ def test_what_cannot_be_made_is_said(compressed: CompressResult, members: list[R
     lowered = run_of(members, rows(compressed)["int8"])
     with pytest.raises(RunError, match="int8 already"):
         compress(lowered)
-    with pytest.raises(RunError, match="fuse the run it was made of"):
+    with pytest.raises(RunError, match="fuse the run it was made from"):
         fuse([members[1], lowered])
     with pytest.raises(RunError, match="train cannot be repeated"):
         train(lowered)
