@@ -189,7 +189,9 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
 def test_items_in_demand_count_for_more_where_that_is_so(tmp_path: Path, repository: Path) -> None:
     run = exported_run(tmp_path, change=fashionable)
     found = segment(run, repository)
-    assert [note for note in found.notes if note.startswith("Items count for more while they are in demand: half-life")]
+    assert any(
+        note.startswith("Items that are in demand now rank higher: trend with half-life") for note in found.notes
+    )
     assert run.figures("segment")["trend_weight"] > 0
     release = read_release(repository / MODEL_NAME / str(publish(run, repository)))
     events = pl.read_parquet(run.path / "prepare" / "events.parquet")

@@ -80,4 +80,4 @@ def test_other_commands_refuse_to_run_several_times_over(monkeypatch: pytest.Mon
     assert Processes.from_environment() == Processes(rank=1, count=3, local_count=1)
     answer = CliRunner().invoke(app, ["evaluate", "--runs", str(tmp_path), "--run", "any"])
     assert answer.exit_code == 2
-    assert "only `train` runs on several processes" in answer.output
+    assert "Only `segrec-train train` runs on several processes" in answer.output

@@ -368,7 +368,7 @@ def test_mutual_tls_lets_in_only_who_has_a_certificate(start_server: StartServer
 def test_histories_shorter_than_the_encoder_reads_are_warned_of(start_server: StartServer, tmp_path: Path) -> None:
     tiny_release(tmp_path / "repository", 1)
     server = start_server("--history-limit", "8")
-    server.wait_until_said("release 1 reads 32 events a user, but only the newest 8 are kept")
+    server.wait_until_said("release 1 reads 32 events per user, but the store keeps only the newest 8")
 
 
 def test_two_servers_may_share_one_triton(

@@ -365,7 +365,7 @@ async def test_a_triton_that_cannot_start_shows_its_log(
         "server.adapters.embedded_triton.process._server_flags", lambda *_: ["--model-repository=/nowhere"]
     )
     triton = EmbeddedTriton(model_repository.path, triton_environment, log_path=tmp_path / "log")
-    with pytest.raises(SetupError, match=r"(?s)ended at its start with exit code \d+.*log.*nowhere"):
+    with pytest.raises(SetupError, match=r"(?s)ended during its start with exit code \d+.*log.*nowhere"):
         await triton.start()
     assert triton.pid is None
 
