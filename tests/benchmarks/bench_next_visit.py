@@ -29,6 +29,7 @@ from tests.benchmarks import next_visit_rules as rules
 from tests.benchmarks.common import show
 from tests.benchmarks.next_visit_rules import HALF_LIVES, TIFU_SETTINGS, TOP, Histories
 from training.data import demo
+from training.data.timestamps import numbers_to_milliseconds
 from training.metrics import bootstrap_interval
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -108,10 +109,12 @@ def split(events: pl.DataFrame, gap_seconds: float, negative: tuple[str, ...]) -
     return SplitLog(events.filter(~held), targets)
 
 
-def _milliseconds(events: pl.DataFrame) -> pl.Expr:
-    if events["timestamp"].dtype.is_temporal():
-        return pl.col("timestamp").dt.epoch("ms")
-    return pl.col("timestamp").cast(pl.Int64)
+def _milliseconds(events: pl.DataFrame) -> pl.Series:
+    """Times as `segrec-train` reads them: numbers can be seconds."""
+    times = events["timestamp"]
+    if times.dtype.is_temporal():
+        return times.dt.epoch("ms")
+    return numbers_to_milliseconds(times.cast(pl.Float64))[0]
 
 
 def figures_of_rules(test: SplitLog, validation: SplitLog) -> dict[str, Figures]:

@@ -43,6 +43,13 @@ def test_events_within_the_gap_are_one_visit() -> None:
     assert sorted(log.targets["item_id"].to_list()[0]) == ["y", "z"]
 
 
+def test_times_in_seconds_are_read_as_seconds() -> None:
+    log = log_of(("a", "x", 17_000), ("a", "y", 17_001))
+    seconds = log.with_columns(pl.col("timestamp").dt.epoch("s"))
+    assert split(seconds, 0.0, ()).targets["asked_at"].to_list() == [17_001 * DAY]
+    assert split(log, 0.0, ()).targets["asked_at"].to_list() == [17_001 * DAY]
+
+
 def test_an_item_that_the_history_lacks_counts_as_missed() -> None:
     histories, [target] = histories_of(split(log_of(("a", "x", 1), ("a", "x", 2), ("a", "new", 2)), 0.0, ()))
     assert histories.item_count == 1
