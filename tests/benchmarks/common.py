@@ -55,6 +55,12 @@ def _cpu_lines() -> list[str]:
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
     """Print a table for people, then one JSON line with the figures and the machine."""
+    print_table(title, columns, rows)
+    print(json.dumps({**figures, **machine()}))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table for people, and the machine."""
     table = Table(title=title, title_justify="left")
     for name in columns:
         table.add_column(name, justify="left" if name == columns[0] else "right")
@@ -65,7 +71,6 @@ def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], f
         console = Console(width=140)
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()))
-    print(json.dumps({**figures, **machine()}))
 
 
 def realistic_release(repository: Path, number: int = 1) -> Path:
