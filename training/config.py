@@ -277,15 +277,31 @@ class SegmentSettings(FrozenModel):
         return k_range
 
 
+class VisitSettings(FrozenModel):
+    """Which events of a user are one visit."""
+
+    gap: float | None = Field(
+        default=None,
+        ge=0,
+        allow_inf_nan=False,
+        description="Largest gap between two events of a visit, seconds; 0: equal time stamps only; left out: chosen "
+        "from the log.",
+    )
+    ordered: bool = Field(
+        default=False, description="Whether the order of rows with equal user and time stamp means something."
+    )
+
+
 class SplitSettings(FrozenModel):
     """The events that are held back from training, for validation and test.
 
     Cleaning does not learn from them, except that `[clean]`'s minimum events per user and item count all events.
     """
 
-    method: Literal["leave_one_out", "time"] = Field(
-        default="leave_one_out",
-        description="leave_one_out: each user's last events; time: all events from a time on, for logs with a clock.",
+    method: Literal["auto", "visits", "leave_one_out", "time"] = Field(
+        default="auto",
+        description="visits: each user's last visits; leave_one_out: each user's last events; auto: visits, if the log "
+        "has visits of several events, else leave_one_out; time: all events from a time on, for logs with a clock.",
     )
     test_share: float = Field(default=0.1, gt=0, le=0.4, description="Share of the newest events for the test.")
     test_from: datetime | None = Field(default=None, description="Start of the test, in place of `test_share`; UTC.")
@@ -322,6 +338,7 @@ class Config(FrozenModel):
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()
+    visits: VisitSettings = VisitSettings()
     split: SplitSettings = SplitSettings()
     text: Text = Text()
     train: TrainSettings = TrainSettings()

@@ -27,6 +27,15 @@ class ValueNormaliser(FrozenModel):
     scale: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
 
+class Visits(FrozenModel):
+    """What a visit is in a log: see `server.core.visits`."""
+
+    gap_seconds: float = Field(
+        default=0.0, ge=0, allow_inf_nan=False, description="Largest gap inside a visit; 0: equal time stamps only."
+    )
+    ordered: bool = Field(default=False, description="Whether the order of tied events means something.")
+
+
 class Preprocessing(FrozenModel):
     """`preprocessing.json` of a run and of a release."""
 
@@ -35,3 +44,4 @@ class Preprocessing(FrozenModel):
     value: ValueNormaliser = ValueNormaliser()
     has_clock: bool = Field(description="Whether timestamps are times; if not, they only give the order.")
     exclude_seen: bool = Field(description="Default: leave items of the history out of recommendations.")
+    visits: Visits = Visits()

@@ -9,7 +9,20 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from server.core.release import RankedItems, Release
+from server.core.history import History
+from server.core.next_visit import (
+    NO_SEGMENT,
+    POOL,
+    Person,
+    SegmentList,
+    candidate_rows,
+    features_of,
+    never_had,
+    segment_scores,
+)
+from server.core.own_items import Behaviour, OwnItems, PastEvents, own_items
+from server.core.release import Release
+from server.core.visits import visit_starts
 
 POOL_FACTOR = 4
 """Candidates of the hybrid and of the diversity step, as a multiple of `top_k`."""
@@ -33,6 +46,7 @@ class Reason(Enum):
     SEGMENT = auto()
     PERSONAL_AND_SEGMENT = auto()
     POPULAR = auto()
+    AGAIN = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +65,16 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """The user: embedding (D,) and segment id (None and 0 if unknown), and the rows of the items in the history."""
+    """The user: embedding (D,) and segment id (None and 0 if unknown), and the events of the history."""
 
     embedding: NDArray[np.float32] | None
     segment_id: int
-    seen_rows: NDArray[np.intp]
+    past: PastEvents
+
+    @property
+    def seen_rows(self) -> NDArray[np.int64]:
+        """The items of the history, ascending."""
+        return np.unique(self.past.item_row)
 
 
 class Ranked(NamedTuple):
@@ -67,6 +86,16 @@ class Ranked(NamedTuple):
     seen: bool
 
 
+def past_events(release: Release, history: History) -> PastEvents:
+    """The events of a history with items that the release knows."""
+    found = release.item_index.find(history.item_hashes)
+    known = found > 0
+    times = history.timestamps[known]
+    weights = release.action_weights[release.action_index.find(history.action_hashes)[known]]
+    starts = visit_starts(np.zeros(len(times), np.intp), times, release.preprocessing.visits.gap_seconds)
+    return PastEvents(found[known].astype(np.int64) - 1, weights, times, starts)
+
+
 def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[list[Ranked]]:
     """Rank items for each subject, best first: `top_k` items, or fewer when the filters leave no more.
 
@@ -74,15 +103,19 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[li
     """
     allowed = allowed_rows(release, query)
     exclude_seen = release.preprocessing.exclude_seen if query.exclude_seen is None else query.exclude_seen
-    personal = _personal_pools(release, query, subjects, allowed, exclude_seen)
+    pools = _personal_pools(release, query, subjects, allowed, exclude_seen)
     mask = None if allowed is None else _mask(len(release.item_ids), allowed)
+    seen = [set(subject.past.item_row.tolist()) for subject in subjects]
+    filters = [_Filter(mask, rows if exclude_seen else set()) for rows in seen]
+    if query.strategy is Strategy.HYBRID and release.next_visit is not None:
+        scored = _next_visit(release, query, subjects, pools, filters)
+    else:
+        each = zip(subjects, pools, filters, strict=True)
+        scored = [_scored(release, query, subject, pool, passes) for subject, pool, passes in each]
     answers = []
-    for subject, pool in zip(subjects, personal, strict=True):
-        banned = set(subject.seen_rows.tolist()) if exclude_seen else set()
-        scored = _scored(release, query, subject, pool, _Filter(mask, banned))
-        chosen = _diversified(release, scored, query) if query.diversity else scored[: query.top_k]
-        seen = set(subject.seen_rows.tolist())
-        answers.append([Ranked(row, score, reason, row in seen) for row, score, reason in chosen])
+    for one, rows in zip(scored, seen, strict=True):
+        chosen = _diversified(release, one, query) if query.diversity else one[: query.top_k]
+        answers.append([Ranked(row, score, reason, row in rows) for row, score, reason in chosen])
     return answers
 
 
@@ -170,19 +203,24 @@ def _personal_pools(
     return pools
 
 
+def _count(query: Query) -> int:
+    """How many scored items a query needs: a larger pool for the diversity step."""
+    return _pool_size(query) if query.diversity else query.top_k
+
+
 def _scored(release: Release, query: Query, subject: Subject, pool: NDArray[np.intp], filters: _Filter) -> _Scored:
-    """Items of one subject, best first: `top_k` items, or a larger pool for the diversity step."""
-    count = _pool_size(query) if query.diversity else query.top_k
-    items = release.segment_items.get(subject.segment_id)
+    """Items of one subject, best first."""
+    count = _count(query)
     if subject.embedding is None or query.strategy is Strategy.POPULAR:
         return _popular(release, count, filters)
     if query.strategy is Strategy.PERSONAL:
         rows = pool[filters.of(pool)][:count]
         scores = release.personal_scores(subject.embedding, rows)
         return [(row, score, Reason.PERSONAL) for row, score in zip(rows.tolist(), scores.tolist(), strict=True)]
+    segment = _segment_list(release, subject.segment_id)
     if query.strategy is Strategy.SEGMENT:
-        return _segment(release, items, count, filters)
-    return _hybrid(release, subject.embedding, items, pool[filters.of(pool)][: _pool_size(query)], filters)[:count]
+        return _segment(release, segment, count, filters)
+    return _hybrid(release, subject.embedding, segment, pool[filters.of(pool)][: _pool_size(query)], filters)[:count]
 
 
 def _popular(release: Release, count: int, filters: _Filter) -> _Scored:
@@ -197,12 +235,9 @@ def _popular(release: Release, count: int, filters: _Filter) -> _Scored:
     return scored
 
 
-def _segment(release: Release, items: RankedItems | None, count: int, filters: _Filter) -> _Scored:
-    if items is None:
-        return _popular(release, count, filters)
-    rows = items.item_index - 1
-    keep = filters.of(rows)
-    kept_rows, scores = rows[keep][:count], items.score[keep][:count]
+def _segment(release: Release, segment: SegmentList, count: int, filters: _Filter) -> _Scored:
+    keep = filters.of(segment.rows)
+    kept_rows, scores = segment.rows[keep][:count], segment.scores[keep][:count]
     scored: _Scored = [
         (row, score, Reason.SEGMENT) for row, score in zip(kept_rows.tolist(), scores.tolist(), strict=True)
     ]
@@ -212,25 +247,22 @@ def _segment(release: Release, items: RankedItems | None, count: int, filters: _
     return scored
 
 
+def _segment_list(release: Release, segment_id: int) -> SegmentList:
+    items = release.segment_items.get(segment_id)
+    return NO_SEGMENT if items is None else SegmentList((items.item_index - 1).astype(np.intp), items.score)
+
+
 def _hybrid(
     release: Release,
     embedding: NDArray[np.float32],
-    items: RankedItems | None,
+    segment: SegmentList,
     personal: NDArray[np.intp],
     filters: _Filter,
 ) -> _Scored:
     """Log-linear mix of personal scores and log-probabilities of the segment, over the best items of both."""
-    segment_rows = np.empty(0, np.intp) if items is None else (items.item_index - 1).astype(np.intp)
-    segment_best = segment_rows[filters.of(segment_rows)][: max(SMALLEST_POOL, len(personal))]
+    segment_best = segment.rows[filters.of(segment.rows)][: max(SMALLEST_POOL, len(personal))]
     rows = np.union1d(personal, segment_best)
-    # Items that the segment does not list get their popularity, but at most the score of the last listed item.
-    log_probability = release.popularity[rows].copy()
-    if items is not None and len(segment_rows):
-        log_probability = np.minimum(log_probability, items.score[-1])
-        order = np.argsort(segment_rows, kind="stable")
-        place = order[np.minimum(np.searchsorted(segment_rows[order], rows), len(order) - 1)]
-        listed = segment_rows[place] == rows
-        log_probability[listed] = items.score[place[listed]]
+    log_probability = segment_scores(segment, release.popularity, rows)
     weight = release.manifest.hybrid_weight
     scores = weight * release.personal_scores(embedding, rows) + (1.0 - weight) * log_probability
     in_personal, in_segment = np.isin(rows, personal), np.isin(rows, segment_best)
@@ -238,10 +270,56 @@ def _hybrid(
     return [(int(rows[i]), float(scores[i]), _reason(bool(in_personal[i]), bool(in_segment[i]))) for i in order]
 
 
+def _next_visit(
+    release: Release,
+    query: Query,
+    subjects: Sequence[Subject],
+    pools: Sequence[NDArray[np.intp]],
+    filters: Sequence[_Filter],
+) -> list[_Scored]:
+    """Items by the log-probability that they are in the user's next visit, for each subject."""
+    scored = [_popular(release, _count(query), passes) for passes in filters]
+    known = [place for place, subject in enumerate(subjects) if subject.embedding is not None]
+    if not known:
+        return scored
+    own = own_items(
+        Behaviour.of([subjects[place].past for place in known], release.preprocessing.has_clock), len(release.item_ids)
+    )
+    embeddings = np.stack([one for subject in subjects if (one := subject.embedding) is not None]).astype(np.float32)
+    best = release.search(embeddings, min(POOL, len(release.item_ids)))
+    for row, place in enumerate(known):
+        segment = _segment_list(release, subjects[place].segment_id)
+        person = Person(row, embeddings[row], best[row], segment)
+        rows = np.union1d(candidate_rows(release.item_tables, own, person), pools[place])
+        rows = rows[filters[place].of(rows)]
+        scored[place] = _by_next_visit(release, own, person, rows, _count(query))
+    return scored
+
+
+def _by_next_visit(release: Release, own: OwnItems, person: Person, rows: NDArray[np.intp], count: int) -> _Scored:
+    """The best `count` of candidate rows (R,) for a person."""
+    assert release.next_visit is not None
+    features = features_of(release.item_tables, own, person, rows)
+    log_odds = release.next_visit.log_odds(features)
+    order = np.argsort(-log_odds, kind="stable")[:count]
+    # An item is there again where having had it raised its score.
+    without = release.next_visit.log_odds(never_had(features[order]))
+    again = np.isin(rows[order], own.items_of(person.row)) & (log_odds[order] > without)
+    in_personal, in_segment = np.isin(rows[order], person.pool), np.isin(rows[order], person.segment.rows[:POOL])
+    log_probability = -np.logaddexp(0.0, -log_odds[order].astype(np.float64))
+    reasons = [
+        Reason.AGAIN if is_again else _reason(personal, segment)
+        for is_again, personal, segment in zip(again.tolist(), in_personal.tolist(), in_segment.tolist(), strict=True)
+    ]
+    return list(zip(rows[order].tolist(), log_probability.tolist(), reasons, strict=True))
+
+
 def _reason(personal: bool, segment: bool) -> Reason:
     if personal and segment:
         return Reason.PERSONAL_AND_SEGMENT
-    return Reason.PERSONAL if personal else Reason.SEGMENT
+    if personal:
+        return Reason.PERSONAL
+    return Reason.SEGMENT if segment else Reason.POPULAR
 
 
 def _diversified(release: Release, scored: _Scored, query: Query) -> _Scored:

@@ -9,6 +9,7 @@ item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding ran
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the order of the centroids
 segment_items.parquet  the best items of each segment: segment_id, item_index, score, lift
+ranking.json         `NextVisitModel`, if the log has repeats; then `items.parquet` has the `ITEM_STATISTICS`
 migration.json       `Migration`, if there was a previous release
 drift_reference.json  grouped statistics of the users, for `segrec-train drift`; the server does not read this file
 """
@@ -26,6 +27,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from server.core.features import Inputs
 from server.core.frozen_model import FrozenModel
 from server.core.hash_index import HashIndex, hashes_of
+from server.core.next_visit import ITEM_STATISTICS, ItemTables, NextVisitModel
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 
@@ -45,6 +47,7 @@ FILES = (
 )
 
 MIGRATION = "migration.json"
+RANKING = "ranking.json"
 ITEM_HASH = "item_hash"
 """Column of `items.parquet`: `text_hash` of the item id, uint64. It saves the server a second per 400,000 items."""
 TREND = "trend"
@@ -161,6 +164,7 @@ class Release:
     segments: tuple[SegmentProfile, ...]
     segment_items: dict[int, RankedItems]
     migration: Migration | None = None
+    next_visit: NextVisitModel | None = None
 
     @property
     def number(self) -> int:
@@ -192,6 +196,11 @@ class Release:
         return HashIndex.of([action.name for action in self.preprocessing.actions])
 
     @cached_property
+    def action_weights(self) -> NDArray[np.float32]:
+        """Weight by action index, (A + 1,); 0 for an unknown action, index 0."""
+        return np.array([0.0, *(action.weight for action in self.preprocessing.actions)], np.float32)
+
+    @cached_property
     def popularity(self) -> NDArray[np.float32]:
         """Log-probability of each item in the whole population, (V,)."""
         return self.items["popularity"].to_numpy().astype(np.float32)
@@ -212,6 +221,15 @@ class Release:
     def trend(self) -> NDArray[np.float32] | None:
         """Trend of each item, which is added to its personal score, (V,); None for a release without trend."""
         return self.items[TREND].to_numpy().astype(np.float32) if TREND in self.items.columns else None
+
+    @cached_property
+    def item_tables(self) -> ItemTables:
+        """What the next-visit ranking reads of the items; the statistics are 0 for a release without this ranking."""
+        if self.next_visit is None:
+            statistics = np.zeros((len(self.item_ids), len(ITEM_STATISTICS)), np.float32)
+        else:
+            statistics = self.items.select(ITEM_STATISTICS).to_numpy().astype(np.float32)
+        return ItemTables(self.item_embeddings, self.popularity, statistics)
 
     @cached_property
     def item_search(self) -> faiss.IndexFlatIP:

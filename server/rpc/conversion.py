@@ -23,6 +23,7 @@ _REASONS = {
     Reason.SEGMENT: segrec_service_pb2.ITEM_REASON_SEGMENT,
     Reason.PERSONAL_AND_SEGMENT: segrec_service_pb2.ITEM_REASON_PERSONAL_AND_SEGMENT,
     Reason.POPULAR: segrec_service_pb2.ITEM_REASON_POPULAR,
+    Reason.AGAIN: segrec_service_pb2.ITEM_REASON_AGAIN,
 }
 _DEGRADED = {
     Degraded.STALE_EMBEDDING: common_pb2.DEGRADED_REASON_STALE_EMBEDDING,

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
-import numpy as np
-
 from server.adapters.ports import HistoryStore
 from server.core.errors import EncoderUnavailable, StoreUnavailable
 from server.core.history import EMPTY, Event, History
-from server.core.ranking import Query, Ranked, Subject, rank
+from server.core.ranking import Query, Ranked, Subject, past_events, rank
 from server.core.release import Release
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.batching import MicroBatcher
@@ -207,5 +205,4 @@ def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[lis
 def _subject(release: Release, answer: Answer) -> Subject:
     embedded = answer.embedded
     segment_id = release.segments[embedded.segment_index].segment_id if embedded.embedding is not None else 0
-    rows = np.unique(release.item_index.find(answer.history.item_hashes)).astype(np.intp) - 1
-    return Subject(embedded.embedding, segment_id, rows[rows >= 0])
+    return Subject(embedded.embedding, segment_id, past_events(release, answer.history))

@@ -35,7 +35,7 @@ from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 from server.adapters.lmdb_store import LmdbStore
 from server.core.features import batches, features_of
 from server.core.history import History
-from server.core.ranking import Query, Strategy, Subject, rank
+from server.core.ranking import Query, Strategy, Subject, past_events, rank
 from server.core.release import Release
 from server.core.repository.audit import AuditKind
 from server.core.repository.layout import MODEL_NAME
@@ -333,9 +333,9 @@ def _differences(
 def _item_differences(
     release: Release, answer: pb.RecommendResponse, embedding: NDArray[np.float32], segment_id: int, history: History
 ) -> list[str]:
-    seen = np.unique(release.item_index.find(history.item_hashes)).astype(np.intp) - 1
     query = Query(10, Strategy.HYBRID, None, (), (), (), (), 0.0)
-    [ranked] = rank(release, query, [Subject(np.ascontiguousarray(embedding), segment_id, seen[seen >= 0])])
+    subject = Subject(np.ascontiguousarray(embedding), segment_id, past_events(release, history))
+    [ranked] = rank(release, query, [subject])
     expected = [score for _, score, _, _ in ranked]
     scores = [item.score for item in answer.items]
     if len(scores) != len(expected) or not np.allclose(scores, expected, atol=1e-3):

@@ -10,8 +10,8 @@ import torch
 from typer.testing import CliRunner, Result
 
 from server.core.features import batches, features_of
-from server.core.history import Event, history_of
-from server.core.ranking import Query, Strategy, Subject, rank
+from server.core.history import EMPTY, Event, history_of
+from server.core.ranking import Query, Strategy, Subject, past_events, rank
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release, record_of
@@ -83,7 +83,7 @@ def histories_by_segment() -> list[list[str]]:
 def best_of(release: Release, embeddings: np.ndarray, candidates: list[str], count: int) -> list[set[int]]:
     """Planted segments of the best `count` candidates of each user."""
     query = Query(top_k=count, strategy=Strategy.PERSONAL, candidate_item_ids=tuple(candidates))
-    subjects = [Subject(embedding, 1, np.empty(0, np.intp)) for embedding in embeddings]
+    subjects = [Subject(embedding, 1, past_events(release, EMPTY)) for embedding in embeddings]
     return [
         {int(release.item_ids[ranked.row][-5:]) % 4 for ranked in ranking} for ranking in rank(release, query, subjects)
     ]

@@ -15,6 +15,7 @@ from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
 from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
+from training.data.visits import find_visits
 from training.errors import ConfigError, LogError
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
 
@@ -59,6 +60,11 @@ def prepare(
         if split.by_time:
             notes.append(split.describe())
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
+        found = find_visits(cleaned.events, log.has_clock, config.visits)
+        if found.joined:
+            notes.append(found.describe(chosen=config.visits.gap is None))
+        if config.split.method == "auto" and found.has_visits:
+            split = Split(by_visit=True)
         progress(_STEPS[2], 2, len(_STEPS))
         training_events = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
         if training_events.is_empty():
@@ -74,6 +80,7 @@ def prepare(
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
+        preprocessing = preprocessing.model_copy(update={"visits": found.visits})
         rows_in, rows_out = len(log.events), len(cleaned.events)
         notes += title_notes + text_notes
         account = Account(rows_in=rows_in, rows_out=rows_out, steps=cleaned.steps, notes=tuple(notes))
@@ -88,6 +95,8 @@ def prepare(
         stage.figures |= {"rows_in": rows_in, "events": rows_out, "users": user_count, "items": len(catalogue)}
         stage.figures |= {"has_clock": log.has_clock, "max_length": preprocessing.max_length}
         stage.figures |= {"exclude_seen": preprocessing.exclude_seen, "repeats": round(repeats, 4)}
+        stage.figures |= {"ties": round(found.ties, 4), "visits_a_user": found.visits_a_user}
+        stage.figures |= {"events_a_visit": round(found.events_a_visit, 2), "split": split.describe()}
         progress(_STEPS[3], 4, len(_STEPS))
     return PrepareResult(stage.directory, preprocessing, account, user_count, len(catalogue))
 

@@ -1,12 +1,13 @@
 """From `events.parquet` to encoder inputs: the histories of users, and the held-out targets of validation and test.
 
-Leave-one-out: for each user with at least `EVENTS_MIN` events, the last event is the test target and the event before
-it is the validation target. There are two readings of a log: all events, and only the first event of each user and
-item, which published results use. Training ends before the targets of both readings, so that no reading trains on a
-target of the other.
+By visit: of each user with two visits or more the last visit is the test target, all its items as a set, and of each
+user with three or more the visit before it is the validation target. Leave-one-out: for each user with at least
+`EVENTS_MIN` events, the last event is the test target and the event before it is the validation target. There are two
+readings of a log: all events, and only the first event of each user and item, which published results use. Training
+ends before the targets of both readings, so that no reading trains on a target of the other.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ from numpy.typing import NDArray
 from server.core.features import Features, encode
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of
+from server.core.visits import visit_starts
 from training.data.split import LEAVE_ONE_OUT, Split, read_split
+
+VISITS_FROM = 0.1
+"""Share of events that continue a visit from which a log has visits."""
 
 EVENTS_MIN = 5
 """Users with fewer events in a reading have no targets; all their events are for training."""
@@ -35,6 +40,19 @@ class EventLog:
     timestamp: NDArray[np.int64]
     train_ends: NDArray[np.int64]
     split: Split = LEAVE_ONE_OUT
+    gap_seconds: float = 0.0
+
+    @property
+    def visits(self) -> NDArray[np.int64]:
+        """The number of each event's visit, counted over the whole log from 0, (N,)."""
+        return np.cumsum(visit_starts(self.event_users, self.timestamp, self.gap_seconds)) - 1
+
+    @property
+    def learns_visits(self) -> bool:
+        """Whether training predicts the next visit, not the next event."""
+        if not self.split.by_time:
+            return self.split.by_visit
+        return bool(1.0 - (self.visits[-1] + 1) / len(self.timestamp) >= VISITS_FROM) if len(self.timestamp) else False
 
     @property
     def event_users(self) -> NDArray[np.int64]:
@@ -69,7 +87,9 @@ class EventLog:
         encoded = encode(pl.LazyFrame(event_columns), scaled_already).collect()
         features = Features.of(encoded, np.bincount(row, minlength=len(rows)))
         train_ends = offsets_of(kept)[self.train_ends[rows]]
-        return EventLog(self.users.gather(rows), features, timestamp, train_ends, self.split)
+        return replace(
+            self, users=self.users.gather(rows), features=features, timestamp=timestamp, train_ends=train_ends
+        )
 
 
 def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
@@ -79,7 +99,9 @@ def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     encoded = encode(events.lazy(), preprocessing).collect()
     features = Features.of(encoded, np.bincount(encoded["row"].to_numpy()))
     users = events["user_id"].gather(features.starts)
-    return EventLog(users, features, events["timestamp"].to_numpy(), _train_ends(events, split), split)
+    timestamp, gap = events["timestamp"].to_numpy(), preprocessing.visits.gap_seconds
+    log = EventLog(users, features, timestamp, features.ends, split, gap)
+    return replace(log, train_ends=last_visits(log).train_ends() if split.by_visit else _train_ends(events, split))
 
 
 def read_first_events(prepared: Path, preprocessing: Preprocessing) -> EventLog:
@@ -87,7 +109,11 @@ def read_first_events(prepared: Path, preprocessing: Preprocessing) -> EventLog:
     log = read_log(prepared, preprocessing)
     pairs = pl.DataFrame({"row": log.event_users, "item_index": log.features.item_index})
     first = pairs.select(pl.struct("row", "item_index").is_first_distinct()).to_series().to_numpy()
-    return log.subset(first, np.arange(len(log.users)), preprocessing)
+    reading = log.subset(first, np.arange(len(log.users)), preprocessing)
+    if not log.split.by_visit:
+        return reading
+    # The last visit with a new item may be earlier than the last visit of all.
+    return replace(reading, train_ends=np.minimum(reading.train_ends, last_visits(reading).train_ends()))
 
 
 def read_sequences(prepared: Path, preprocessing: Preprocessing) -> EventLog:
@@ -145,10 +171,41 @@ def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, slots=True)
+class LastVisits:
+    """Bounds of each user's last visits, (U,) each, as positions in the log's columns.
+
+    The last visit is `last` to the end of the user's events, the one before it `second_last` to `last`. `counts` are
+    the visits of each user.
+    """
+
+    last: NDArray[np.int64]
+    second_last: NDArray[np.int64]
+    counts: NDArray[np.int64]
+
+    def train_ends(self) -> NDArray[np.int64]:
+        """The end of each user's training events: before the validation and test visits."""
+        return np.where(self.counts > 1, self.second_last, self.last)
+
+
+def last_visits(log: EventLog) -> LastVisits:
+    """The last two visits of each user."""
+    starts, ends = log.features.starts, log.features.ends
+    visit_begins = np.flatnonzero(visit_starts(log.event_users, log.timestamp, log.gap_seconds))
+    first = np.searchsorted(visit_begins, starts)
+    after = np.searchsorted(visit_begins, ends)
+    counts = after - first
+    places = np.append(visit_begins, len(log.timestamp))
+    last = np.where(counts > 1, places[np.maximum(after - 1, 0)], ends)
+    second_last = np.where(counts > 2, places[np.maximum(after - 2, 0)], last)
+    return LastVisits(last, second_last, counts)
+
+
+@dataclass(frozen=True, slots=True)
 class HeldOut:
     """T held-out targets: the user row of each, `rows` (T,), the end of the history, `ends` (T,), and `targets` (T,).
 
-    A target is the item index of the event at `ends`.
+    A target is an item index: that of the event at `ends`, or each item of the visit that begins there. The targets of
+    a user are consecutive.
     """
 
     rows: NDArray[np.intp]
@@ -159,18 +216,35 @@ class HeldOut:
 def held_out(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None = None) -> HeldOut:
     """The `from_end`-th last event of each user with enough events: 1 is the test target, 2 the validation target.
 
-    With a split by time: the first event of the test period (1) or validation period (2) of each user with an event
+    With a split by visit: each item of the last visit (1) or the visit before it (2), once. With a split by time: the
+    first event of the test period (1) or validation period (2) of each user with an event
     before that period. With `positive`, a mask by action index, events of other actions are no targets: leave-one-out
     skips these users, the split by time takes the user's next event of the period.
     """
     if log.split.by_time:
         return _first_of_period(log, from_end, positive)
+    if log.split.by_visit:
+        return _items_of_visit(log, from_end, positive)
     rows = np.flatnonzero(log.features.lengths >= EVENTS_MIN)
     ends = log.features.ends[rows] - from_end
     if positive is not None:
         is_target = positive[log.features.action_index[ends]]
         rows, ends = rows[is_target], ends[is_target]
     return HeldOut(rows, ends, log.features.item_index[ends])
+
+
+def _items_of_visit(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
+    bounds = last_visits(log)
+    starts, stops = (bounds.last, log.features.ends) if from_end == 1 else (bounds.second_last, bounds.last)
+    user = log.event_users
+    is_target = log.before(stops) & ~log.before(starts)
+    if positive is not None:
+        is_target &= positive[log.features.action_index]
+    places = np.flatnonzero(is_target)
+    pairs = pl.DataFrame({"row": user[places], "item": log.features.item_index[places]})
+    first = pairs.select(pl.struct("row", "item").is_first_distinct()).to_series().to_numpy()
+    rows = user[places][first].astype(np.intp)
+    return HeldOut(rows, starts[rows], log.features.item_index[places][first])
 
 
 def _first_of_period(log: EventLog, from_end: int, positive: NDArray[np.bool_] | None) -> HeldOut:
@@ -199,6 +273,8 @@ def known_ends(log: EventLog, from_end: int) -> NDArray[np.int64]:
     """End of each user's events that are known before the targets of `held_out`, (U,); for 0 the whole history."""
     if log.split.by_time or from_end == 0:
         return period_starts(log, from_end)
+    if log.split.by_visit:
+        return last_visits(log).last if from_end == 1 else log.train_ends
     ends = log.train_ends.copy()
     held = held_out(log, from_end)
     ends[held.rows] = held.ends

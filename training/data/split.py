@@ -1,4 +1,4 @@
-"""The split into training, validation and test events: by each user's last events, or by time."""
+"""The split into training, validation and test events: by each user's last visits or events, or by time."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -16,14 +16,16 @@ _FILE = "split.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """A split by two times in milliseconds, or leave-one-out if both are 0.
+    """A split by two times in milliseconds, or, if both are 0, by each user's last visits or last events.
 
-    Events before `validation_from` are for training, events from `test_from` on are for the test. The events in between
-    validate, for instance to choose the epoch.
+    By time, events before `validation_from` are for training, events from `test_from` on are for the test, and the
+    events in between validate, for instance to choose the epoch. Otherwise each user's last visit (`by_visit`) or event
+    (leave-one-out) is for the test, and the one before it validates.
     """
 
     validation_from: int = 0
     test_from: int = 0
+    by_visit: bool = False
 
     @property
     def by_time(self) -> bool:
@@ -33,7 +35,7 @@ class Split:
     def training_part(self, events: pl.LazyFrame) -> pl.LazyFrame:
         """The training events of `events`, which are sorted by user_id, then time.
 
-        Leave-one-out holds back the last two events of each user.
+        Other splits hold back the last two events of each user here; `EventLog.train_ends` holds back whole visits.
         """
         if self.by_time:
             return events.filter(pl.col("timestamp") < self.validation_from)
@@ -47,7 +49,7 @@ class Split:
     def describe(self) -> str:
         """The split as a phrase for people."""
         if not self.by_time:
-            return "leave-one-out"
+            return "last visits" if self.by_visit else "leave-one-out"
         return f"time split: training before {_day(self.validation_from)}, test from {_day(self.test_from)} on"
 
 
@@ -57,11 +59,12 @@ LEAVE_ONE_OUT = Split()
 def choose_split(settings: SplitSettings, timestamps: pl.Series, has_clock: bool, now_ms: int) -> Split:
     """The split of a log with these times in milliseconds; ignores nulls and times in the future.
 
-    Without `test_from` in the settings, the newest `test_share` of events is for the test. The newest `test_share` of
-    the remaining events validates. Raises ConfigError for a log without a clock, or if a part would have no events.
+    `auto` is leave-one-out until the visits of the log are known. Without `test_from` in the settings, the newest
+    `test_share` of events is for the test. The newest `test_share` of the remaining events validates. Raises
+    ConfigError for a log without a clock, or if a part would have no events.
     """
-    if settings.method == "leave_one_out":
-        return Split()
+    if settings.method != "time":
+        return Split(by_visit=settings.method == "visits")
     if not has_clock:
         raise ConfigError("[split] method is time, but this log has no clock; use leave_one_out.")
     times = timestamps.drop_nulls()

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from server.core.features import batches, pad, padded_length
+from server.core.features import Features, batches, pad, padded_length
 from server.core.preprocessing import Preprocessing
 from server.core.ragged import offsets_of, places_of, rows_of
+from server.core.visits import visit_starts
 from training.data.sequences import (
     EventLog,
     HeldOut,
@@ -55,7 +56,8 @@ class StepShards:
 
 @dataclass(frozen=True, slots=True)
 class StepWindows:
-    """Windows of one step: they end before `ends` (B,) and hold `lengths` (B,) events, the last only as target.
+    """Windows of one step of an epoch: they end before `ends` (B,) and hold `lengths` (B,) events, the last only as
+    target.
 
     A batch is made of part number `part` of `parts` of the step.
     """
@@ -64,35 +66,92 @@ class StepWindows:
     lengths: NDArray[np.int64]
     part: int = 0
     parts: int = 1
+    epoch: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EpochEvents:
+    """The events of the log in the order of an epoch, and the target after each: an item index, 0 for none, (N,)."""
+
+    features: Features
+    target: NDArray[np.int64]
+
+
+class Targets:
+    """What an epoch teaches: the log's events, those of one time in random order, and the target after each event.
+
+    In a log with visits the target is an item of the user's next visit, drawn anew in each epoch; in others it is the
+    item of the next event. Events of negative actions are no targets.
+    """
+
+    def __init__(self, log: EventLog, preprocessing: Preprocessing, seed: int) -> None:
+        self._log = log
+        self._positive = positive_actions(preprocessing)
+        self._seed = seed
+        user, count = log.event_users, len(log.timestamp)
+        ends = log.train_ends if log.learns_visits else log.features.ends
+        self._ends = np.repeat(ends, log.features.lengths)
+        ties = visit_starts(user, log.timestamp, 0.0)
+        ties[log.train_ends[log.train_ends < count]] = True  # no target comes into the training part
+        self._ties = None if ties.all() or preprocessing.visits.ordered else np.cumsum(ties)
+        self._next_visit = None
+        if log.learns_visits:
+            begins = np.flatnonzero(visit_starts(user, log.timestamp, log.gap_seconds))
+            following = np.append(begins[1:], count)[log.visits]
+            sizes = np.diff(np.append(begins, count))
+            self._next_visit = following, np.append(sizes[1:], 1)[log.visits]
+        self._epoch, self._events = -1, EpochEvents(log.features, np.zeros(0, np.int64))
+
+    def at(self, epoch: int) -> EpochEvents:
+        """The events and targets of an epoch, which depend on its number and the seed only."""
+        if self._epoch != epoch:
+            self._events, self._epoch = self._drawn(np.random.default_rng((self._seed, epoch, 1))), epoch
+        return self._events
+
+    def _drawn(self, rng: np.random.Generator) -> EpochEvents:
+        features, count = self._log.features, len(self._log.timestamp)
+        if self._ties is not None:
+            order = np.lexsort((rng.random(count), self._ties))
+            columns = {name: getattr(features, name)[order] for name in ("item_index", "action_index", "value")}
+            features = replace(features, **columns)  # gaps belong to places: 0 between events of one time
+        following = np.arange(1, count + 1)
+        if self._next_visit is not None:
+            begins, sizes = self._next_visit
+            following = begins + (rng.random(count) * sizes).astype(np.int64)
+        is_target = following < self._ends
+        following = np.where(is_target, following, 0)
+        is_target &= self._positive[features.action_index[following]]
+        return EpochEvents(features, np.where(is_target, features.item_index[following], 0).astype(np.int64))
 
 
 class Windows(Dataset[Batch]):
     """Training batches, cut out of the log by the same `pad` that serving uses."""
 
-    def __init__(self, log: EventLog, preprocessing: Preprocessing) -> None:
-        self._features = log.features
+    def __init__(self, log: EventLog, preprocessing: Preprocessing, seed: int = 0) -> None:
+        self._targets = Targets(log, preprocessing, seed)
         self._max_length = preprocessing.max_length
-        self._positive = positive_actions(preprocessing)
-        self._positive_before = offsets_of(self._positive[log.features.action_index])
 
     def __getitem__(self, window: StepWindows) -> Batch:
-        """Inputs are all events but the last; the target of each is the item of the event after it.
+        """Inputs are all events but the last, each with its target.
 
         A part without any window, as in a step of fewer windows than parts, gets one without targets.
         """
-        counts = self._positive_before[window.ends] - self._positive_before[window.ends - window.lengths + 1]
+        events = self._targets.at(window.epoch)
+        ends, lengths = window.ends - 1, window.lengths - 1
+        before = offsets_of(events.target[places_of(ends - lengths, lengths)] > 0)
+        bounds = offsets_of(lengths)
+        counts = before[bounds[1:]] - before[bounds[:-1]]
         mine = slice(window.part, None, window.parts)
-        ends, lengths = window.ends[mine], window.lengths[mine]
-        if not len(ends):
-            ends, lengths = window.ends[:1], np.ones(1, np.int64)
         weight = window.parts * counts[mine].sum() / max(counts.sum(), 1)
-        longest = int(lengths.max()) - 1
-        padded = pad(self._features, ends, lengths, padded_length(longest, self._max_length) + 1)
-        target = np.where(self._positive[padded["action_index"][:, 1:]], padded["item_index"][:, 1:], 0)
-        target = np.where(padded["action_index"][:, :-1] != 0, target, 0)
-        batch = {name: torch.from_numpy(np.ascontiguousarray(column[:, :-1])) for name, column in padded.items()}
-        return batch | {
-            "target": torch.from_numpy(target.astype(np.int64)),
+        ends, lengths, is_empty = ends[mine], lengths[mine], not len(ends[mine])
+        if is_empty:
+            ends, lengths = window.ends[:1], np.ones(1, np.int64)
+        padded = pad(events.features, ends, lengths, length := padded_length(int(lengths.max()), self._max_length))
+        columns = np.arange(length) - length
+        valid = (columns >= -lengths[:, None]) & (not is_empty)
+        target = np.where(valid, events.target[np.where(valid, ends[:, None] + columns, 0)], 0)
+        return {name: torch.from_numpy(column) for name, column in padded.items()} | {
+            "target": torch.from_numpy(target),
             "weight": torch.tensor(weight, dtype=torch.float32),
         }
 
@@ -151,30 +210,38 @@ class EpochPlan(Sampler[StepWindows]):
         first_batch, self._first_batch = self._first_batch, 0
         for turn in range(first_batch, len(self)):
             chosen_part = parts[steps[turn // self.parts.accumulate]]
-            yield StepWindows(ends[chosen_part], lengths[chosen_part], self.parts.part(turn), self.parts.count)
+            part = self.parts.part(turn)
+            yield StepWindows(ends[chosen_part], lengths[chosen_part], part, self.parts.count, self._epoch)
 
 
 class Validation(Dataset[Batch]):
-    """Batches of histories with one target each.
+    """Batches of histories with their targets.
 
-    Encoder inputs (B, L); `target` (B,) item rows; and `seen_place`, `seen_row` (P,): pairs of place in the batch and
-    row of an item that is not to be ranked, empty unless the log excludes seen items.
+    Encoder inputs (B, L); `place` and `target` (T,): the place in the batch of each target, and its item row; and
+    `seen_place`, `seen_row` (P,): pairs of place in the batch and row of an item that is not to be ranked, empty unless
+    the log excludes seen items.
     """
 
     def __init__(self, log: EventLog, held: HeldOut, preprocessing: Preprocessing) -> None:
         self._log = log
         self._held = held
         self._exclude_seen = preprocessing.exclude_seen
-        self._batches = batches(log.histories(held.rows, held.ends, preprocessing.max_length), preprocessing.max_length)
+        _, self._first, self._counts = np.unique(held.rows, return_index=True, return_counts=True)
+        users = select_targets(held, self._first)
+        histories = log.histories(users.rows, users.ends, preprocessing.max_length)
+        self._batches = batches(histories, preprocessing.max_length)
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, index: int) -> Batch:
-        rows, inputs = self._batches[index]
-        held = select_targets(self._held, rows)
-        places, seen = seen_pairs(self._log, held) if self._exclude_seen else (np.empty(0, np.intp),) * 2
-        more = {"target": held.targets.astype(np.int64) - 1, "seen_place": places, "seen_row": seen}
+        users, inputs = self._batches[index]
+        first, counts = self._first[users], self._counts[users]
+        target = self._held.targets[places_of(first, counts)].astype(np.int64) - 1
+        seen_place, seen_row = (np.empty(0, np.intp),) * 2
+        if self._exclude_seen:
+            seen_place, seen_row = seen_pairs(self._log, select_targets(self._held, first))
+        more = {"place": rows_of(counts), "target": target, "seen_place": seen_place, "seen_row": seen_row}
         return {name: torch.from_numpy(column) for name, column in {**inputs, **more}.items()}
 
 

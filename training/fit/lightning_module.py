@@ -107,11 +107,15 @@ class NextItemModule(lightning.LightningModule):
 
     def validation_step(self, batch: Batch, _: int) -> None:
         """NDCG@10 with all items ranked, in float32."""
-        targets, places, seen = (batch.pop(name) for name in ("target", "seen_place", "seen_row"))
+        users, targets, places, seen = (batch.pop(name) for name in ("place", "target", "seen_place", "seen_row"))
         with torch.autocast(self.device.type, enabled=False):
-            scores = torch.mm(self.encoder(**batch), self._items.T, out=self._scores[: len(targets)])
+            embeddings = self.encoder(**batch)
+            scores = torch.mm(embeddings, self._items.T, out=self._scores[: len(embeddings)])
         scores[places, seen] = -torch.inf
-        each = ndcg_each(target_ranks(scores, targets).cpu().numpy(), 10)
+        # A user of a log with visits has several targets; not more scores at once than for one target a user.
+        chunks = [slice(start, start + CHUNK_SIZE) for start in range(0, len(targets), CHUNK_SIZE)]
+        ranks = [target_ranks(scores[users[chunk]], targets[chunk]) for chunk in chunks]
+        each = ndcg_each(torch.cat(ranks).cpu().numpy(), 10)
         self._gains += self._gains.new_tensor([each.sum(), len(each)])
 
     def on_validation_epoch_end(self) -> None:

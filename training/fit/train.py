@@ -96,7 +96,7 @@ def train(
         adapt_to_device(encoder, device)
 
         plan = plan_epochs(data.log, encoder.shape.max_length, settings, processes)
-        batches = TrainingLoader(Windows(data.log, data.preprocessing), plan)
+        batches = TrainingLoader(Windows(data.log, data.preprocessing, settings.seed), plan)
         validation = validation_loader(data.log, data.preprocessing, data.item_count, settings.seed, processes)
 
         checkpoint = _checkpoint(stage.directory, encoder.shape, resume, processes)

@@ -11,9 +11,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, encode
+from server.core.own_items import PastEvents
 from server.core.release import Confidence, Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.segments import Nearest, margin, normalised, segment_part
+from server.core.visits import visit_starts
 from training.config import Config
 from training.data.cleaning import clean
 from training.data.log_reader import read_raw_log, read_users
@@ -162,6 +164,26 @@ def _indexes(name: str, ids: Sequence[str]) -> pl.LazyFrame:
     index = f"{name.removesuffix('_id')}_index"
     frame = pl.LazyFrame({name: ids}, {name: pl.String}).with_row_index(index, 1)
     return frame.with_columns(pl.col(index).cast(pl.Int32))
+
+
+def past_events_of(events: pl.DataFrame, release: Release) -> list[PastEvents]:
+    """The events of each user with items that the release knows, from columns of a log sorted by user and time."""
+    catalogue = pl.DataFrame({"item_id": release.item_ids}).with_row_index("item_row")
+    weights = {action.name: action.weight for action in release.preprocessing.actions}
+    indexed = events.select(
+        pl.col("user_id").rle_id().alias("row"),
+        "item_id",
+        pl.col("action").cast(pl.String).replace_strict(weights, default=0.0, return_dtype=pl.Float32).alias("weight"),
+        "timestamp",
+    )
+    known = indexed.join(catalogue, on="item_id", maintain_order="left")
+    row, time = known["row"].to_numpy().astype(np.int64), known["timestamp"].to_numpy()
+    columns = known["item_row"].to_numpy().astype(np.int64), known["weight"].to_numpy(), time
+    starts = visit_starts(row, time, release.preprocessing.visits.gap_seconds)
+    bounds = np.searchsorted(row, np.arange(1, int(indexed["row"].to_numpy()[-1]) + 1))  # of users 1, 2, …
+    return [
+        PastEvents(*parts) for parts in zip(*(np.split(column, bounds) for column in (*columns, starts)), strict=True)
+    ]
 
 
 def seen_item_rows(events: pl.DataFrame, release: Release) -> list[NDArray[np.intp]]:

@@ -31,6 +31,7 @@ class ItemReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ITEM_REASON_SEGMENT: _ClassVar[ItemReason]
     ITEM_REASON_PERSONAL_AND_SEGMENT: _ClassVar[ItemReason]
     ITEM_REASON_POPULAR: _ClassVar[ItemReason]
+    ITEM_REASON_AGAIN: _ClassVar[ItemReason]
 SEGMENT_STATE_UNSPECIFIED: SegmentState
 SEGMENT_STATE_ASSIGNED: SegmentState
 SEGMENT_STATE_NO_HISTORY: SegmentState
@@ -46,6 +47,7 @@ ITEM_REASON_PERSONAL: ItemReason
 ITEM_REASON_SEGMENT: ItemReason
 ITEM_REASON_PERSONAL_AND_SEGMENT: ItemReason
 ITEM_REASON_POPULAR: ItemReason
+ITEM_REASON_AGAIN: ItemReason
 
 class SegmentAssignment(_message.Message):
     __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance", "confidence", "short_history")

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from server.core.errors import DamagedRelease
+from server.core.next_visit import ITEM_STATISTICS, NextVisitModel
 from server.core.profiles import Migration, SegmentProfile
 from server.core.release import (
     FILES,
     ITEM_HASH,
     MIGRATION,
+    RANKING,
     SCHEMA_VERSION,
     TREND,
     FileRecord,
@@ -68,6 +70,7 @@ def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Releas
             _read_segments(directory / "segments.json"),
             _read_segment_items(directory / "segment_items.parquet"),
             _read_migration(directory / MIGRATION) if MIGRATION in manifest.files else None,
+            _read_ranking(directory / RANKING) if RANKING in manifest.files else None,
         )
         _check_shapes(release)
         release.warm()
@@ -134,6 +137,10 @@ def _read_migration(path: Path) -> Migration:
     return Migration.model_validate_json(path.read_bytes())
 
 
+def _read_ranking(path: Path) -> NextVisitModel:
+    return NextVisitModel.model_validate_json(path.read_bytes())
+
+
 def _read_segment_items(path: Path) -> dict[int, RankedItems]:
     frame = pl.read_parquet(path)
     return {
@@ -165,6 +172,7 @@ def _check_shapes(release: Release) -> None:
         if actual != expected:
             raise DamagedRelease(f"{where}: {name} is {actual}, but the manifest says {expected}")
     arrays = {"item_embeddings.npy": release.item_embeddings, "centroids.npy": release.centroids}
+    arrays["statistics in items.parquet"] = release.item_tables.statistics
     for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
         if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
             raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
@@ -172,7 +180,8 @@ def _check_shapes(release: Release) -> None:
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
             raise DamagedRelease(f"{where}: segment_items.parquet has items that are not in the catalogue")
-    if missing := _ITEM_COLUMNS - set(release.items.columns):
+    needed = _ITEM_COLUMNS | (set(ITEM_STATISTICS) if release.next_visit else set())
+    if missing := needed - set(release.items.columns):
         raise DamagedRelease(f"{where}: items.parquet lacks {', '.join(sorted(missing))}: publish the run again")
     hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASH_SAMPLE
     sample = pl.concat([release.items.gather_every(step), release.items.tail(1)])

@@ -18,7 +18,7 @@ from server.core.segments import next_item_part
 from training.errors import LogError
 from training.model.onnx_inference import embed, open_session
 from training.runs import Progress, no_progress
-from training.segments.placement import Histories, PlacedUsers, histories_of, place_embeddings, seen_item_rows
+from training.segments.placement import Histories, PlacedUsers, histories_of, past_events_of, place_embeddings
 
 NO_ITEM = -1
 _USERS_PER_RANKING = 512
@@ -154,9 +154,9 @@ def _answers(side: _PlacedSample, rows: NDArray[np.intp], sample: Sample) -> Ans
     if calibration is not None and placed.confidence is not None:
         confident = placed.confidence[places] >= calibration.min_confidence
     embeddings = side.embeddings[rows]
-    seen = seen_item_rows(sample.events, release)
+    past = past_events_of(sample.events, release)
     subjects = [
-        Subject(vector, int(segment_id), seen[row])
+        Subject(vector, int(segment_id), past[row])
         for vector, segment_id, row in zip(
             next_item_part(embeddings, release.manifest.embedding_dim), segment_ids, rows.tolist(), strict=True
         )

@@ -4,12 +4,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, rank
+from server.core.history import Event, history_of
+from server.core.own_items import PastEvents
+from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, past_events, rank
 from server.core.release import TREND, Release
 from server.core.repository.read import read_release
 from tests.support.releases import item_id, tiny_release
-
-NOTHING = np.empty(0, np.intp)
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +20,13 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 def subject(release: Release, group: int = 0, seen: tuple[int, ...] = ()) -> Subject:
     """Somebody in the middle of a group's items."""
     embedding = release.item_embeddings[group::4].mean(0)
-    return Subject(embedding, group + 1, np.array(seen, np.intp))
+    return Subject(embedding, group + 1, past(release, seen))
+
+
+def past(release: Release, seen: tuple[int, ...] = ()) -> PastEvents:
+    """Views of items, a day apart."""
+    events = [Event(release.item_ids[row], "view", timestamp=day * 86_400_000) for day, row in enumerate(seen)]
+    return past_events(release, history_of(events))
 
 
 def ranked(release: Release, query: Query, user: Subject) -> list[Ranked]:
@@ -60,7 +66,7 @@ def test_popular_is_the_order_of_popularity(release: Release) -> None:
 
 @pytest.mark.parametrize("strategy", list(Strategy))
 def test_a_user_without_history_gets_popular_items(release: Release, strategy: Strategy) -> None:
-    items = ranked(release, Query(5, strategy), Subject(None, 0, NOTHING))
+    items = ranked(release, Query(5, strategy), Subject(None, 0, past(release)))
     assert rows(items) == release.popular_rows[:5].tolist()
     assert {item.reason for item in items} == {Reason.POPULAR}
 
@@ -155,7 +161,7 @@ def test_diversity_spreads_over_the_groups(release: Release) -> None:
 
 
 def test_users_are_ranked_together_as_each_user_alone(release: Release) -> None:
-    many = [subject(release, group, (group,)) for group in range(4)] + [Subject(None, 0, NOTHING)]
+    many = [subject(release, group, (group,)) for group in range(4)] + [Subject(None, 0, past(release))]
     for strategy in Strategy:
         query = Query(12, strategy, exclude_seen=True)
         assert rank(release, query, many) == [ranked(release, query, user) for user in many]
