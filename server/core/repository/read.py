@@ -171,6 +171,9 @@ def _check_shapes(release: Release) -> None:
     for name, actual, expected in checks:
         if actual != expected:
             raise DamagedRelease(f"{where}: {name} is {actual}, but the manifest says {expected}")
+    needed = _ITEM_COLUMNS | (set(ITEM_STATISTICS) if release.next_visit else set())
+    if missing := needed - set(release.items.columns):
+        raise DamagedRelease(f"{where}: items.parquet lacks {', '.join(sorted(missing))}: publish the run again")
     arrays = {"item_embeddings.npy": release.item_embeddings, "centroids.npy": release.centroids}
     arrays["statistics in items.parquet"] = release.item_tables.statistics
     for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
@@ -180,9 +183,6 @@ def _check_shapes(release: Release) -> None:
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
             raise DamagedRelease(f"{where}: segment_items.parquet has items that are not in the catalogue")
-    needed = _ITEM_COLUMNS | (set(ITEM_STATISTICS) if release.next_visit else set())
-    if missing := needed - set(release.items.columns):
-        raise DamagedRelease(f"{where}: items.parquet lacks {', '.join(sorted(missing))}: publish the run again")
     hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASH_SAMPLE
     sample = pl.concat([release.items.gather_every(step), release.items.tail(1)])
     if hashes.dtype != pl.UInt64 or hashes.null_count() or not sample.equals(with_item_hashes(sample)):
