@@ -25,6 +25,8 @@ DAY_MS = 86_400_000
 TOP = 10
 _CHUNK = 2**24
 """Scores at a time, were they dense: 64 MiB."""
+_BLOCK = 512
+"""Rows of a product of items by items at a time."""
 
 
 class TifuSettings(NamedTuple):
@@ -381,10 +383,9 @@ def _product(
     weigh: Callable[[sparse.csr_matrix, int], sparse.csr_matrix],
 ) -> sparse.csr_matrix:
     """`left` (V, M) times `right` (M, V), weighed, only the `count` largest entries of each row; in blocks of rows."""
-    rows = 512
     blocks = []
-    for first in range(0, left.shape[0], rows):
-        block = weigh((left[first : first + rows] @ right).tocsr(), first)
+    for first in range(0, left.shape[0], _BLOCK):
+        block = weigh((left[first : first + _BLOCK] @ right).tocsr(), first)
         blocks.append(_largest(block, count))
     return sparse.vstack(blocks, format="csr")
 

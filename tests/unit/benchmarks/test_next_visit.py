@@ -1,6 +1,7 @@
 """The rules of `bench_next_visit` and its figures, on logs whose right answer can be counted by hand."""
 
 import math
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -124,7 +125,7 @@ def test_words_of_an_item_table_describe_items(tmp_path: Path) -> None:
     path = tmp_path / "items.parquet"
     table = {
         "item_id": ["x", "y", "z"],
-        "title": ["red cup", "red plate", "lamp"],
+        "title": ["red cup", "blue plate", "lamp"],
         "category": [["ware"], ["ware"], []],
     }
     pl.DataFrame(table, schema_overrides={"category": pl.List(pl.String)}).write_parquet(path)
@@ -134,7 +135,7 @@ def test_words_of_an_item_table_describe_items(tmp_path: Path) -> None:
     likeness = (visitors.histories.words @ visitors.histories.words.T).toarray()
     x, y, z, none = (visitors.row_of[item] for item in ("x", "y", "z", "none"))
     assert likeness[x, x] == pytest.approx(1)
-    assert likeness[x, y] > 0.3
+    assert likeness[x, y] > 0.1
     assert likeness[x, z] == likeness[none, none] == 0
 
 
@@ -157,18 +158,22 @@ def test_of_new_items_none_was_had(histories: Histories) -> None:
     assert found.new[1, 0] == 0
 
 
-def test_small_chunks_recommend_the_same(histories: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
-    ways: list[Rule] = [
-        rules.own_fading(histories, 30.0),
-        rules.item_knn(histories),
-        rules.tifu_knn(histories, rules.TIFU_SETTINGS[0]),
-        rules.walk(histories, rules.WALK_SETTINGS[3]),
-        rules.rings(histories, rules.RING_BUDGETS[1]),
-    ]
-    whole = [recommend(rule, histories) for rule in ways]
+def test_small_chunks_and_blocks_recommend_the_same(histories: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
+    def all_ways() -> list[Recommended]:
+        copy = replace(histories)  # without what it computed before
+        ways = [
+            rules.own_fading(copy, 30.0),
+            rules.item_knn(copy),
+            rules.tifu_knn(copy, rules.TIFU_SETTINGS[0]),
+            rules.walk(copy, rules.WALK_SETTINGS[3]),
+            rules.rings(copy, rules.RING_BUDGETS[1]),
+        ]
+        return [recommend(rule, copy) for rule in ways]
+
+    whole = all_ways()
     monkeypatch.setattr(rules, "_CHUNK", ITEMS)
-    for one, rule in zip(whole, ways, strict=True):
-        assert np.array_equal(one, recommend(rule, histories))
+    monkeypatch.setattr(rules, "_BLOCK", 1)
+    assert np.array_equal(whole, all_ways())
 
 
 def test_ten_best_come_by_score_then_by_popularity_then_by_row() -> None:
@@ -210,6 +215,11 @@ def test_rings_go_around_the_last_item_then_the_one_before() -> None:
     past = histories_of((0, 0, 0, 0), (0, 1, 1, 1), (0, 4, 2, 2), (0, 2, 3, 3), (1, 0, 4, 0), (1, 4, 5, 1))
     assert best(rules.rings(past, ((5, 1), (3, 1))), past, user=1)[:3] == [2, 1, 4]
     assert best(rules.rings(past, ((7, 2, 1),)), past, user=1)[:3] == [2, 0, 4]
+    fork = [(0, 0, 0, 0), (0, 7, 1, 1), (0, 4, 2, 2), (0, 5, 3, 3), (0, 6, 3, 3), (1, 0, 4, 0), (1, 4, 5, 1)]
+    past = histories_of(*fork)
+    found = best(rules.rings(past, ((1,), (2,))), past, user=1)
+    assert found[0] in (5, 6)
+    assert set(found[1:3]) == {4, 7}
 
 
 @pytest.mark.parametrize(("like", "first"), [(1, 1), (2, 2)])
