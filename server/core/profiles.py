@@ -18,6 +18,15 @@ class Trait(FrozenModel):
     user_count: int = Field(default=0, ge=0)
 
 
+class SegmentItem(FrozenModel):
+    """An item that users of a segment choose; see the API's `SegmentItem`."""
+
+    item_id: str
+    user_share: float = Field(ge=0, le=1)
+    lift: float = Field(ge=0)
+    lift_low: float = Field(ge=0)
+
+
 class Activity(FrozenModel):
     """How active the users of a segment are; see the API's `Activity`."""
 
@@ -59,6 +68,8 @@ class SegmentProfile(FrozenModel):
     user_count: int = Field(ge=0)
     share: float = Field(ge=0, le=1)
     traits: tuple[Trait, ...] = ()
+    top_items: tuple[SegmentItem, ...] = ()
+    particular_items: tuple[SegmentItem, ...] = ()
     mean_distance: float = Field(ge=0)
     silhouette: float = Field(ge=-1, le=1)
     history: tuple[SegmentRecord, ...] = ()

@@ -8,7 +8,7 @@ items.parquet        the catalogue; row r is item index r + 1; the column `TREND
 item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the order of the centroids
-segment_items.parquet  the best items of each segment: segment_id, item_index, score, lift
+segment_items.parquet  the items recommended to each segment, best first: segment_id, item_index, score
 ranking.json         `NextVisitModel`, if the log has repeats; then `items.parquet` has the `ITEM_STATISTICS`
 migration.json       `Migration`, if there was a previous release
 drift_reference.json  grouped statistics of the users, for `segrec-train drift`; the server does not read this file
@@ -145,11 +145,10 @@ class Manifest(FrozenModel):
 
 @dataclass(frozen=True, slots=True)
 class RankedItems:
-    """Items best first: `item_index` int32 (M,), `score` and `lift` float32 (M,). Scores are log-probabilities."""
+    """Items best first: `item_index` int32 (M,) and `score` float32 (M,), the log-probability."""
 
     item_index: NDArray[np.int32]
     score: NDArray[np.float32]
-    lift: NDArray[np.float32]
 
 
 @dataclass(frozen=True)

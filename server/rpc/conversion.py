@@ -8,15 +8,12 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 
 from server.core.history import Event
-from server.core.profiles import Migration, SegmentProfile
+from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.ranking import Ranked, Reason
 from server.core.release import Release
 from server.monitoring.release_stats import Figures
 from server.releases.registry import State, Status
 from server.serving.answer import Answer, Degraded
-
-TOP_ITEMS = 20
-"""Most items in the profile of a segment."""
 
 _REASONS = {
     Reason.PERSONAL: segrec_service_pb2.ITEM_REASON_PERSONAL,
@@ -111,14 +108,15 @@ def fill_recommend(
 
 
 def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.SegmentProfile:
-    """The message of a segment's profile, with its top items."""
+    """The message of a segment's profile."""
     return segrec_service_pb2.SegmentProfile(
         segment_id=segment.segment_id,
         label=segment.label,
         user_count=segment.user_count,
         share=segment.share,
         traits=[segrec_service_pb2.Trait(**trait.model_dump()) for trait in segment.traits],
-        top_items=_top_items(release, segment.segment_id),
+        top_items=_item_messages(release, segment.top_items),
+        particular_items=_item_messages(release, segment.particular_items),
         mean_distance=segment.mean_distance,
         silhouette=segment.silhouette,
         history=[segrec_service_pb2.SegmentRecord(**record.model_dump()) for record in segment.history],
@@ -147,16 +145,11 @@ def migration_message(migration: Migration | None) -> segrec_service_pb2.Migrati
     )
 
 
-def _top_items(release: Release, segment_id: int) -> list[segrec_service_pb2.SegmentItem]:
-    items = release.segment_items.get(segment_id)
-    if items is None:
-        return []
-    columns = zip(items.item_index[:TOP_ITEMS].tolist(), items.score.tolist(), items.lift.tolist(), strict=False)
+def _item_messages(release: Release, items: Sequence[SegmentItem]) -> list[segrec_service_pb2.SegmentItem]:
+    titles, vocabulary = release.titles, release.vocabulary
     return [
-        segrec_service_pb2.SegmentItem(
-            item_id=release.item_ids[index - 1], title=release.titles[index - 1], score=score, lift=lift
-        )
-        for index, score, lift in columns
+        segrec_service_pb2.SegmentItem(**item.model_dump(), title=titles[vocabulary[item.item_id] - 1])
+        for item in items
     ]
 
 

@@ -40,16 +40,18 @@ def with_a_secret(run: Run, buyers: int) -> Run:
 def test_an_item_of_too_few_users_is_nowhere_in_what_segments_tell(
     tmp_path: Path, repository: Path, buyers: int, told: bool
 ) -> None:
-    run = with_a_secret(exported_run(tmp_path), buyers)
+    run, secret = with_a_secret(exported_run(tmp_path), buyers), f"i{36:05}"
     segment(run, repository)
     directory = repository / MODEL_NAME / str(publish(run, repository))
-    assert ("Secret" in (directory / "segments.json").read_text()) == told
+    text = (directory / "segments.json").read_text()
+    assert ("Secret" in text) == (secret in text) == told
     release = read_release(directory)
-    index = release.vocabulary[f"i{36:05}"]
+    index = release.vocabulary[secret]
     lists = list(release.segment_items.values())
-    lifts = [float(own.lift[own.item_index == index][0]) for own in lists]
-    assert (max(lifts) > 1) == told
-    assert told or lifts == pytest.approx([float(own.lift.min()) for own in lists])
+    log_lifts = [own.score - release.popularity[own.item_index - 1] for own in lists]
+    secret_lifts = [float(lifts[own.item_index == index][0]) for lifts, own in zip(log_lifts, lists, strict=True)]
+    assert (max(secret_lifts) > 0) == told
+    assert told or secret_lifts == pytest.approx([float(lifts.min()) for lifts in log_lifts], abs=1e-5)
 
 
 def test_profiles_go_from_the_log_into_the_release(tmp_path: Path, repository: Path) -> None:
@@ -68,6 +70,11 @@ def test_profiles_go_from_the_log_into_the_release(tmp_path: Path, repository: P
         assert sum(one.weekdays) == pytest.approx(1)
         assert one.spend is not None
         assert all(trait.lift_low > 1 and trait.user_count >= 5 for trait in one.traits)
+        assert {item.item_id for item in one.particular_items} <= {item.item_id for item in one.top_items}
+        assert all(item.lift > item.lift_low > 1 for item in one.particular_items)
+    figures = run.figures("segment")
+    assert figures["particular_items_overlap_largest"] == 0 < figures["top_items_overlap_mean"]
+    assert found.overlap_figures.items() <= figures.items()
 
 
 def test_no_user_is_named_in_what_is_published_and_exemplars_stay_in_the_run(tmp_path: Path, repository: Path) -> None:
@@ -93,7 +100,9 @@ def test_of_a_log_that_is_too_small_nothing_is_told(tmp_path: Path, repository: 
     [only] = segment(run, repository).profiles
     assert (only.user_count, only.traits, only.hours) == (0, (), ())
     release = read_release(repository / MODEL_NAME / str(publish(run, repository)))
-    assert release.segment_items[only.segment_id].lift == pytest.approx(1.0)
+    items = release.segment_items[only.segment_id]
+    assert items.score == pytest.approx(release.popularity[items.item_index - 1])
+    assert (only.top_items, only.particular_items) == ((), ())
 
 
 def test_a_model_names_the_segments_and_is_told_of_no_user(

@@ -113,6 +113,19 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
         assert main.main(arguments) == 0
     text = capsys.readouterr().out
     assert "Tea ×2.5" in text
+    heading = "item  title   users    lift  at least\n"
+    assert f"What most of its users chose, by share of users:\n{heading}" in text
+    assert "i1    Item 1  60.0%  1.2500    0.7500\n" in text
+    assert (
+        "What it is particular about, by the lower bound of the lift:\nitem  title   users    lift  at least\n" in text
+    )
+    assert "i2    Item 2  20.0%  4.0000    2.5000\n" in text
+    assert main.main(["segments", "1", "--json"]) == 0
+    [found] = records(capsys.readouterr().out)
+    assert found["top_items"] == [
+        {"item_id": "i1", "title": "Item 1", "user_share": 0.6, "lift": 1.25, "lift_low": 0.75}
+    ]
+    assert [item["item_id"] for item in found["particular_items"]] == ["i2"]
     assert "since release 7, of 1,200 users known to both releases:" in text
     assert "new: 1, 2\nsplit: 3 → 1, 2\n" in text
     assert "state: active" in text

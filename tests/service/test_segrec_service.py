@@ -240,6 +240,7 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
     for segment in listed.segments:
         assert stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=segment.segment_id)).segment == segment
         assert segment.top_items
+        assert segment.particular_items
         assert segment.label
 
 
@@ -247,6 +248,11 @@ def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
     told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
     assert told.description == "Sentence 2 of release 3."
     assert told.traits == [pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)]
+    title = "Item {} of release 3"
+    own = pb.SegmentItem(item_id="item-002", title=title.format(2), user_share=0.75, lift=2, lift_low=1.5)
+    common = pb.SegmentItem(item_id="item-001", title=title.format(1), user_share=0.95, lift=1, lift_low=0.5)
+    assert list(told.top_items) == [common, own]
+    assert list(told.particular_items) == [own]
     assert told.growth == 0.25
     assert told.activity == pb.Activity(mean_events=10, median_events=8, mean_active_days=4, mean_days_since_last=2.5)
     assert [(action.action, action.share, action.lift) for action in told.actions] == [

@@ -25,6 +25,7 @@ from server.core.profiles import (
     Change,
     Flow,
     Migration,
+    SegmentItem,
     SegmentProfile,
     SegmentRecord,
     Spend,
@@ -221,6 +222,11 @@ def _profile(group: int, segments: int, number: int) -> SegmentProfile:
                 user_count=90 + group,
             ),
         ),
+        top_items=(
+            SegmentItem(item_id=item_id(1), user_share=0.95, lift=1, lift_low=0.5),
+            SegmentItem(item_id=item_id(group + 1), user_share=0.75, lift=segments / 2, lift_low=1.5),
+        ),
+        particular_items=(SegmentItem(item_id=item_id(group + 1), user_share=0.75, lift=segments / 2, lift_low=1.5),),
         mean_distance=0.2,
         silhouette=0.5,
         history=(SegmentRecord(release=number, user_count=100 + group, share=1 / segments),),
@@ -247,7 +253,6 @@ def _write_segment_items(directory: Path, popularity: NDArray[np.float64], segme
                     "segment_id": np.full(len(rows), group + 1, np.int64),
                     "item_index": (rows + 1).astype(np.int32),
                     "score": score.astype(np.float32),
-                    "lift": np.exp(score - popularity[rows]).astype(np.float32),
                 }
             )
         )

@@ -66,7 +66,8 @@ def segments_summary(run: Run) -> RenderableType:
     segmentation, migration = Segmentation.read(directory), read_migration(directory)
     changes = migration_sentences(migration) if migration else []
     confidence = confidence_lines(segmentation)
-    return Group(segments_table(segmentation.profiles), *confidence, *changes, *segmentation.notes)
+    overlap = overlap_lines(segmentation)
+    return Group(segments_table(segmentation.profiles), *confidence, *overlap, *changes, *segmentation.notes)
 
 
 def confidence_lines(segmentation: Segmentation) -> list[str]:
@@ -78,6 +79,16 @@ def confidence_lines(segmentation: Segmentation) -> list[str]:
         f"short history. The mean error of confidence is {segmentation.confidence_error:.3f}, measured on users that "
         "its calibration did not use."
     ]
+
+
+def overlap_lines(segmentation: Segmentation) -> list[str]:
+    """How much the lists of items of two segments overlap; empty with fewer than two lists."""
+    overlaps = (
+        ("the items that most of their users chose", segmentation.top_items_overlap),
+        ("the items that they are particular about (by lift)", segmentation.particular_items_overlap),
+    )
+    texts = [f"{overlap.mean:.0%} of {items}, at most {overlap.largest:.0%}" for items, overlap in overlaps if overlap]
+    return [f"On average, two segments have in common {'; and '.join(texts)}."] if texts else []
 
 
 def segments_table(profiles: Sequence[SegmentProfile]) -> Table:

@@ -1,6 +1,7 @@
 """The items of each segment, best first: popularity among its users, smoothed, where recent events weigh more.
 
 Smoothing draws the popularity in a segment towards the global popularity, which matters for segments with few events.
+The order is the one that predicts events best. `item_lists` has the items that describe a segment.
 """
 
 from collections.abc import Iterator, Sequence
@@ -81,16 +82,23 @@ def publishable(behaviour: Behaviour, clusters: NDArray[np.intp], min_users: int
     An item counts in a cluster if at least `min_users` of its users have a positive event with the item. A cluster with
     fewer than `min_size` users has no events. `clusters` (U,) is -1 for a user without a cluster.
     """
-    items = behaviour.item_count
-    # A pair (row, item) is the number row * V + item, where row is first the user and then the user's cluster.
-    is_positive = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
-    user_items = np.unique(behaviour.user_row[is_positive] * items + behaviour.item_row[is_positive])
-    pairs, users = np.unique(clusters[user_items // items] * items + user_items % items, return_counts=True)
+    pairs, users = users_by_pair(behaviour, clusters)
     sizes = np.bincount(clusters[clusters >= 0])
-    allowed_pairs = pairs[(users >= min_users) & (sizes[pairs // items] >= min_size)]
-    is_allowed = np.isin(clusters[behaviour.user_row] * items + behaviour.item_row, allowed_pairs)
+    allowed_pairs = pairs[(users >= min_users) & (sizes[pairs // behaviour.item_count] >= min_size)]
+    is_allowed = np.isin(clusters[behaviour.user_row] * behaviour.item_count + behaviour.item_row, allowed_pairs)
     columns = ("user_row", "item_row", "action_weight", "age")
     return replace(behaviour, **{name: getattr(behaviour, name)[is_allowed] for name in columns})
+
+
+def users_by_pair(behaviour: Behaviour, clusters: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """The pairs (cluster, item) with a positive event, and the number of users with such events, (P,) each.
+
+    A pair is the number cluster * V + item row; pairs ascend. `clusters` (U,) is -1 for a user without a cluster.
+    """
+    items = behaviour.item_count
+    is_positive = (clusters[behaviour.user_row] >= 0) & (behaviour.action_weight > 0)
+    user_items = np.unique(behaviour.user_row[is_positive] * items + behaviour.item_row[is_positive])
+    return np.unique(clusters[user_items // items] * items + user_items % items, return_counts=True)
 
 
 def half_lives(preprocessing: Preprocessing) -> tuple[float, ...]:
@@ -161,11 +169,11 @@ def segment_items(
     min_users: int = 1,
     min_size: int = 1,
 ) -> pl.DataFrame:
-    """The best `TOP_ITEMS` of each segment, best first: `segment_id`, `item_index`, `score` and `lift`.
+    """The best `TOP_ITEMS` of each segment, best first: `segment_id`, `item_index` and `score`.
 
-    `segment_ids` (K,) are by cluster. The score is the log-probability of the item in the segment; the lift is that
-    probability divided by the global probability. An item that `publishable` does not allow (`min_users`, `min_size`)
-    has a segment count of 0, so that its score depends on its global popularity only.
+    `segment_ids` (K,) are by cluster. The score is the log-probability of the item in the segment. An item that
+    `publishable` does not allow (`min_users`, `min_size`) has a segment count of 0, so that its score depends on its
+    global popularity only.
     """
     publishable_behaviour = publishable(behaviour, clusters, min_users, min_size)
     global_probability = popularity(behaviour, smoothing.half_life)
@@ -178,7 +186,6 @@ def segment_items(
             "segment_id": np.full(len(rows), segment_id, np.int64),
             "item_index": (rows + 1).astype(np.int32),
             "score": np.log(probability[rows]).astype(np.float32),
-            "lift": (probability[rows] / global_probability[rows]).astype(np.float32),
         }
         parts.append(pl.DataFrame(columns))
     return pl.concat(parts)

@@ -10,6 +10,7 @@ from pydantic import Field
 from server.core.frozen_model import FrozenModel
 from server.core.profiles import SegmentProfile
 from server.core.release import Release
+from training.ranking.item_lists import ListOverlap
 from training.runs import Run, write_atomically
 
 _FILE = "segmentation.json"
@@ -43,7 +44,24 @@ class Segmentation(FrozenModel):
     short_share: float = Field(
         default=0.0, ge=0, le=1, description="Share of users with fewer than `min_history` events."
     )
+    top_items_overlap: ListOverlap | None = Field(
+        default=None, description="Of two segments' lists of top items; none with fewer than two lists."
+    )
+    particular_items_overlap: ListOverlap | None = Field(
+        default=None, description="Of two segments' lists of particular items; none with fewer than two lists."
+    )
     notes: tuple[str, ...] = Field(default=(), description="Warnings and explanations, as sentences.")
+
+    @property
+    def overlap_figures(self) -> dict[str, float]:
+        """The figures of both overlaps by name, such as `top_items_overlap_mean`; empty without an overlap."""
+        overlaps = {"top_items": self.top_items_overlap, "particular_items": self.particular_items_overlap}
+        return {
+            f"{lists}_overlap_{name}": value
+            for lists, overlap in overlaps.items()
+            if overlap
+            for name, value in overlap.model_dump().items()
+        }
 
     def write(self, directory: Path) -> None:
         """Write `segmentation.json` to the stage's directory."""

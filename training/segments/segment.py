@@ -28,6 +28,8 @@ from training.kmeans.settings import KMeansSettings
 from training.profiles.llm_names import with_llm_names
 from training.profiles.profiles import Privacy, profiles_of
 from training.ranking.hybrid import HybridChoice, HybridTuner
+from training.ranking.item_lists import item_lists, list_overlap
+from training.ranking.segment_items import behaviour_of
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.clusters import Segments, cluster, limit_k, merging_notes
@@ -87,7 +89,7 @@ def segment(
         step("writing")
         _write(stage.directory, inputs, users, results)
         segmentation.write(stage.directory)
-        stage.figures |= results.figures
+        stage.figures |= results.figures | segmentation.overlap_figures
     return segmentation
 
 
@@ -222,7 +224,7 @@ def _calibrate_confidence(inputs: SegmentInputs, users: EmbeddedUsers, segments:
 
 def _describe(inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults) -> Segmentation:
     """The names and profiles of the segments, and the other values that publishing reads from the stage."""
-    profiles, naming_notes = _profiles(inputs, results)
+    profiles, naming_notes = _profiles(inputs, users, results)
     fit, choice, confidence = results.clustering.segments.fit, results.choice, results.confidence
     newest = int(users.log.timestamp.max())
     return Segmentation(
@@ -242,11 +244,15 @@ def _describe(inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults
         confidence_error=confidence.error,
         doubtful_share=confidence.doubtful_share,
         short_share=confidence.short_share,
+        top_items_overlap=list_overlap([profile.top_items for profile in profiles]),
+        particular_items_overlap=list_overlap([profile.particular_items for profile in profiles]),
         notes=(*results.notes, *naming_notes),
     )
 
 
-def _profiles(inputs: SegmentInputs, results: StageResults) -> tuple[Sequence[SegmentProfile], list[str]]:
+def _profiles(
+    inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults
+) -> tuple[Sequence[SegmentProfile], list[str]]:
     """The profile of each segment, and notes on the naming by a language model, if the run uses one."""
     settings, members = inputs.settings, results.clustering.segments.members
     events = pl.scan_parquet(inputs.prepared / "events.parquet")
@@ -254,7 +260,14 @@ def _profiles(inputs: SegmentInputs, results: StageResults) -> tuple[Sequence[Se
     items = pl.read_parquet(inputs.prepared / "items.parquet", columns=["item_id", "title", "category"])
     privacy = Privacy(settings.min_segment_size, settings.min_item_users)
     has_clock = inputs.preprocessing.has_clock
-    profiles = profiles_of(events, items, members, results.matching.segment_ids, has_clock, privacy)
+    bare = profiles_of(events, items, members, results.matching.segment_ids, has_clock, privacy)
+    behaviour = behaviour_of(users.log, users.log.features.ends, inputs.preprocessing, len(items))
+    minimums = settings.min_item_users, settings.min_segment_size
+    lists = item_lists(behaviour, members.clusters, len(bare), items["item_id"], *minimums)
+    profiles = [
+        profile.model_copy(update={"top_items": listed.top, "particular_items": listed.particular})
+        for profile, listed in zip(bare, lists, strict=True)
+    ]
     return with_llm_names(profiles, settings.naming)
 
 

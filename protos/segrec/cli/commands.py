@@ -15,7 +15,9 @@ from segrec.errors import InvalidArgument, NotFound
 from segrec.requests import RecommendArguments
 from segrec.v1.common_pb2 import Event
 from segrec.v1.model_service_pb2 import Release, ReleaseState
-from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentProfile, SegmentRow
+from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentItem, SegmentProfile, SegmentRow
+
+_ITEM_FIELDS = ("item_id", "title", "user_share", "lift", "lift_low")
 
 
 def segment(client: SegrecClient, options: argparse.Namespace) -> int:
@@ -119,10 +121,17 @@ def _print_profile(profile: SegmentProfile, release: int) -> None:
     print(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}\n")
     traits = [(trait.kind, trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
     print(table(("trait", "name", "share", "lift"), traits) + "\n")
-    items = [(item.item_id, item.title, item.score, item.lift) for item in profile.top_items]
-    print(table(("item", "title", "score", "lift"), items) + "\n")
+    _print_items("What most of its users chose, by share of users:", profile.top_items)
+    _print_items("What it is particular about, by the lower bound of the lift:", profile.particular_items)
     sizes = [(record.release, record.user_count, f"{record.share:.1%}") for record in profile.history]
     print(table(("release", "users", "share"), sizes))
+
+
+def _print_items(heading: str, items: Iterable[SegmentItem]) -> None:
+    """Prints a list of items; nothing if it is empty."""
+    lines = [(item.item_id, item.title, f"{item.user_share:.1%}", item.lift, item.lift_low) for item in items]
+    if lines:
+        print(f"{heading}\n{table(('item', 'title', 'users', 'lift', 'at least'), lines)}\n")
 
 
 def _print_migration(migration: Migration) -> None:
@@ -150,7 +159,8 @@ def _ids(segment_ids: Iterable[int]) -> str:
 def _profile_record(profile: SegmentProfile, release: int) -> dict[str, Any]:
     record = _fields(profile, "segment_id", "label", "user_count", "share", "mean_distance", "silhouette")
     record["traits"] = [_fields(trait, "kind", "name", "share", "lift") for trait in profile.traits]
-    record["top_items"] = [_fields(item, "item_id", "title", "score", "lift") for item in profile.top_items]
+    for name in ("top_items", "particular_items"):
+        record[name] = [_fields(item, *_ITEM_FIELDS) for item in getattr(profile, name)]
     record["description"] = profile.description
     record["history"] = [_fields(size, "release", "user_count", "share") for size in profile.history]
     return record | {"release": release}

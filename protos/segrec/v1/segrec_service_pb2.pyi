@@ -244,16 +244,18 @@ class RecommendChunk(_message.Message):
     def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
 
 class SegmentItem(_message.Message):
-    __slots__ = ("item_id", "title", "score", "lift")
+    __slots__ = ("item_id", "title", "user_share", "lift", "lift_low")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
-    SCORE_FIELD_NUMBER: _ClassVar[int]
+    USER_SHARE_FIELD_NUMBER: _ClassVar[int]
     LIFT_FIELD_NUMBER: _ClassVar[int]
+    LIFT_LOW_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     title: str
-    score: float
+    user_share: float
     lift: float
-    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., lift: _Optional[float] = ...) -> None: ...
+    lift_low: float
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., user_share: _Optional[float] = ..., lift: _Optional[float] = ..., lift_low: _Optional[float] = ...) -> None: ...
 
 class Trait(_message.Message):
     __slots__ = ("kind", "name", "share", "lift", "lift_low", "user_count")
@@ -314,7 +316,7 @@ class SegmentRecord(_message.Message):
     def __init__(self, release: _Optional[int] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ...) -> None: ...
 
 class SegmentProfile(_message.Message):
-    __slots__ = ("segment_id", "label", "user_count", "share", "traits", "top_items", "mean_distance", "silhouette", "history", "description", "growth", "activity", "actions", "hours", "weekdays", "spend")
+    __slots__ = ("segment_id", "label", "user_count", "share", "traits", "top_items", "mean_distance", "silhouette", "history", "description", "growth", "activity", "actions", "hours", "weekdays", "spend", "particular_items")
     SEGMENT_ID_FIELD_NUMBER: _ClassVar[int]
     LABEL_FIELD_NUMBER: _ClassVar[int]
     USER_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +333,7 @@ class SegmentProfile(_message.Message):
     HOURS_FIELD_NUMBER: _ClassVar[int]
     WEEKDAYS_FIELD_NUMBER: _ClassVar[int]
     SPEND_FIELD_NUMBER: _ClassVar[int]
+    PARTICULAR_ITEMS_FIELD_NUMBER: _ClassVar[int]
     segment_id: int
     label: str
     user_count: int
@@ -347,7 +350,8 @@ class SegmentProfile(_message.Message):
     hours: _containers.RepeatedScalarFieldContainer[float]
     weekdays: _containers.RepeatedScalarFieldContainer[float]
     spend: Spend
-    def __init__(self, segment_id: _Optional[int] = ..., label: _Optional[str] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ..., top_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ..., mean_distance: _Optional[float] = ..., silhouette: _Optional[float] = ..., history: _Optional[_Iterable[_Union[SegmentRecord, _Mapping]]] = ..., description: _Optional[str] = ..., growth: _Optional[float] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[ActionShare, _Mapping]]] = ..., hours: _Optional[_Iterable[float]] = ..., weekdays: _Optional[_Iterable[float]] = ..., spend: _Optional[_Union[Spend, _Mapping]] = ...) -> None: ...
+    particular_items: _containers.RepeatedCompositeFieldContainer[SegmentItem]
+    def __init__(self, segment_id: _Optional[int] = ..., label: _Optional[str] = ..., user_count: _Optional[int] = ..., share: _Optional[float] = ..., traits: _Optional[_Iterable[_Union[Trait, _Mapping]]] = ..., top_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ..., mean_distance: _Optional[float] = ..., silhouette: _Optional[float] = ..., history: _Optional[_Iterable[_Union[SegmentRecord, _Mapping]]] = ..., description: _Optional[str] = ..., growth: _Optional[float] = ..., activity: _Optional[_Union[Activity, _Mapping]] = ..., actions: _Optional[_Iterable[_Union[ActionShare, _Mapping]]] = ..., hours: _Optional[_Iterable[float]] = ..., weekdays: _Optional[_Iterable[float]] = ..., spend: _Optional[_Union[Spend, _Mapping]] = ..., particular_items: _Optional[_Iterable[_Union[SegmentItem, _Mapping]]] = ...) -> None: ...
 
 class SegmentFlow(_message.Message):
     __slots__ = ("from_segment_id", "to_segment_id", "user_count", "share")

@@ -147,7 +147,6 @@ def _read_segment_items(path: Path) -> dict[int, RankedItems]:
         int(segment_id): RankedItems(
             part["item_index"].to_numpy().astype(np.int32),
             part["score"].to_numpy().astype(np.float32),
-            part["lift"].to_numpy().astype(np.float32),
         )
         for (segment_id,), part in frame.partition_by("segment_id", as_dict=True, maintain_order=True).items()
     }
@@ -183,6 +182,11 @@ def _check_shapes(release: Release) -> None:
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:
             raise DamagedRelease(f"{where}: segment_items.parquet has items that are not in the catalogue")
+    described = {item.item_id for s in release.segments for item in (*s.top_items, *s.particular_items)}
+    if unknown := described - release.vocabulary.keys():
+        raise DamagedRelease(
+            f"{where}: segments.json has an item that is not in the catalogue: {min(unknown)!r}; publish the run again"
+        )
     hashes, step = release.items[ITEM_HASH], 1 + release.items.height // HASH_SAMPLE
     sample = pl.concat([release.items.gather_every(step), release.items.tail(1)])
     if hashes.dtype != pl.UInt64 or hashes.null_count() or not sample.equals(with_item_hashes(sample)):

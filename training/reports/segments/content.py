@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.errors import DamagedRelease
-from server.core.profiles import Migration, SegmentProfile
+from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
@@ -35,23 +35,29 @@ MAP_USERS = 5_000
 MOST_SEGMENTS = 56
 """Number of segments that colours and shapes can distinguish; only the largest segments are shown."""
 
-_TOP_ITEMS = 6
+_SHOWN_ITEMS = 6
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An item of a segment; `lift` is its share in the segment divided by its share among all users."""
+    """An item of a segment: its title, and the figures of the profile's `SegmentItem`."""
 
     title: str
+    user_share: float
     lift: float
+    lift_low: float
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A segment: its profile, its top items, and the share of its users with a confident assignment, if known."""
+    """A segment: its profile, its items, and the share of its users with a confident assignment, if known.
+
+    `top_items` are the first ones by share, `particular_items` by the lower bound of the lift.
+    """
 
     profile: SegmentProfile
-    items: tuple[Item, ...]
+    top_items: tuple[Item, ...]
+    particular_items: tuple[Item, ...]
     confident: float | None
 
     @property
@@ -180,25 +186,25 @@ def _shown(profiles: Sequence[SegmentProfile], least: int) -> tuple[SegmentProfi
 
 
 def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]:
-    catalogue = pl.scan_parquet(segmented / "items.parquet").with_row_index("item_index", offset=1)
     title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id")
-    top_items = (
-        pl.scan_parquet(segmented / "segment_items.parquet")
-        .group_by("segment_id", maintain_order=True)
-        .head(_TOP_ITEMS)
-        .join(
-            catalogue.select(pl.col("item_index").cast(pl.Int32), title.alias("title")),
-            on="item_index",
-            how="left",
-            maintain_order="left",
-        )
-        .group_by("segment_id", maintain_order=True)
-        .agg("title", "lift")
-    ).collect()
-    items = {row[0]: tuple(map(Item, row[1], row[2])) for row in top_items.iter_rows()}
+    catalogue = pl.read_parquet(segmented / "items.parquet", columns=["item_id", "title"]).select("item_id", title)
+    titles = dict(catalogue.iter_rows())
     confident = _confident_shares(segmented)
-    ids = [(profile, profile.segment_id) for profile in shown]
-    return tuple(Card(profile, items.get(number, ()), confident.get(number)) for profile, number in ids)
+    return tuple(
+        Card(
+            profile,
+            _items(profile.top_items, titles),
+            _items(profile.particular_items, titles),
+            confident.get(profile.segment_id),
+        )
+        for profile in shown
+    )
+
+
+def _items(listed: Sequence[SegmentItem], titles: Mapping[str, str]) -> tuple[Item, ...]:
+    return tuple(
+        Item(titles[item.item_id], item.user_share, item.lift, item.lift_low) for item in listed[:_SHOWN_ITEMS]
+    )
 
 
 def _confident_shares(segmented: Path) -> dict[int, float]:

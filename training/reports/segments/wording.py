@@ -6,9 +6,11 @@ import numpy as np
 from humanize import natural_list
 
 from server.core.profiles import Change, Flow, Migration, SegmentProfile
+from training.ranking.item_lists import LONGEST_LIST
 from training.reports.segments.content import MAP_USERS, Content, Moves, Quality, display_name
 from training.reports.segments.sweep_charts import Sweep
 from training.reports.wording import percent, segments_in_words
+from training.segments.result import Segmentation
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -48,6 +50,21 @@ def map_in_words(content: Content) -> str:
         f"components) hold {explained} of the differences between users, so segments that overlap here can be apart in "
         "other directions. Each number is in the middle of its segment; each segment has its own colour and shape."
     )
+
+
+def overlap_in_words(segmentation: Segmentation) -> str:
+    """How much the lists of items of two segments overlap; empty with fewer than two lists."""
+    top, particular = segmentation.top_items_overlap, segmentation.particular_items_overlap
+    if not top:
+        return ""
+    first = (
+        f"What everybody chooses is in many lists: of the {LONGEST_LIST} items that most users of a segment chose, two "
+        f"segments have {percent(top.mean)} in common on average, and {percent(top.largest)} at most."
+    )
+    if not particular:
+        return first
+    shares = f"{percent(particular.mean)} and {percent(particular.largest)}"
+    return f"{first} Of the items that they are particular about, by the lower bound of the lift, it is {shares}."
 
 
 def sizes_in_words(content: Content) -> str:

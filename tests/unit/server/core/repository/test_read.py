@@ -184,6 +184,17 @@ def test_other_hashes_of_item_ids_are_refused(directory: Path, hashes: pl.Expr) 
         read_release(directory)
 
 
+@pytest.mark.parametrize("lists", ["top_items", "particular_items"])
+def test_an_item_of_a_segment_that_the_catalogue_lacks_is_refused(directory: Path, lists: str) -> None:
+    path = directory / "segments.json"
+    profiles = json.loads(path.read_bytes())
+    profiles[1][lists][0]["item_id"] = "elsewhere"
+    path.write_text(json.dumps(profiles))
+    rewrite_manifest(directory, lambda text: text["files"].update({path.name: record_of(path).model_dump()}))
+    with pytest.raises(DamagedRelease, match=r"segments\.json has an item that is not in the catalogue: 'elsewhere'"):
+        read_release(directory)
+
+
 def test_a_first_release_of_few_users_has_no_confidence_and_no_migration(whole: Path) -> None:
     release = read_release(whole)
     assert release.manifest.confidence is None

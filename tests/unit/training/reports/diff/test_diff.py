@@ -1,6 +1,7 @@
 """What `segrec-train diff` says of releases whose difference is known."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -183,6 +184,8 @@ def rename_items(directory: Path, count: int) -> None:
     name = pl.when(pl.col("row") < count).then(other).otherwise("item_id")
     renamed = items.with_columns(item_id=name).drop("row")
     with_item_hashes(renamed).write_parquet(directory / "items.parquet")
+    path = directory / "segments.json"
+    path.write_text(re.sub(r'"item_id": ?"(item-0[01]\d|item-02[0-4])"', r'"item_id":"other-\1"', path.read_text()))
 
 
 def test_doubt_is_compared_user_by_user(repository: Path) -> None:

@@ -25,6 +25,7 @@ from training.reports.segments.sweep_charts import read_sweep_chart
 from training.reports.segments.user_map import middles, pushed_apart
 from training.reports.style import COLOURS, NARROW, SHAPES, WIDE, colour_of, shape_of
 from training.runs import Run
+from training.segments.result import Segmentation
 from training.segments.segment import segment
 
 EVIL = "<script>alert(1)</script>"
@@ -63,11 +64,29 @@ def test_cards_are_of_all_segments_the_largest_first(run: Run) -> None:
     cards = content_of(run).cards
     assert len(cards) == GROUPS
     assert [card.profile.user_count for card in cards] == sorted((c.profile.user_count for c in cards), reverse=True)
+
+
+def test_the_best_by_lift_stand_beside_the_best_by_share(own: Run) -> None:
+    catalogue = pl.read_parquet(own.path / "segment" / "items.parquet")
+    titles = dict(catalogue.select("item_id", "title").iter_rows())
+    segmentation, cards = Segmentation.read(own.path / "segment"), content_of(own).cards
     for card in cards:
-        listed = pl.read_parquet(run.path / "segment" / "segment_items.parquet")
-        catalogue = pl.read_parquet(run.path / "segment" / "items.parquet")
-        best = listed.filter(pl.col("segment_id") == card.profile.segment_id)["item_index"].head(6)
-        assert [item.title for item in card.items] == catalogue["title"].gather(best - 1).to_list()
+        assert [item.title for item in card.top_items] == [titles[i.item_id] for i in card.profile.top_items[:6]]
+        assert [item.lift_low for item in card.particular_items] == [
+            item.lift_low for item in card.profile.particular_items[:6]
+        ]
+    text = page(own)
+    assert text.count("What most of its users chose") == text.count("What it is particular about") == GROUPS
+    assert "Its users choose no item clearly more often than all users." not in text
+    overlap = segmentation.top_items_overlap
+    assert overlap is not None
+    assert f"{figures.percent(overlap.mean)} in common on average" in text
+    [first, *others] = segmentation.profiles
+    quiet = first.model_copy(update={"particular_items": ()}), *others
+    segmentation.model_copy(update={"profiles": quiet, "top_items_overlap": None}).write(own.path / "segment")
+    text = page(own)
+    assert text.count("Its users choose no item clearly more often than all users.") == 1
+    assert "in common on average" not in text
 
 
 def test_what_is_missing_is_said_in_a_sentence(run: Run) -> None:
