@@ -22,6 +22,9 @@ from training.runs import Progress, Run, fingerprint, no_progress, write_atomica
 REPEATS_MAX = 0.1
 """Limit of `repeat_share`: at or above it, recommendations may contain items that the user has seen."""
 
+VISIT_REPEATS_MAX = 0.02
+"""The limit of `FoundVisits.repeats` for a log with visits: its ranking weighs repeats against new items."""
+
 _LENGTHS = (16, 32, 50, 100, 200)
 _STEPS = ("reading", "cleaning", "item table", "writing")
 _TEXT_STORE = ".text"
@@ -78,7 +81,7 @@ def prepare(
         labels = read_users(users, config.users, scratch) if users else None
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
-        repeats = repeat_share(training_events)
+        repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
         preprocessing = preprocessing.model_copy(update={"visits": found.visits})
         rows_in, rows_out = len(log.events), len(cleaned.events)
@@ -122,7 +125,9 @@ def learn_preprocessing(
         actions=tuple(Action(name=name, weight=by_name[name]) for name in counts["action"].cast(pl.String)),
         value=learn_normaliser(events, config.clean.normalise, split),
         has_clock=has_clock,
-        exclude_seen=repeats < REPEATS_MAX if exclude_seen is None else exclude_seen,
+        exclude_seen=repeats < (VISIT_REPEATS_MAX if split.by_visit else REPEATS_MAX)
+        if exclude_seen is None
+        else exclude_seen,
     )
 
 

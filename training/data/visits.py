@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from server.core.preprocessing import Visits
 from server.core.visits import visit_starts
@@ -19,8 +20,11 @@ SESSION_GAP_SECONDS = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class FoundVisits:
-    """The visits of a log. `ties`: share of events with the same time as the user's next event; `joined`: share of
-    events that continue a visit; `visits_a_user`: median; `events_a_visit`: mean.
+    """The visits of a log.
+
+    `ties`: share of events with the same time as the user's next event; `joined`: share of events that continue a visit;
+    `repeats`: share of the items of visits that the user had in an earlier visit; `visits_a_user`: median;
+    `events_a_visit`: mean.
     """
 
     visits: Visits
@@ -28,6 +32,7 @@ class FoundVisits:
     joined: float
     visits_a_user: float
     events_a_visit: float
+    repeats: float
 
     @property
     def has_visits(self) -> bool:
@@ -60,4 +65,19 @@ def find_visits(events: pl.DataFrame, has_clock: bool, settings: VisitSettings) 
     user_starts = np.flatnonzero(np.append(True, ~same_user))
     per_user = np.add.reduceat(starts.astype(np.int64), user_starts) if len(events) else np.zeros(1)
     visit_count = max(int(starts.sum()), 1)
-    return FoundVisits(visits, ties, 1.0 - starts.sum() / count, float(np.median(per_user)), len(events) / visit_count)
+    return FoundVisits(
+        visits,
+        ties,
+        1.0 - starts.sum() / count,
+        float(np.median(per_user)),
+        len(events) / visit_count,
+        _repeats(events, starts),
+    )
+
+
+def _repeats(events: pl.DataFrame, starts: NDArray[np.bool_]) -> float:
+    """Share of the pairs of visit and item that repeat an item of an earlier visit of the user."""
+    user, item = (pl.col(name).to_physical().cast(pl.Int64) for name in ("user_id", "item_id"))
+    pair = events.select(user * (item.max() + 1) + item).to_series().alias("pair")
+    visits = pl.DataFrame({"pair": pair, "visit": np.cumsum(starts)}).unique()
+    return 1.0 - visits["pair"].n_unique() / max(len(visits), 1)

@@ -15,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from server.core.next_visit import ITEM_STATISTICS
 from server.core.release import MIGRATION, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
 from training.config import ItemColumns, PublishSettings
@@ -195,11 +196,15 @@ def _forget_shape(model: onnx.ModelProto, name: str) -> None:
 
 
 def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
-    """Old items, then new items, which get the smallest popularity of all and no trend."""
+    """Old items, then new items, which get the smallest popularity of all, no trend and the mean rates of repeats."""
     lowest = float(old.popularity.min())
+    statistics = old.item_tables.statistics
+    rates = [*statistics.min(axis=0)[:2].tolist(), *statistics.mean(axis=0)[2:].tolist()]
     added = table.select(
         "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(lowest).alias("popularity")
-    ).with_columns(pl.lit(0.0).alias(TREND))
+    ).with_columns(
+        pl.lit(0.0).alias(TREND), *(pl.lit(rate).alias(name) for name, rate in zip(ITEM_STATISTICS, rates, strict=True))
+    )
     schema = old.items.schema
     typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
     return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))

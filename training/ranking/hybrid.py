@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from server.core.features import Features
+from server.core.next_visit import ItemTables, NextVisitModel, SegmentList
+from server.core.own_items import own_items
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part, normalised, segment_part
 from training.data.sequences import (
@@ -28,6 +30,16 @@ from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
 from training.metrics import hit_rate, ndcg_each, target_ranks
 from training.model.torch_inference import leave_out_seen
+from training.ranking.next_visit import (
+    VISITS_MAX,
+    VISITS_MIN,
+    Asked,
+    Rows,
+    item_statistics,
+    learn,
+    past_of,
+    pools_of,
+)
 from training.ranking.segment_items import (
     TOP_ITEMS,
     Behaviour,
@@ -83,6 +95,8 @@ class HybridChoice:
     weight: float
     trend: Trend | None
     figures: dict[str, float]
+    next_visit: NextVisitModel | None = None
+    """The ranking of a log with visits and repeats, in place of `weight` and `trend`."""
 
     @property
     def notes(self) -> list[str]:
@@ -90,6 +104,8 @@ class HybridChoice:
         notes = []
         if not self.figures:
             notes.append("Histories are too short for validation targets, so the hybrid's weight is the default.")
+        if self.next_visit:
+            notes.append("Items that users had before are ranked beside new ones, by a ranking learned from visits.")
         if self.trend:
             notes.append(f"Items that are in demand now rank higher: trend with {self.trend.describe()}.")
         return notes
@@ -113,6 +129,8 @@ class HybridTuner:
 
     def choose(self) -> HybridChoice:
         """Choose the settings on validation targets, and measure them on test targets."""
+        if self.learns_next_visit:
+            return self._choose_for_visits()
         snapshot = self.snapshot(2)
         smoothing = self.smoothing(snapshot)
         if snapshot is None:
@@ -122,6 +140,56 @@ class HybridTuner:
         weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
         test = self.snapshot(1)
         return HybridChoice(smoothing, weight, trend, self._figures(test, smoothing, weight, trend) if test else {})
+
+    @property
+    def learns_next_visit(self) -> bool:
+        """Whether the log has visits whose users repeat items, and enough of them to learn a ranking."""
+        if not self.log.split.by_visit or self.preprocessing.exclude_seen:
+            return False
+        return len(np.unique(held_out(self.log, 2, positive_actions(self.preprocessing)).rows)) >= VISITS_MIN
+
+    def _choose_for_visits(self) -> HybridChoice:
+        validation = self.before_visit(2)
+        smoothing = self.smoothing(validation.snapshot)
+        asked, tables = self.asked(validation, smoothing)
+        rows = Rows.of(tables, asked)
+        model = learn(rows, validation.is_positive(rows), len(asked.rows), self.kmeans.seed)
+        test = self.before_visit(1)
+        asked, tables = self.asked(test, smoothing)
+        lists = strategy_lists(model, tables, asked)
+        figures: dict[str, float] = {}
+        for name, best in lists.items():
+            figures |= {f"{name}_{figure}@10": float(each.mean()) for figure, each in test.figures(best, 10).items()}
+        return HybridChoice(smoothing, DEFAULT_WEIGHT, None, figures, model)
+
+    def before_visit(self, from_end: int) -> "BeforeVisit":
+        """A sample of users before their last visit (1), or the visit before it (2)."""
+        held = held_out(self.log, from_end, positive_actions(self.preprocessing))
+        users, first = np.unique(held.rows, return_index=True)
+        if len(users) > VISITS_MAX:
+            first = np.sort(np.random.default_rng(self.kmeans.seed).permutation(first)[:VISITS_MAX])
+        snapshot = self.snapshot(from_end, select_targets(held, first))
+        assert snapshot is not None
+        kept = np.isin(held.rows, held.rows[first])
+        return BeforeVisit(snapshot, select_targets(held, np.flatnonzero(kept)), from_end)
+
+    def asked(self, before: "BeforeVisit", smoothing: Smoothing) -> tuple[Asked, ItemTables]:
+        """The users with what they had and the tables of items, as a release of that time would hold them."""
+        snapshot = before.snapshot
+        held, ends = snapshot.held, known_ends(self.log, before.from_end)
+        item_count = len(self.item_embeddings)
+        statistics = item_statistics(self.log, ends, self.preprocessing, item_count)
+        popular = np.log(popularity(snapshot.behaviour, smoothing.half_life)).astype(np.float32)
+        tables = ItemTables(self.item_embeddings, popular, statistics)
+        lists = segment_lists(snapshot, smoothing)
+        asked = Asked(
+            held.rows,
+            own_items(past_of(self.log, held.rows, held.ends, self.preprocessing), item_count),
+            np.ascontiguousarray(snapshot.embeddings, np.float32),
+            pools_of(snapshot.embeddings, self.item_embeddings),
+            [lists[cluster] for cluster in snapshot.clusters[held.rows].tolist()],
+        )
+        return asked, tables
 
     def smoothing(self, snapshot: Snapshot | None) -> Smoothing:
         """The smoothing that predicts the targets of a snapshot best; the middle candidate without a snapshot."""
@@ -221,6 +289,68 @@ class HybridTuner:
                     scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)
                     ranks[weight][places] = target_ranks(scores, targets).numpy()
         return ranks
+
+
+@dataclass(frozen=True, slots=True)
+class BeforeVisit:
+    """Users before a visit: the `snapshot` has each user once, `targets` (T,) all items of the visits."""
+
+    snapshot: Snapshot
+    targets: HeldOut
+    from_end: int
+
+    def is_positive(self, rows: Rows) -> NDArray[np.bool_]:
+        """Whether the visit of each candidate's user has the item, (R,)."""
+        return np.isin(self._keys(self.snapshot.held.rows[rows.user], rows.item_row), self._wanted)
+
+    def figures(self, lists: NDArray[np.int64], count: int) -> dict[str, NDArray[np.float64]]:
+        """HR, recall and NDCG of the first `count` rows of each user's list (B, ≥ count), (B,) each."""
+        listed = lists[:, :count]
+        users = np.repeat(self.snapshot.held.rows, listed.shape[1])
+        hits = np.isin(self._keys(users, listed.ravel()), self._wanted).reshape(listed.shape)
+        sizes = np.bincount(np.searchsorted(self.snapshot.held.rows, self.targets.rows))
+        discounts = 1 / np.log2(np.arange(2, listed.shape[1] + 2))
+        ideal = np.cumsum(discounts)[np.minimum(sizes, listed.shape[1]) - 1]
+        return {
+            "hr": hits.any(axis=1).astype(np.float64),
+            "recall": hits.sum(axis=1) / sizes,
+            "ndcg": (hits * discounts).sum(axis=1) / ideal,
+        }
+
+    @property
+    def _wanted(self) -> NDArray[np.int64]:
+        return self._keys(self.targets.rows, self.targets.targets.astype(np.int64) - 1)
+
+    @staticmethod
+    def _keys(users: NDArray[np.integer], items: NDArray[np.integer]) -> NDArray[np.int64]:
+        return users.astype(np.int64) * (1 << 32) + items
+
+
+def strategy_lists(
+    model: NextVisitModel, tables: ItemTables, asked: Asked, count: int = 20
+) -> dict[str, NDArray[np.int64]]:
+    """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none."""
+    popular = np.argsort(-tables.popularity, kind="stable")[:count]
+    segments = np.full((len(asked.rows), count), -1, np.int64)
+    for place, segment in enumerate(asked.segments):
+        segments[place, : len(segment.rows[:count])] = segment.rows[:count]
+    return {
+        "hybrid": Rows.of(tables, asked).best(model, len(asked.rows), count),
+        "personal": asked.pools[:, :count],
+        "segment": segments,
+        "popular": np.tile(popular, (len(asked.rows), 1)),
+    }
+
+
+def segment_lists(snapshot: Snapshot, smoothing: Smoothing) -> list[SegmentList]:
+    """For each cluster the list of items that a release would hold."""
+    probability = popularity(snapshot.behaviour, smoothing.half_life)
+    lists = []
+    for counts in cluster_counts(snapshot.publishable, snapshot.clusters, snapshot.cluster_count, smoothing.half_life):
+        scores = smoothed(counts, probability, smoothing.prior)
+        rows = np.argsort(-scores, kind="stable")[:TOP_ITEMS]
+        lists.append(SegmentList(rows, np.log(scores[rows]).astype(np.float32)))
+    return lists
 
 
 def segment_scores(snapshot: Snapshot, smoothing: Smoothing) -> Iterator[NDArray[np.float32]]:

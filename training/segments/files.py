@@ -10,10 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, batches
-from server.core.release import GOLDEN_TOLERANCE, TREND, Golden, with_item_hashes
+from server.core.next_visit import ITEM_STATISTICS
+from server.core.release import GOLDEN_TOLERANCE, RANKING, TREND, Golden, with_item_hashes
 from training.model.onnx_inference import embed
 from training.profiles.profiles import exemplars_of
 from training.ranking.hybrid import HybridChoice
+from training.ranking.next_visit import item_statistics
 from training.ranking.segment_items import behaviour_of, popularity, segment_items
 from training.ranking.trend import Demand
 from training.segments.clusters import Segments
@@ -59,6 +61,11 @@ def write_items(
     behaviour = behaviour_of(log, log.features.ends, preprocessing, len(items))
     global_scores = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
     catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", global_scores))
+    (directory / RANKING).unlink(missing_ok=True)
+    if choice.next_visit:
+        statistics = item_statistics(log, log.features.ends, preprocessing, len(items))
+        catalogue = catalogue.with_columns(pl.from_numpy(statistics, list(ITEM_STATISTICS)))
+        (directory / RANKING).write_text(choice.next_visit.model_dump_json())
     if choice.trend:
         trend_scores = Demand(log, 0, preprocessing, len(items)).newest_scores(choice.trend)
         catalogue = catalogue.with_columns(pl.Series(TREND, trend_scores))
