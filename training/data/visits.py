@@ -22,8 +22,8 @@ SESSION_GAP_SECONDS = 1800.0
 class FoundVisits:
     """The visits of a log.
 
-    `ties`: share of events with the same time as the user's next event; `joined`: share of events that continue a visit;
-    `repeats`: share of the items of visits that the user had in an earlier visit; `visits_a_user`: median;
+    `ties`: share of events with the same time as the user's next event. `joined`: share of events that continue a
+    visit. `repeats`: share of the items of visits that the user had in an earlier visit. `visits_a_user`: median.
     `events_a_visit`: mean.
     """
 
