@@ -43,7 +43,9 @@ VISITS_MAX = 4_000
 STATISTICS_USERS = 50_000
 
 _MEMBERS, _HIDDEN = 3, (64, 32)
-_EPOCHS, _BATCH, _RATE, _DECAY = 12, 8192, 3e-3, 1e-2
+_EPOCHS, _RATE, _DECAY = 12, 3e-3, 1e-2
+_STEPS_AN_EPOCH, _SMALLEST_BATCH = 40, 256
+_ROWS_AT_ONCE = 8192
 _NEGATIVES = 150
 """Candidates without success a user that are learned from, on average; their weights make up for the others."""
 
@@ -87,7 +89,10 @@ class Rows:
     def best(self, model: NextVisitModel, user_count: int, count: int) -> NDArray[np.int64]:
         """The best `count` item rows of each user, best first, (B, count); -1 where there are fewer."""
         scores = np.concatenate(
-            [model.log_odds(self.features[start : start + _BATCH]) for start in range(0, len(self.user), _BATCH)]
+            [
+                model.log_odds(self.features[start : start + _ROWS_AT_ONCE])
+                for start in range(0, len(self.user), _ROWS_AT_ONCE)
+            ]
         )
         order = np.lexsort((-scores, self.user))
         place = places_of(0, np.bincount(self.user, minlength=user_count))
@@ -192,12 +197,13 @@ class _Networks(nn.Module):
 def _train(networks: _Networks, features: Tensor, targets: Tensor, weights: Tensor) -> None:
     """AdamW with one cycle of the rate."""
     optimizer = torch.optim.AdamW(networks.parameters(), lr=_RATE, weight_decay=_DECAY)
-    steps = _EPOCHS * -(-len(features) // _BATCH)
+    size = max(_SMALLEST_BATCH, len(features) // _STEPS_AN_EPOCH)
+    steps = _EPOCHS * -(-len(features) // size)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * _RATE, total_steps=steps)
     for _ in range(_EPOCHS):
         order = torch.randperm(len(features))
-        for start in range(0, len(order), _BATCH):
-            batch = order[start : start + _BATCH]
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
             log_odds = networks(features[batch])
             loss = functional.binary_cross_entropy_with_logits(
                 log_odds, targets[batch].expand_as(log_odds), weights[batch].expand_as(log_odds)
