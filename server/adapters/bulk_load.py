@@ -136,8 +136,9 @@ def _histories(events: pl.DataFrame, limit: int, hash_of: _Hash) -> Users:
     end = 0
     for count, user_id in runs.iter_rows():
         end += count
-        part = slice(end - min(count, limit), end)
-        users.append((user_id, History.of(item_ids[part], actions[part], [column[part] for column in columns])))
+        part = slice(end - count, end)
+        whole = History.of(item_ids[part], actions[part], [column[part] for column in columns])
+        users.append((user_id, whole.shortened(limit)))
     return users
 
 

@@ -17,6 +17,7 @@ from server.core.hash_index import HashIndex
 from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of, rows_of
+from server.core.visits import canonical_order
 
 GAP_START = 1
 """Gap index of the first event of a window, and of every event in a log without a clock. 0 is padding."""
@@ -140,7 +141,7 @@ def features_of(
     histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Features:
     """Encode the newest `max_length` events of each history whose item and action are known."""
-    indexed = look_up(histories, items, actions, preprocessing.max_length)
+    indexed = look_up(histories, items, actions, preprocessing.max_length, preprocessing.visits.ordered)
     encoder = encode_few if len(histories) <= FEW_HISTORIES else encode_many
     value, gap_index = encoder(indexed, preprocessing)
     return Features(
@@ -194,20 +195,28 @@ def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[n
     return value32, gap_index
 
 
-def look_up(histories: Sequence[History], items: HashIndex, actions: HashIndex, max_length: int) -> Indexed:
-    """Index the newest `max_length` known events of each history."""
-    window = _newest(histories, max_length)
+def look_up(
+    histories: Sequence[History], items: HashIndex, actions: HashIndex, max_length: int, ordered: bool = False
+) -> Indexed:
+    """Index the newest `max_length` known events of each history, tied events in canonical order unless `ordered`."""
+    if ordered:
+        counts = [min(len(history), max_length) for history in histories]
+    else:
+        counts = [history.count_with_ties(max_length) for history in histories]
+    window = _newest(histories, counts, ordered)
     item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
     known = (item_index > 0) & (action_index > 0)
     ignored = np.zeros(len(histories), np.int32)
-    if known.all():
+    if known.all() and max(counts, default=0) <= max_length:
         return Indexed(window.row, item_index, action_index, window.values, window.timestamps, ignored)
-    # Histories with unknown events are read whole: older known events take the places of the unknown ones.
-    incomplete = np.unique(window.row[~known])
-    window = _newest(histories, max(len(histories[row]) for row in incomplete.tolist()), incomplete, max_length)
-    item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
-    known = (item_index > 0) & (action_index > 0)
-    ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
+    if not known.all():
+        # Histories with unknown events are read whole: older known events take the places of the unknown ones.
+        for row in np.unique(window.row[~known]).tolist():
+            counts[row] = len(histories[row])
+        window = _newest(histories, counts, ordered)
+        item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
+        known = (item_index > 0) & (action_index > 0)
+        ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
     kept = known & _among_newest(known, window.row, len(histories), max_length)
     return Indexed(
         window.row[kept],
@@ -229,26 +238,31 @@ class _Window:
     item_hashes: NDArray[np.uint64]
     action_hashes: NDArray[np.uint64]
 
+    def in_order(self, order: NDArray[np.intp]) -> "_Window":
+        """The same histories, their events in the order of the places `order` (N,)."""
+        return _Window(
+            self.row,
+            self.timestamps,
+            self.values[order],
+            self.item_hashes[order],
+            self.action_hashes[order],
+        )
 
-def _newest(
-    histories: Sequence[History], count: int, only: NDArray[np.int64] | None = None, other_count: int = 0
-) -> _Window:
-    """The newest `count` events of each history; with `only`, the other histories have their newest `other_count`."""
-    counts = [count] * len(histories)
-    if only is not None:
-        counts = [other_count] * len(histories)
-        for row in only.tolist():
-            counts[row] = count
-    pairs = list(zip(histories, counts, strict=True))
-    events = b"".join([history.newest(most) for history, most in pairs])
-    lengths = [min(len(history), most) for history, most in pairs]
-    return _Window(
-        rows_of(lengths),
+
+def _newest(histories: Sequence[History], counts: Sequence[int], ordered: bool) -> _Window:
+    """The newest `counts[b]` events of each history b, tied events in canonical order unless `ordered`."""
+    events = b"".join([history.newest(count) for history, count in zip(histories, counts, strict=True)])
+    window = _Window(
+        rows_of(counts),
         column_of(events, TIMESTAMP),
         column_of(events, VALUE),
         column_of(events, ITEM_HASH),
         column_of(events, ACTION_HASH),
     )
+    if ordered:
+        return window
+    order = canonical_order(window.row, window.timestamps, window.item_hashes, window.action_hashes, window.values)
+    return window if order is None else window.in_order(order)
 
 
 def _among_newest(known: NDArray[np.bool_], row: NDArray[np.int64], count: int, max_length: int) -> NDArray[np.bool_]:

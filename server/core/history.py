@@ -180,10 +180,28 @@ class History:
         end = _HEADER.size + _EVENT_BYTES * self._count
         return self.row[end - _EVENT_BYTES * min(count, self._count) : end]
 
+    def count_with_ties(self, count: int) -> int:
+        """The number of the newest `count` events and of the older events with the time stamp of the oldest of them."""
+        if count >= self._count:
+            return int(self._count)
+        # Two adjacent time stamps, at the start of each event's bytes, are compared without a NumPy call.
+        edge = _HEADER.size + _EVENT_BYTES * (self._count - count)
+        if self.row[edge : edge + 8] != self.row[edge - _EVENT_BYTES : edge - _EVENT_BYTES + 8]:
+            return count
+        timestamps = self.timestamps
+        return int(self._count - np.searchsorted(timestamps, timestamps[-count]))
+
     def events(self) -> list[Event]:
         """The events, oldest first, without their event ids, which are not stored."""
         columns = zip(self.item_ids, self.actions, self.values.tolist(), self.timestamps.tolist(), strict=True)
         return [Event(item_id, action, value, timestamp) for item_id, action, value, timestamp in columns]
+
+    def shortened(self, limit: int) -> "History":
+        """The newest `limit` events."""
+        if self._count <= limit:
+            return self
+        columns = _columns(self)
+        return _select(self.item_ids, self.actions, columns, _newest_places(columns, limit), self.revision)
 
     def with_revision(self, revision: int) -> "History":
         """The same events with another revision."""
@@ -254,8 +272,21 @@ def _columns(history: History) -> list[NDArray[np.generic]]:
 
 def _joined(older: History, newer: History, limit: int, revision: int) -> History:
     columns = [np.concatenate(pair) for pair in zip(_columns(older), _columns(newer), strict=True)]
-    newest = np.argsort(columns[TIMESTAMP], kind="stable")[-limit:]
+    newest = _newest_places(columns, limit)
     return _select(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
+
+
+def _newest_places(columns: Sequence[NDArray[np.generic]], limit: int) -> NDArray[np.intp]:
+    """Places of the newest `limit` events in time order; tied events keep their order.
+
+    Where the limit cuts a tie, the hashes of its events decide which of them stay, not their order.
+    """
+    timestamps = columns[TIMESTAMP]
+    order = np.argsort(timestamps, kind="stable")
+    if len(order) <= limit or timestamps[order[-limit]] != timestamps[order[-limit - 1]]:
+        return order[-limit:]
+    sort_columns = [columns[column] for column in (KEY, VALUE, ACTION_HASH, ITEM_HASH, TIMESTAMP)]
+    return order[np.isin(order, np.lexsort(sort_columns)[-limit:])]
 
 
 def _select(

@@ -7,6 +7,7 @@ readings of a log: all events, and only the first event of each user and item, w
 ends before the targets of both readings, so that no reading trains on a target of the other.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, encode
+from server.core.hash_index import hashes_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of
-from server.core.visits import visit_starts
+from server.core.visits import canonical_order, visit_starts
 from training.data.split import LEAVE_ONE_OUT, Split, read_split
 
 VISITS_FROM = 0.1
@@ -69,7 +71,7 @@ class EventLog:
         return self.features.slices(starts if max_length is None else np.maximum(starts, ends - max_length), ends)
 
     def subset(self, kept: NDArray[np.bool_], rows: NDArray[np.intp], preprocessing: Preprocessing) -> "EventLog":
-        """The events in the mask `kept` (N,) of the users `rows` (ascending), with new gaps between these events."""
+        """The events in the mask `kept` (N,) of the users `rows` (ascending), with new gaps and visits."""
         is_kept_user = np.zeros(len(self.users), np.bool_)
         is_kept_user[rows] = True
         user = self.event_users
@@ -93,8 +95,9 @@ class EventLog:
 
 
 def read_log(prepared: Path, preprocessing: Preprocessing) -> EventLog:
-    """Encode all of `events.parquet`, in the order of the file."""
-    events = _indexed(prepared, preprocessing).collect()
+    """Encode all of `events.parquet`; see `in_canonical_order` for the order of tied events."""
+    item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"].to_list()
+    events = in_canonical_order(_indexed(prepared, preprocessing).collect(), item_ids, preprocessing)
     split = read_split(prepared)
     encoded = encode(events.lazy(), preprocessing).collect()
     features = Features.of(encoded, np.bincount(encoded["row"].to_numpy()))
@@ -133,6 +136,21 @@ def _indexed(prepared: Path, preprocessing: Preprocessing) -> pl.LazyFrame:
         .join(actions, on="action", how="left", maintain_order="left")
         .select("user_id", "row", pl.col("item_index", "action_index").cast(pl.Int32), "value", "timestamp")
     )
+
+
+def in_canonical_order(events: pl.DataFrame, item_ids: Sequence[str], preprocessing: Preprocessing) -> pl.DataFrame:
+    """Indexed events of known items and actions, sorted by user and time, with tied events in canonical order.
+
+    In a log with `Visits.ordered`, tied events keep their order.
+    """
+    rows, timestamps = events["row"].to_numpy(), events["timestamp"].to_numpy()
+    if preprocessing.visits.ordered or visit_starts(rows, timestamps, 0.0).all():
+        return events
+    item_hashes = hashes_of(item_ids)[events["item_index"].to_numpy() - 1]
+    action_hashes = hashes_of([action.name for action in preprocessing.actions])[events["action_index"].to_numpy() - 1]
+    values = events["value"].fill_null(float("nan")).to_numpy()
+    order = canonical_order(rows, timestamps, item_hashes, action_hashes, values)
+    return events if order is None else events[order]
 
 
 def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:

@@ -20,6 +20,7 @@ from training.config import Config
 from training.data.cleaning import clean
 from training.data.log_reader import read_raw_log, read_users
 from training.data.prepare import named_actions
+from training.data.sequences import in_canonical_order
 from training.errors import LogError
 from training.kmeans.fit import assign
 from training.model.onnx_inference import embed
@@ -97,6 +98,7 @@ def histories_of(events: pl.LazyFrame, release: Release) -> Histories:
     )
     users = indexed["user_id"].gather(np.flatnonzero(np.diff(indexed["row"].to_numpy().astype(np.int64), prepend=-1)))
     known = indexed.drop_nulls(["item_index", "action_index"])
+    known = in_canonical_order(known, release.item_ids, release.preprocessing)
     from_end = pl.int_range(pl.len(), 0, -1).over("row")
     newest = known.lazy().filter(from_end <= release.preprocessing.max_length)
     columns = encode(newest, release.preprocessing).collect()

@@ -1,3 +1,5 @@
+from random import Random
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ from server.core.features import (
 )
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
-from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
+from server.core.preprocessing import Action, Preprocessing, ValueNormaliser, Visits
 
 ITEMS = HashIndex.of(["a", "b", "c"])
 ACTIONS = HashIndex.of(["view", "buy"])
@@ -167,3 +169,35 @@ def test_a_history_is_encoded_the_same_alone_and_among_others(many: list[list[Ev
             for name, array in alone.items():
                 np.testing.assert_array_equal(array[0], inputs[name][place])
     assert seen == {row for row, length in enumerate(together.lengths.tolist()) if length}
+
+
+tied_event = st.builds(
+    Event,
+    st.sampled_from(["a", "b", "c", "?"]),
+    st.sampled_from(["view", "buy", "?"]),
+    st.sampled_from([float("nan"), 0.0, 10.0, 12.0]),
+    st.integers(0, 3),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(tied_event, max_size=16), min_size=1, max_size=12), st.integers(1, 8), st.randoms())
+def test_features_do_not_depend_on_the_order_of_tied_events(
+    many: list[list[Event]], max_length: int, random: Random
+) -> None:
+    chosen = preprocessing(max_length=max_length)
+    expected = features_of([history_of(events) for events in many], ITEMS, ACTIONS, chosen)
+    for events in many:
+        random.shuffle(events)
+    found = features_of([history_of(events) for events in many], ITEMS, ACTIONS, chosen)
+    for name in ("item_index", "action_index", "value", "gap_index", "offsets", "ignored"):
+        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes(), name
+    known = [sum(event.item_id != "?" and event.action != "?" for event in events) for events in many]
+    assert found.lengths.tolist() == [min(count, max_length) for count in known]
+
+
+def test_an_ordered_log_keeps_the_order_of_arrival() -> None:
+    for items, newest in (("abcab", [3, 1, 2]), ("cbacb", [1, 3, 2])):
+        events = history(*(Event(item_id, "view", 1.0, 5) for item_id in items))
+        chosen = preprocessing(max_length=3, visits=Visits(ordered=True))
+        assert features_of([events], ITEMS, ACTIONS, chosen).item_index.tolist() == newest

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import struct
+from itertools import permutations
+from random import Random
 
 import numpy as np
 import pytest
@@ -107,6 +109,27 @@ def test_equal_times_keep_the_order_of_arrival() -> None:
     first, _ = merge(EMPTY, [Event("b", "view", 1.0, 5), Event("a", "view", 1.0, 5)], 10, 1)
     both, _ = merge(first, [Event("c", "view", 1.0, 5), Event("z", "view", 1.0, 4)], 10, 2)
     assert list(both.item_ids) == ["z", "b", "a", "c"]
+
+
+@settings(deadline=None)
+@given(st.lists(few_events, max_size=20), st.integers(1, 8), st.integers(0, 20), st.randoms())
+def test_which_events_stay_does_not_depend_on_the_order_of_arrival(
+    recorded: list[Event], limit: int, cut: int, random: Random
+) -> None:
+    at_once, _ = merge(EMPTY, recorded, limit, 1)
+    random.shuffle(recorded)
+    first, _ = merge(EMPTY, recorded[:cut], limit, 1)
+    both, _ = merge(first, recorded[cut:], limit, 2)
+    assert sorted(both.keys.tolist()) == sorted(at_once.keys.tolist())
+    assert sorted(history_of(recorded).shortened(limit).timestamps) == list(history_of(recorded).timestamps[-limit:])
+
+
+def test_a_shortened_history_keeps_the_events_that_merging_keeps() -> None:
+    stay = set(sorted("abcd", key=text_hash)[-2:])
+    for order in permutations("abcd"):
+        recorded = [Event("z", "view", 1.0, 4), *(Event(item_id, "view", 1.0, 5) for item_id in order)]
+        merged, _ = merge(EMPTY, recorded, 2, 0)
+        assert set(merged.item_ids) == set(history_of(recorded).shortened(2).item_ids) == stay
 
 
 def test_merging_only_duplicates_changes_neither_history_nor_revision() -> None:

@@ -10,7 +10,7 @@ import pytest
 from server.core.features import GAP_START, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, history_of
-from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
+from server.core.preprocessing import Action, Preprocessing, ValueNormaliser, Visits
 from training.data.sequences import (
     EventLog,
     held_out,
@@ -71,6 +71,36 @@ def test_features_of_the_log_are_those_of_the_server(tmp_path: Path) -> None:
     for name in ("item_index", "action_index", "value", "gap_index", "offsets"):
         np.testing.assert_array_equal(getattr(log.features, name), getattr(online, name), name)
     assert log.users.to_list() == list(HISTORIES)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_tied_events_of_the_log_are_in_the_order_of_the_server(tmp_path: Path, ordered: bool) -> None:
+    rng = np.random.default_rng(0)
+    count = 400
+    events = pl.DataFrame(
+        {
+            "user_id": np.sort(rng.integers(0, 9, count)).astype(str),
+            "item_id": rng.choice([*"abcdef"], count),
+            "action": rng.choice(["buy", "return"], count),
+            "value": pl.Series(rng.choice([0.0, 1.0, 2.0], count)).set(pl.Series(rng.random(count) < 0.3), None),
+            "timestamp": 86_400_000 * rng.integers(0, 12, count),
+        }
+    ).sort("user_id", "timestamp", maintain_order=True)
+    preprocessing = PREPROCESSING.model_copy(update={"max_length": count, "visits": Visits(ordered=ordered)})
+    events.write_parquet(tmp_path / "events.parquet")
+    pl.DataFrame({"item_id": [*"abcdef"]}).write_parquet(tmp_path / "items.parquet")
+    log = read_log(tmp_path, preprocessing)
+    histories = [
+        history_of(
+            Event(*row) for row in part.sample(fraction=1.0, shuffle=not ordered, seed=1).drop("user_id").iter_rows()
+        )
+        for part in events.with_columns(pl.col("value").fill_null(float("nan"))).partition_by(
+            "user_id", maintain_order=True
+        )
+    ]
+    online = features_of(histories, HashIndex.of([*"abcdef"]), HashIndex.of(["buy", "return"]), preprocessing)
+    for name in ("item_index", "action_index", "value", "gap_index", "offsets"):
+        np.testing.assert_array_equal(getattr(log.features, name), getattr(online, name), name)
 
 
 def test_training_ends_before_the_targets_of_both_readings(tmp_path: Path) -> None:

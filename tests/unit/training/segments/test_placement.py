@@ -45,7 +45,7 @@ def events() -> pl.DataFrame:
             "item_id": [f"item-{number:03d}" for number in item],
             "action": rng.choice(["view", "cart", "purchase", "wish"], len(user), p=[0.5, 0.2, 0.2, 0.1]),
             "value": np.where(rng.random(len(user)) < 0.2, np.nan, rng.lognormal(size=len(user))),
-            "timestamp": START_MS + rng.integers(0, 10**9, len(user)),
+            "timestamp": START_MS + 10**8 * rng.integers(0, 10, len(user)),  # several events at once
         },
     ).sort("user_id", "timestamp", maintain_order=True)
 
