@@ -108,7 +108,7 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[li
     seen = [set(subject.past.item_row.tolist()) for subject in subjects]
     filters = [_Filter(mask, rows if exclude_seen else set()) for rows in seen]
     if query.strategy is Strategy.HYBRID and release.next_visit is not None:
-        scored = _next_visit(release, query, subjects, pools, filters)
+        scored = _next_visit(release, query, subjects, pools, allowed, filters)
     else:
         each = zip(subjects, pools, filters, strict=True)
         scored = [_scored(release, query, subject, pool, passes) for subject, pool, passes in each]
@@ -275,6 +275,7 @@ def _next_visit(
     query: Query,
     subjects: Sequence[Subject],
     pools: Sequence[NDArray[np.intp]],
+    allowed: NDArray[np.intp] | None,
     filters: Sequence[_Filter],
 ) -> list[_Scored]:
     """Items by the log-probability that they are in the user's next visit, for each subject."""
@@ -286,7 +287,10 @@ def _next_visit(
         Behaviour.of([subjects[place].past for place in known], release.preprocessing.has_clock), len(release.item_ids)
     )
     embeddings = np.stack([one for subject in subjects if (one := subject.embedding) is not None]).astype(np.float32)
-    best = release.search(embeddings, min(POOL, len(release.item_ids)))
+    if allowed is None:
+        best = [pools[place][:POOL] for place in known]
+    else:
+        best = list(release.search(embeddings, min(POOL, len(release.item_ids))))
     for row, place in enumerate(known):
         segment = _segment_list(release, subjects[place].segment_id)
         person = Person(row, embeddings[row], best[row], segment)

@@ -153,14 +153,19 @@ class HybridTuner:
         smoothing = self.smoothing(validation.snapshot)
         asked, tables = self.asked(validation, smoothing)
         rows = Rows.of(tables, asked)
-        model = learn(rows, validation.is_positive(rows), len(asked.rows), self.kmeans.seed)
+        is_positive = validation.is_positive(rows)
+        model = learn(rows, is_positive, self.kmeans.seed)
         test = self.before_visit(1)
         asked, tables = self.asked(test, smoothing)
-        lists = strategy_lists(model, tables, asked)
+        test_rows = Rows.of(tables, asked)
+        lists = strategy_lists(test_rows.best(model, len(asked.rows), LISTED), tables, asked)
         figures: dict[str, float] = {}
         for name, best in lists.items():
             figures |= {f"{name}_{figure}@10": float(each.mean()) for figure, each in test.figures(best, 10).items()}
-        return HybridChoice(smoothing, DEFAULT_WEIGHT, None, figures, model)
+        # Once measured, the ranking learns from the test visits too: a release serves the visits after them.
+        both = rows.and_also(test_rows)
+        learned = learn(both, np.concatenate([is_positive, test.is_positive(test_rows)]), self.kmeans.seed)
+        return HybridChoice(smoothing, DEFAULT_WEIGHT, None, figures, learned)
 
     def before_visit(self, from_end: int) -> "BeforeVisit":
         """A sample of users before their last visit (1), or the visit before it (2)."""
@@ -326,8 +331,12 @@ class BeforeVisit:
         return users.astype(np.int64) * (1 << 32) + items
 
 
+LISTED = 20
+"""Items of each list that figures need."""
+
+
 def strategy_lists(
-    model: NextVisitModel, tables: ItemTables, asked: Asked, count: int = 20
+    hybrid: NDArray[np.int64], tables: ItemTables, asked: Asked, count: int = LISTED
 ) -> dict[str, NDArray[np.int64]]:
     """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none."""
     popular = np.argsort(-tables.popularity, kind="stable")[:count]
@@ -335,7 +344,7 @@ def strategy_lists(
     for place, segment in enumerate(asked.segments):
         segments[place, : len(segment.rows[:count])] = segment.rows[:count]
     return {
-        "hybrid": Rows.of(tables, asked).best(model, len(asked.rows), count),
+        "hybrid": hybrid,
         "personal": asked.pools[:, :count],
         "segment": segments,
         "popular": np.tile(popular, (len(asked.rows), 1)),

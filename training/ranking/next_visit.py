@@ -42,12 +42,12 @@ VISITS_MAX = 4_000
 
 STATISTICS_USERS = 50_000
 
-_MEMBERS, _HIDDEN = 3, (64, 32)
-_EPOCHS, _RATE, _DECAY = 12, 3e-3, 1e-2
-_STEPS_AN_EPOCH, _SMALLEST_BATCH = 40, 256
+_MEMBERS, _HIDDEN = 3, (32, 16)
+_EPOCHS, _RATE, _DECAY = 20, 3e-3, 1e-2
+_STEPS_AN_EPOCH, _SMALLEST_BATCH = 140, 256
 _ROWS_AT_ONCE = 8192
-_NEGATIVES = 150
-"""Candidates without success a user that are learned from, on average; their weights make up for the others."""
+_OWN_SHARE, _NEW_SHARE = 0.5, 0.25
+"""Shares of the candidates outside of the visit that are learned from; their weights make up for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +85,11 @@ class Rows:
         for person, rows in zip(people, lists, strict=True):
             features[offsets[person.row] : offsets[person.row + 1]] = features_of(tables, asked.own, person, rows)
         return cls(rows_of(np.diff(offsets)), np.concatenate(lists), features)
+
+    def and_also(self, others: "Rows") -> "Rows":
+        """These rows, then others."""
+        columns = [np.concatenate([getattr(self, name), getattr(others, name)]) for name in self.__slots__]
+        return Rows(*columns)
 
     def best(self, model: NextVisitModel, user_count: int, count: int) -> NDArray[np.int64]:
         """The best `count` item rows of each user, best first, (B, count); -1 where there are fewer."""
@@ -146,14 +151,14 @@ def pools_of(embeddings: NDArray[np.float32], items: NDArray[np.float32]) -> NDA
     return rows
 
 
-def learn(rows: Rows, positive: NDArray[np.bool_], user_count: int, seed: int) -> NextVisitModel:
+def learn(rows: Rows, positive: NDArray[np.bool_], seed: int) -> NextVisitModel:
     """Fit the networks to rows (R,) and whether each item is in the visit, (R,)."""
-    rng = np.random.default_rng(seed)
-    share = min(1.0, _NEGATIVES * user_count / max(int((~positive).sum()), 1))
-    kept = positive | (rng.random(len(positive)) < share)
+    share = np.where(rows.features[:, FEATURES.index("own")] > 0, _OWN_SHARE, _NEW_SHARE)
+    share[positive] = 1.0
+    kept = np.random.default_rng((seed, 1)).random(len(share)) < share
     features = torch.from_numpy(rows.features[kept])
     targets = torch.from_numpy(positive[kept].astype(np.float32))
-    weights = torch.where(targets > 0, 1.0, 1.0 / share)
+    weights = torch.from_numpy((1.0 / share[kept]).astype(np.float32))
     mean, scale = features.mean(0), features.std(0) + 1e-6
     with torch.random.fork_rng():
         torch.manual_seed(seed)

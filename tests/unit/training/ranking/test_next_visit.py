@@ -94,7 +94,7 @@ def test_probabilities_are_calibrated() -> None:
     features[:, 0] = rng.random(len(features)) < 0.3
     chance = np.where(features[:, 0] > 0, 0.2, 0.01)
     positive = rng.random(len(features)) < chance
-    model = learn(Rows(np.zeros(len(features), np.int64), np.zeros(len(features), np.intp), features), positive, 100, 0)
+    model = learn(Rows(np.zeros(len(features), np.int64), np.zeros(len(features), np.intp), features), positive, 0)
     some = np.zeros((2, len(FEATURES)), np.float32)
     some[1, 0] = 1
     probability = 1 / (1 + np.exp(-model.log_odds(some)))
