@@ -64,8 +64,9 @@ def prepare(
             notes.append(split.describe())
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         found = find_visits(cleaned.events, log.has_clock, config.visits)
-        if found.joined:
-            notes.append(found.describe(chosen=config.visits.gap is None))
+        notes.append(found.describe(chosen=config.visits.gap is None))
+        if warning := found.warning():
+            notes.append(warning)
         if config.split.method == "auto" and found.has_visits:
             split = Split(by_visit=True)
         progress(_STEPS[2], 2, len(_STEPS))
@@ -98,8 +99,9 @@ def prepare(
         stage.figures |= {"rows_in": rows_in, "events": rows_out, "users": user_count, "items": len(catalogue)}
         stage.figures |= {"has_clock": log.has_clock, "max_length": preprocessing.max_length}
         stage.figures |= {"exclude_seen": preprocessing.exclude_seen, "repeats": round(repeats, 4)}
-        stage.figures |= {"ties": round(found.ties, 4), "visits_a_user": found.visits_a_user}
-        stage.figures |= {"events_a_visit": round(found.events_a_visit, 2), "split": split.describe()}
+        stage.figures |= {"ties": round(found.ties, 4), "visit_repeats": round(found.repeats, 4)}
+        stage.figures |= {"visits_a_user": found.visits_a_user, "events_a_visit": round(found.events_a_visit, 2)}
+        stage.figures |= {"split": split.describe()}
         progress(_STEPS[3], 4, len(_STEPS))
     return PrepareResult(stage.directory, preprocessing, account, user_count, len(catalogue))
 

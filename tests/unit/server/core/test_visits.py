@@ -33,9 +33,9 @@ tied_event = st.tuples(
 @given(st.lists(tied_event, min_size=1, max_size=40))
 def test_ties_are_sorted_by_item_then_action_then_value(events: list[tuple[int, int, int, int, float]]) -> None:
     events.sort(key=lambda event: event[:2])
-    types = (np.int64, np.int64, np.uint64, np.uint64, np.float64)
-    columns = [np.array(column, dtype) for column, dtype in zip(zip(*events, strict=True), types, strict=True)]
-    order = canonical_order(*columns)
+    rows, timestamps, item_hashes, action_hashes, values = zip(*events, strict=True)
+    hashes = np.array(item_hashes, np.uint64), np.array(action_hashes, np.uint64)
+    order = canonical_order(np.array(rows), np.array(timestamps), *hashes, np.array(values))
     expected = sorted(events, key=lambda event: (*event[:4], event[4] != event[4], np.nan_to_num(event[4])))
     found = events if order is None else [events[place] for place in order.tolist()]
     assert list(map(str, found)) == list(map(str, expected))
