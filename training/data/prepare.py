@@ -10,11 +10,12 @@ import polars as pl
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.repository.layout import PREPROCESSING
 from training.config import Config
-from training.data.cleaning import Account, clean
+from training.data.cleaning import Account, Cleaned, clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
 from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
+from training.data.ties import sort_ties_of_log
 from training.data.visits import find_visits
 from training.errors import ConfigError, LogError
 from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
@@ -64,6 +65,8 @@ def prepare(
             notes.append(split.describe())
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         found = find_visits(cleaned.events, log.has_clock, config.visits)
+        if not config.visits.ordered:
+            cleaned = Cleaned(sort_ties_of_log(cleaned.events), cleaned.steps)
         notes.append(found.describe(chosen=config.visits.gap is None))
         if warning := found.warning():
             notes.append(warning)

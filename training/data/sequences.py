@@ -16,11 +16,11 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, encode
-from server.core.hash_index import hashes_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of
-from server.core.visits import canonical_order, visit_starts
+from server.core.visits import visit_starts
 from training.data.split import LEAVE_ONE_OUT, Split, read_split
+from training.data.ties import sort_ties
 
 VISITS_FROM = 0.1
 """Share of events that continue a visit from which a log has visits."""
@@ -143,14 +143,11 @@ def in_canonical_order(events: pl.DataFrame, item_ids: Sequence[str], preprocess
 
     In a log with `Visits.ordered`, tied events keep their order.
     """
-    rows, timestamps = events["row"].to_numpy(), events["timestamp"].to_numpy()
-    if preprocessing.visits.ordered or visit_starts(rows, timestamps, 0.0).all():
+    if preprocessing.visits.ordered:
         return events
-    item_hashes = hashes_of(item_ids)[events["item_index"].to_numpy() - 1]
-    action_hashes = hashes_of([action.name for action in preprocessing.actions])[events["action_index"].to_numpy() - 1]
-    values = events["value"].fill_null(float("nan")).to_numpy()
-    order = canonical_order(rows, timestamps, item_hashes, action_hashes, values)
-    return events if order is None else events[order]
+    row, item_index, action_index = (events[name].to_numpy() for name in ("row", "item_index", "action_index"))
+    actions = [action.name for action in preprocessing.actions]
+    return sort_ties(events, row, (item_index - 1, item_ids), (action_index - 1, actions))
 
 
 def _train_ends(events: pl.DataFrame, split: Split) -> NDArray[np.int64]:

@@ -7,9 +7,10 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from server.core.history import text_hash
 from server.core.preprocessing import Preprocessing
 from tests.support.logs import planted_log, write_planted
-from training.config import Clean, Config, TrainSettings
+from training.config import Clean, Config, TrainSettings, VisitSettings
 from training.data.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
 from training.errors import ConfigError, LogError
 from training.runs import Run
@@ -95,12 +96,15 @@ def test_the_chinese_log_works_as_it_is(tmp_path: Path, encoding: str) -> None:
     assert not (result.directory / "utf8").exists()
 
 
-def test_an_order_only_log_keeps_ties_in_the_order_of_rows(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ordered", [False, True])
+def test_ties_of_an_order_only_log(tmp_path: Path, ordered: bool) -> None:
+    """They are in canonical order, or in the order of the rows where that order counts."""
+    tied = sorted("2356", key=text_hash)[::-1]
     path = tmp_path / "log.csv"
-    path.write_text("user,item,time\nb,1,0\na,1,2\na,2,1\na,3,1\na,4,0\n")
-    result = prepared(tmp_path, path)
+    path.write_text("user,item,time\nb,1,0\na,1,2\n" + "".join(f"a,{item},1\n" for item in tied) + "a,4,0\n")
+    result = prepared(tmp_path, path, Config(visits=VisitSettings(ordered=ordered)))
     events = pl.read_parquet(result.directory / "events.parquet")
-    assert events["item_id"].to_list() == ["4", "2", "3", "1", "1"]
+    assert events["item_id"].to_list() == ["4", *(tied if ordered else tied[::-1]), "1", "1"]
     assert not result.preprocessing.has_clock
     assert [action.name for action in result.preprocessing.actions] == ["event"]
 
