@@ -308,6 +308,13 @@ def sample_targets(held: HeldOut, count: int, seed: int) -> HeldOut:
     return select_targets(held, np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False)))
 
 
+def one_a_user(held: HeldOut, seed: int) -> HeldOut:
+    """One target of each user, drawn at random where there are several."""
+    order = np.random.default_rng(seed).permutation(len(held.rows))
+    _, first = np.unique(held.rows[order], return_index=True)
+    return select_targets(held, order[first])
+
+
 def select_targets(held: HeldOut, places: NDArray[np.intp]) -> HeldOut:
     """The targets at `places`, in that order."""
     return HeldOut(held.rows[places], held.ends[places], held.targets[places])

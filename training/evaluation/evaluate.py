@@ -25,6 +25,7 @@ from training.data.sequences import (
     HeldOut,
     held_out,
     in_training,
+    one_a_user,
     period_starts,
     positive_actions,
     read_first_events,
@@ -47,6 +48,7 @@ from training.evaluation.results import (
     ENCODER,
     LEAVE_ONE_OUT,
     METRICS,
+    NEXT_VISIT,
     RANKS,
     TIME_SPLIT,
     TREND,
@@ -54,6 +56,7 @@ from training.evaluation.results import (
     Result,
     UserSlice,
 )
+from training.evaluation.visits import Visits, best_of, measure_lists, rules
 from training.kmeans.engines import choose_engine
 from training.kmeans.settings import KMeansSettings, fixed_k
 from training.metrics import (
@@ -120,10 +123,13 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
             raise RunError(_no_targets_message(prepared))
         notes = _notes(run_protocols)
         for protocol in run_protocols:
+            if protocol.name == NEXT_VISIT:
+                results += _visit_results(encoder, protocol, preprocessing, progress)
             for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
                 progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
                 target_ranking, top_items = rank_targets(scorer, protocol)
-                results.append(measure(method, protocol, target_ranking, top_items))
+                if protocol.name != NEXT_VISIT:
+                    results.append(measure(method, protocol, target_ranking, top_items))
                 if method == ENCODER:
                     users = protocol.log.users.gather(protocol.held.rows)
                     targets = item_ids.gather(protocol.held.targets - 1)
@@ -138,10 +144,34 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     return EvaluateResult(stage.directory, tuple(results), tuple(notes))
 
 
+def _visit_results(
+    encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, progress: Progress
+) -> Iterator[Result]:
+    """The product and the rules on last visits."""
+    log, item_count, counts = protocol.log, encoder.shape.item_count, protocol.training_counts
+    visits = Visits.of(log, 1, preprocessing)
+    personal = best_of(
+        encoder_scorer(encoder, log, visits.users), visits, item_count, exclude_seen=preprocessing.exclude_seen
+    )
+    yield measure_lists(ENCODER, visits, personal, counts)
+    for place, (name, lists) in enumerate(rules(log, visits, preprocessing, item_count)):
+        progress(f"{NEXT_VISIT}: {name}", place, 6)
+        yield measure_lists(name, visits, lists, counts)
+
+
 def protocols(prepared: Path, preprocessing: Preprocessing, item_count: int) -> Iterator[Protocol]:
-    """The protocols of the run's split that have at least one target."""
+    """The protocols of the run's split that have at least one target.
+
+    With a split by visit a user has one target, an item of the last visit; `training.evaluation.visits` judges all.
+    """
     positive = positive_actions(preprocessing)
-    if read_split(prepared).by_time:
+    split = read_split(prepared)
+    if split.by_visit:
+        log = read_sequences(prepared, preprocessing)
+        held = one_a_user(held_out(log, 1, positive), 0)
+        yield from _protocol(NEXT_VISIT, log, held, preprocessing.exclude_seen, item_count)
+        return
+    if split.by_time:
         log = read_sequences(prepared, preprocessing)
         yield from _protocol(TIME_SPLIT, log, held_out(log, 1, positive), preprocessing.exclude_seen, item_count)
         return
@@ -185,6 +215,8 @@ def _scorers(
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
     personal = encoder_scorer(encoder, log, held)
     yield ENCODER, personal
+    if protocol.name == NEXT_VISIT:
+        return
     validation = sample_targets(held_out(log, 2, positive_actions(preprocessing)), TARGET_USERS, 0)
     validation_scorer = encoder_scorer(encoder, log, validation)
     trend = choose_trend(

@@ -13,6 +13,7 @@ from training.metrics import CUTOFFS
 LEAVE_ONE_OUT = "leave-one-out"
 AS_SERVED = "as served"
 TIME_SPLIT = "time split"
+NEXT_VISIT = "next visit"
 ENCODER = "encoder"
 TREND = "encoder, trend"
 """The method that adds the trend at the target's time to the encoder's scores; present if a trend helps."""
@@ -81,13 +82,15 @@ class EvaluateResult:
 
 def _figures_table(results: list[Result]) -> Table:
     first = results[0]
-    title = f"Next item, {first.protocol}: {first.users:,} users, all items ranked, at 5 | 10 | 20"
+    by_visit = first.protocol == NEXT_VISIT
+    what = "Next visit, all its items" if by_visit else f"Next item, {first.protocol}"
+    title = f"{what}: {first.users:,} users, all items ranked, at 5 | 10 | 20"
     table = Table("method", title=title)
     intervals = "NDCG@10\nat 95 %", "HR@10\nat 95 %"
-    for heading in ("HR", "NDCG", "MRR", "coverage\n@10", "novelty\n@10, bit", *intervals):
+    for heading in ("HR", "NDCG", "recall" if by_visit else "MRR", "coverage\n@10", "novelty\n@10, bit", *intervals):
         table.add_column(heading, justify="right", no_wrap=True)
     for result in results:
-        cells = [_at_cutoffs(result.figures, name) for name in ("hr", "ndcg", "mrr")]
+        cells = [_at_cutoffs(result.figures, name) for name in ("hr", "ndcg", "recall" if by_visit else "mrr")]
         cells += [f"{result.figures['coverage@10']:.3f}", f"{result.figures['novelty@10']:.2f}"]
         cells += [f"{_short(low)} – {_short(high)}" for low, high in (result.interval, result.hr_interval)]
         table.add_row(result.method, *cells, style="bold" if result.method == ENCODER else None)
