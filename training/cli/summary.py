@@ -11,7 +11,7 @@ from rich.table import Table
 from server.core.profiles import SegmentProfile
 from training.cli.traffic_tables import after_publishing
 from training.data.cleaning import Account
-from training.evaluation.results import EvaluateResult
+from training.evaluation.results import ENCODER, NEXT_VISIT, EvaluateResult
 from training.runs import Run
 from training.segments.migration import migration_sentences, read_migration
 from training.segments.result import Segmentation
@@ -34,7 +34,7 @@ def summary(run: Run, repository: Path) -> RenderableType:
     parts: list[RenderableType] = [account.table(), ""]
     if run.record()["stages"]["evaluate"]["state"] == "done":
         evaluated = EvaluateResult.read(run.require("evaluate"))
-        parts += [*evaluated.tables(), *evaluated.notes, ""]
+        parts = [*verdict_lines(evaluated, segmentation.figures), *parts, *evaluated.tables(), *evaluated.notes, ""]
     else:
         parts += ["Quality was not measured: no user has enough events to hold some back for a test.", ""]
     if segmentation.figures:
@@ -47,9 +47,33 @@ def summary(run: Run, repository: Path) -> RenderableType:
     return Group(*parts)
 
 
+def verdict_lines(evaluated: EvaluateResult, strategies: Mapping[str, float]) -> list[str]:
+    """Whether the product or a rule of one line foretells the next visit better; empty without that protocol.
+
+    The product is the strategy `hybrid`, where its figures are of visits, else the encoder.
+    """
+    ndcg = {one.method: one.figures["ndcg@10"] for one in evaluated.results if one.protocol == NEXT_VISIT}
+    if len(ndcg) < 2:
+        return []
+    product = strategies["hybrid_ndcg@10"] if "hybrid_recall@10" in strategies else ndcg[ENCODER]
+    rule = max((method for method in ndcg if method != ENCODER), key=lambda method: ndcg[method])
+    if product < ndcg[rule]:
+        return [
+            f"A rule of one line, `{rule}`, foretells the next visit better than this release: NDCG@10 "
+            f"{ndcg[rule]:.4f} against {product:.4f}.",
+            "",
+        ]
+    return [
+        f"The next visit is foretold with NDCG@10 {product:.4f}; the best rule of one line, `{rule}`, has "
+        f"{ndcg[rule]:.4f}.",
+        "",
+    ]
+
+
 def quality_table(figures: Mapping[str, float]) -> Table:
-    """NDCG@10 and HR@10 of each strategy on the last event of each user, all items ranked."""
-    table = Table(title="Recommendations of the release on each user's last event (larger is better)")
+    """NDCG@10 and HR@10 of each strategy on each user's last visit or event, all items ranked."""
+    what = "visit" if "hybrid_recall@10" in figures else "event"
+    table = Table(title=f"Recommendations of the release on each user's last {what} (larger is better)")
     table.add_column("strategy")
     for heading in ("NDCG@10", "HR@10", "× popular"):
         table.add_column(heading, justify="right")

@@ -16,7 +16,7 @@ def past(*events: tuple[int, float, float]) -> PastEvents:
         np.array([item for item, _, _ in events], np.int64),
         np.array([weight for _, _, weight in events], np.float32),
         time,
-        visit_starts(np.zeros(len(time)), time, 0),
+        visit_starts(np.zeros(len(time), np.int64), time, 0),
     )
 
 
