@@ -17,7 +17,7 @@ from server.core.repository.read import read_release
 from server.core.segments import next_item_part
 from tests.support.logs import write_planted
 from training.cli.main import app
-from training.config import Clean, Config, TrainSettings
+from training.config import Clean, Config, SplitSettings, TrainSettings
 from training.data.prepare import prepare
 from training.data.sequences import held_out, read_sequences
 from training.derive.compress import WAYS, CompressResult, EncoderFigures, compress
@@ -35,6 +35,8 @@ from training.segments.segment import segment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LAST_EVENTS = SplitSettings(method="leave_one_out")
+
 SETTINGS = TrainSettings(
     embedding_dim=32, layers=1, max_length=16, epochs=3, dropout=0.1, learning_rate=0.01, batch_size=32
 )
@@ -45,7 +47,7 @@ def trained(directory: Path, name: str, seed: int, **shape: int) -> Run:
     events, items, _ = write_planted(directory, **{"users": 120, "items": 200, **shape})
     run = Run.create(directory.parent / "runs", run_id=name)
     settings = SETTINGS.model_copy(update={"seed": seed})
-    prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False)))
+    prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False), split=LAST_EVENTS))
     train(run)
     return run
 

@@ -39,7 +39,10 @@ def prepared(directory: Path, events: pl.DataFrame, split: SplitSettings | None 
     run = Run.create(directory / "runs")
     settings = TRAIN.model_copy(update={"seed": seed})
     config = Config(
-        train=settings, clean=Clean(exclude_seen=False), split=split or SplitSettings(), segment=SegmentSettings(k=4)
+        train=settings,
+        clean=Clean(exclude_seen=False),
+        split=split or SplitSettings(method="leave_one_out"),
+        segment=SegmentSettings(k=4),
     )
     prepare(run, *files, None, config)
     return run

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
-from training.config import Clean, Config, TrainSettings
+from training.config import Clean, Config, SplitSettings, TrainSettings
 from training.data.prepare import prepare
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
@@ -25,6 +25,8 @@ from training.runs import CURVES, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+LAST_EVENTS = SplitSettings(method="leave_one_out")
+
 SETTINGS = TrainSettings(
     embedding_dim=16, layers=1, max_length=16, epochs=6, dropout=0.1, learning_rate=0.01, batch_size=32
 )
@@ -33,7 +35,7 @@ SETTINGS = TrainSettings(
 def prepared(directory: Path, **shape: int) -> Run:
     events, items, _ = write_planted(directory, **shape)
     run = Run.create(directory / "runs")
-    prepare(run, events, items, None, Config(train=SETTINGS, clean=Clean(exclude_seen=False)))
+    prepare(run, events, items, None, Config(train=SETTINGS, clean=Clean(exclude_seen=False), split=LAST_EVENTS))
     return run
 
 
