@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.logs import write_planted
 from tests.support.waiting import wait_until
-from training.config import Clean, Config, TrainSettings
+from training.config import Clean, Config, SplitSettings, TrainSettings
 from training.data.prepare import prepare
 from training.fit.checkpoints import CHECKPOINT
 from training.model.encoder import Encoder
@@ -20,6 +20,7 @@ from training.model.export import random_inputs
 from training.model.weights import WEIGHTS
 from training.runs import Run
 
+LAST_EVENTS = SplitSettings(method="leave_one_out")
 ROOT = Path(__file__).parents[2]
 
 
@@ -28,7 +29,7 @@ def prepared_run(directory: Path, settings: TrainSettings, **shape: int) -> Run:
     directory.mkdir(exist_ok=True)
     events, items, _ = write_planted(directory, **shape)
     run = Run.create(directory / "runs")
-    prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False)))
+    prepare(run, events, items, None, Config(train=settings, clean=Clean(exclude_seen=False), split=LAST_EVENTS))
     return run
 
 

@@ -124,7 +124,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
         notes = _notes(run_protocols)
         for protocol in run_protocols:
             if protocol.name == NEXT_VISIT:
-                results += _visit_results(encoder, protocol, preprocessing, progress)
+                results += _visit_results(run, encoder, protocol, preprocessing, progress)
             for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
                 progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
                 target_ranking, top_items = rank_targets(scorer, protocol)
@@ -145,7 +145,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
 
 
 def _visit_results(
-    encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, progress: Progress
+    run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, progress: Progress
 ) -> Iterator[Result]:
     """The product and the rules on last visits."""
     log, item_count, counts = protocol.log, encoder.shape.item_count, protocol.training_counts
@@ -154,6 +154,10 @@ def _visit_results(
         encoder_scorer(encoder, log, visits.users), visits, item_count, exclude_seen=preprocessing.exclude_seen
     )
     yield measure_lists(ENCODER, visits, personal, counts)
+    tuner = _tuner(run, encoder, log, visits.users, preprocessing)
+    scorer = segment_scorer(tuner, visits.users)
+    segments = best_of(scorer, visits, item_count, exclude_seen=preprocessing.exclude_seen)
+    yield measure_lists(f"popularity, {tuner.k} segments", visits, segments, counts)
     for place, (name, lists) in enumerate(rules(log, visits, preprocessing, item_count)):
         progress(f"{NEXT_VISIT}: {name}", place, 6)
         yield measure_lists(name, visits, lists, counts)
@@ -232,16 +236,20 @@ def _scorers(
         yield RECENT_POPULARITY, lambda places: demand.log_probability() + trend_scores(times[places]) / weight
     for name, counts in popularity_counts(log, preprocessing, item_count).items():
         yield name, popularity_scorer(counts)
+    tuner = _tuner(run, encoder, log, held, preprocessing)
+    yield f"popularity, {tuner.k} segments", segment_scorer(tuner, held)
+    if known_events(log, preprocessing).any():
+        yield "item-kNN", item_knn_scorer(log, held, preprocessing, item_count)
+
+
+def _tuner(run: Run, encoder: Encoder, log: EventLog, held: HeldOut, preprocessing: Preprocessing) -> HybridTuner:
+    """What counts popularity in segments, of ten targets or more on average."""
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
     k = max(1, min(fixed_k(settings), len(held.rows) // 10))
-    tuner = HybridTuner(
-        log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings)
-    )
-    yield f"popularity, {k} segments", segment_scorer(tuner, held)
-    if known_events(log, preprocessing).any():
-        yield "item-kNN", item_knn_scorer(log, held, preprocessing, item_count)
+    engine = choose_engine(settings.backend)
+    return HybridTuner(log, preprocessing, items, embed, k, engine, KMeansSettings.of(settings))
 
 
 def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:
