@@ -129,9 +129,12 @@ def visitors_of(log: SplitLog, items: Path | None = None) -> Visitors:
     marks = (np.ones(len(had), bool), (had["user"].to_numpy(), had["item"].to_numpy()))
     seen = sparse.csr_matrix(marks, (len(log.targets), len(catalogue)))
     counted = events.filter("counted")
-    columns = (counted[name].cast(pl.Int64).to_numpy() for name in ("user", "item", "number", "milliseconds"))
+    user, item, visit, time = (
+        counted[name].cast(pl.Int64).to_numpy() for name in ("user", "item", "number", "milliseconds")
+    )
     words = None if items is None else words_of(pl.read_parquet(items), row_of)
-    histories = Histories(*columns, users["asked_at"].to_numpy(), len(log.targets), seen, words)
+    asked_at = users["asked_at"].to_numpy()
+    histories = Histories(user, item, visit, time, asked_at, len(log.targets), seen, words)
     targets = [
         {row_of.get(item, -1 - place) for place, item in enumerate(visit)} for visit in log.targets["item_id"].to_list()
     ]

@@ -361,7 +361,7 @@ def _moments(histories: Histories) -> Visits:
     return histories.moments
 
 
-def _named(settings: tuple[float, ...]) -> str:
+def _named(settings: TifuSettings | WalkSettings) -> str:
     fields = settings._asdict()
     return ", ".join(f"{name} {value:g}" for name, value in fields.items())
 
