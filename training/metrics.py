@@ -1,4 +1,4 @@
-"""Ranking metrics over a full catalogue, from the rank of each user's one target; bigger is better in all."""
+"""Ranking metrics over a full catalogue, from the ranks of users' targets; bigger is better in all."""
 
 from __future__ import annotations
 
@@ -80,6 +80,33 @@ def bootstrap_interval(each: NDArray[np.float64], seed: int, share: float = 0.95
     means = [rng.multinomial(len(each), counts / len(each)) @ values / len(each) for _ in range(_RESAMPLES)]
     low, high = np.quantile(means, [(1 - share) / 2, (1 + share) / 2])
     return float(low), float(high)
+
+
+def set_metrics(hits: NDArray[np.bool_], sizes: NDArray[np.integer], k: int) -> Mapping[str, NDArray[np.float64]]:
+    """HR, recall and NDCG at k of users with several targets, (B,) each, in [0, 1].
+
+    `hits` (B, ≥ k) says whether each item of a list is a target; `sizes` (B,) are the targets, 1 or more. NDCG is the
+    discounted hits divided by those of the best list of k items.
+    """
+    first = hits[:, :k]
+    return {
+        "hr": first.any(axis=1).astype(np.float64),
+        "recall": first.sum(axis=1) / sizes,
+        "ndcg": (first / np.log2(np.arange(2, first.shape[1] + 2))).sum(axis=1) / _ideal(sizes, k),
+    }
+
+
+def _ideal(sizes: NDArray[np.integer], k: int) -> NDArray[np.float64]:
+    """The largest discounted hits in k places for each number of targets, (B,)."""
+    gains: NDArray[np.float64] = np.cumsum(1 / np.log2(np.arange(2, k + 2)))[np.minimum(sizes, k) - 1]
+    return gains
+
+
+def metrics_by_user(ranks: NDArray[np.int64], users: NDArray[np.integer], k: int) -> Mapping[str, NDArray[np.float64]]:
+    """HR and NDCG at k of each user, (U,), from the ranks of all targets (T,); `users` (T,) are from 0 to U - 1."""
+    sizes = np.bincount(users)
+    ndcg = np.bincount(users, ndcg_each(ranks, k)) / _ideal(sizes, k)
+    return {"hr": (np.bincount(users, ranks < k) > 0).astype(np.float64), "ndcg": ndcg}
 
 
 def ranking_metrics(ranks: NDArray[np.int64], cutoffs: Sequence[int] = CUTOFFS) -> Mapping[str, float]:

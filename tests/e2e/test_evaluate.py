@@ -3,6 +3,8 @@
 import json
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import polars as pl
@@ -11,16 +13,30 @@ import torch
 from safetensors.torch import load_file
 
 from server.core.preprocessing import Preprocessing
-from tests.support.logs import fashionable, planted_items, planted_log
+from server.core.release import Release
+from server.core.repository.layout import read_preprocessing
+from tests.support.logs import fashionable, planted_baskets, planted_items, planted_log
 from training.config import Clean, Config, Missing, MissingColumns, SegmentSettings, SplitSettings, TrainSettings
 from training.data.prepare import prepare
+from training.derive.compress import ranks_on_test
 from training.errors import ConfigError, RunError
 from training.evaluation.baselines import item_knn_scorer
 from training.evaluation.compare import compare_runs, comparison_table
 from training.evaluation.evaluate import NEW_ITEMS, RECENT_POPULARITY, evaluate, protocols
-from training.evaluation.results import AS_SERVED, ENCODER, LEAVE_ONE_OUT, TIME_SPLIT, TREND, EvaluateResult
+from training.evaluation.results import (
+    AS_SERVED,
+    ENCODER,
+    LEAVE_ONE_OUT,
+    NEXT_VISIT,
+    RANKS,
+    TIME_SPLIT,
+    TREND,
+    EvaluateResult,
+    figures_by_user,
+)
 from training.fit.train import train
 from training.model.weights import WEIGHTS
+from training.publish.active_gate import gate_targets
 from training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 TRAIN = TrainSettings(
     embedding_dim=16, layers=1, max_length=16, epochs=4, dropout=0.1, learning_rate=0.01, batch_size=32
 )
+LAST_EVENTS = SplitSettings(method="leave_one_out")
 BY_TIME = SplitSettings(method="time", test_share=0.2)
 
 
@@ -39,10 +56,7 @@ def prepared(directory: Path, events: pl.DataFrame, split: SplitSettings | None 
     run = Run.create(directory / "runs")
     settings = TRAIN.model_copy(update={"seed": seed})
     config = Config(
-        train=settings,
-        clean=Clean(exclude_seen=False),
-        split=split or SplitSettings(method="leave_one_out"),
-        segment=SegmentSettings(k=4),
+        train=settings, clean=Clean(exclude_seen=False), split=split or LAST_EVENTS, segment=SegmentSettings(k=4)
     )
     prepare(run, *files, None, config)
     return run
@@ -75,6 +89,68 @@ def test_what_is_in_demand_has_a_row_where_it_helps(tmp_path: Path) -> None:
     ndcg = {one.method: one.figures["ndcg@10"] for one in found.results if one.protocol == AS_SERVED}
     assert ndcg[TREND] > max(ndcg[ENCODER], ndcg[RECENT_POPULARITY])
     assert f"{AS_SERVED}/{TREND}/ndcg@10" in run.figures("evaluate")
+
+
+@pytest.fixture(scope="module")
+def baskets(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    made = prepared(tmp_path_factory.mktemp("baskets"), planted_baskets(users=80), SplitSettings())
+    train(made, settings=TRAIN.model_copy(update={"epochs": 1, "learning_rate": 1e-9}))
+    evaluate(made)
+    return made
+
+
+def test_a_log_of_baskets_is_evaluated_by_visit(baskets: Run) -> None:
+    """What a user buys each week is most of a visit, so rules of own items beat an encoder that learned nothing."""
+    found = EvaluateResult.read(baskets.require("evaluate"))
+    assert {one.protocol for one in found.results} == {NEXT_VISIT}
+    by_method = {one.method: one for one in found.results}
+    assert list(by_method) == [
+        ENCODER,
+        "popularity",
+        "popularity, 7 days",
+        "own, most frequent",
+        "own, fading",
+        "TIFU-KNN",
+        "item-kNN",
+        "graph",
+        "popularity, 4 segments",
+    ]
+    frequent = by_method["own, most frequent"]
+    assert frequent.users == 80
+    assert frequent.figures["recall@5"] > 0.6
+    assert frequent.figures["ndcg@10"] > 1.5 * by_method["popularity"].figures["ndcg@10"]
+    verdict = found.verdict({})
+    assert verdict
+    assert verdict.startswith("A simple rule, `")
+    assert any(note.startswith("next visit: own, fading: half-life") for note in found.notes)
+    assert [one.row_count for one in found.tables()] == [9, 9]
+    ranks = pl.read_parquet(baskets.path / "evaluate" / RANKS)
+    assert len(ranks) > 3 * 80
+    encoder = figures_by_user(ranks)
+    assert encoder["ndcg"].mean() == pytest.approx(by_method[ENCODER].figures["ndcg@10"], abs=1e-6)
+    assert encoder["hr"].mean() == pytest.approx(by_method[ENCODER].figures["hr@10"])
+
+
+def test_comparisons_of_encoders_have_one_item_of_each_last_visit(baskets: Run) -> None:
+    assert len(ranks_on_test(baskets)) == 80
+    prepared_at = baskets.require("prepare")
+    release = cast(
+        Release,
+        SimpleNamespace(
+            preprocessing=read_preprocessing(prepared_at),
+            manifest=SimpleNamespace(item_count=len(pl.read_parquet(prepared_at / "items.parquet"))),
+        ),
+    )
+    gate = gate_targets(prepared_at, release, 999)
+    assert gate
+    events = pl.read_parquet(prepared_at / "events.parquet")
+    is_last = pl.col("timestamp") == pl.col("timestamp").max().over("user_id")
+    assert gate.events.equals(
+        events.filter(~is_last).with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
+    )
+    last = events.filter(is_last).group_by("user_id", maintain_order=True).agg(pl.col("item_id").cast(pl.String))
+    places = [visit.index(target) for target, visit in zip(gate.targets, last["item_id"].to_list(), strict=True)]
+    assert len(set(places)) > 1
 
 
 def test_slices_part_the_users(run: Run) -> None:

@@ -77,3 +77,21 @@ def write_planted(directory: Path, noise: float = 0.1, **shape: int) -> tuple[Pa
     planted_items(**sizes).write_parquet(paths[1])
     labels.write_csv(paths[2])
     return paths
+
+
+def planted_baskets(users: int = 60, items: int = 40, visits: int = 8, seed: int = 0) -> pl.DataFrame:
+    """Baskets of users who buy the same three items on each visit, once a week, and two more that are drawn at random.
+
+    The items of a basket have one time stamp. Columns as in `planted_log`.
+    """
+    rng = np.random.default_rng(seed)
+    rows = []
+    for user in range(users):
+        habit, first = rng.choice(items, 3, replace=False), int(rng.integers(0, 7))
+        for visit in range(visits):
+            more = rng.choice(items, 2, replace=False)
+            basket = rng.permutation(np.unique(np.concatenate([habit, more])))
+            time = START_MS + (7 * visit + first) * DAY_MS
+            rows += [(f"u{user:05}", f"i{item:05}", "purchase", 1.0, time) for item in basket.tolist()]
+    names = ["user_id", "item_id", "action", "value", "timestamp"]
+    return pl.DataFrame(rows, schema=names, orient="row").sort("timestamp", maintain_order=True)

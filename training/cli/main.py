@@ -142,7 +142,8 @@ def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
         console.run = run = Run.open(runs, run_id)
         result = work(run, progress=console.start_stage("evaluate"))
         console.end_stage()
-        console.print(*result.tables(), *result.notes, sep="\n")
+        verdict = result.verdict({})
+        console.print(*([verdict] if verdict else []), *result.tables(), *result.notes, sep="\n")
 
 
 @app.command()

@@ -11,7 +11,7 @@ from rich.table import Table
 from server.core.profiles import SegmentProfile
 from training.cli.traffic_tables import after_publishing
 from training.data.cleaning import Account
-from training.evaluation.results import ENCODER, NEXT_VISIT, EvaluateResult
+from training.evaluation.results import EvaluateResult
 from training.runs import Run
 from training.segments.migration import migration_sentences, read_migration
 from training.segments.result import Segmentation
@@ -34,7 +34,8 @@ def summary(run: Run, repository: Path) -> RenderableType:
     parts: list[RenderableType] = [account.table(), ""]
     if run.record()["stages"]["evaluate"]["state"] == "done":
         evaluated = EvaluateResult.read(run.require("evaluate"))
-        parts = [*verdict_lines(evaluated, segmentation.figures), *parts, *evaluated.tables(), *evaluated.notes, ""]
+        verdict = evaluated.verdict(segmentation.figures)
+        parts = [*([verdict, ""] if verdict else []), *parts, *evaluated.tables(), *evaluated.notes, ""]
     else:
         parts += ["Quality was not measured: no user has enough events to hold some back for a test.", ""]
     if segmentation.figures:
@@ -45,29 +46,6 @@ def summary(run: Run, repository: Path) -> RenderableType:
     release = run.figures("publish")["release"]
     parts += [serving_hint(run, repository, release), after_publishing(repository, release)]
     return Group(*parts)
-
-
-def verdict_lines(evaluated: EvaluateResult, strategies: Mapping[str, float]) -> list[str]:
-    """Whether the product or a rule of one line foretells the next visit better; empty without that protocol.
-
-    The product is the strategy `hybrid`, where its figures are of visits, else the encoder.
-    """
-    ndcg = {one.method: one.figures["ndcg@10"] for one in evaluated.results if one.protocol == NEXT_VISIT}
-    if len(ndcg) < 2:
-        return []
-    product = strategies["hybrid_ndcg@10"] if "hybrid_recall@10" in strategies else ndcg[ENCODER]
-    rule = max((method for method in ndcg if method != ENCODER), key=lambda method: ndcg[method])
-    if product < ndcg[rule]:
-        return [
-            f"A rule of one line, `{rule}`, foretells the next visit better than this release: NDCG@10 "
-            f"{ndcg[rule]:.4f} against {product:.4f}.",
-            "",
-        ]
-    return [
-        f"The next visit is foretold with NDCG@10 {product:.4f}; the best rule of one line, `{rule}`, has "
-        f"{ndcg[rule]:.4f}.",
-        "",
-    ]
 
 
 def quality_table(figures: Mapping[str, float]) -> Table:

@@ -308,6 +308,15 @@ def sample_targets(held: HeldOut, count: int, seed: int) -> HeldOut:
     return select_targets(held, np.sort(np.random.default_rng(seed).choice(len(held.rows), count, replace=False)))
 
 
+def users_of(held: HeldOut, most: int, seed: int) -> HeldOut:
+    """All targets of at most `most` users, drawn at random, in their original order."""
+    users = np.unique(held.rows)
+    if len(users) <= most:
+        return held
+    drawn = np.random.default_rng(seed).choice(users, most, replace=False)
+    return select_targets(held, np.flatnonzero(np.isin(held.rows, drawn)))
+
+
 def one_a_user(held: HeldOut, seed: int) -> HeldOut:
     """One target of each user, drawn at random where there are several."""
     order = np.random.default_rng(seed).permutation(len(held.rows))

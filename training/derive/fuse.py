@@ -22,6 +22,7 @@ from training.data.sequences import (
     EventLog,
     HeldOut,
     held_out,
+    one_a_user,
     positive_actions,
     read_sequences,
     sample_targets,
@@ -137,7 +138,8 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
         preprocessing = read_preprocessing(prepared)
         log = read_sequences(prepared, preprocessing)
         users = min(_USERS_MAX, max(_USERS_AT_ONCE, _SCORES_MAX // encoders[0].shape.item_count))
-        held = sample_targets(held_out(log, 2, positive_actions(preprocessing)), users, seed=0)
+        targets = one_a_user(held_out(log, 2, positive_actions(preprocessing)), seed=0)
+        held = sample_targets(targets, users, seed=0)
         if not len(held.rows):
             raise RunError("No user has enough events to compare the runs on: fusion needs users with five events.")
         scores = []

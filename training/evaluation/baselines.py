@@ -68,23 +68,29 @@ def segment_scorer(tuner: HybridTuner, held: HeldOut) -> Scorer:
     return lambda places: table[clusters[torch.from_numpy(places)]]
 
 
+def item_similarity(counts: scipy.sparse.csr_matrix) -> scipy.sparse.csr_matrix:
+    """The cosine of each item to its most similar items, (V, V), from 1 for each item that a user had, (U, V)."""
+    from implicit.nearest_neighbours import ItemItemRecommender
+    from sklearn.preprocessing import normalize
+
+    item_count = counts.shape[1]
+    model = ItemItemRecommender(K=min(NEIGHBOURS, item_count, max(1, _PAIRS_MAX // item_count)))
+    doubles = counts.astype(np.float64)  # implicit takes doubles only
+    model.fit(scipy.sparse.csr_matrix(normalize(doubles, axis=0)), show_progress=False)
+    return scipy.sparse.csr_matrix(model.similarity)
+
+
 def item_knn_scorer(log: EventLog, held: HeldOut, preprocessing: Preprocessing, item_count: int) -> Scorer:
     """Item-kNN (Sarwar et al. 2001, by `implicit`): an item's score is its summed cosine to the items of the history.
 
     Items without a similar item in the history follow by popularity, with scores from -1 to 0.
     """
-    from implicit.nearest_neighbours import ItemItemRecommender
-    from sklearn.preprocessing import normalize
-
     known = known_events(log, preprocessing)
     user = log.event_users[known]
     shape = len(log.users), item_count
-    ones = np.ones(len(user))  # implicit takes doubles only
-    counts = scipy.sparse.csr_matrix((ones, (user, log.features.item_index[known] - 1)), shape)
+    counts = scipy.sparse.csr_matrix((np.ones(len(user)), (user, log.features.item_index[known] - 1)), shape)
     counts.data[:] = 1.0  # repeats of an item count once
-    model = ItemItemRecommender(K=min(NEIGHBOURS, item_count, max(1, _PAIRS_MAX // item_count)))
-    model.fit(scipy.sparse.csr_matrix(normalize(counts, axis=0)), show_progress=False)
-    similarity = scipy.sparse.csr_matrix(model.similarity)
+    similarity = item_similarity(counts)
     popularity = torch.from_numpy(np.bincount(counts.indices, minlength=item_count) / len(log.users) - 1).float()
 
     def scores(places: NDArray[np.intp]) -> Tensor:

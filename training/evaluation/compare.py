@@ -12,8 +12,8 @@ from scipy.stats import permutation_test
 
 from training.data.split import read_split
 from training.errors import RunError
-from training.evaluation.results import RANKS
-from training.metrics import bootstrap_interval, ndcg_each
+from training.evaluation.results import RANKS, figures_by_user
+from training.metrics import bootstrap_interval
 from training.runs import Run, training_seconds
 
 _TARGET_COLUMNS = ("protocol", "user_id", "item_id")
@@ -64,15 +64,13 @@ def compare_runs(runs: Sequence[Run]) -> list[RunComparison]:
             raise RunError(f"{first.path} and {run.path} have different test targets; evaluate both again.")
     comparisons = []
     for protocol in ranks[first.path.name]["protocol"].unique(maintain_order=True):
-        by_run: dict[str, NDArray[np.int64]] = {
-            name: run_ranks.filter(protocol=protocol)["rank"].to_numpy() for name, run_ranks in ranks.items()
-        }
+        by_run = {name: figures_by_user(run_ranks.filter(protocol=protocol)) for name, run_ranks in ranks.items()}
         base = by_run[first.path.name]
         for run in runs:
             own = by_run[run.path.name]
-            ndcg = paired_difference(ndcg_each(own, 10), ndcg_each(base, 10))
-            hr = paired_difference((own < 10).astype(np.float64), (base < 10).astype(np.float64))
-            comparisons.append(RunComparison(protocol, run.path.name, len(own), training_seconds(run), ndcg, hr))
+            ndcg, hr = (paired_difference(own[name].to_numpy(), base[name].to_numpy()) for name in ("ndcg", "hr"))
+            users = len(own)
+            comparisons.append(RunComparison(protocol, run.path.name, users, training_seconds(run), ndcg, hr))
     return comparisons
 
 

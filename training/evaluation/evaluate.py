@@ -3,7 +3,8 @@
 The split decides the protocols. Leave-one-out has two: `leave-one-out`, as in published figures, counts only the first
 event of each user and item, and does not rank the items of the history; `as served`, for logs with repeated items,
 counts all events and ranks all items. A split by time has one, `time split`: the target is the first event of a user in
-the test period, and items of the history are ranked if the release ranks them.
+the test period, and items of the history are ranked if the release ranks them. A split by visit has `next visit`, whose
+targets are all items of a user's last visit (`training.evaluation.visits`).
 """
 
 import json
@@ -56,7 +57,7 @@ from training.evaluation.results import (
     Result,
     UserSlice,
 )
-from training.evaluation.visits import Visits, best_of, measure_lists, rules
+from training.evaluation.visits import USERS_MAX, VALIDATION_USERS, Evaluation, Visitors, evaluate_visits
 from training.kmeans.engines import choose_engine
 from training.kmeans.settings import KMeansSettings, fixed_k
 from training.metrics import (
@@ -116,68 +117,77 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     with run.stage("evaluate") as stage:
         encoder = load_encoder(trained)
         item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
-        results: list[Result] = []
-        ranks: list[pl.DataFrame] = []
         run_protocols = list(protocols(prepared, preprocessing, encoder.shape.item_count))
         if not run_protocols:
             raise RunError(_no_targets_message(prepared))
-        notes = _notes(run_protocols)
-        for protocol in run_protocols:
-            if protocol.name == NEXT_VISIT:
-                results += _visit_results(run, encoder, protocol, preprocessing, progress)
-            for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
-                progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
-                target_ranking, top_items = rank_targets(scorer, protocol)
-                if protocol.name != NEXT_VISIT:
-                    results.append(measure(method, protocol, target_ranking, top_items))
-                if method == ENCODER:
-                    users = protocol.log.users.gather(protocol.held.rows)
-                    targets = item_ids.gather(protocol.held.targets - 1)
-                    columns = {"user_id": users, "item_id": targets, "rank": target_ranking}
-                    ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
-        pl.concat(ranks).write_parquet(stage.directory / RANKS)
-        content = {"results": [asdict(result) for result in results], "notes": notes}
+        if run_protocols[0].name == NEXT_VISIT:
+            found = _by_visit(run, encoder, run_protocols[0].log, preprocessing, item_ids, progress)
+        else:
+            found = _by_item(run, encoder, run_protocols, preprocessing, item_ids, progress)
+        found.ranks.write_parquet(stage.directory / RANKS)
+        content = {"results": [asdict(result) for result in found.results], "notes": found.notes}
         write_atomically(stage.directory / METRICS, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
-        for result in results:
+        for result in found.results:
             prefix = f"{result.protocol}/{result.method}"
             stage.figures |= {f"{prefix}/{name}": round(value, 6) for name, value in result.figures.items()}
-    return EvaluateResult(stage.directory, tuple(results), tuple(notes))
+    return EvaluateResult(stage.directory, found.results, found.notes)
 
 
-def _visit_results(
-    run: Run, encoder: Encoder, protocol: Protocol, preprocessing: Preprocessing, progress: Progress
-) -> Iterator[Result]:
-    """The product and the rules on last visits."""
-    log, item_count, counts = protocol.log, encoder.shape.item_count, protocol.training_counts
-    visits = Visits.of(log, 1, preprocessing)
-    personal = best_of(
-        encoder_scorer(encoder, log, visits.users), visits, item_count, exclude_seen=preprocessing.exclude_seen
-    )
-    yield measure_lists(ENCODER, visits, personal, counts)
-    tuner = _tuner(run, encoder, log, visits.users, preprocessing)
-    scorer = segment_scorer(tuner, visits.users)
-    segments = best_of(scorer, visits, item_count, exclude_seen=preprocessing.exclude_seen)
-    yield measure_lists(f"popularity, {tuner.k} segments", visits, segments, counts)
-    for place, (name, lists) in enumerate(rules(log, visits, preprocessing, item_count)):
-        progress(f"{NEXT_VISIT}: {name}", place, 6)
-        yield measure_lists(name, visits, lists, counts)
+def _by_item(
+    run: Run,
+    encoder: Encoder,
+    run_protocols: list[Protocol],
+    preprocessing: Preprocessing,
+    item_ids: pl.Series,
+    progress: Progress,
+) -> Evaluation:
+    """The results of protocols with one target a user."""
+    results: list[Result] = []
+    ranks: list[pl.DataFrame] = []
+    notes = _notes(run_protocols)
+    for protocol in run_protocols:
+        for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
+            progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
+            target_ranking, top_items = rank_targets(scorer, protocol)
+            results.append(measure(method, protocol, target_ranking, top_items))
+            if method == ENCODER:
+                users = protocol.log.users.gather(protocol.held.rows)
+                targets = item_ids.gather(protocol.held.targets - 1)
+                columns = {"user_id": users, "item_id": targets, "rank": target_ranking}
+                ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
+    return Evaluation(tuple(results), pl.concat(ranks), tuple(notes))
+
+
+def _by_visit(
+    run: Run,
+    encoder: Encoder,
+    log: EventLog,
+    preprocessing: Preprocessing,
+    item_ids: pl.Series,
+    progress: Progress,
+) -> Evaluation:
+    """The results of the next visit."""
+    item_count = encoder.shape.item_count
+    visitors = Visitors.of(log, 1, preprocessing, item_count, USERS_MAX)
+    validation = Visitors.of(log, 2, preprocessing, item_count, VALIDATION_USERS)
+    tuner = _tuner(run, encoder, log, preprocessing, len(visitors.first))
+    return evaluate_visits(visitors, validation, tuner, item_ids, {}, progress)
 
 
 def protocols(prepared: Path, preprocessing: Preprocessing, item_count: int) -> Iterator[Protocol]:
     """The protocols of the run's split that have at least one target.
 
-    With a split by visit a user has one target, an item of the last visit; `training.evaluation.visits` judges all.
+    For a split by visit this is one item of each last visit, drawn at random, for those who compare encoders.
     """
     positive = positive_actions(preprocessing)
-    split = read_split(prepared)
-    if split.by_visit:
-        log = read_sequences(prepared, preprocessing)
-        held = one_a_user(held_out(log, 1, positive), 0)
-        yield from _protocol(NEXT_VISIT, log, held, preprocessing.exclude_seen, item_count)
-        return
-    if split.by_time:
+    if read_split(prepared).by_time:
         log = read_sequences(prepared, preprocessing)
         yield from _protocol(TIME_SPLIT, log, held_out(log, 1, positive), preprocessing.exclude_seen, item_count)
+        return
+    if read_split(prepared).by_visit:
+        log = read_sequences(prepared, preprocessing)
+        held = one_a_user(held_out(log, 1, positive), seed=0)
+        yield from _protocol(NEXT_VISIT, log, held, preprocessing.exclude_seen, item_count)
         return
     first = read_first_events(prepared, preprocessing)
     yield from _protocol(LEAVE_ONE_OUT, first, held_out(first, 1), True, item_count)
@@ -197,6 +207,8 @@ def _protocol(name: str, log: EventLog, held: HeldOut, exclude_seen: bool, item_
 def _no_targets_message(prepared: Path) -> str:
     if read_split(prepared).by_time:
         return "There are no test targets: no user has events both before and in the test period of [split]."
+    if read_split(prepared).by_visit:
+        return "There are no test targets: no user has two visits."
     return "There are no test targets: no user has the five events that evaluation needs."
 
 
@@ -219,8 +231,6 @@ def _scorers(
     log, held, item_count = protocol.log, protocol.held, encoder.shape.item_count
     personal = encoder_scorer(encoder, log, held)
     yield ENCODER, personal
-    if protocol.name == NEXT_VISIT:
-        return
     validation = sample_targets(held_out(log, 2, positive_actions(preprocessing)), TARGET_USERS, 0)
     validation_scorer = encoder_scorer(encoder, log, validation)
     trend = choose_trend(
@@ -236,20 +246,21 @@ def _scorers(
         yield RECENT_POPULARITY, lambda places: demand.log_probability() + trend_scores(times[places]) / weight
     for name, counts in popularity_counts(log, preprocessing, item_count).items():
         yield name, popularity_scorer(counts)
-    tuner = _tuner(run, encoder, log, held, preprocessing)
+    tuner = _tuner(run, encoder, log, preprocessing, len(held.rows))
     yield f"popularity, {tuner.k} segments", segment_scorer(tuner, held)
     if known_events(log, preprocessing).any():
         yield "item-kNN", item_knn_scorer(log, held, preprocessing, item_count)
 
 
-def _tuner(run: Run, encoder: Encoder, log: EventLog, held: HeldOut, preprocessing: Preprocessing) -> HybridTuner:
-    """What counts popularity in segments, of ten targets or more on average."""
+def _tuner(run: Run, encoder: Encoder, log: EventLog, preprocessing: Preprocessing, users: int) -> HybridTuner:
+    """The embeddings and segments of the run, at most one segment for ten of the test's `users`."""
     settings = run.config().segment
     items = encoder.item_embeddings().detach().numpy()
     embed = partial(_embed, UserEncoder.load(encoder, run.require("train")))
-    k = max(1, min(fixed_k(settings), len(held.rows) // 10))
-    engine = choose_engine(settings.backend)
-    return HybridTuner(log, preprocessing, items, embed, k, engine, KMeansSettings.of(settings))
+    k = max(1, min(fixed_k(settings), users // 10))
+    return HybridTuner(
+        log, preprocessing, items, embed, k, choose_engine(settings.backend), KMeansSettings.of(settings)
+    )
 
 
 def _embed(encoder: UserEncoder, features: Features) -> NDArray[np.float32]:

@@ -22,6 +22,7 @@ from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
     held_out,
+    one_a_user,
     positive_actions,
     random_half,
     read_first_events,
@@ -277,7 +278,7 @@ class _ProbeUsers:
 
 def _targets(first_events: EventLog, rows: NDArray[np.intp], positive: NDArray[np.bool_], item_count: int) -> Targets:
     """The test targets of the users at `rows`."""
-    held = held_out(first_events, 1, positive)
+    held = one_a_user(held_out(first_events, 1, positive), seed=0)
     of_rows = select_targets(held, np.flatnonzero(np.isin(held.rows, rows)))
     return popularity_targets(first_events, of_rows, positive, item_count)
 

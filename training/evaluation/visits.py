@@ -1,206 +1,364 @@
-"""Evaluation by visit: each user's last visit is held out whole, and lists of items are judged by the set of its items.
+"""Evaluation by visit: lists of items for each user before their last visit, which is held out whole.
 
-Lists are as a release serves them: items of earlier visits may be listed unless the log excludes seen items. Beside the
-product stand rules of one line; what this user bought most often is the one to beat (Li et al., "A Next Basket
-Recommendation Reality Check", TOIS 2023).
+The targets of a user are the distinct items of the visit. All items are ranked, those that the user had before
+included, unless the release excludes them. Rules and the encoder know each user's events before the visit.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import polars as pl
 import torch
 from numpy.typing import NDArray
 from scipy import sparse
+from torch import Tensor
 
-from server.core.own_items import DAY_MS, OwnItems, own_items
 from server.core.preprocessing import Preprocessing
+from server.core.segments import next_item_part
 from training.data.sequences import (
     EventLog,
     HeldOut,
     held_out,
+    in_training,
+    known_ends,
     positive_actions,
-    seen_pairs,
     select_targets,
+    users_of,
 )
-from training.evaluation.baselines import item_knn_scorer, popularity_counts
-from training.evaluation.results import NEXT_VISIT, Result, UserSlice
-from training.metrics import CUTOFFS, LIST_LENGTH, bootstrap_interval, coverage, novelty
+from training.evaluation.baselines import segment_scorer
+from training.evaluation.results import ENCODER, NEXT_VISIT, Result, UserSlice
+from training.evaluation.visit_rules import OWN_ONLY, POPULARITY, Past, Rule, rules
+from training.metrics import CUTOFFS, LIST_LENGTH, bootstrap_interval, coverage, novelty, set_metrics, target_ranks
 from training.model.torch_inference import Scorer
-from training.ranking.next_visit import past_of
+from training.ranking.hybrid import HybridTuner
+from training.runs import Progress, no_progress
 
-LISTED = max(CUTOFFS)
 USERS_MAX = 5_000
-"""Users who are asked, drawn by a fixed seed."""
+"""The users of the test, drawn at random from a larger log."""
 
-HALF_LIVES = (7.0, 15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
-"""Days; the half-life that is best on the visits before is taken."""
+VALIDATION_USERS = 500
+"""The users on whose validation visits the settings of rules are chosen."""
 
-_ROWS = 64
+LENGTH = max(CUTOFFS)
+"""The length of a user's list."""
+
+REPEATS, NEW_TO_USER = "repeats", "items new to the user"
+"""The slices of users whose visit has items that they had before, or had not; only these items are targets."""
+
+_SCORES_AT_ONCE = 4_000_000
 
 Lists = NDArray[np.int64]
-"""Item rows of each user, best first, (B, ≥ LISTED); -1 where there are fewer."""
+"""Item rows, best first, of each user, (B, `LENGTH`); -1 where there are fewer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Visits:
-    """B users before a visit: `users` holds each once, `targets` (T,) all items of the visits."""
+@dataclass(frozen=True, eq=False)
+class Visitors:
+    """B users before a visit: `held` (T,) are the items of the visits, `first` (B,) the place in it of each user's
+    first, and `past` is what was known.
+    """
 
     log: EventLog
-    users: HeldOut
-    targets: HeldOut
+    held: HeldOut
+    first: NDArray[np.intp]
+    past: Past
+    exclude_seen: bool
 
     @classmethod
-    def of(cls, log: EventLog, from_end: int, preprocessing: Preprocessing) -> "Visits":
-        """Users before their last visit (1) or the visit before it (2); a sample of `USERS_MAX`."""
-        held = held_out(log, from_end, positive_actions(preprocessing))
-        _, first = np.unique(held.rows, return_index=True)
-        if len(first) > USERS_MAX:
-            first = np.sort(np.random.default_rng(0).permutation(first)[:USERS_MAX])
-        kept = np.flatnonzero(np.isin(held.rows, held.rows[first]))
-        return cls(log, select_targets(held, first), select_targets(held, kept))
+    def of(cls, log: EventLog, from_end: int, preprocessing: Preprocessing, item_count: int, most: int) -> "Visitors":
+        """At most `most` users before their last visit (1) or the visit before it (2)."""
+        positive = positive_actions(preprocessing)
+        held = users_of(held_out(log, from_end, positive), most, seed=0)
+        rows, first = np.unique(held.rows, return_index=True)
+        known = log.before(known_ends(log, from_end)) & positive[log.features.action_index]
+        past = Past(
+            log.event_users[known].astype(np.int64),
+            log.features.item_index[known].astype(np.int64) - 1,
+            log.visits[known],
+            log.timestamp[known],
+            rows,
+            log.timestamp[held.ends[first]],
+            len(log.users),
+            item_count,
+            preprocessing.has_clock,
+        )
+        return cls(log, held, first, past, preprocessing.exclude_seen)
 
-    def seen(self) -> NDArray[np.bool_]:
-        """Whether the user had each target before, (T,)."""
-        place, item = seen_pairs(self.log, self.users)
-        return np.isin(self._keys(), _keys(place, item))
+    @property
+    def users(self) -> HeldOut:
+        """One target a user, (B,): the first of the visit."""
+        return select_targets(self.held, self.first)
 
-    def _keys(self) -> NDArray[np.int64]:
-        places = np.searchsorted(self.users.rows, self.targets.rows)
-        return _keys(places, self.targets.targets.astype(np.int64) - 1)
+    @cached_property
+    def seen(self) -> sparse.csr_matrix:
+        """Above 0 for each item of the user's events before the visit, (B, V)."""
+        users = self.users
+        histories = self.log.histories(users.rows, users.ends)
+        return self._matrix(histories.rows, histories.item_index)
 
-    def figures(self, lists: Lists, kept: NDArray[np.bool_], count: int) -> dict[str, NDArray[np.float64]]:
-        """HR, recall and NDCG of the first `count` items against the targets in the mask `kept` (T,), for each user
-        who has one of them, in order.
-        """
-        listed, wanted = lists[:, :count], self._keys()[kept]
-        hits = np.isin(_keys(np.arange(len(lists))[:, None], listed), wanted) & (listed >= 0)
-        sizes = np.bincount(np.searchsorted(self.users.rows, self.targets.rows[kept]), minlength=len(lists))
-        hits, sizes = hits[sizes > 0], sizes[sizes > 0]
-        discounts = 1 / np.log2(np.arange(2, count + 2))
-        ideal = np.cumsum(discounts)[np.minimum(sizes, count) - 1]
+    @cached_property
+    def wanted(self) -> sparse.csr_matrix:
+        """1 for each item of the user's visit, (B, V)."""
+        return self._matrix(self.places, self.held.targets)
+
+    @cached_property
+    def places(self) -> NDArray[np.intp]:
+        """The place from 0 of each target's user, (T,)."""
+        return np.searchsorted(self.past.asked, self.held.rows)
+
+    def _matrix(self, places: NDArray[np.integer], item_index: NDArray[np.integer]) -> sparse.csr_matrix:
+        ones = np.ones(len(places), np.float32)
+        shape = len(self.first), self.past.item_count
+        return sparse.csr_matrix((ones, (places, item_index.astype(np.int64) - 1)), shape)
+
+    def activity(self) -> dict[str, NDArray[np.bool_]]:
+        """Masks (B,) of thirds of the users by number of earlier events."""
+        events = self.users.ends - self.log.features.starts[self.past.asked]
+        low, high = (int(bound) for bound in np.quantile(events, (1 / 3, 2 / 3), method="lower"))
         return {
-            "hr": hits.any(axis=1).astype(np.float64),
-            "recall": hits.sum(axis=1) / sizes,
-            "ndcg": (hits * discounts).sum(axis=1) / ideal,
+            f"few (≤ {low})": events <= low,
+            f"some (≤ {high})": (events > low) & (events <= high),
+            f"many (> {high})": events > high,
         }
 
 
-def _keys(users: NDArray[np.integer], items: NDArray[np.integer]) -> NDArray[np.int64]:
-    return np.asarray(users).astype(np.int64) * (1 << 32) + items
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The lists of a method: `served`, and `new` without the items that the user had before."""
+
+    served: Lists
+    new: Lists
 
 
-def measure_lists(method: str, visits: Visits, lists: Lists, training_counts: NDArray[np.int64]) -> Result:
-    """The figures of a method's lists, all in [0, 1] but novelty, which is in bits."""
-    everything = np.ones(len(visits.targets.rows), np.bool_)
-    figures: dict[str, float] = {}
-    for count in CUTOFFS:
-        each = visits.figures(lists, everything, count)
-        figures |= {f"{name}@{count}": float(values.mean()) for name, values in each.items()}
-    best = torch.from_numpy(np.where(lists[:, :LIST_LENGTH] < 0, lists[:, :1], lists[:, :LIST_LENGTH]))
-    figures[f"coverage@{LIST_LENGTH}"] = coverage(best, len(training_counts))
-    figures[f"novelty@{LIST_LENGTH}"] = novelty(best, training_counts)
-    each = visits.figures(lists, everything, 10)
-    intervals = bootstrap_interval(each["ndcg"], seed=0), bootstrap_interval(each["hr"], seed=0)
-    return Result(NEXT_VISIT, method, len(lists), figures, *intervals, tuple(_slices(visits, lists, each)))
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The results by method, the encoder's rank of each target (protocol, user_id, item_id, rank), and notes."""
+
+    results: tuple[Result, ...]
+    ranks: pl.DataFrame
+    notes: tuple[str, ...]
 
 
-def _slices(visits: Visits, lists: Lists, each: Mapping[str, NDArray[np.float64]]) -> Iterator[UserSlice]:
-    events = visits.users.ends - visits.log.features.starts[visits.users.rows]
-    low, high = (int(bound) for bound in np.quantile(events, (1 / 3, 2 / 3), method="lower"))
-    masks = {f"few (≤ {low})": events <= low, f"some (≤ {high})": (events > low) & (events <= high)}
-    for name, mask in (masks | {f"many (> {high})": events > high}).items():
-        yield _slice(name, each["ndcg"][mask], each["hr"][mask])
-    seen = visits.seen()
-    for name, kept in (("repeats", seen), ("items new to the user", ~seen)):
-        part = visits.figures(lists, kept, 10)
-        yield _slice(name, part["ndcg"], part["hr"])
+def evaluate_visits(
+    visitors: Visitors,
+    validation: Visitors,
+    tuner: HybridTuner,
+    item_ids: pl.Series,
+    served: Mapping[str, Lists],
+    progress: Progress = no_progress,
+) -> Evaluation:
+    """Measure the encoder, the rules, and the ready-made lists `served` (B, `LENGTH`) by name, on the visits."""
+    log, notes = visitors.log, []
+    held_users = np.unique(held_out(log, 1, positive_actions(tuner.preprocessing)).rows)
+    if len(held_users) > len(visitors.first):
+        notes.append(f"{NEXT_VISIT}: {len(visitors.first):,} users drawn from {len(held_users):,}")
+    counts = np.bincount(log.features.item_index[in_training(log)] - 1, minlength=visitors.past.item_count)
+    results = []
+    personal = personal_scorer(tuner, visitors)
+    progress(f"{NEXT_VISIT}: {ENCODER}", 0, 0)
+    for name, lists in served.items():
+        results.append(measure_visits(name, visitors, Ranking(lists, without_seen(lists, visitors.seen)), counts))
+    results.append(measure_visits(ENCODER, visitors, scored_lists(personal, visitors), counts))
+    for name, rule in chosen_rules(visitors, validation, notes):
+        progress(f"{NEXT_VISIT}: {name}", len(results), 0)
+        results.append(measure_visits(name, visitors, rule_lists(rule, visitors), counts))
+    by_segment = f"{POPULARITY}, {tuner.k} segments"
+    progress(f"{NEXT_VISIT}: {by_segment}", len(results), 0)
+    segments = scored_lists(segment_scorer(tuner, visitors.users), visitors)
+    results.append(measure_visits(by_segment, visitors, segments, counts))
+    columns = {
+        "user_id": log.users.gather(visitors.held.rows),
+        "item_id": item_ids.gather(visitors.held.targets.astype(np.int64) - 1),
+        "rank": pair_ranks(personal, visitors),
+    }
+    ranks = pl.DataFrame({"protocol": [NEXT_VISIT] * len(visitors.held.rows), **columns})
+    return Evaluation(tuple(results), ranks, tuple(notes))
 
 
-def _slice(name: str, ndcg: NDArray[np.float64], hits: NDArray[np.float64]) -> UserSlice:
-    users = len(ndcg)
-    return UserSlice(name, users, float(ndcg.mean()) if users else 0.0, float(hits.mean()) if users else 0.0)
+def chosen_rules(visitors: Visitors, validation: Visitors, notes: list[str]) -> Iterator[tuple[str, Rule]]:
+    """Each rule by name, with the settings that have the highest NDCG@10 on the validation visits.
+
+    Rules of own items are left out if a release excludes seen items.
+    """
+    for name, candidates in rules(visitors.past).items():
+        if visitors.exclude_seen and name in OWN_ONLY:
+            continue
+        setting = next(iter(candidates))
+        if len(candidates) > 1 and len(validation.first):
+            ndcg = {words: _validation_ndcg(make(validation.past), validation) for words, make in candidates.items()}
+            setting = max(candidates, key=lambda words: ndcg[words])
+        if setting:
+            notes.append(f"{NEXT_VISIT}: {name}: {setting}, chosen on the visits before the last")
+        yield name, candidates[setting](visitors.past)
 
 
-def best_of(scorer: Scorer, visits: Visits, item_count: int, *, exclude_seen: bool) -> Lists:
-    """The best items of each user by scores of all items."""
-    count = min(LISTED, item_count)
-    lists = np.full((len(visits.users.rows), LISTED), -1, np.int64)
-    with torch.inference_mode():
-        for start in range(0, len(lists), _ROWS):
-            places = np.arange(start, min(start + _ROWS, len(lists)))
-            scores = scorer(places)
-            if exclude_seen:
-                place, item = seen_pairs(visits.log, select_targets(visits.users, places))
-                scores[torch.from_numpy(place), torch.from_numpy(item)] = -torch.inf
-            lists[places, :count] = scores.topk(count).indices.numpy()
+def _validation_ndcg(rule: Rule, visitors: Visitors) -> float:
+    [lists] = _rule_lists(rule, visitors, [visitors.exclude_seen])
+    sizes = np.diff(visitors.wanted.indptr)
+    return float(set_metrics(hits_of(lists, visitors.wanted), sizes, LIST_LENGTH)["ndcg"].mean())
+
+
+def personal_scorer(tuner: HybridTuner, visitors: Visitors) -> Scorer:
+    """Scores items by the inner products of item embeddings and the embeddings of the histories before the visits."""
+    users = visitors.users
+    histories = visitors.log.histories(users.rows, users.ends, tuner.preprocessing.max_length)
+    items = torch.from_numpy(tuner.item_embeddings)
+    embeddings = torch.from_numpy(next_item_part(tuner.embed(histories), items.shape[1]))
+    return lambda places: embeddings[torch.from_numpy(places)] @ items.T
+
+
+def scored_lists(scorer: Scorer, visitors: Visitors) -> Ranking:
+    """The best items of each user by dense scores, in chunks of users."""
+    parts = []
+    for places in _chunks(len(visitors.first), visitors.past.item_count):
+        scores = scorer(places)
+        best = _best(scores)
+        _leave_out(scores, visitors.seen[places])
+        new = _best(scores)
+        parts.append((new if visitors.exclude_seen else best, new))
+    return Ranking(*(np.concatenate(lists) for lists in zip(*parts, strict=True)))
+
+
+def _best(scores: Tensor) -> Lists:
+    count = min(LENGTH, scores.shape[1])
+    found = scores.topk(count, dim=1)
+    lists = np.full((len(scores), LENGTH), -1, np.int64)
+    lists[:, :count] = torch.where(found.values > -torch.inf, found.indices, -1).numpy()
     return lists
 
 
-def rules(log: EventLog, visits: Visits, preprocessing: Preprocessing, item_count: int) -> Iterator[tuple[str, Lists]]:
-    """The lists of each rule of one line, by name; rules of own items only where items may be recommended again."""
-    counts = popularity_counts(log, preprocessing, item_count)
-    excluded = preprocessing.exclude_seen
-    for name, popular in counts.items():
-        scores = torch.from_numpy(popular).float()
-        yield name, best_of(_same_for_all(scores), visits, item_count, exclude_seen=excluded)
-    knn = item_knn_scorer(log, visits.users, preprocessing, item_count)
-    yield "item-kNN", best_of(knn, visits, item_count, exclude_seen=excluded)
-    if excluded:
-        return
-    popular = counts["popularity"]
-    yield "own, most frequent", _own(visits, preprocessing, popular, _most_frequent)
-    if preprocessing.has_clock:
-        before = Visits.of(log, 2, preprocessing)
-        tried = {half_life: _fading(half_life) for half_life in HALF_LIVES}
-        best = HALF_LIVES[0]
-        if len(before.users.rows):
-            everything = np.ones(len(before.targets.rows), np.bool_)
-            best = max(
-                HALF_LIVES,
-                key=lambda one: before.figures(_own(before, preprocessing, popular, tried[one]), everything, 10)[
-                    "ndcg"
-                ].mean(),
-            )
-        yield f"own, fading, {best:g} days", _own(visits, preprocessing, popular, tried[best])
+def rule_lists(rule: Rule, visitors: Visitors) -> Ranking:
+    """The best items of each user by a rule; popularity orders equal scores and fills up the list."""
+    return Ranking(*_rule_lists(rule, visitors, (visitors.exclude_seen, True)))
 
 
-def _same_for_all(scores: torch.Tensor) -> Scorer:
-    return lambda places: scores.repeat(len(places), 1)
+def _rule_lists(rule: Rule, visitors: Visitors, exclude: Sequence[bool]) -> list[Lists]:
+    """The lists of each way, all at once: without the items that the user had before (true), or with them (false)."""
+    popular = visitors.past.popularity()
+    order = np.argsort(-popular, kind="stable")
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    found = [np.full((len(visitors.first), LENGTH), -1, np.int64) for _ in exclude]
+    seen, is_barred = visitors.seen, np.zeros(len(order), np.bool_)
+    for places in _chunks(len(visitors.first), visitors.past.item_count):
+        scores = rule(slice(int(places[0]), int(places[-1]) + 1))
+        for row, user in enumerate(places.tolist()):
+            entries = slice(scores.indptr[row], scores.indptr[row + 1])
+            items, values = scores.indices[entries], scores.data[entries]
+            items, values = items[values > 0], values[values > 0]
+            for lists, excluded in zip(found, exclude, strict=True):
+                barred = seen.indices[seen.indptr[user] : seen.indptr[user + 1] if excluded else seen.indptr[user]]
+                is_barred[barred] = True
+                free = ~is_barred[items]
+                best = _best_of(items[free], values[free], place)
+                is_barred[best] = True
+                # These candidates contain enough items that are neither listed nor barred.
+                candidates = order[: LENGTH + len(barred)] if len(best) < LENGTH else order[:0]
+                full = np.concatenate([best, candidates[~is_barred[candidates]]])[:LENGTH]
+                lists[user, : len(full)] = full
+                is_barred[barred] = is_barred[best] = False
+    return found
 
 
-Weigh = Callable[[OwnItems, NDArray[np.int64], NDArray[np.float64]], NDArray[np.float64]]
-"""The score of each pair of user and item, (P,), from the pair of each event and its age in days, (N,) each."""
+def _best_of(items: NDArray[np.integer], values: NDArray[np.floating], place: NDArray[np.int64]) -> NDArray[np.integer]:
+    """At most `LENGTH` items of the largest values, best first; the smaller `place` (V,) decides between equals."""
+    if len(items) > LENGTH:
+        kept = values >= np.partition(values, len(values) - LENGTH)[-LENGTH]
+        items, values = items[kept], values[kept]
+    return items[np.lexsort((place[items], -values))][:LENGTH]
 
 
-def _most_frequent(own: OwnItems, pair: NDArray[np.int64], days_ago: NDArray[np.float64]) -> NDArray[np.float64]:
-    latest = np.full(len(own.row), np.inf)
-    np.minimum.at(latest, pair, days_ago)
-    return own.visits + 0.5 / (1.0 + latest)
+def without_seen(lists: Lists, seen: sparse.csr_matrix) -> Lists:
+    """The lists without items that the user had before; the rest moves up."""
+    kept = (lists >= 0) & ~hits_of(lists, seen)
+    order = np.argsort(~kept, axis=1, kind="stable")
+    return np.where(np.take_along_axis(kept, order, 1), np.take_along_axis(lists, order, 1), -1)
 
 
-def _fading(half_life: float) -> Weigh:
-    def weigh(own: OwnItems, pair: NDArray[np.int64], days_ago: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.bincount(pair, np.exp2(-days_ago / half_life), len(own.row)).astype(np.float64)
+def hits_of(lists: Lists, items: sparse.csr_matrix) -> NDArray[np.bool_]:
+    """Whether each item of a list is one of the user's `items` (B, V), (B, `LENGTH`)."""
+    item_count = items.shape[1]
+    users = np.repeat(np.arange(items.shape[0]), np.diff(items.indptr))
+    keys = np.arange(len(lists))[:, None] * item_count + lists
+    return (lists >= 0) & np.isin(keys, users * item_count + items.indices)
 
-    return weigh
+
+def pair_ranks(scorer: Scorer, visitors: Visitors) -> NDArray[np.int64]:
+    """The rank of each target from 0, (T,), among all items or, if seen items are excluded, among the new ones."""
+    ranks = np.empty(len(visitors.held.rows), np.int64)
+    bounds = np.append(visitors.first, len(ranks))
+    targets = torch.from_numpy(visitors.held.targets.astype(np.int64) - 1)
+    for places in _chunks(len(visitors.first), visitors.past.item_count):
+        scores = scorer(places)
+        if visitors.exclude_seen:
+            _leave_out(scores, visitors.seen[places])
+        pairs = slice(bounds[places[0]], bounds[places[-1] + 1])
+        ranks[pairs] = _ranks(scores, visitors.places[pairs] - places[0], targets[pairs])
+    return ranks
 
 
-def _own(visits: Visits, preprocessing: Preprocessing, popular: NDArray[np.int64], weigh: Weigh) -> Lists:
-    """Own items by weight, then what is popular."""
-    behaviour = past_of(visits.log, visits.users.rows, visits.users.ends, preprocessing)
-    item_count = len(popular)
-    own = own_items(behaviour, item_count)
-    wanted = behaviour.past.weight >= 0
-    row, item = behaviour.row[wanted], behaviour.past.item_row[wanted]
-    newest = np.zeros(behaviour.user_count, np.int64)
-    np.maximum.at(newest, behaviour.row, behaviour.past.time)
-    days_ago = (newest[row] - behaviour.past.time[wanted]) / DAY_MS
-    pair = np.searchsorted(own.row * item_count + own.item_row, row * item_count + item)
-    scores = sparse.csr_matrix(
-        (weigh(own, pair, days_ago), (own.row, own.item_row)), (behaviour.user_count, item_count)
-    )
-    filler = torch.from_numpy(popular / (popular.max(initial=0) + 1.0) * 1e-9).double()
-    return best_of(
-        lambda places: torch.from_numpy(scores[places].toarray()) + filler, visits, item_count, exclude_seen=False
-    )
+def _ranks(scores: Tensor, rows: NDArray[np.intp], targets: Tensor) -> NDArray[np.int64]:
+    """As `target_ranks`, for targets (t,) with their `rows` (t,) of the scores (b, V), but each row is sorted once."""
+    ordered = np.sort(scores.numpy(), axis=1)
+    values = scores[torch.from_numpy(rows), targets].numpy()
+    ranks = np.empty(len(rows), np.int64)
+    is_tied = np.empty(len(rows), np.bool_)
+    for row in np.unique(rows):
+        pairs = rows == row
+        after = np.searchsorted(ordered[row], values[pairs], "right")
+        ranks[pairs] = ordered.shape[1] - after
+        is_tied[pairs] = after - np.searchsorted(ordered[row], values[pairs], "left") != 1
+    is_tied |= values == -np.inf
+    for place in np.flatnonzero(is_tied):
+        ranks[place] = int(target_ranks(scores[rows[place]][None], targets[place][None]))
+    return ranks
+
+
+def _leave_out(scores: Tensor, items: sparse.csr_matrix) -> None:
+    """Lower the scores (b, V) of `items` (b, V) to minus infinity, in place."""
+    rows = np.repeat(np.arange(items.shape[0]), np.diff(items.indptr))
+    scores[torch.from_numpy(rows), torch.from_numpy(items.indices.astype(np.int64))] = -torch.inf
+
+
+def _chunks(users: int, item_count: int) -> Iterator[NDArray[np.intp]]:
+    step = max(1, min(256, _SCORES_AT_ONCE // item_count))
+    for start in range(0, users, step):
+        yield np.arange(start, min(start + step, users))
+
+
+def measure_visits(method: str, visitors: Visitors, ranking: Ranking, counts: NDArray[np.int64]) -> Result:
+    """The figures of a method's lists; `counts` (V,) are the training events of each item."""
+    wanted, seen = visitors.wanted, visitors.seen > 0
+    sizes, hits = np.diff(wanted.indptr), hits_of(ranking.served, wanted)
+    figures: dict[str, float] = {}
+    for k in CUTOFFS:
+        figures |= {f"{name}@{k}": float(each.mean()) for name, each in set_metrics(hits, sizes, k).items()}
+    top = ranking.served[:, :LIST_LENGTH]
+    listed = torch.from_numpy(top[top >= 0])
+    figures |= {f"coverage@{LIST_LENGTH}": coverage(listed, len(counts))}
+    figures |= {f"novelty@{LIST_LENGTH}": novelty(listed, counts)}
+    at_ten = set_metrics(hits, sizes, LIST_LENGTH)
+    slices = [_slice(name, at_ten, mask) for name, mask in visitors.activity().items()]
+    repeats = wanted.multiply(seen).tocsr()
+    news = (wanted - repeats).tocsr()
+    news.eliminate_zeros()
+    slices.append(_of_items(REPEATS, ranking.served, repeats))
+    if method in OWN_ONLY:
+        slices.append(UserSlice(NEW_TO_USER, 0, 0.0, 0.0))
+    else:
+        slices.append(_of_items(NEW_TO_USER, ranking.new, news))
+    interval, hr_interval = (bootstrap_interval(at_ten[name], seed=0) for name in ("ndcg", "hr"))
+    return Result(NEXT_VISIT, method, len(sizes), figures, interval, hr_interval, tuple(slices))
+
+
+def _of_items(name: str, lists: Lists, items: sparse.csr_matrix) -> UserSlice:
+    """The slice of the users with one of `items` (B, V), which are the only targets."""
+    sizes = np.diff(items.indptr)
+    metrics = set_metrics(hits_of(lists, items), np.maximum(sizes, 1), LIST_LENGTH)
+    return _slice(name, metrics, sizes > 0)
+
+
+def _slice(name: str, metrics: Mapping[str, NDArray[np.float64]], mask: NDArray[np.bool_]) -> UserSlice:
+    figures = (float(metrics[figure][mask].mean()) if mask.any() else 0.0 for figure in ("ndcg", "hr"))
+    return UserSlice(name, int(mask.sum()), *figures)

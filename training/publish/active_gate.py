@@ -148,8 +148,9 @@ def gate_targets(prepared: Path, release: Release, max_users: int) -> GateTarget
         return None
     events = pl.read_parquet(prepared / "events.parquet")
     held = sample_targets(protocol.held, max_users, seed=0)
-    target_rows = _protocol_rows(events, exclude_seen)[held.ends]
-    return _targets_at(events, held, target_rows)
+    first_after = _protocol_rows(events, exclude_seen)[held.ends]
+    item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
+    return _targets_of(events, held, first_after, item_ids.gather(held.targets.astype(np.int64) - 1))
 
 
 def _protocol_rows(events: pl.DataFrame, first_only: bool) -> NDArray[np.intp]:
@@ -160,14 +161,14 @@ def _protocol_rows(events: pl.DataFrame, first_only: bool) -> NDArray[np.intp]:
     return np.flatnonzero(first.to_numpy())
 
 
-def _targets_at(events: pl.DataFrame, held: HeldOut, target_rows: NDArray[np.intp]) -> GateTargets:
-    """Targets at rows (T,) of the log, with each user's events before the target; other users have no events."""
+def _targets_of(events: pl.DataFrame, held: HeldOut, first_after: NDArray[np.intp], targets: pl.Series) -> GateTargets:
+    """The ids of `targets` (T,), with each user's events before row `first_after` (T,); other users have no events."""
     user_index = (events["user_id"].rle_id()).to_numpy()
     target_of_user = np.zeros(int(user_index[-1]) + 1, np.int64)
-    target_of_user[held.rows] = target_rows
+    target_of_user[held.rows] = first_after
     is_before = pl.Series(np.arange(len(events)) < target_of_user[user_index])
     text = events.with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
-    return GateTargets(text.filter(is_before), text["item_id"].gather(target_rows).to_list())
+    return GateTargets(text.filter(is_before), targets.cast(pl.String).to_list())
 
 
 def _outcome(

@@ -8,7 +8,15 @@ from numpy.typing import NDArray
 
 from server.core.preprocessing import Preprocessing
 from server.core.segments import normalised, segment_part
-from training.data.sequences import EventLog, held_out, positive_actions, random_half, read_sequences, sample_targets
+from training.data.sequences import (
+    EventLog,
+    held_out,
+    one_a_user,
+    positive_actions,
+    random_half,
+    read_sequences,
+    sample_targets,
+)
 from training.ranking.hybrid import EmbedHistories
 from training.segments.measures import Fitter, ValidationUsers
 from training.segments.quality import popularity_targets
@@ -56,7 +64,8 @@ class VectorSetsBuilder:
         """A sample of at most `VALIDATION_USERS` users before their validation targets; None without any."""
         log = read_sequences(self.prepared, self.preprocessing)
         positive = positive_actions(self.preprocessing)
-        held = sample_targets(held_out(log, 2, positive), VALIDATION_USERS, self.seed)
+        each = one_a_user(held_out(log, 2, positive), self.seed)
+        held = sample_targets(each, VALIDATION_USERS, self.seed)
         if not len(held.rows):
             return None
         points = self._points(self.embed(log.histories(held.rows, held.ends, self.preprocessing.max_length)))

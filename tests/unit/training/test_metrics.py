@@ -8,7 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.metrics import bootstrap_interval, coverage, ndcg_each, novelty, ranking_metrics, target_ranks
+from training.metrics import (
+    bootstrap_interval,
+    coverage,
+    metrics_by_user,
+    ndcg_each,
+    novelty,
+    ranking_metrics,
+    set_metrics,
+    target_ranks,
+)
 
 
 def test_ranks_count_what_scores_higher() -> None:
@@ -67,3 +76,23 @@ def test_the_interval_holds_the_mean_and_narrows_with_users() -> None:
         spans.append(high - low)
     assert spans[1] < spans[0] / 5
     assert bootstrap_interval(few, seed=1) == bootstrap_interval(few, seed=1)
+
+
+def test_figures_of_sets() -> None:
+    """The best list of one place for three targets has one hit, whose gain is 1."""
+    hits = np.array([[True, False, True], [False, True, False], [False, False, False]])
+    sizes = np.array([3, 1, 2])
+    one, three = (set_metrics(hits, sizes, k) for k in (1, 3))
+    assert one["ndcg"].tolist() == [1.0, 0.0, 0.0]
+    gains = 1 / np.log2([2, 3, 4])
+    np.testing.assert_allclose(three["ndcg"], [(gains[0] + gains[2]) / gains.sum(), gains[1], 0.0])
+    np.testing.assert_allclose(three["recall"], [2 / 3, 1.0, 0.0])
+    assert three["hr"].tolist() == [1.0, 1.0, 0.0]
+
+
+def test_figures_by_user_are_those_of_the_set() -> None:
+    """The first user has eleven targets, ten of them in the first ten places."""
+    ranks, users = np.array([*range(10), 50, 4]), np.array([0] * 11 + [1])
+    found = metrics_by_user(ranks, users, 10)
+    np.testing.assert_allclose(found["ndcg"], [1.0, 1 / np.log2(6)])
+    assert found["hr"].tolist() == [1.0, 1.0]

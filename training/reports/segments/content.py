@@ -23,8 +23,8 @@ from server.core.repository.read import read_release
 from server.core.segments import normalised, segment_part
 from training.data.cleaning import Account
 from training.errors import RunError
-from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result
-from training.metrics import LIST_LENGTH, bootstrap_interval, ndcg_each
+from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result, figures_by_user
+from training.metrics import bootstrap_interval
 from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
 from training.runs import CURVES, Run
 from training.segments.result import Segmentation
@@ -277,20 +277,20 @@ def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: 
     protocol = results[-1].protocol
     ranks = pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol)
     assignments = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
-    by_segment = dict(ranks.join(assignments, on="user_id").group_by("segment_id").agg("rank").iter_rows())
-    slices = [_slice(profile, np.array(by_segment.get(profile.segment_id, []), np.int64)) for profile in shown]
+    users = figures_by_user(ranks).join(assignments, on="user_id")
+    slices = [_slice(profile, users.filter(segment_id=profile.segment_id)) for profile in shown]
     large = tuple(segment for segment in slices if segment.users >= max(1, least))
     return Quality(protocol, tuple(result for result in results if result.protocol == protocol), large)
 
 
-def _slice(profile: SegmentProfile, ranks: NDArray[np.int64]) -> SegmentSlice:
-    if not len(ranks):
+def _slice(profile: SegmentProfile, users: pl.DataFrame) -> SegmentSlice:
+    if not len(users):
         return SegmentSlice(display_name(profile), profile.segment_id, 0, 0.0, (0.0, 0.0), 0.0, (0.0, 0.0))
-    hits, ndcg = (ranks < LIST_LENGTH).astype(np.float64), ndcg_each(ranks, LIST_LENGTH)
+    hits, ndcg = users["hr"].to_numpy(), users["ndcg"].to_numpy()
     return SegmentSlice(
         name=display_name(profile),
         segment_id=profile.segment_id,
-        users=len(ranks),
+        users=len(users),
         hr=float(hits.mean()),
         hr_interval=bootstrap_interval(hits, seed=0),
         ndcg=float(ndcg.mean()),

@@ -13,12 +13,15 @@ from server.core.history import Event, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser, Visits
 from training.data.sequences import (
     EventLog,
+    HeldOut,
     held_out,
     in_training,
+    one_a_user,
     positive_actions,
     read_first_events,
     read_log,
     seen_pairs,
+    users_of,
 )
 from training.fit.batching import EpochPlan, StepWindows, Validation, Windows
 
@@ -210,3 +213,22 @@ def test_validation_batches(tmp_path: Path, exclude_seen: bool) -> None:
     [batch] = list(map(Validation(log, held_out(log, 2), preprocessing).__getitem__, [0]))
     assert sorted(batch["target"].tolist()) == [0, 3, 4]
     assert len(batch["seen_row"]) == (6 + 3 + 4 if exclude_seen else 0)
+
+
+def test_one_target_of_each_user_is_drawn() -> None:
+    held = HeldOut(np.array([1, 1, 1, 4, 7, 7]), np.array([3, 3, 3, 9, 12, 12]), np.arange(1, 7, dtype=np.int32))
+    drawn = {tuple(one_a_user(held, seed).targets.tolist()) for seed in range(40)}
+    assert {targets[0] for targets in drawn} == {1, 2, 3}
+    assert {targets[1] for targets in drawn} == {4}
+    assert {targets[2] for targets in drawn} == {5, 6}
+    one = one_a_user(held, 0)
+    assert (one.rows.tolist(), one.ends.tolist()) == ([1, 4, 7], [3, 9, 12])
+
+
+def test_users_are_drawn_with_all_their_targets() -> None:
+    held = HeldOut(np.array([1, 1, 1, 4, 7, 7]), np.array([3, 3, 3, 9, 12, 12]), np.arange(1, 7, dtype=np.int32))
+    for seed in range(9):
+        rows = users_of(held, 2, seed).rows.tolist()
+        assert len(set(rows)) == 2
+        assert all(rows.count(row) == held.rows.tolist().count(row) for row in set(rows))
+    assert users_of(held, 3, 0) is held

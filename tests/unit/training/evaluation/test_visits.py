@@ -1,109 +1,202 @@
-"""The figures of a visit and the rules of one line, by hand."""
+"""Evaluation by visit on three users: targets, lists, figures and slices, computed by hand."""
 
-from dataclasses import replace
+import json
+import math
+from pathlib import Path
 
 import numpy as np
 import polars as pl
 import pytest
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
 
-from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
-from training.cli.summary import verdict_lines
-from training.data.sequences import EventLog, held_out, last_visits, one_a_user
-from training.data.split import Split
-from training.evaluation.results import ENCODER, NEXT_VISIT, EvaluateResult, Result
-from training.evaluation.visits import LISTED, Visits, measure_lists, rules
+from training.data.sequences import read_log
+from training.evaluation.results import NEXT_VISIT, UserSlice
+from training.evaluation.visit_rules import OWN_FADING, OWN_FREQUENT, OWN_ONLY, POPULARITY, own_frequent, popularity
+from training.evaluation.visits import (
+    LENGTH,
+    NEW_TO_USER,
+    REPEATS,
+    Ranking,
+    Visitors,
+    chosen_rules,
+    hits_of,
+    measure_visits,
+    pair_ranks,
+    rule_lists,
+    scored_lists,
+    without_seen,
+)
+from training.metrics import target_ranks
 
+ITEMS = "abcdef"
 DAY_MS = 86_400_000
-ITEMS = 30
+HISTORIES = {"ann": ["ab", "ab", "a", "ad"], "ben": ["c", "a", "ac"], "eve": ["e"]}
 PREPROCESSING = Preprocessing(
-    max_length=8, actions=(Action(name="buy", weight=1.0),), has_clock=True, exclude_seen=False
+    max_length=9,
+    actions=(Action(name="buy", weight=1.0), Action(name="return", weight=-1.0)),
+    has_clock=True,
+    exclude_seen=False,
 )
 
-ANN = ((0, (1, 2)), (10, (1, 3)), (20, (1, 4)), (30, (1, 2, 9)))
-BOB = ((0, (5,)), (12, (5, 6)), (25, (6, 7)), (31, (5, 8)))
 
-
-def log_of(*users: tuple[tuple[int, tuple[int, ...]], ...]) -> EventLog:
-    """Visits (day, item rows) of each user."""
-    events = [(row, item, day) for row, visits in enumerate(users) for day, items in visits for item in items]
-    row, item, day = (np.array(column) for column in zip(*events, strict=True))
-    ones = np.ones(len(row), np.int32)
-    offsets = np.searchsorted(row, np.arange(len(users) + 1))
-    zeros = np.zeros(len(row), np.float32)
-    features = Features((item + 1).astype(np.int32), ones, zeros, ones, offsets, np.zeros(len(users), np.int32))
-    names = pl.Series([f"u{user}" for user in range(len(users))])
-    log = EventLog(names, features, day * np.int64(DAY_MS), features.ends, Split(by_visit=True))
-    return replace(log, train_ends=last_visits(log).train_ends())
-
-
-def lists_of(*lists: tuple[int, ...]) -> np.ndarray:
-    return np.array([(*one, *[-1] * (LISTED - len(one))) for one in lists])
-
-
-def test_last_visits_are_held_out_whole_and_the_ones_before_validate() -> None:
-    log = log_of(ANN, BOB)
-    test, validation = held_out(log, 1), held_out(log, 2)
-    assert list(zip(test.rows.tolist(), (test.targets - 1).tolist(), strict=True)) == [
-        (0, 1),
-        (0, 2),
-        (0, 9),
-        (1, 5),
-        (1, 8),
+def visitors_of(
+    directory: Path,
+    from_end: int = 1,
+    exclude_seen: bool = False,
+    histories: dict[str, list[str]] = HISTORIES,
+    most: int = 99,
+) -> Visitors:
+    """Visits a day apart; an item in capitals was returned."""
+    rows = [
+        (user, item.lower(), "return" if item.isupper() else "buy", 1.0, day * DAY_MS)
+        for user, visits in histories.items()
+        for day, visit in enumerate(visits)
+        for item in visit
     ]
-    assert (validation.targets - 1).tolist() == [1, 4, 6, 7]
-    assert log.train_ends.tolist() == [4, 12]
-    chosen = one_a_user(test, 0)
-    assert chosen.rows.tolist() == [0, 1]
-    assert all(target in test.targets for target in chosen.targets)
+    names = ["user_id", "item_id", "action", "value", "timestamp"]
+    pl.DataFrame(rows, schema=names, orient="row").write_parquet(directory / "events.parquet")
+    pl.DataFrame({"item_id": [*ITEMS]}).write_parquet(directory / "items.parquet")
+    split = {"validation_from": 0, "test_from": 0, "by_visit": True}
+    (directory / "split.json").write_text(json.dumps(split))
+    preprocessing = PREPROCESSING.model_copy(update={"exclude_seen": exclude_seen})
+    return Visitors.of(read_log(directory, preprocessing), from_end, preprocessing, len(ITEMS), most)
 
 
-def test_figures_are_of_the_set_of_items() -> None:
-    visits = Visits.of(log_of(ANN, BOB), 1, PREPROCESSING)
-    result = measure_lists("x", visits, lists_of((1, 20, 9), (21, 22)), np.ones(ITEMS, np.int64))
+def text(lists: NDArray[np.int64]) -> list[str]:
+    return ["".join(ITEMS[item] for item in row if item >= 0) for row in lists]
+
+
+def lists_of(*texts: str) -> NDArray[np.int64]:
+    return np.array([[*map(ITEMS.index, one)] + [-1] * (LENGTH - len(one)) for one in texts])
+
+
+def sets(matrix: sparse.csr_matrix) -> list[str]:
+    return ["".join(sorted(ITEMS[item] for item in row.indices)) for row in matrix]
+
+
+def test_each_user_is_asked_once_for_the_items_of_the_visit(tmp_path: Path) -> None:
+    last = visitors_of(tmp_path)
+    assert sets(last.wanted) == ["ad", "ac"]
+    assert sets(last.seen) == ["ab", "ac"]
+    assert text(last.past.item[None]) == ["ababacae"]  # Eve's only visit is known
+    assert last.past.asked_at.tolist() == [3 * DAY_MS, 2 * DAY_MS]
+    before = visitors_of(tmp_path, from_end=2)
+    assert sets(before.wanted) == ["a", "a"]
+    assert text(before.past.item[None]) == ["ababce"]
+
+
+def test_a_sample_has_all_items_of_its_users(tmp_path: Path) -> None:
+    one = visitors_of(tmp_path, most=1)
+    assert sets(one.wanted) in (["ad"], ["ac"])
+
+
+def test_what_was_returned_is_known_to_no_rule_but_not_new(tmp_path: Path) -> None:
+    visitors = visitors_of(tmp_path, histories={"ann": ["aF", "ab", "abF"], "ben": ["b", "a"]})
+    assert sets(visitors.wanted) == ["ab", "a"]
+    assert sets(visitors.seen) == ["abf", "b"]
+    assert "f" not in text(visitors.past.item[None])[0]
+
+
+def test_popularity_orders_equal_scores_and_fills_up(tmp_path: Path) -> None:
+    """Popular are a (4), b (2), then c and e (1), then d and f (0)."""
+    visitors = visitors_of(tmp_path)
+    own = rule_lists(own_frequent(visitors.past), visitors)
+    assert text(own.served) == ["abcedf", "acbedf"]
+    assert text(own.new) == ["cedf", "bedf"]
+    everybody = rule_lists(popularity(visitors.past), visitors)
+    assert text(everybody.served) == ["abcedf"] * 2
+    assert text(everybody.new) == ["cedf", "bedf"]
+
+
+def test_among_equal_scores_the_popular_item_is_first(tmp_path: Path) -> None:
+    visitors = visitors_of(tmp_path, histories={"ann": ["bc", "c", "a"], "ben": ["c", "a"]})
+    everything = rule_lists(lambda users: sparse.csr_matrix(np.ones((users.stop - users.start, 6))), visitors)
+    assert text(everything.served) == ["cbadef"] * 2
+
+
+def test_a_release_that_excludes_seen_items_lists_new_ones_only(tmp_path: Path) -> None:
+    visitors = visitors_of(tmp_path, exclude_seen=True)
+    assert text(rule_lists(popularity(visitors.past), visitors).served) == ["cedf", "bedf"]
+    assert text(scored_lists(lambda places: torch.arange(6.0).repeat(len(places), 1), visitors).served) == [
+        "fedc",
+        "fedb",
+    ]
+
+
+def test_settings_are_chosen_on_the_visits_before_the_last(tmp_path: Path) -> None:
+    """Ann bought a for 30 days, then b for 10, then a again: with a half-life of 7 days b is first, with 15 a."""
+    histories = {"ann": ["a"] * 30 + ["b"] * 10 + ["a", "a"], "ben": ["d"] * 9}
+    test, validation = (visitors_of(tmp_path, from_end, histories=histories) for from_end in (1, 2))
+    notes: list[str] = []
+    chosen = dict(chosen_rules(test, validation, notes))
+    assert notes[0] == f"{NEXT_VISIT}: {OWN_FADING}: half-life 15 days, chosen on the visits before the last"
+    assert len(notes) == 3
+    assert text(rule_lists(chosen[OWN_FADING], test).served)[0].startswith("a")
+    assert OWN_FREQUENT in chosen
+
+
+def test_rules_of_own_items_are_left_out_where_seen_items_are(tmp_path: Path) -> None:
+    test, validation = (visitors_of(tmp_path, from_end, exclude_seen=True) for from_end in (1, 2))
+    assert not OWN_ONLY & set(dict(chosen_rules(test, validation, [])))
+
+
+def test_lists_by_scores(tmp_path: Path) -> None:
+    visitors = visitors_of(tmp_path)
+    table = torch.tensor([[6.0, 1, 2, 3, 4, 5], [1.0, 6, 5, 4, 3, 2]])
+    ranking = scored_lists(lambda places: table[torch.from_numpy(places)], visitors)
+    assert text(ranking.served) == ["afedcb", "bcdefa"]
+    assert text(ranking.new) == ["fedc", "bdef"]
+
+
+def test_the_rest_of_a_list_without_seen_items_moves_up(tmp_path: Path) -> None:
+    visitors = visitors_of(tmp_path)
+    np.testing.assert_array_equal(without_seen(lists_of("adbc", "fc"), visitors.seen), lists_of("dc", "f"))
+
+
+def test_the_empty_end_of_a_list_is_no_hit(tmp_path: Path) -> None:
+    """The place before a user's first item must not be read as the last item of the user before."""
+    wanted = sparse.csr_matrix(np.eye(2, 6, 5))
+    assert not hits_of(lists_of("a", "b"), wanted).any()
+    assert hits_of(lists_of("af", "b"), wanted).sum() == 1
+
+
+def test_figures_and_slices(tmp_path: Path) -> None:
+    """Ann bought a, as before, and d, which is new; Ben bought a and c, both as before."""
+    visitors = visitors_of(tmp_path)
+    ranking = Ranking(lists_of("bdeacf", "efb"), lists_of("dce", "efb"))
+    counts = np.array([4, 2, 1, 0, 1, 0])
+    result = measure_visits(POPULARITY, visitors, ranking, counts)
+    gain = [1 / math.log2(place + 2) for place in range(9)]
+    ideal = gain[0] + gain[1]
+    assert result.protocol == NEXT_VISIT
     assert result.users == 2
-    assert result.figures["hr@10"] == 0.5
-    assert result.figures["recall@10"] == pytest.approx((2 / 3 + 0) / 2)
-    ideal = 1 + 1 / np.log2(3) + 1 / 2
-    assert result.figures["ndcg@10"] == pytest.approx((1 + 1 / 2) / ideal / 2)
+    assert result.figures["hr@5"] == 0.5
+    assert result.figures["recall@10"] == 0.5
+    assert result.figures["ndcg@10"] == pytest.approx((gain[1] + gain[3]) / ideal / 2)
+    assert result.figures["coverage@10"] == 1.0
     slices = {one.name: one for one in result.slices}
-    assert (slices["repeats"].users, slices["items new to the user"].users) == (2, 2)
-    assert slices["items new to the user"].hr == 0.5
+    repeats, news = slices[REPEATS], slices[NEW_TO_USER]
+    assert (repeats.users, repeats.ndcg, repeats.hr) == (2, pytest.approx(gain[3] / 2), 0.5)
+    assert (news.users, news.ndcg, news.hr) == (1, 1.0, 1.0)
+    own = measure_visits(OWN_FREQUENT, visitors, ranking, counts)
+    assert own.slices[-1] == UserSlice(NEW_TO_USER, 0, 0.0, 0.0)
+    assert [one.users for one in result.slices[:3]] == [1, 0, 1]  # Ben had two events, Ann five
 
 
-def test_rules_list_what_their_names_say() -> None:
-    log = log_of(ANN, BOB)
-    lists = dict(rules(log, Visits.of(log, 1, PREPROCESSING), PREPROCESSING, ITEMS))
-    assert lists["own, most frequent"][0, :4].tolist() == [1, 4, 3, 2]
-    assert set(lists["own, most frequent"][1, :2].tolist()) == {6, 5}
-    assert lists["popularity"][0, 0] == lists["popularity"][1, 0]
-    [fading] = [name for name in lists if name.startswith("own, fading")]
-    assert lists[fading][0, 0] == 1
-    assert "item-kNN" in lists
-    new_only = dict(
-        rules(
-            log,
-            Visits.of(log, 1, PREPROCESSING),
-            PREPROCESSING.model_copy(update={"exclude_seen": True}),
-            ITEMS,
-        )
-    )
-    assert not any(name.startswith("own") for name in new_only)
-    assert not {1, 2, 3, 4} & set(new_only["popularity"][0, :10].tolist())
-
-
-def evaluated(**ndcg: float) -> EvaluateResult:
-    results = [Result(NEXT_VISIT, name, 1, {"ndcg@10": value}, (0, 0), (0, 0), ()) for name, value in ndcg.items()]
-    return EvaluateResult(None, tuple(results))  # type: ignore[arg-type]
-
-
-def test_the_first_sentence_says_when_a_rule_wins() -> None:
-    figures = evaluated(**{ENCODER: 0.1, "own": 0.2, "popularity": 0.15})
-    assert verdict_lines(figures, {})[0].startswith("A rule of one line, `own`, foretells the next visit better")
-    ahead = verdict_lines(figures, {"hybrid_ndcg@10": 0.25, "hybrid_recall@10": 0.2})[0]
-    assert ahead.startswith(
-        "The next visit is foretold with NDCG@10 0.2500; the best rule of one line, `own`, has 0.2000"
-    )
-    of_events = verdict_lines(figures, {"hybrid_ndcg@10": 0.25})
-    assert "better than this release" in of_events[0]
-    assert verdict_lines(evaluated(), {}) == []
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("histories", [HISTORIES, {"ann": ["a", "ab"], "ben": ["c", "cd"]}])
+def test_ranks_of_pairs_are_those_of_the_metrics(
+    tmp_path: Path, exclude_seen: bool, histories: dict[str, list[str]]
+) -> None:
+    """Scores with ties, and targets that are left out."""
+    visitors = visitors_of(tmp_path, exclude_seen=exclude_seen, histories=histories)
+    table = torch.tensor([[2.0, 1, 2, 2, 0, 1], [1.0, 2, 3, 0, 3, 1]])
+    ranks = pair_ranks(lambda places: table[torch.from_numpy(places)], visitors)
+    scores = table[torch.from_numpy(visitors.places)].clone()
+    if exclude_seen:
+        scores[torch.from_numpy(visitors.seen[visitors.places].toarray() > 0)] = -torch.inf
+    expected = target_ranks(scores, torch.from_numpy(visitors.held.targets.astype(np.int64) - 1))
+    assert ranks.tolist() == expected.tolist()
