@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from tests.benchmarks.common import show
+from tests.benchmarks.common import by_last_event, show
 from training.config import Config
 from training.data import demo
 from training.data.prepare import prepare
@@ -73,14 +73,14 @@ def prepared(directory: Path, data: str) -> Run:
     run = Run.create(directory, "objectives")
     if data == "demo":
         log = demo.write_demo(directory / ".demo")
-        prepare(run, log.events, log.items, log.users, demo.CONFIG)
+        prepare(run, log.events, log.items, log.users, by_last_event(demo.CONFIG))
         return run
     source = DATA / data
     if not source.is_dir():
         sys.exit(f"There is no {source}: the logs are not part of the project; `--data demo` needs none of them.")
     items, users = source / "items.parquet", source / "users.parquet"
     tables = (items if items.is_file() else None, users if users.is_file() else None)
-    prepare(run, source / "interactions.parquet", *tables, Config())
+    prepare(run, source / "interactions.parquet", *tables, by_last_event(Config()))
     return run
 
 

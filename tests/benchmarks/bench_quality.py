@@ -5,9 +5,10 @@
 
 Leave-one-out: of each user and item the first event counts; of users with five such events the last one is the test
 target and the one before it the validation target, which chooses the epoch; all items are ranked, those of the history
-left out. Both have the same minutes and threads, one after the other, and read the same prepared events. RecTools runs
-in an environment of its own, made at first use (`peers/`), does not get the test targets, and lists items by its own
-`recommend`. Logs are read from `../shared/data`, which is not part of the project; `demo` is.
+left out. Where time stamps tie, the order of the file holds, as in papers. Both have the same minutes and threads, one
+after the other, and read the same prepared events. RecTools runs in an environment of its own, made at first use
+(`peers/`), does not get the test targets, and lists items by its own `recommend`. Logs are read from
+`../shared/data`, which is not part of the project; `demo` is.
 
 What is done is kept under --work and not done again, unless with --again; each log goes into --out when it is done.
 Prints a table in Markdown, then one JSON line a log. `ratio` is our NDCG@10 over RecTools', `difference` holds the true
@@ -34,7 +35,7 @@ import torch
 from numpy.typing import NDArray
 
 from server.core.preprocessing import Preprocessing
-from tests.benchmarks.common import machine
+from tests.benchmarks.common import by_last_event, machine
 from tests.benchmarks.peers.environment import python_of
 from training.config import Config
 from training.data import demo
@@ -166,13 +167,13 @@ def prepared(work: Path, order: Order) -> Run:
     run = Run.open(work, path.name) if (path / "run.json").is_file() else Run.create(work, run_id=path.name)
     if order.log == DEMO:
         files = demo.write_demo(work / ".demo")
-        prepare(run, files.events, files.items, files.users, demo.CONFIG)
+        prepare(run, files.events, files.items, files.users, by_last_event(demo.CONFIG))
     else:
         source = DATA / order.log
         items, users = (
             path if path.is_file() else None for path in (source / "items.parquet", source / "users.parquet")
         )
-        prepare(run, source / "interactions.parquet", items, users, Config())
+        prepare(run, source / "interactions.parquet", items, users, by_last_event(Config()))
     return run
 
 

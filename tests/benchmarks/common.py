@@ -21,6 +21,7 @@ from server.core.release import Golden, Manifest
 from server.core.repository.read import record_of
 from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
+from training.config import Config, SplitSettings, VisitSettings
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import random_inputs, write_onnx
 from training.model.forecast import RANK
@@ -51,6 +52,12 @@ def machine() -> dict[str, str]:
 def _cpu_lines() -> list[str]:
     path = Path("/proc/cpuinfo")
     return path.read_text().splitlines() if path.exists() else []
+
+
+def by_last_event(config: Config) -> Config:
+    """The settings that papers evaluate by: the last event is held out, and the file tells the order of tied events."""
+    changes = {"split": SplitSettings(method="leave_one_out"), "visits": VisitSettings(ordered=True)}
+    return config.model_copy(update=changes)
 
 
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
