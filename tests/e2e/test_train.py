@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.logs import write_planted
-from training.config import Clean, Config, SplitSettings, TrainSettings
+from server.core.repository.layout import read_preprocessing
+from tests.support.logs import sorted_baskets, write_planted
+from training.config import Clean, Config, SplitSettings, TrainSettings, VisitSettings
 from training.data.prepare import prepare
+from training.data.sequences import read_sequences
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
 from training.evaluation.results import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
@@ -20,7 +23,8 @@ from training.fit.defaults import FEW_EVENTS_DROPOUT, choose_device
 from training.fit.train import train
 from training.model import loss
 from training.model.loss import SAMPLED_NEGATIVES
-from training.model.weights import WEIGHTS
+from training.model.torch_inference import embed_histories
+from training.model.weights import WEIGHTS, load_encoder
 from training.runs import CURVES, Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -140,3 +144,32 @@ def test_devices() -> None:
         assert choose_device("auto") == "cpu"
         with pytest.raises(ConfigError, match="no usable NVIDIA GPU"):
             choose_device("cuda")
+
+
+def share_of_next_ids(directory: Path, settings: Config) -> float:
+    """How often the id after that of a history's last event, the third, is among the encoder's best four of 40."""
+    events = directory / "events.parquet"
+    sorted_baskets().write_parquet(events)
+    run = Run.create(directory / "runs")
+    prepare(run, events, None, None, settings)
+    train(run)
+    log = read_sequences(run.path / "prepare", preprocessing := read_preprocessing(run.path / "prepare"))
+    rows, last = np.arange(len(log.users)), log.features.starts + 2
+    history = log.histories(rows, last + 1, preprocessing.max_length)
+    encoder = load_encoder(run.path / "train")
+    with torch.inference_mode():
+        scores = (embed_histories(encoder, history, encoder.shape) @ encoder.item_embeddings().T).numpy()
+    ids = pl.read_parquet(run.path / "prepare" / "items.parquet")["item_id"].cast(pl.String).to_numpy()
+    best = ids[np.argsort(-scores, axis=1)[:, :4]]
+    following = [f"i{int(item[1:]) + 1:05}" for item in ids[log.features.item_index[last] - 1]]
+    return float((best == np.array(following)[:, None]).any(axis=1).mean())
+
+
+def test_rows_sorted_inside_baskets_teach_nothing(tmp_path: Path) -> None:
+    """An encoder that learns the order of rows puts the next id first; one that does not has it there by chance."""
+    settings = Config(train=SETTINGS, clean=Clean(exclude_seen=False))
+    by_row = settings.model_copy(update={"split": LAST_EVENTS, "visits": VisitSettings(ordered=True)})
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "visits").mkdir()
+    assert share_of_next_ids(tmp_path / "rows", by_row) > 0.8
+    assert share_of_next_ids(tmp_path / "visits", settings) < 0.3

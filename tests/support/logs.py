@@ -79,6 +79,21 @@ def write_planted(directory: Path, noise: float = 0.1, **shape: int) -> tuple[Pa
     return paths
 
 
+def sorted_baskets(users: int = 150, items: int = 40, visits: int = 6, size: int = 5, seed: int = 0) -> pl.DataFrame:
+    """Baskets of items with consecutive ids, from a random one on, whose rows are sorted by item id.
+
+    A basket tells nothing about the next one. Columns as in `planted_log`.
+    """
+    first = np.random.default_rng(seed).integers(1, items - size + 2, (users, visits))
+    rows = [
+        (f"u{user:05}", f"i{first[user, visit] + place:05}", "purchase", 1.0, START_MS + 7 * visit * DAY_MS + user)
+        for visit in range(visits)
+        for user in range(users)
+        for place in range(size)
+    ]
+    return pl.DataFrame(rows, schema=["user_id", "item_id", "action", "value", "timestamp"], orient="row")
+
+
 def planted_baskets(users: int = 60, items: int = 40, visits: int = 8, seed: int = 0) -> pl.DataFrame:
     """Baskets of users who buy the same three items on each visit, once a week, and two more that are drawn at random.
 

@@ -5,6 +5,7 @@ history within one group lands in that group's segment. Every embedding depends 
 titles name the number, so that a test can tell which release answered.
 """
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from server.core.features import GAP_COUNT, Inputs, batches, features_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
+from server.core.next_visit import FEATURES, ITEM_STATISTICS, NextVisitModel
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.profiles import (
     ActionShare,
@@ -31,7 +33,7 @@ from server.core.profiles import (
     Spend,
     Trait,
 )
-from server.core.release import FILES, MIGRATION, Confidence, Golden, Manifest, with_item_hashes
+from server.core.release import FILES, MIGRATION, RANKING, Confidence, Golden, Manifest, with_item_hashes
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 from server.core.repository.read import record_of
 from server.core.segments import normalised
@@ -56,6 +58,12 @@ MIGRATION_OF_FOUR = Migration(
     splits=(Change(from_segment_ids=(1,), to_segment_ids=(1, 4)),),
 )
 """Of a tiny release's four segments: 1 split, 3 is of new users, 9 is no more."""
+
+
+def ranking_of(**weights: float) -> NextVisitModel:
+    """A ranking of the next visit of one layer, which adds features with these weights."""
+    column = [[weights.get(name, 0.0)] for name in FEATURES]
+    return NextVisitModel(features=FEATURES, weights=([column],), biases=([[0.0]],))
 
 
 def item_id(number: int) -> str:
@@ -83,11 +91,12 @@ def tiny_release(
     max_length: int = 32,
     confidence: Confidence | None = None,
     migration: Migration | None = None,
+    ranking: NextVisitModel | None = None,
 ) -> Path:
     """Publish release `number` into the model repository, with its model's config.pbtxt; returns its directory.
 
     It is written elsewhere and renamed in, so that a running server never sees half of it. Without `confidence` and
-    `migration` it is as releases were before there was either.
+    `migration` it is as releases were before there was either. With `ranking`, all `ITEM_STATISTICS` are 0.
     """
     directory = repository / ".staging-tiny" / f"tiny-{seed}-{number}" / str(number)
     directory.mkdir(parents=True)
@@ -104,7 +113,7 @@ def tiny_release(
     )
     write_mean_encoder(directory / "model.onnx", vectors, rng)
     (directory / "preprocessing.json").write_text(preprocessing.model_dump_json())
-    popularity = _write_items(directory, items, segments, number)
+    popularity = _write_items(directory, items, segments, number, ITEM_STATISTICS if ranking else ())
     np.save(directory / "item_embeddings.npy", vectors)
     np.save(directory / "centroids.npy", normalised(groups).astype(np.float32))
     profiles = "[" + ",".join(_profile(group, segments, number).model_dump_json() for group in range(segments)) + "]"
@@ -112,6 +121,9 @@ def tiny_release(
     _write_segment_items(directory, popularity, segments)
     if migration is not None:
         (directory / MIGRATION).write_text(migration.model_dump_json())
+    if ranking is not None:
+        (directory / RANKING).write_text(ranking.model_dump_json())
+    more = [*([MIGRATION] if migration else []), *([RANKING] if ranking else [])]
     manifest = Manifest(
         release=number,
         created_time=datetime.now(UTC),
@@ -125,7 +137,7 @@ def tiny_release(
         figures={"ndcg_at_10": 0.1},
         confidence=confidence,
         min_segment_size=100 if confidence else 0,
-        files={name: record_of(directory / name) for name in (*FILES, *([MIGRATION] if migration else []))},
+        files={name: record_of(directory / name) for name in (*FILES, *more)},
         golden=_golden(directory / "model.onnx", preprocessing, items, segments),
     )
     (directory / "manifest.json").write_text(manifest.model_dump_json())
@@ -189,7 +201,9 @@ def _copy_config(repository: Path) -> None:
         target.write_bytes(source.read_bytes())
 
 
-def _write_items(directory: Path, items: int, segments: int, number: int) -> NDArray[np.float64]:
+def _write_items(
+    directory: Path, items: int, segments: int, number: int, statistics: Sequence[str]
+) -> NDArray[np.float64]:
     """Write the catalogue; popularity falls as 1 / rank, starting from the item whose number is the release's."""
     ranks = (np.arange(items) - (number - 1)) % items + 1
     popularity: NDArray[np.float64] = np.log(1 / ranks / (1 / ranks).sum())
@@ -200,6 +214,7 @@ def _write_items(directory: Path, items: int, segments: int, number: int) -> NDA
             "category": [[f"category-{i % segments + 1}"] for i in range(items)],
             "event_count": np.round(1000 / ranks).astype(np.int64),
             "popularity": popularity.astype(np.float32),
+            **{name: np.zeros(items, np.float32) for name in statistics},
         }
     )
     with_item_hashes(catalogue).write_parquet(directory / "items.parquet")

@@ -22,15 +22,9 @@ from server.core.own_items import Behaviour, own_items
 from server.core.ranking import Query, Reason, Strategy, Subject, past_events, rank
 from server.core.release import Release
 from server.core.repository.read import read_release
-from tests.support.releases import item_id, tiny_release
+from tests.support.releases import item_id, ranking_of, tiny_release
 
 DAY_MS = 86_400_000
-
-
-def model_of(**weights: float) -> NextVisitModel:
-    """One layer that adds features with these weights."""
-    column = [[weights.get(name, 0.0)] for name in FEATURES]
-    return NextVisitModel(features=FEATURES, weights=([column],), biases=([[0.0]],))
 
 
 def with_ranking(release: Release, model: NextVisitModel) -> Release:
@@ -65,7 +59,7 @@ def test_networks_are_averaged_and_rectified() -> None:
 
 
 def test_a_model_of_other_features_or_sizes_is_refused() -> None:
-    good = model_of().model_dump()
+    good = ranking_of().model_dump()
     with pytest.raises(ValueError, match="other features"):
         NextVisitModel(**good | {"features": FEATURES[1:]})
     with pytest.raises(ValueError, match="do not fit together"):
@@ -103,7 +97,7 @@ def test_features_have_their_names_places(release: Release) -> None:
 
 
 def test_what_repeats_is_named_so_and_a_new_event_changes_the_next_answer(release: Release) -> None:
-    ranking = with_ranking(release, model_of(own=5.0, visits_with_item=1.0, popularity=0.1))
+    ranking = with_ranking(release, ranking_of(own=5.0, visits_with_item=1.0, popularity=0.1))
     [first] = rank(ranking, Query(3), [subject(release, 11, 30, 11)])
     assert [(item.row, item.reason) for item in first[:2]] == [(10, Reason.AGAIN), (29, Reason.AGAIN)]
     assert first[2].reason is not Reason.AGAIN
@@ -115,7 +109,7 @@ def test_what_repeats_is_named_so_and_a_new_event_changes_the_next_answer(releas
 
 
 def test_an_own_item_that_is_there_for_another_reason_is_not_named_again(release: Release) -> None:
-    ranking = with_ranking(release, model_of(own=-0.01, popularity=10.0))
+    ranking = with_ranking(release, ranking_of(own=-0.01, popularity=10.0))
     best = int(release.popular_rows[0])
     [items] = rank(ranking, Query(1), [subject(release, best + 1)])
     assert items[0].row == best
@@ -123,7 +117,7 @@ def test_an_own_item_that_is_there_for_another_reason_is_not_named_again(release
 
 
 def test_new_items_only_and_filters_hold(release: Release) -> None:
-    ranking = with_ranking(release, model_of(own=5.0, popularity=0.1))
+    ranking = with_ranking(release, ranking_of(own=5.0, popularity=0.1))
     [items] = rank(ranking, Query(50, exclude_seen=True), [subject(release, 11, 30)])
     assert not {10, 29} & {item.row for item in items}
     wanted = tuple(item_id(number) for number in (30, 31, 32))
@@ -133,7 +127,7 @@ def test_new_items_only_and_filters_hold(release: Release) -> None:
 
 
 def test_users_together_are_as_each_alone_and_without_embedding_popular(release: Release) -> None:
-    ranking = with_ranking(release, model_of(own=1.0, personal=0.3, segment=0.5, visits=0.1))
+    ranking = with_ranking(release, ranking_of(own=1.0, personal=0.3, segment=0.5, visits=0.1))
     many = [subject(release, 3), Subject(None, 0, past_events(release, history_of([]))), subject(release, 9, 9, 4)]
     together = rank(ranking, Query(10), many)
     for alone, one in zip(together, many, strict=True):
@@ -143,7 +137,7 @@ def test_users_together_are_as_each_alone_and_without_embedding_popular(release:
 
 
 def test_other_strategies_do_not_use_it(release: Release) -> None:
-    ranking = with_ranking(release, model_of(own=5.0))
+    ranking = with_ranking(release, ranking_of(own=5.0))
     for strategy in (Strategy.PERSONAL, Strategy.SEGMENT, Strategy.POPULAR):
         assert rank(ranking, Query(5, strategy), [subject(release, 11)]) == rank(
             release, Query(5, strategy), [subject(release, 11)]
