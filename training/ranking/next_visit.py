@@ -220,7 +220,7 @@ def _train(networks: _Networks, features: Tensor, targets: Tensor, weights: Tens
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2 * _RATE, total_steps=steps)
     for _ in range(_EPOCHS):
         order = torch.randperm(len(features))
-        shuffled = (column[order].split(size) for column in (features, targets, weights))
+        shuffled = (torch.split(column[order], size) for column in (features, targets, weights))
         for batch, target, weight in zip(*shuffled, strict=True):
             log_odds = networks(batch)
             loss = functional.binary_cross_entropy_with_logits(
