@@ -101,12 +101,11 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[li
 
     A subject without an embedding gets popular items. A segment with too few items is followed by popular items.
     """
-    allowed = allowed_rows(release, query)
+    allowed = allowed_items(release, query)
     exclude_seen = release.preprocessing.exclude_seen if query.exclude_seen is None else query.exclude_seen
     pools = _personal_pools(release, query, subjects, allowed, exclude_seen)
-    mask = None if allowed is None else _mask(len(release.item_ids), allowed)
     seen = [set(subject.past.item_row.tolist()) for subject in subjects]
-    filters = [_Filter(mask, rows if exclude_seen else set()) for rows in seen]
+    filters = [_Filter(allowed, rows if exclude_seen else set()) for rows in seen]
     if query.strategy is Strategy.HYBRID and release.next_visit is not None:
         scored = _next_visit(release, query, subjects, pools, allowed, filters)
     else:
@@ -119,8 +118,8 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[li
     return answers
 
 
-def allowed_rows(release: Release, query: Query) -> NDArray[np.intp] | None:
-    """Rows (A,) that pass the filters of the query, ascending; None without filters."""
+def allowed_items(release: Release, query: Query) -> NDArray[np.bool_] | None:
+    """Mask (V,) of the items that pass the filters of the query; None without filters."""
     filters = (
         query.exclude_item_ids,
         query.exclude_categories,
@@ -136,7 +135,7 @@ def allowed_rows(release: Release, query: Query) -> NDArray[np.intp] | None:
         keep &= _mask(len(keep), _rows_of_categories(release, query.include_categories))
     keep[_rows_of_items(release, query.exclude_item_ids)] = False
     keep[_rows_of_categories(release, query.exclude_categories)] = False
-    return np.flatnonzero(keep)
+    return keep
 
 
 def _mask(size: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
@@ -179,7 +178,7 @@ def _personal_pools(
     release: Release,
     query: Query,
     subjects: Sequence[Subject],
-    allowed: NDArray[np.intp] | None,
+    allowed: NDArray[np.bool_] | None,
     exclude_seen: bool,
 ) -> list[NDArray[np.intp]]:
     """The rows with the highest personal scores for each subject, exact; seen items are still included."""
@@ -187,18 +186,13 @@ def _personal_pools(
     if query.strategy not in (Strategy.HYBRID, Strategy.PERSONAL):
         return pools
     known = {place: subject.embedding for place, subject in enumerate(subjects) if subject.embedding is not None}
-    if not known or (allowed is not None and not len(allowed)):
+    if not known:
         return pools
     places = list(known)
     embeddings = np.stack(list(known.values())).astype(np.float32)
     longest_seen = max(len(subjects[place].seen_rows) for place in places) if exclude_seen else 0
     count = _pool_size(query) + longest_seen
-    if allowed is None:
-        rows = release.search(embeddings, min(count, len(release.item_ids)))
-    else:
-        scores = release.personal_scores(embeddings, allowed)
-        rows = allowed[np.argsort(-scores, axis=1, kind="stable")[:, :count]]
-    for place, pool in zip(places, rows, strict=True):
+    for place, pool in zip(places, release.search(embeddings, count, allowed), strict=True):
         pools[place] = pool
     return pools
 
@@ -275,7 +269,7 @@ def _next_visit(
     query: Query,
     subjects: Sequence[Subject],
     pools: Sequence[NDArray[np.intp]],
-    allowed: NDArray[np.intp] | None,
+    allowed: NDArray[np.bool_] | None,
     filters: Sequence[_Filter],
 ) -> list[_Scored]:
     """Items by the log-probability that they are in the user's next visit, for each subject."""
@@ -287,10 +281,7 @@ def _next_visit(
         Behaviour.of([subjects[place].past for place in known], release.preprocessing.has_clock), len(release.item_ids)
     )
     embeddings = np.stack([one for subject in subjects if (one := subject.embedding) is not None]).astype(np.float32)
-    if allowed is None:
-        best = [pools[place][:POOL] for place in known]
-    else:
-        best = list(release.search(embeddings, min(POOL, len(release.item_ids))))
+    best = [pools[place][:POOL] for place in known] if allowed is None else list(release.search(embeddings, POOL))
     for row, place in enumerate(known):
         segment = _segment_list(release, subjects[place].segment_id)
         person = Person(row, embeddings[row], best[row], segment)

@@ -16,7 +16,7 @@ drift_reference.json  grouped statistics of the users, for `segrec-train drift`;
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import faiss
 import numpy as np
@@ -32,6 +32,9 @@ from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 
 SCHEMA_VERSION = 1
+_SELECTED_BY_ROW = 20
+"""A search visits only the allowed items where they are at most one in this many; else it tests every item."""
+
 GOLDEN_TOLERANCE = 1e-4
 """Largest allowed difference between an embedding and its golden value, for an encoder in float32. Processors round
 differently."""
@@ -239,11 +242,30 @@ class Release:
         index.add(np.ascontiguousarray(items, np.float32))
         return index
 
-    def search(self, embeddings: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Rows of the `count` items with the highest personal scores for each user embedding (B, D): (B, count)."""
+    def search(
+        self, embeddings: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.int64]:
+        """Rows of the `count` items with the highest personal scores for each user embedding (B, D): (B, count).
+
+        Only `allowed` items (V,) are found, if given; there are fewer columns if fewer items are allowed.
+        """
         if self.trend is not None:
             embeddings = np.column_stack([embeddings, np.ones(len(embeddings), np.float32)])
-        return self.item_search.search(embeddings, count)[1]
+        if allowed is None:
+            return self.item_search.search(embeddings, min(count, len(self.item_ids)))[1]
+        rows = np.flatnonzero(allowed)
+        if not len(rows):
+            return np.empty((len(embeddings), 0), np.int64)
+        # Its stubs know neither the arrays that faiss takes for pointers nor its keyword arguments.
+        library: Any = faiss
+        if len(rows) <= len(allowed) // _SELECTED_BY_ROW:
+            chosen = library.IDSelectorArray(rows)
+        else:
+            chosen = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
+        found: NDArray[np.int64] = self.item_search.search(
+            embeddings, min(count, len(rows)), params=library.SearchParameters(sel=chosen)
+        )[1]
+        return found
 
     def personal_scores(self, embeddings: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Inner products of user embeddings (D,) or (B, D) with items (R,), plus their trend: (R,) or (B, R)."""

@@ -23,7 +23,9 @@ WARM_UP_SIZES = (1, 4, 32, 64)
 """Batch sizes (histories) of the warm-up of a release."""
 WARM_UP_SECONDS = 10.0
 RANK_IN_THREAD_FROM = 4
-"""Fewer users than this are ranked without a thread, which is quicker."""
+"""Fewer users than this are ranked without a thread, which is quicker, unless the catalogue is large."""
+LARGE_CATALOGUE = 50_000
+"""Items from which one user's ranking would hold up other calls for milliseconds."""
 
 _NO_EMBEDDING = Embedded(None)
 NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
@@ -164,7 +166,7 @@ class Pipeline:
 
     async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
         """Rank items for each answer; see `server.core.ranking.rank`."""
-        if len(answers) < RANK_IN_THREAD_FROM:
+        if len(answers) < RANK_IN_THREAD_FROM and len(release.item_ids) < LARGE_CATALOGUE:
             return _rank(release, query, answers)
         return await self._in_thread(_rank, release, query, answers)
 

@@ -6,7 +6,7 @@ import pytest
 
 from server.core.history import Event, history_of
 from server.core.own_items import PastEvents
-from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_rows, past_events, rank
+from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_items, past_events, rank
 from server.core.release import TREND, Release
 from server.core.repository.read import read_release
 from tests.support.releases import item_id, tiny_release
@@ -135,9 +135,19 @@ def test_every_strategy_applies_the_filters(release: Release, strategy: Strategy
     )
     expected = set(range(0, 50, 4)) - {0}
     assert set(rows(ranked(release, query, subject(release)))) == expected
-    allowed = allowed_rows(release, query)
+    allowed = allowed_items(release, query)
     assert allowed is not None
-    assert set(allowed.tolist()) == expected
+    assert set(np.flatnonzero(allowed).tolist()) == expected
+
+
+@pytest.mark.parametrize("share", [0.99, 0.5, 0.04, 0.0])
+def test_a_filtered_search_finds_what_sorting_all_allowed_items_finds(trending: Release, share: float) -> None:
+    rng = np.random.default_rng(0)
+    allowed = rng.random(len(trending.item_ids)) < share
+    embeddings = rng.normal(size=(5, trending.item_embeddings.shape[1])).astype(np.float32)
+    candidates = np.flatnonzero(allowed)
+    best = np.argsort(-trending.personal_scores(embeddings, candidates), axis=1)[:, :10]
+    assert trending.search(embeddings, 10, allowed).tolist() == candidates[best].tolist()
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
