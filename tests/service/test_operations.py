@@ -1,13 +1,11 @@
 """The server as those who run it see it: starting, health, metrics, TLS, releases, falling back, stopping."""
 
 import datetime
-import random
 import signal
 import socket
 import threading
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import grpc
@@ -18,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from segrec.v1 import common_pb2, event_service_pb2, model_service_pb2, segrec_service_pb2
+from segrec.v1 import event_service_pb2, model_service_pb2, segrec_service_pb2
 from segrec.v1.common_pb2 import (
     DEGRADED_REASON_ENCODER_UNAVAILABLE,
     DEGRADED_REASON_STALE_EMBEDDING,
@@ -26,10 +24,9 @@ from segrec.v1.common_pb2 import (
 )
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
-from server.core.own_items import OWN_FEATURES
 from server.rpc.conversion import event_message
 from tests.support.redis_server import RedisServer
-from tests.support.releases import HOUR_MS, group_history, ranking_of, tiny_release
+from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
 from tests.support.waiting import wait_until
 
@@ -100,30 +97,6 @@ def test_a_pushed_release_takes_over_and_the_old_one_can_be_pinned(start_server:
     assert stubs.models.GetRelease(model_service_pb2.GetReleaseRequest(release=2)).release == listed[1]
     with pytest.raises(grpc.RpcError, match="there is no release 9"):
         stubs.models.GetRelease(model_service_pb2.GetReleaseRequest(release=9))
-    stubs.close()
-
-
-def test_tied_events_in_another_order_repeat_the_same_items(start_server: StartServer, tmp_path: Path) -> None:
-    """Forty events, seven at a time, ranked by all that the learned ranking reads of a user's own items."""
-    lately = {name: -1.0 for name in OWN_FEATURES if "since" in name}
-    ranking = ranking_of(**dict.fromkeys(OWN_FEATURES, 1.0) | lately, personal=0.1)
-    tiny_release(tmp_path / "repository", 1, ranking=ranking)
-    server = start_server()
-    server.wait_until_serving()
-    stubs = Stubs(server)
-    hours = 7 * HOUR_MS
-    pairs = zip(group_history(0, 20).events(), group_history(1, 20).events(), strict=True)
-    events = [replace(event, timestamp=event.timestamp // hours * hours) for pair in pairs for event in pair]
-    options = segrec_service_pb2.RecommendOptions(top_k=30)
-    answers = []
-    for order in (events, events[::-1], random.Random(0).sample(events, len(events))):
-        inline = common_pb2.EventList(events=[event_message(event) for event in order])
-        answers.append(stubs.segrec.Recommend(segrec_service_pb2.RecommendRequest(events=inline, options=options)))
-    assert not answers[0].info.degraded
-    reasons = [item.reason for item in answers[0].items]
-    assert reasons.count(segrec_service_pb2.ITEM_REASON_AGAIN) == len({event.item_id for event in events})
-    for answer in answers[1:]:
-        assert list(answer.items) == list(answers[0].items)
     stubs.close()
 
 

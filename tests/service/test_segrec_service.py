@@ -1,8 +1,6 @@
 """SegrecService against the real server and the real Triton."""
 
-import random
 from collections.abc import Iterator
-from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -16,7 +14,7 @@ from segrec.v1 import segrec_service_pb2 as pb
 
 from server.core.history import History, history_of
 from server.rpc.conversion import event_message
-from tests.support.releases import CONFIDENCE, HOUR_MS, group_history, item_id
+from tests.support.releases import CONFIDENCE, group_history, item_id
 from tests.support.server import Stubs
 
 
@@ -125,30 +123,6 @@ def test_inline_events_give_what_the_stored_history_gives(stubs: Stubs) -> None:
     assert inline.assignment.segment_id == stored.assignment.segment_id
     assert inline.assignment.distance == pytest.approx(stored.assignment.distance, abs=1e-5)
     assert inline.info == stored.info
-
-
-def test_tied_events_in_another_order_give_the_same_answer(stubs: Stubs) -> None:
-    """Forty events, seven at a time: the encoder reads 32, so its window begins inside a tie."""
-    hours = 7 * HOUR_MS
-    events = [replace(event, timestamp=event.timestamp // hours * hours) for event in mixed_history(40).events()]
-    orders = [events, events[::-1], [*events[20:], *events[:20]], random.Random(0).sample(events, len(events))]
-    options = pb.RecommendOptions(top_k=10)
-    answers = []
-    for number, order in enumerate(orders):
-        messages = [event_message(event) for event in order]
-        for part in (messages[:15], messages[15:]):
-            sent = [event_service_pb2.UserEvent(user_id=f"tied-{number}", event=event) for event in part]
-            stubs.events.RecordEvents(event_service_pb2.RecordEventsRequest(events=sent))
-        inline = common_pb2.EventList(events=messages)
-        for request in (
-            pb.RecommendRequest(user_id=f"tied-{number}", options=options),
-            pb.RecommendRequest(events=inline, options=options),
-        ):
-            answers.append(stubs.segrec.Recommend(request))
-            assert not answers[-1].info.degraded
-    for answer in answers[1:]:
-        assert answer.assignment == answers[0].assignment
-        assert list(answer.items) == list(answers[0].items)
 
 
 def test_the_very_next_answer_sees_a_recorded_event(stubs: Stubs) -> None:
