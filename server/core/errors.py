@@ -24,10 +24,12 @@ class SegrecError(Exception):
     code: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, message: str, field: str = "") -> None:
+    def __init__(self, message: str, field: str = "", retry_seconds: float | None = None) -> None:
         super().__init__(message)
         self.field = field
         """Path of the invalid field of the request, such as `events[3].value`; empty for other errors."""
+        self.retry_seconds = retry_seconds
+        """How long a caller should wait before the same call is worth a try; None where waiting does not help."""
 
 
 class InvalidArgument(SegrecError):
@@ -66,10 +68,13 @@ class StoreUnavailable(SegrecError):
 
 
 class Overloaded(SegrecError):
-    """Too much work is waiting; try again later."""
+    """Too much work is waiting; try again after `retry_seconds`."""
 
     code = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
+
+    def __init__(self, message: str, field: str = "", retry_seconds: float | None = 1.0) -> None:
+        super().__init__(message, field, retry_seconds)
 
 
 class DamagedRelease(SegrecError):

@@ -1,8 +1,8 @@
-"""Errors in responses: google.rpc.Status with ErrorInfo and BadRequest, and the API's own RowStatus."""
+"""Errors in responses: google.rpc.Status with ErrorInfo, BadRequest and RetryInfo, and the API's own RowStatus."""
 
 import grpc
 from google.protobuf.any_pb2 import Any
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from segrec.v1.common_pb2 import RowStatus
 
@@ -23,7 +23,7 @@ def trailing_metadata(error: SegrecError, request_id: str) -> tuple[tuple[str, b
     """The trailing metadata of a failed call: google.rpc.Status and RowStatus, serialized."""
     status = row_status(error)
     info = ErrorInfo(reason=error.reason, domain=DOMAIN, metadata={"request_id": request_id} if request_id else {})
-    details = [info, *_bad_request(error)]
+    details = [info, *_bad_request(error), *_retry_info(error)]
     rich = Status(code=status.code, message=status.message, details=[_packed(detail) for detail in details])
     return (
         ("grpc-status-details-bin", rich.SerializeToString()),
@@ -38,7 +38,15 @@ def _bad_request(error: SegrecError) -> list[BadRequest]:
     return [BadRequest(field_violations=[violation])]
 
 
-def _packed(message: ErrorInfo | BadRequest) -> Any:
+def _retry_info(error: SegrecError) -> list[RetryInfo]:
+    if error.retry_seconds is None:
+        return []
+    wait = RetryInfo()
+    wait.retry_delay.FromNanoseconds(round(error.retry_seconds * 1e9))
+    return [wait]
+
+
+def _packed(message: ErrorInfo | BadRequest | RetryInfo) -> Any:
     packed = Any()
     packed.Pack(message)
     return packed
