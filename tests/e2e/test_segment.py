@@ -178,12 +178,41 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
     distances = np.linalg.norm(normalised(embeddings)[:, None] - centroids, axis=2).min(1)
     np.testing.assert_allclose(assignments(run)["distance"].to_numpy(), distances, atol=1e-5)
     golden = json.loads((directory / "golden.json").read_text())
-    lengths = [sum(index > 0 for index in row) for row in golden["item_index"]]
-    assert len(lengths) == 4
+    assert [sum(index > 0 for index in row) for row in golden["item_index"]] == [1, 10, 32]
     items = pl.read_parquet(directory / "items.parquet")
     assert items.columns == ["item_id", "title", "category", "event_count", "popularity", "item_hash"]
     assert items["popularity"].exp().sum() == pytest.approx(1, abs=1e-4)
     assert run.figures("segment")["k"] == GROUPS
+
+
+def of_many_items(events: pl.DataFrame) -> pl.DataFrame:
+    """The events on ten times as many items of the same groups, so that two users hardly ever share three in a row."""
+    number = pl.col("item_id").str.slice(1).cast(pl.Int64) + ITEMS * (pl.int_range(pl.len()) % 10)
+    return events.with_columns(pl.format("i{}", number.cast(pl.String).str.zfill(5)).alias("item_id"))
+
+
+def test_a_release_holds_no_history_and_no_id_of_a_user(tmp_path: Path, repository: Path) -> None:
+    run = exported_run(tmp_path, change=of_many_items)
+    segment(run, repository)
+    directory = repository / MODEL_NAME / str(publish(run, repository))
+    release = read_release(directory)
+    events = pl.read_parquet(run.path / "prepare" / "events.parquet").sort("user_id", "timestamp", maintain_order=True)
+    lived = {
+        tuple(release.vocabulary[item_id] for item_id in items[place : place + 3])
+        for items in events.group_by("user_id").agg("item_id")["item_id"].to_list()
+        for place in range(len(items) - 2)
+    }
+    assert len(lived) > 1000
+    golden = [[index for index in row if index] for row in release.manifest.golden.item_index]
+    drawn = {tuple(row[place : place + 3]) for row in golden for place in range(len(row) - 2)}
+    assert len(drawn) > 20
+    assert not drawn & lived
+    user_ids = [user_id.encode() for user_id in events["user_id"].unique()]
+    for path in directory.iterdir():
+        if path.suffix == ".parquet":
+            assert not {"user_id", "row"} & set(pl.read_parquet_schema(path))
+        content = path.read_bytes()
+        assert not any(user_id in content for user_id in user_ids), path.name
 
 
 def test_items_in_demand_count_for_more_where_that_is_so(tmp_path: Path, repository: Path) -> None:

@@ -1,6 +1,6 @@
 """Checks of an encoder's ONNX file before it is published; they run inside `training.publish.sandbox`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +8,11 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from server.core.features import GAP_COUNT, Features, Inputs, batches
+from server.core.features import Features, Inputs, batches
 from server.core.preprocessing import Preprocessing
-from server.core.ragged import offsets_of
 from server.core.release import Golden
 from server.core.repository.layout import OUTPUT
+from training.model.drawn_histories import draw_histories
 from training.model.onnx_inference import embed, open_session
 
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml", "com.microsoft"})
@@ -98,7 +98,7 @@ def _embed_random_histories(
 
     Returns the number of histories, and the largest difference between both embeddings of a history.
     """
-    features = _random_histories(preprocessing, item_count)
+    features = draw_histories(_lengths(preprocessing.max_length), preprocessing, item_count, _LARGEST_VALUE)
     largest, count = 0.0, 0
     for size in _BATCH_SIZES:
         for rows, inputs in batches(features, preprocessing.max_length, size):
@@ -121,21 +121,7 @@ def _run(session: onnxruntime.InferenceSession, inputs: Inputs, width: int) -> N
     return embeddings
 
 
-def _random_histories(preprocessing: Preprocessing, item_count: int) -> Features:
-    """Seeded histories of many lengths, with all items and actions and with extreme values."""
-    rng = np.random.default_rng(0)
-    lengths = _lengths(preprocessing.max_length)
-    count = int(lengths.sum())
-    return Features(
-        item_index=rng.integers(1, item_count + 1, count).astype(np.int32),
-        action_index=rng.integers(1, len(preprocessing.actions) + 1, count).astype(np.int32),
-        value=rng.uniform(-_LARGEST_VALUE, _LARGEST_VALUE, count).astype(np.float32),
-        gap_index=rng.integers(1, GAP_COUNT, count).astype(np.int32),
-        offsets=offsets_of(lengths),
-        ignored=np.zeros(len(lengths), np.int32),
-    )
-
-
-def _lengths(max_length: int) -> NDArray[np.int64]:
-    lengths: Sequence[int] = sorted({1, 2, 3, 7, max_length // 2, max_length - 1, max_length})
-    return np.repeat([length for length in lengths if 1 <= length <= max_length], 8)
+def _lengths(max_length: int) -> list[int]:
+    """Many lengths, in events, each eight times, ascending."""
+    lengths = sorted({1, 2, 3, 7, max_length // 2, max_length - 1, max_length})
+    return [length for length in lengths if 1 <= length <= max_length for _ in range(8)]

@@ -9,9 +9,11 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from server.core.features import Features, batches
+from server.core.features import batches
 from server.core.next_visit import ITEM_STATISTICS
+from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, RANKING, TREND, Golden, with_item_hashes
+from training.model.drawn_histories import draw_histories
 from training.model.onnx_inference import embed
 from training.profiles.profiles import exemplars_of
 from training.ranking.hybrid import HybridChoice
@@ -24,8 +26,11 @@ from training.segments.drift_reference import write_reference
 from training.segments.inputs import EmbeddedUsers, SegmentInputs
 from training.segments.placement import assignment_table
 
-GOLDEN_LENGTHS = (0.1, 0.4, 0.7, 1.0)
-"""The golden histories' places among all histories by length: 0 is the shortest, 1 the longest."""
+GOLDEN_LENGTHS = (1, 10, 100)
+"""Lengths of the golden histories, in events; one more has all events that the encoder reads."""
+
+_USUAL_VALUE = 3.0
+"""Bound of the golden values, after normalising; a rounding error of fp16 grows with the value."""
 
 
 def write_users(
@@ -75,19 +80,20 @@ def write_items(
     best_items.write_parquet(directory / "segment_items.parquet")
 
 
-def write_golden(directory: Path, inputs: SegmentInputs, features: Features) -> None:
-    """Write histories of the log with their embeddings; a server checks a release with them."""
+def write_golden(directory: Path, inputs: SegmentInputs, item_count: int) -> None:
+    """Write drawn histories with their embeddings; a server checks a release with them."""
     tolerance = inputs.run.figures("export").get("golden_tolerance", GOLDEN_TOLERANCE)
-    golden = golden_of(features, inputs.preprocessing.max_length, inputs.model, tolerance)
+    golden = golden_of(inputs.preprocessing, item_count, inputs.model, tolerance)
     (directory / "golden.json").write_text(golden.model_dump_json())
 
 
-def golden_of(features: Features, max_length: int, model: Path, tolerance: float = GOLDEN_TOLERANCE) -> Golden:
-    """Four histories of different lengths, as one batch, with their embeddings."""
-    order = np.argsort(features.lengths, kind="stable")
-    rows = [int(order[round(place * (len(order) - 1))]) for place in GOLDEN_LENGTHS]
-    ends = features.ends[rows]
-    histories = features.slices(np.maximum(features.starts[rows], ends - max_length), ends)
+def golden_of(
+    preprocessing: Preprocessing, item_count: int, model: Path, tolerance: float = GOLDEN_TOLERANCE
+) -> Golden:
+    """Drawn histories of up to four lengths, as one batch, with the embeddings of `model`; nothing is of the log."""
+    max_length = preprocessing.max_length
+    lengths = sorted({min(length, max_length) for length in (*GOLDEN_LENGTHS, max_length)})
+    histories = draw_histories(lengths, preprocessing, item_count, _USUAL_VALUE)
     [(_, inputs)] = batches(histories, max_length)
     # `batches` sorts by length; `histories` is sorted already, so its rows are those of the embeddings.
     embeddings = embed(model, histories, max_length=max_length)

@@ -276,7 +276,7 @@ def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, results
     segments, segment_ids = results.clustering.segments, results.matching.segment_ids
     write_users(directory, inputs, users, segments, segment_ids, results.confidence)
     write_items(directory, inputs, users, segments.members.clusters, segment_ids, results.choice)
-    write_golden(directory, inputs, users.log.features)
+    write_golden(directory, inputs, len(users.item_embeddings))
     write_migration(directory, results.migration)
     write_confidence(directory, results.confidence.calibration)
 
