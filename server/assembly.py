@@ -22,6 +22,7 @@ from segrec.v1 import (
     segrec_service_pb2_grpc,
 )
 
+from server import tracing
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
@@ -32,6 +33,7 @@ from server.core.repository.layout import MODEL_NAME, ensure_repository
 from server.core.repository.signature import read_release_key
 from server.monitoring.canary_guard import CanaryGuard
 from server.monitoring.metrics import Metrics
+from server.monitoring.observed_store import ObservedStore
 from server.monitoring.shadow import Shadow
 from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
@@ -94,7 +96,9 @@ async def running(
     release_key = read_release_key(settings.release_key) if settings.release_key else None
     metrics = Metrics()
     async with AsyncExitStack() as stack:
-        store = await open_store(settings)
+        if settings.trace_endpoint is not None:
+            stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
+        store = ObservedStore(await open_store(settings), metrics)
         stack.push_async_callback(store.close)
         executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="features")
         stack.callback(executor.shutdown)
@@ -120,6 +124,7 @@ async def running(
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
         _export_guard(metrics, guard)
+        metrics.waiting_calls.set_function(lambda: pipeline.waiting_count)
 
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import logging
 import os
 import signal
 import sys
@@ -15,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
 
+from server import logs
 from server.core.errors import SegrecError
 from server.settings import Settings, load_settings
 
@@ -41,8 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(EXIT_USAGE) from None
     for name in THREAD_COUNT_VARIABLES:
         os.environ.setdefault(name, "1")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("faiss").setLevel(logging.WARNING)
+    logs.configure(settings.log_format, access=settings.access_log)
     try:
         asyncio.run(_serve(settings))
     except SegrecError as error:

@@ -13,6 +13,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from server.logs import LogFormat
+
 
 class Settings(BaseSettings):
     """All settings of the server. The environment variable of a setting is `SEGREC_` and its name in capitals."""
@@ -48,6 +50,12 @@ class Settings(BaseSettings):
     shadow_budget: float = Field(
         default=0.1, gt=0, le=1, description="Largest share of the time that the shadow comparison may take."
     )
+    trace_endpoint: str | None = Field(
+        default=None, description="http://HOST:PORT of an OpenTelemetry collector (OTLP/gRPC); turns traces on."
+    )
+    trace_share: float = Field(default=0.01, ge=0, le=1, description="Share of the traces begun here that are kept.")
+    log_format: LogFormat = Field(default="text", description="'text', or 'json' with one object a line.")
+    access_log: bool = Field(default=False, description="Write one log record for each call that ends.")
     drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted calls at shutdown.")
     tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; turns TLS on.")
     tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")

@@ -6,4 +6,5 @@ pytest_plugins = [
     "tests.support.training",
     "tests.support.dask_cluster",
     "tests.support.browser",
+    "tests.support.collector",
 ]

@@ -25,6 +25,7 @@ from google.protobuf.message import Message
 from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from server import tracing
 from server.core.errors import EncoderUnavailable, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 
@@ -132,7 +133,7 @@ class TritonEncoder:
             raise EncoderUnavailable(f"Triton at {self._address}: {error.code().name}: {details}") from error
         return read_embeddings(response, len(inputs[FIRST_INPUT]))
 
-    async def _call(self, method: Callable[[Any], Awaitable[Response]], request: Message, seconds: float) -> Response:
+    async def _call(self, method: Callable[..., Awaitable[Response]], request: Message, seconds: float) -> Response:
         """Send a request and wait at most `seconds`; after that the call is abandoned.
 
         Raises `AioRpcError` for an error of Triton or of the transport, `EncoderUnavailable` after a timeout or while
@@ -140,7 +141,7 @@ class TritonEncoder:
         """
         if len(self._abandoned) >= ABANDONED_MAX:
             raise EncoderUnavailable(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
-        task = asyncio.ensure_future(_finish(method(request)))
+        task = asyncio.ensure_future(_finish(method(request, metadata=tracing.outgoing_metadata())))
         try:
             await asyncio.wait((task,), timeout=seconds)
         finally:

@@ -38,6 +38,16 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
+        self.store_seconds = Histogram(
+            "segrec_store_seconds",
+            "Time of an operation of the history store, by operation; failed ones count too.",
+            ["operation"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        self.waiting_calls = Gauge(
+            "segrec_waiting_calls", "Unary calls that wait for a micro-batch.", registry=self.registry
+        )
         self.events = Counter("segrec_events", "Recorded events, by outcome.", ["outcome"], registry=self.registry)
         self.active_release = Gauge(
             "segrec_active_release", "Number of the active release; 0 while there is none.", registry=self.registry

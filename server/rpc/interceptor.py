@@ -1,4 +1,4 @@
-"""The interceptor of every RPC: request id, decoding, errors as gRPC status, and metrics at the end of the handler."""
+"""The interceptor of every RPC: request id, trace, decoding, errors as gRPC status, metrics and access log."""
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
@@ -10,6 +10,7 @@ import grpc
 from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
 
+from server import logs, tracing
 from server.core.errors import InvalidArgument, SegrecError
 from server.monitoring.metrics import Metrics
 from server.rpc.decoding import UNREADABLE, tolerant_deserializer
@@ -19,7 +20,7 @@ from server.rpc.grpc_types import Context, Handler
 log = logging.getLogger(__name__)
 
 REQUEST_ID_KEY = "x-request-id"
-"""Metadata key of the caller's id for a call. The id appears in the error's details and in the log."""
+"""Metadata key of the caller's id for a call; a call without one gets an id. It appears in errors and in the log."""
 
 _LONGEST_REQUEST_ID = 128
 
@@ -53,56 +54,63 @@ class CallInterceptor(ServerInterceptor):
 
     def _wrap(self, handler: Any, method: str) -> Handler:
         deserializer = tolerant_deserializer(handler.request_deserializer, self._request_types[method])
-        name = method.rsplit("/", 1)[-1]
+        name, path = method.rsplit("/", 1)[-1], method.removeprefix("/")
         if handler.stream_stream:
             return grpc.stream_stream_rpc_method_handler(
-                self._streaming(handler.stream_stream, name), deserializer, handler.response_serializer
+                self._streaming(handler.stream_stream, name, path), deserializer, handler.response_serializer
             )
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, name), deserializer, handler.response_serializer
+            self._unary(handler.unary_unary, name, path), deserializer, handler.response_serializer
         )
 
-    def _unary(self, handler: Callable[[Any, Any], Awaitable[Any]], name: str) -> Any:
+    def _unary(self, handler: Callable[[Any, Any], Awaitable[Any]], name: str, path: str) -> Any:
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
 
         async def call(request: Any, context: Context) -> Any:
             start = monotonic()
-            try:
-                response = await handler(_readable(request), context)
-            except Exception as error:
-                await self._abort(context, name, error)
-            finally:
-                seconds.observe(monotonic() - start)
-            succeeded.inc()
-            return response
+            request_id = logs.begin_request(_request_id(context))
+            with tracing.call_span(path, context.invocation_metadata()):
+                try:
+                    response = await handler(_readable(request), context)
+                except Exception as error:
+                    await self._abort(context, name, error, request_id, start)
+                finally:
+                    seconds.observe(monotonic() - start)
+                succeeded.inc()
+                logs.log_call(name, "OK", monotonic() - start)
+                return response
 
         return call
 
-    def _streaming(self, handler: Callable[[Any, Any], AsyncGenerator[Any, None]], name: str) -> Any:
+    def _streaming(self, handler: Callable[[Any, Any], AsyncGenerator[Any, None]], name: str, path: str) -> Any:
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
 
         async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
-            try:
-                async with aclosing(handler(_all_readable(requests), context)) as responses:
-                    async for response in responses:
-                        yield response
-            except Exception as error:
-                await self._abort(context, name, error)
-            finally:
-                seconds.observe(monotonic() - start)
-            succeeded.inc()
+            request_id = logs.begin_request(_request_id(context))
+            with tracing.call_span(path, context.invocation_metadata()):
+                try:
+                    async with aclosing(handler(_all_readable(requests), context)) as responses:
+                        async for response in responses:
+                            yield response
+                except Exception as error:
+                    await self._abort(context, name, error, request_id, start)
+                finally:
+                    seconds.observe(monotonic() - start)
+                succeeded.inc()
+                logs.log_call(name, "OK", monotonic() - start)
 
         return call
 
-    async def _abort(self, context: Context, name: str, error: Exception) -> None:
-        request_id = _request_id(context)
+    async def _abort(self, context: Context, name: str, error: Exception, request_id: str, start: float) -> None:
         if not isinstance(error, SegrecError):
-            log.error("%s failed (request %s)", name, request_id or "without id", exc_info=error)
+            log.error("%s failed", name, exc_info=error)
             error = SegrecError("the server failed; its log holds the cause")
         self._metrics.calls.labels(name, error.code).inc()
+        tracing.end_call(error.code)
+        logs.log_call(name, error.code, monotonic() - start)
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
 
 

@@ -4,8 +4,9 @@ import asyncio
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from server import tracing
 from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.history import History
 from server.core.release import Release
@@ -21,6 +22,7 @@ class _Pending:
     histories: list[History] = field(default_factory=list)
     futures: list[asyncio.Future[Embedded]] = field(default_factory=list)
     deadlines: list[float] = field(default_factory=list)
+    spans: list[Any] = field(default_factory=list)
 
 
 class _Running(NamedTuple):
@@ -50,6 +52,11 @@ class MicroBatcher:
         self._running: dict[int, _Running] = {}
         self._late_start: asyncio.TimerHandle | None = None
 
+    @property
+    def waiting_count(self) -> int:
+        """Calls that wait for a batch."""
+        return self._pending_count
+
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
         """Embed one history. Raises `EncoderUnavailable`, or `Overloaded` when `max_waiting` calls wait already."""
         if self._pending_count >= self._max_waiting:
@@ -59,6 +66,7 @@ class MicroBatcher:
         pending.histories.append(history)
         pending.futures.append(future)
         pending.deadlines.append(monotonic() + timeout_seconds)
+        pending.spans.append(tracing.current())
         self._pending_count += 1
         asyncio.get_running_loop().call_soon(self._start)
         try:
@@ -91,18 +99,31 @@ class MicroBatcher:
     def _take_batch(self, number: int) -> _Pending:
         pending = self._pending.pop(number)
         size = self._max_batch
-        rest = _Pending(pending.release, pending.histories[size:], pending.futures[size:], pending.deadlines[size:])
+        rest = _Pending(
+            pending.release,
+            pending.histories[size:],
+            pending.futures[size:],
+            pending.deadlines[size:],
+            pending.spans[size:],
+        )
         if rest.futures:
             self._pending[number] = rest
-        batch = _Pending(pending.release, pending.histories[:size], pending.futures[:size], pending.deadlines[:size])
+        batch = _Pending(
+            pending.release,
+            pending.histories[:size],
+            pending.futures[:size],
+            pending.deadlines[:size],
+            pending.spans[:size],
+        )
         self._pending_count -= len(batch.futures)
         return batch
 
     async def _run(self, batch: _Pending) -> None:
         remaining = max(batch.deadlines) - monotonic()
         try:
-            async with asyncio.timeout(remaining):
-                results = await self._embedder.embed(batch.release, batch.histories, remaining)
+            with tracing.shared_span("batch", batch.spans, calls=len(batch.futures), release=batch.release.number):
+                async with asyncio.timeout(remaining):
+                    results = await self._embedder.embed(batch.release, batch.histories, remaining)
         except Exception as error:
             for future in batch.futures:
                 if not future.done():

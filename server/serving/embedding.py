@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from server import tracing
 from server.adapters.ports import EncoderClient
 from server.core.errors import EncoderUnavailable
 from server.core.features import CHUNK_SIZE, FEW_HISTORIES, Inputs, batches, features_of
@@ -48,7 +49,8 @@ class Embedder:
         Raises `EncoderUnavailable` when Triton does not answer a call within `call_seconds`, or answers no call at all
         while a call waits for its turn for `call_seconds`.
         """
-        work = await self._run(len(histories), _prepare, release, histories)
+        with tracing.span("features", histories=len(histories)):
+            work = await self._run(len(histories), _prepare, release, histories)
         tasks = [
             asyncio.ensure_future(self._encode(release.number, inputs, call_seconds)) for _, inputs in work.batches
         ]
@@ -58,7 +60,8 @@ class Embedder:
             for task in tasks:
                 task.cancel()
             raise
-        return await self._run(len(histories), _assign, release, work, encoded)
+        with tracing.span("nearest"):
+            return await self._run(len(histories), _assign, release, work, encoded)
 
     async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
         """Call a function: here for few histories, which is cheaper; in a thread for many, to free the event loop."""
@@ -71,7 +74,8 @@ class Embedder:
         async with self._in_flight:
             if self._last_answer <= waiting_since <= monotonic() - call_seconds:
                 raise EncoderUnavailable(f"the encoder has answered no call for {call_seconds:.3f} s")
-            embeddings = await self._encoder.encode(release, inputs, call_seconds)
+            with tracing.span("encode", release=release):
+                embeddings = await self._encoder.encode(release, inputs, call_seconds)
             self._last_answer = monotonic()
             return embeddings
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import TypeVar
 
+from server import tracing
 from server.adapters.ports import HistoryStore
 from server.core.errors import EncoderUnavailable, StoreUnavailable
 from server.core.history import EMPTY, Event, History
@@ -74,6 +75,11 @@ class Pipeline:
         self._recent_users = _RecentUsers()
         self.on_encoder_failure: Callable[[], None] = lambda: None
         """Called after each call that the encoder did not answer."""
+
+    @property
+    def waiting_count(self) -> int:
+        """Unary calls that wait for the encoder."""
+        return self._batcher.waiting_count
 
     async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
         """The answer for a stored user; a degraded answer when the store or the encoder does not respond."""
@@ -166,9 +172,10 @@ class Pipeline:
 
     async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
         """Rank items for each answer; see `server.core.ranking.rank`."""
-        if len(answers) < RANK_IN_THREAD_FROM and len(release.item_ids) < LARGE_CATALOGUE:
-            return _rank(release, query, answers)
-        return await self._in_thread(_rank, release, query, answers)
+        with tracing.span("rank", answers=len(answers)):
+            if len(answers) < RANK_IN_THREAD_FROM and len(release.item_ids) < LARGE_CATALOGUE:
+                return _rank(release, query, answers)
+            return await self._in_thread(_rank, release, query, answers)
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
         """Store a user's events durably; returns (stored, duplicates). Raises `StoreUnavailable`."""

@@ -1,0 +1,69 @@
+"""The server's log: text or JSON, one line a record, with the id of the request that a record belongs to."""
+
+import logging
+import secrets
+from contextvars import ContextVar
+from typing import Literal
+
+LogFormat = Literal["text", "json"]
+
+access_log = logging.getLogger("server.access")
+"""One record for each call that ends, where the setting `access_log` asks for it."""
+
+_request_id: ContextVar[str] = ContextVar("request_id", default="")
+
+
+def configure(log_format: LogFormat, *, access: bool) -> None:
+    """Send all records of level INFO and above to standard error.
+
+    A JSON record has `timestamp` (UTC, ISO 8601), `level`, `logger`, `message`, `request_id` where there is one, and
+    the fields of an access record: `method`, `code` and `milliseconds`.
+    """
+    handler = logging.StreamHandler()
+    handler.addFilter(_add_request_id)
+    handler.setFormatter(_formatter(log_format))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    logging.getLogger("faiss").setLevel(logging.WARNING)
+    access_log.setLevel(logging.INFO if access else logging.WARNING)
+
+
+def begin_request(request_id: str) -> str:
+    """Give all later records of this call its id: that of the caller, or a new one if it is empty. Returns the id."""
+    request_id = request_id or secrets.token_hex(8)
+    _request_id.set(request_id)
+    return request_id
+
+
+def log_call(method: str, code: str, seconds: float) -> None:
+    """Write the access record of a call that has ended."""
+    if access_log.isEnabledFor(logging.INFO):
+        milliseconds = round(seconds * 1000, 3)
+        access_log.info(
+            "%s %s %.1f ms",
+            method,
+            code,
+            milliseconds,
+            extra={"method": method, "code": code, "milliseconds": milliseconds},
+        )
+
+
+def _add_request_id(record: logging.LogRecord) -> bool:
+    request_id = _request_id.get()
+    record.request_id = request_id or None
+    record.request = f" (request {request_id})" if request_id else ""
+    return True
+
+
+def _formatter(log_format: LogFormat) -> logging.Formatter:
+    if log_format == "text":
+        return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(request)s")
+    from pythonjsonlogger.core import RESERVED_ATTRS
+    from pythonjsonlogger.json import JsonFormatter
+
+    return JsonFormatter(
+        ["levelname", "name", "message", "request_id"],
+        rename_fields={"levelname": "level", "name": "logger"},
+        reserved_attrs=[*RESERVED_ATTRS, "request"],
+        timestamp=True,
+        json_ensure_ascii=False,
+    )
