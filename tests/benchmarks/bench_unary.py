@@ -90,7 +90,7 @@ async def measure(server: ServerProcess, empty_address: str, users: list[str], o
     fresh = iter(users[1000:])
     capacity = await rate(lambda: ours.Segment(pb.SegmentRequest(user_id=next(fresh))), min(3.0, options.seconds))
     half = capacity / 2
-    encoder = TritonEncoder(_triton_address(server), server.repository / "user_encoder" / "config.pbtxt")
+    encoder = TritonEncoder(server.triton_address, server.repository / "user_encoder" / "config.pbtxt")
     inputs = one_history()
     raw_seconds, cold_seconds = [], []
     for _ in range(options.repeats):
@@ -188,11 +188,6 @@ def one_history() -> Iterator[Inputs]:
             "value": rng.normal(size=(1, length)).astype(np.float32),
             "gap_index": rng.integers(1, 20, (1, length), np.int32),
         }
-
-
-def _triton_address(server: ServerProcess) -> str:
-    [line] = [line for line in server.lines if "Triton answers on" in line]
-    return line.split("answers on ")[1].split(" ")[0]
 
 
 if __name__ == "__main__":

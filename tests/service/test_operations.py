@@ -376,9 +376,7 @@ def test_two_servers_may_share_one_triton(
 ) -> None:
     """A server that uses a Triton which runs already starts none, and answers the same."""
     repository = running_server.repository
-    [triton] = triton_processes(running_server)
-    [port] = {c.laddr.port for c in triton.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
-    other = start_server("--repository", str(repository), triton=f"127.0.0.1:{port}")
+    other = start_server("--repository", str(repository), triton=running_server.triton_address)
     other.wait_until_serving()
     stubs = Stubs(other)
     record(stubs, "u", 1)

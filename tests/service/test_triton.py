@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from server.adapters.embedded_triton import EmbeddedTriton
-from server.adapters.embedded_triton.process import choose_port
+from server.adapters.embedded_triton.private_socket import PrivateSocket
 from server.adapters.triton import ABANDONED_MAX, TritonEncoder
 from server.core.errors import EncoderUnavailable, SetupError
 from tests.support.onnx_models import random_inputs
@@ -213,8 +214,8 @@ async def test_calls_that_time_out_are_abandoned_and_end_by_themselves(
     assert await answers(encoder, 51)
 
 
-async def test_an_absent_triton_is_unavailable_at_once(running_triton: RunningTriton) -> None:
-    encoder = TritonEncoder(f"127.0.0.1:{choose_port()}", running_triton.repository.config_path)
+async def test_an_absent_triton_is_unavailable_at_once(running_triton: RunningTriton, tmp_path: Path) -> None:
+    encoder = TritonEncoder(f"unix:{tmp_path / 'absent'}", running_triton.repository.config_path)
     started = time.monotonic()
     with pytest.raises(EncoderUnavailable):
         await encoder.encode(1, random_inputs(1, 2), SECONDS)
@@ -310,14 +311,15 @@ async def test_stop_leaves_no_process_and_no_shared_memory(
     model_repository.add_tiny(1)
     encoder = TritonEncoder(triton.address, model_repository.config_path)
     await encoder.load([1])
-    pids, port = [*triton.stub_pids(), triton.pid or 0], triton.address.rpartition(":")[2]
+    pids, socket_path = [*triton.stub_pids(), triton.pid or 0], Path(triton.address.removeprefix("unix:"))
     assert len(pids) == 3
     await encoder.close()
     await triton.stop()
     await triton.stop()
     assert not any(psutil.pid_exists(pid) for pid in pids)
     assert triton.pid is None
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"segrec_triton_{os.getpid()}_{port}_")]
+    assert not socket_path.parent.exists()
+    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"segrec_triton_{os.getpid()}_")]
 
 
 def test_triton_ends_when_its_parent_is_killed_under_load(
@@ -349,13 +351,51 @@ def test_triton_ends_when_its_parent_is_killed_under_load(
     wait_until(lambda: not any(_is_running(pid) for pid in pids))
 
 
-async def test_a_port_in_use_gives_an_error_of_one_sentence(
-    triton_environment: Path, model_repository: ModelRepository
+INTRUDER = """
+import sys
+import grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+model = service_pb2.RepositoryModelLoadRequest(model_name="evil")
+model.parameters["config"].string_param = '{"backend": "python", "max_batch_size": 0}'
+model.parameters["file:1/model.py"].bytes_param = b"raise SystemExit"
+try:
+    service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1])).RepositoryModelLoad(model, timeout=5)
+except grpc.RpcError as error:
+    print(error.code().name, error.details())
+"""
+
+
+async def test_only_its_own_user_can_have_triton_load_a_model(embedded_triton: EmbeddedTriton) -> None:
+    """A model is code that runs as Triton's user: no port is open, and the socket's directory is closed to others."""
+    family = [psutil.Process(embedded_triton.pid), *map(psutil.Process, embedded_triton.stub_pids())]
+    assert not [process for process in family if process.net_connections("inet")]
+    directory = Path(embedded_triton.address.removeprefix("unix:")).parent
+    assert (directory.stat().st_uid, stat.S_IMODE(directory.stat().st_mode)) == (os.geteuid(), 0o700)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_another_user_cannot_have_triton_load_a_model(running_triton: RunningTriton) -> None:
+    command = [sys.executable, "-c", INTRUDER, running_triton.address]
+    ours = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "SystemExit" in ours.stdout  # the code ran
+    theirs = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd="/", user=65534, group=65534, extra_groups=[]
+    )
+    assert "UNAVAILABLE" in theirs.stdout
+    assert "Permission denied" in theirs.stdout
+
+
+def test_the_socket_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(SetupError, match=f"Port {port} on 127.0.0.1 is in use"):
-            await EmbeddedTriton(model_repository.path, triton_environment, port=port).start()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    living, killed = PrivateSocket(), PrivateSocket()
+    os.close(killed._lock)
+    third = PrivateSocket()
+    names = {path.name.removeprefix("segrec-triton-") for path in tmp_path.iterdir()}
+    assert names == {living.name, third.name}
+    for private_socket in (living, third):
+        private_socket.remove()
 
 
 async def test_a_triton_that_cannot_start_shows_its_log(

@@ -78,6 +78,13 @@ class ServerProcess:
     def metrics_address(self) -> str:
         return self._address("metrics")
 
+    @property
+    def triton_address(self) -> str:
+        """Address of the embedded Triton."""
+        self.wait_until_said("Triton answers on ")
+        [line] = [line for line in self.lines if "Triton answers on " in line]
+        return line.split("answers on ")[1].split()[0]
+
     def wait_until_serving(self) -> None:
         self.wait_until_said("serving")
 

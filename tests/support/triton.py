@@ -87,7 +87,7 @@ def running_triton(triton_environment: Path, tmp_path_factory: pytest.TempPathFa
     directory = tmp_path_factory.mktemp("triton")
     repository = ModelRepository.create(directory / "repository")
     cli = "from server.adapters.embedded_triton.cli import main; main()"
-    flags = ["--repository", repository.path, "--path", triton_environment, "--port", "0", "--log", directory / "log"]
+    flags = ["--repository", repository.path, "--path", triton_environment, "--log", directory / "log"]
     tied = [sys.executable, launch.__file__, str(os.getpid()), sys.executable, "-c", cli, "run", *map(str, flags)]
     with subprocess.Popen(tied, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout

@@ -26,11 +26,10 @@ def install(path: EnvironmentPath = DEFAULT_PATH) -> None:
 def run(
     repository: Annotated[Path, typer.Option(help="Model repository: the directory that contains user_encoder.")],
     path: EnvironmentPath = DEFAULT_PATH,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC port; 0 chooses a free port.")] = 8001,
     log: Annotated[Path, typer.Option(help="File to which Triton appends its log.")] = Path("triton.log"),
 ) -> None:
-    """Run Triton in the foreground until Ctrl-C, for `segrec-serve --triton HOST:PORT`."""
-    asyncio.run(_run(EmbeddedTriton(repository, path, port=port, log_path=log)))
+    """Run Triton in the foreground until Ctrl-C, for `segrec-serve --triton ADDRESS` of the same user."""
+    asyncio.run(_run(EmbeddedTriton(repository, path, log_path=log)))
 
 
 async def _run(triton: EmbeddedTriton) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,28 +11,12 @@ from pathlib import Path
 import psutil
 
 from server.adapters.embedded_triton.environment import TritonEnvironment
-from server.core.errors import SetupError
+from server.adapters.embedded_triton.private_socket import PrivateSocket
 
-HOST = "127.0.0.1"
 _LAUNCHER = Path(__file__).with_name("launch.py")
 _SHARED_MEMORY = Path("/dev/shm")  # noqa: S108  the Python backend allows no other place
 _EXIT_SECONDS = 2
 _LOG_TAIL_LINES = 15
-
-
-def choose_port(port: int = 0) -> int:
-    """Return `port` if it is free; for 0 return a free port. Raises `SetupError` when `port` is in use."""
-    with socket.socket() as probe:
-        probe.settimeout(1.0)
-        if port and probe.connect_ex((HOST, port)) == 0:
-            raise SetupError(f"Port {port} on {HOST} is in use: choose another port or stop the process that uses it")
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((HOST, port))
-        except OSError as error:
-            raise SetupError(f"Port {port} on {HOST} cannot be used: {error.strerror}") from error
-        return int(probe.getsockname()[1])
 
 
 class TritonProcess:
@@ -45,26 +28,28 @@ class TritonProcess:
 
     @classmethod
     async def start(
-        cls, environment: TritonEnvironment, repository: Path, port: int, log_path: Path
+        cls, environment: TritonEnvironment, repository: Path, private_socket: PrivateSocket, log_path: Path
     ) -> "TritonProcess":
-        """Start Triton on `port` without a loaded model; its output is appended to `log_path`.
+        """Start Triton on the socket without a loaded model; its output is appended to `log_path`.
 
+        Its files and its shared memory, which holds histories, can be read by this user alone.
         Returns before Triton answers. Triton ends with this process, even when this process is killed. The kernel ties
         Triton to the calling thread, so call this from a thread that lives as long as the process.
         """
-        prefix = f"segrec_triton_{os.getpid()}_{port}_"
+        prefix = f"segrec_triton_{os.getpid()}_{private_socket.name}_"
         remove_orphaned_shared_memory()
         command = [sys.executable, "-I", str(_LAUNCHER), str(os.getpid()), str(environment.server)]
         log_path.parent.mkdir(parents=True, exist_ok=True)
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                *_server_flags(environment, repository, port, prefix),
+                *_server_flags(environment, repository, private_socket, prefix),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=environment.variables(),
                 start_new_session=True,
+                umask=0o077,
             )
         return cls(process, prefix)
 
@@ -128,15 +113,17 @@ def remove_orphaned_shared_memory() -> None:
             region.unlink(missing_ok=True)
 
 
-def _server_flags(environment: TritonEnvironment, repository: Path, port: int, prefix: str) -> list[str]:
+def _server_flags(
+    environment: TritonEnvironment, repository: Path, private_socket: PrivateSocket, prefix: str
+) -> list[str]:
     return [
         f"--model-repository={repository}",
         f"--backend-directory={environment.backends}",
         "--model-control-mode=explicit",
         "--strict-readiness=false",  # else one damaged version makes the whole server unready
         "--disable-auto-complete-config",
-        f"--grpc-address={HOST}",
-        f"--grpc-port={port}",
+        f"--grpc-address={private_socket.host}",
+        "--grpc-port=1",
         "--allow-http=false",
         "--allow-metrics=false",
         "--pinned-memory-pool-byte-size=0",

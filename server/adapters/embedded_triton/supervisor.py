@@ -15,7 +15,8 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
-from server.adapters.embedded_triton.process import HOST, TritonProcess, choose_port, log_tail
+from server.adapters.embedded_triton.private_socket import PrivateSocket
+from server.adapters.embedded_triton.process import TritonProcess, log_tail
 from server.core.errors import EncoderUnavailable, SetupError
 from server.core.repository.layout import CONFIG_NAME, MODEL_NAME
 
@@ -63,7 +64,6 @@ class EmbeddedTriton:
         repository: Path,
         environment: Path = DEFAULT_PATH,
         *,
-        port: int = 0,
         log_path: Path = Path("triton.log"),
         on_restart: Callback | None = None,
         probe: Callback | None = None,
@@ -74,7 +74,7 @@ class EmbeddedTriton:
         """Number of repairs of versions whose stub had ended."""
         self._repository = repository.absolute()
         self._environment_path = environment
-        self._port = port
+        self._socket: PrivateSocket | None = None
         self._log_path = log_path
         self._on_restart = on_restart
         self._probe = probe
@@ -90,8 +90,8 @@ class EmbeddedTriton:
 
     @property
     def address(self) -> str:
-        """`host:port` of Triton's gRPC endpoint; the same across restarts."""
-        return f"{HOST}:{self._port}"
+        """Address of Triton's gRPC endpoint, `unix:PATH`; the same across restarts, empty before `start`."""
+        return self._socket.address if self._socket else ""
 
     @property
     def pid(self) -> int | None:
@@ -105,15 +105,19 @@ class EmbeddedTriton:
     async def start(self) -> None:
         """Start Triton and the watch; returns when Triton answers.
 
-        Raises `SetupError` when the environment is missing, the port is in use, or Triton ends or does not answer; in
-        the last two cases the message contains the end of Triton's log.
+        Raises `SetupError` when the environment is missing, the socket cannot be made, or Triton ends or does not
+        answer; in the last two cases the message contains the end of Triton's log.
         """
         self._environment = check_environment(self._environment_path)
         if not self._repository.is_dir():
             raise SetupError(f"The model repository {self._repository} does not exist")
         self._instance_count = _instance_count(self._repository / MODEL_NAME / CONFIG_NAME)
-        self._port = choose_port(self._port)
-        await self._launch()
+        self._socket = PrivateSocket()
+        try:
+            await self._launch(self._socket)
+        except BaseException:
+            self._socket.remove()
+            raise
         self._ready.set()
         watches = (self._watch_server, self._watch_stubs, self._watch_probe)
         self._tasks = [asyncio.create_task(self._run_forever(watch)) for watch in watches]
@@ -127,12 +131,14 @@ class EmbeddedTriton:
         if self._process:
             await self._process.stop()
             self._process = None
+        if self._socket:
+            self._socket.remove()
 
-    async def _launch(self) -> None:
+    async def _launch(self, private_socket: PrivateSocket) -> None:
         """Start a process and wait until it answers; a process that does not answer is stopped."""
         log_start = self._log_path.stat().st_size if self._log_path.exists() else 0
         self._process = process = await TritonProcess.start(
-            self._environment, self._repository, self._port, self._log_path
+            self._environment, self._repository, private_socket, self._log_path
         )
         try:
             await self._wait_until_ready(process)
@@ -171,7 +177,7 @@ class EmbeddedTriton:
     async def _watch_server(self) -> None:
         """Start Triton again each time it ends."""
         loop, backoff = asyncio.get_running_loop(), FIRST_BACKOFF_SECONDS
-        while self._process:
+        while self._process and self._socket:
             started = loop.time()
             exit_code = await self._process.wait()
             self._ready.clear()
@@ -182,7 +188,7 @@ class EmbeddedTriton:
             backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
             await self._process.stop()  # ends the stubs, which would take two seconds by themselves
             try:
-                await self._launch()
+                await self._launch(self._socket)
             except SetupError as error:
                 logger.error("%s", error)
                 continue
