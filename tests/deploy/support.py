@@ -33,17 +33,17 @@ def check_pinned(image: str) -> None:
 def check_triton(image: str, flags: Iterable[str]) -> None:
     """Triton's container treats models as the embedded Triton does, and can load what training exports."""
     found = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
-    ours = _server_flags(TritonEnvironment(Path()), Path("/models"), TRITON_PORTS["grpc"], "")
+    ours = _server_flags(TritonEnvironment(Path()), Path("/models"), "0.0.0.0", "")
     expected = {name: value for name, _, value in (flag.partition("=") for flag in ours)}
     for flag in (
         "--model-repository",
         "--model-control-mode",
         "--strict-readiness",
-        "--grpc-port",
         "--allow-http",
         "--disable-auto-complete-config",
     ):
         assert found[flag] == expected[flag]
+    assert found["--grpc-port"] == str(TRITON_PORTS["grpc"])
     assert found["--metrics-port"] == str(TRITON_PORTS["metrics"])
     [opset] = re.findall(r"^OPSET = (\d+)$", (ROOT / "training" / "model" / "export.py").read_text(), re.MULTILINE)
     [(year, month)] = re.findall(r"nvcr\.io/nvidia/tritonserver:(\d+)\.(\d+)-py3", image)

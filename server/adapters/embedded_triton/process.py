@@ -43,7 +43,7 @@ class TritonProcess:
         with log_path.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
                 *command,
-                *_server_flags(environment, repository, private_socket, prefix),
+                *_server_flags(environment, repository, private_socket.host, prefix),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -113,16 +113,14 @@ def remove_orphaned_shared_memory() -> None:
             region.unlink(missing_ok=True)
 
 
-def _server_flags(
-    environment: TritonEnvironment, repository: Path, private_socket: PrivateSocket, prefix: str
-) -> list[str]:
+def _server_flags(environment: TritonEnvironment, repository: Path, host: str, prefix: str) -> list[str]:
     return [
         f"--model-repository={repository}",
         f"--backend-directory={environment.backends}",
         "--model-control-mode=explicit",
         "--strict-readiness=false",  # else one damaged version makes the whole server unready
         "--disable-auto-complete-config",
-        f"--grpc-address={private_socket.host}",
+        f"--grpc-address={host}",
         "--grpc-port=1",
         "--allow-http=false",
         "--allow-metrics=false",
