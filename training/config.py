@@ -330,6 +330,17 @@ class PublishSettings(FrozenModel):
     check_seconds: float = Field(default=120.0, gt=0, description="Maximum time of the encoder's checks.")
 
 
+class PrivacySettings(FrozenModel):
+    """How long events are learned from."""
+
+    retention_days: int | None = Field(
+        default=None,
+        ge=1,
+        le=36_500,
+        description="Older events are left out, and releases say when they must be forgotten; left out: no limit.",
+    )
+
+
 class Config(FrozenModel):
     """All settings of a run."""
 
@@ -343,6 +354,7 @@ class Config(FrozenModel):
     text: Text = Text()
     train: TrainSettings = TrainSettings()
     segment: SegmentSettings = SegmentSettings()
+    privacy: PrivacySettings = PrivacySettings()
     publish: PublishSettings = PublishSettings()
 
     @model_validator(mode="after")

@@ -207,6 +207,13 @@ class Run:
         figures: dict[str, Any] = self.record()["stages"][name]["figures"]
         return figures
 
+    def update_figures(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Replace figures of a stage that has ended, after its files were rewritten."""
+        record = self.record()
+        entry = record["stages"][name]
+        entry["figures"] = entry.get("figures", {}) | dict(figures)
+        self._write(record)
+
     def _check_link(self, name: str, owner: str, ended: str) -> None:
         parent = type(self).open(self.path.parent, owner)
         parent.require(name)

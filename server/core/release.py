@@ -120,6 +120,16 @@ class Confidence(FrozenModel):
         return confidence
 
 
+class TrainedOn(FrozenModel):
+    """The log that a release was trained on, after cleaning."""
+
+    first_event_time: AwareDatetime | None = Field(default=None, description="None for a log without a clock.")
+    last_event_time: AwareDatetime | None = Field(default=None, description="None for a log without a clock.")
+    user_count: int = Field(ge=1)
+    event_count: int = Field(ge=1)
+    files: tuple[str, ...] = Field(default=(), description="Names of the input files, without their directories.")
+
+
 class Manifest(FrozenModel):
     """`manifest.json`."""
 
@@ -128,6 +138,10 @@ class Manifest(FrozenModel):
     created_time: AwareDatetime
     data_cutoff_time: AwareDatetime | None = Field(
         default=None, description="Time of the newest event; none for a log without a clock."
+    )
+    trained_on: TrainedOn | None = Field(default=None, description="None for a release that was made by hand.")
+    forget_after: AwareDatetime | None = Field(
+        default=None, description="From then on all its events are older than the retention; none without a retention."
     )
     parent_release: int = Field(default=0, ge=0)
     embedding_dim: int = Field(ge=1, description="Length of an item embedding; a user embedding may be longer.")

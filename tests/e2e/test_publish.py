@@ -3,6 +3,7 @@
 import fcntl
 import json
 import shutil
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,11 @@ import onnx
 import polars as pl
 import pytest
 
-from server.core.release import Golden
+from server.core.release import Golden, TrainedOn
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
-from tests.support.releases import group_history, tiny_release
-from training.config import Config
+from tests.support.releases import START_MS, group_history, tiny_release
+from training.config import Config, PrivacySettings
 from training.data.prepare import prepare
 from training.errors import PublishError, RunError, TrainingError
 from training.publish import publish as publishing
@@ -26,12 +27,14 @@ from training.segments.result import Segmentation
 ROOT = Path(__file__).parents[2]
 
 
-def finished_run(tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str = "run") -> Run:
+def finished_run(
+    tmp_path: Path, *, seed: int = 0, parent: int = 0, run_id: str = "run", config: Config | None = None
+) -> Run:
     """A run whose stages up to `segment` are done, with the content of a tiny release."""
     source = tiny_release(tmp_path / f"source-{run_id}", 1, seed)
     release = read_release(source)
     run = Run.create(tmp_path / "runs", run_id=run_id)
-    prepare(run, write_log(tmp_path / f"{run_id}.parquet"), None, None, Config())
+    prepare(run, write_log(tmp_path / f"{run_id}.parquet"), None, None, config or Config())
     for name in ("train", "evaluate", "export", "segment"):
         with run.stage(name) as stage:
             if name == "evaluate":
@@ -84,6 +87,20 @@ def test_a_release_is_whole_and_passes_the_servers_checks(tmp_path: Path, reposi
     assert [record.release for record in release.segments[0].history] == [1]
     assert run.figures("publish")["release"] == 1
     assert not list((repository / ".staging").iterdir())
+
+
+def test_a_release_says_what_it_was_trained_on_and_when_it_must_be_forgotten(tmp_path: Path, repository: Path) -> None:
+    publish(finished_run(tmp_path), repository)
+    privacy = PrivacySettings(retention_days=3650)
+    publish(finished_run(tmp_path, run_id="kept", parent=1, config=Config(privacy=privacy)), repository)
+    plain, kept = (read_release(repository / MODEL_NAME / number).manifest for number in "12")
+    first = datetime.fromtimestamp(START_MS / 1000, UTC)
+    last = first + timedelta(hours=9)
+    assert plain.trained_on == TrainedOn(
+        first_event_time=first, last_event_time=last, user_count=24, event_count=240, files=("run.parquet",)
+    )
+    assert (plain.forget_after, kept.forget_after) == (None, last + timedelta(days=3650))
+    assert str(tmp_path) not in (repository / MODEL_NAME / "1" / "manifest.json").read_text()
 
 
 def test_triton_is_told_about_the_model_once(tmp_path: Path, repository: Path) -> None:

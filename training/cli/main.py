@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli import diff, segments, traffic
+from training.cli import diff, privacy, segments, traffic
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
     REPOSITORY,
@@ -281,6 +281,7 @@ def probe(
 app.add_typer(segments.commands)
 app.add_typer(diff.commands)
 app.add_typer(traffic.commands)
+app.add_typer(privacy.commands)
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 

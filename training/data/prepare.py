@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from training.config import Config
 from training.data.cleaning import Account, Cleaned, clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
+from training.data.left_out import Erasures, leave_out
 from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
@@ -44,22 +46,32 @@ class PrepareResult:
 
 
 def prepare(
-    run: Run, events: Path, items: Path | None, users: Path | None, config: Config, progress: Progress = no_progress
+    run: Run,
+    events: Path,
+    items: Path | None,
+    users: Path | None,
+    config: Config,
+    progress: Progress = no_progress,
+    *,
+    erasures: Erasures | None = None,
+    clock: Callable[[], float] = time.time,
 ) -> PrepareResult:
     """Write `events.parquet`, `items.parquet`, `users.parquet` (if given), `preprocessing.json` and `account.json`.
 
-    With `[text]` also the files of `item_text.add_text`. Raises LogError and ConfigError.
+    With `[text]` also the files of `item_text.add_text`. Events of users before their `erasures` are left out; `clock`
+    gives seconds since 1970. Raises LogError and ConfigError.
     """
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
         progress(_STEPS[0], 0, len(_STEPS))
-        log = read_raw_log(events, config.columns, scratch)
+        now_ms = int(clock() * 1000)
+        raw_log = read_raw_log(events, config.columns, scratch)
+        log, left_out = leave_out(raw_log, erasures, config.privacy.retention_days, now_ms)
         log, weights, notes = named_actions(log, config)
         if not log.has_clock:
             kind = "rows" if log.ordered_by_row else "times"
             notes.append(f"no clock: {kind} give the order of events, not their date and time")
         progress(_STEPS[1], 1, len(_STEPS))
-        now_ms = int(time.time() * 1000)
         split = choose_split(config.split, log.events["timestamp"], log.has_clock, now_ms)
         if split.by_time:
             notes.append(split.describe())
@@ -88,9 +100,9 @@ def prepare(
         repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
         preprocessing = preprocessing.model_copy(update={"visits": found.visits})
-        rows_in, rows_out = len(log.events), len(cleaned.events)
+        rows_in, rows_out = len(raw_log.events), len(cleaned.events)
         notes += title_notes + text_notes
-        account = Account(rows_in=rows_in, rows_out=rows_out, steps=cleaned.steps, notes=tuple(notes))
+        account = Account(rows_in=rows_in, rows_out=rows_out, steps=(*left_out, *cleaned.steps), notes=tuple(notes))
         _write_tables(stage.directory, cleaned.events, catalogue, labels)
         write_split(stage.directory, split)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")

@@ -29,6 +29,7 @@ from training.errors import PublishError
 from training.model.text_projection import ITEM_TEXT
 from training.publish.active_gate import active_release, compared_with_active
 from training.publish.gates import Gate, check_release, decide, vocabulary_gate
+from training.publish.trained_on import Origin
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.confidence import read_confidence
@@ -74,14 +75,14 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
     Raises PublishError while somebody else publishes, when the run's segment ids were matched to another release than
     the newest, and when a gate fails; RunError when a stage is missing.
     """
-    sources = {stage: run.require(stage) for stage in _SOURCES}
+    sources = {stage: run.require(stage) for stage in ("prepare", *_SOURCES)}
     settings = (push and push.settings) or run.config().publish
     push = replace(push or Push(), settings=settings)
     with run.stage("publish") as stage, locked(repository):
         segmentation = Segmentation.read(sources["segment"])
         parent = newest_release(repository)
         _check_parent(run, repository, segmentation, parent)
-        figures = _evaluated(run)
+        figures, origin = _evaluated(run), Origin.of(run, sources["prepare"])
 
         def judge(release: Release, directory: Path) -> list[Gate]:
             active = active_release(repository)
@@ -96,7 +97,7 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
 
         number = add_release(
             repository,
-            lambda directory: _assemble(directory, sources, segmentation, parent, figures),
+            lambda directory: _assemble(directory, sources, segmentation, parent, figures, origin),
             judge,
             push,
             f"run {run.path.name}",
@@ -179,6 +180,7 @@ def _assemble(
     segmentation: Segmentation,
     parent: Release | None,
     figures: dict[str, float],
+    origin: Origin,
 ) -> None:
     number = int(directory.name)
     for stage, names in _SOURCES.items():
@@ -197,6 +199,8 @@ def _assemble(
         release=number,
         created_time=datetime.now(UTC),
         data_cutoff_time=segmentation.data_cutoff_time,
+        trained_on=origin.trained_on,
+        forget_after=origin.forget_after,
         parent_release=parent.number if parent else 0,
         embedding_dim=embeddings.shape[1],
         max_length=preprocessing.max_length,
