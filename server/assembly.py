@@ -120,7 +120,7 @@ async def running(
         loader.warm_up = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
         guard = CanaryGuard(settings.repository, releases, metrics.release_stats)
-        releases.on_unload += [cache.forget_release, metrics.release_stats.forget]
+        releases.on_unload += [pipeline.forget_release, metrics.release_stats.forget]
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
         _export_guard(metrics, guard)
@@ -221,7 +221,15 @@ def _shadow(
 def _services(
     pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock, settings: Settings, shadow: Shadow
 ) -> list[Service]:
-    segrec = SegrecServicer(pipeline, Routing(releases), metrics, clock, settings.encode_timeout_seconds, shadow)
+    segrec = SegrecServicer(
+        pipeline,
+        Routing(releases),
+        metrics,
+        clock,
+        settings.encode_timeout_seconds,
+        shadow,
+        settings.stream_patience_seconds,
+    )
     events = EventServicer(pipeline, releases, metrics, clock)
 
     def add_segrec(server: Server) -> None:

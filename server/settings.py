@@ -45,6 +45,9 @@ class Settings(BaseSettings):
     )
     poll_seconds: float = Field(default=0.5, gt=0, description="Time between two reads of the repository.")
     encode_timeout_seconds: float = Field(default=2.0, gt=0, description="Longest wait for one call to Triton.")
+    stream_patience_seconds: float = Field(
+        default=60.0, ge=0, description="How long a stream waits for an encoder or store that does not answer."
+    )
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
     max_waiting: int = Field(default=4096, ge=1, description="Most unary calls that wait; more are refused.")
     shadow_budget: float = Field(

@@ -10,12 +10,15 @@ from server.core.history import Event
 from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
 from server.rpc.conversion import event_message
+from server.rpc.deadlines import seconds_left
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
 from server.serving.pipeline import Pipeline
 
 DEFAULT_HISTORY_LIMIT = 100
+STORE_SECONDS = 10.0
+"""Longest wait for the history store in a call without a deadline."""
 
 
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
@@ -44,16 +47,19 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
                 _refuse(response, index, error)
                 continue
             by_user.setdefault(user_id, []).append((index, event))
-        await asyncio.gather(*(self._store(user_id, events, response) for user_id, events in by_user.items()))
+        seconds = seconds_left(context, STORE_SECONDS)
+        await asyncio.gather(*(self._store(user_id, events, response, seconds) for user_id, events in by_user.items()))
         response.refused.sort(key=lambda refused: refused.index)
         self._metrics.events.labels("stored").inc(response.stored_count)
         self._metrics.events.labels("duplicate").inc(response.duplicate_count)
         self._metrics.events.labels("refused").inc(len(response.refused))
         return response
 
-    async def _store(self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse) -> None:
+    async def _store(
+        self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse, seconds: float
+    ) -> None:
         try:
-            stored, duplicates = await self._pipeline.record(user_id, [event for _, event in events])
+            stored, duplicates = await self._pipeline.record(user_id, [event for _, event in events], seconds)
         except SegrecError as error:
             for index, _ in events:
                 _refuse(response, index, error)
@@ -65,14 +71,16 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         user_id = checked_id(request.user_id, "user_id")
         limit = request.limit if request.HasField("limit") else DEFAULT_HISTORY_LIMIT
         in_range(limit, 1, MAX_EVENTS, "limit")
-        history = await self._pipeline.history(user_id)
+        history = await self._pipeline.history(user_id, seconds_left(context, STORE_SECONDS))
         return pb.GetUserHistoryResponse(
             events=[event_message(event) for event in history.events()[-limit:]], stored_event_count=len(history)
         )
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:
         user_id = checked_id(request.user_id, "user_id")
-        erased = await self._pipeline.erase(user_id, self._releases.loaded_numbers())
+        erased = await self._pipeline.erase(
+            user_id, self._releases.loaded_numbers(), seconds_left(context, STORE_SECONDS)
+        )
         return pb.EraseUserResponse(erased_event_count=erased)
 
 

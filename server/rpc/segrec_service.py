@@ -15,6 +15,7 @@ from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
 from server.releases.routing import Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
+from server.rpc.deadlines import seconds_left
 from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
@@ -31,9 +32,6 @@ from server.rpc.validation import (
 from server.serving.answer import Answer, Degraded
 from server.serving.pipeline import NO_ANSWER, Pipeline
 
-REPLY_SECONDS = 0.05
-"""Part of a caller's deadline that is reserved for the work after the encoder."""
-
 
 class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     """Answers from the pipeline; each call holds a lease on its release until the call has ended."""
@@ -46,6 +44,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         clock: Clock,
         encode_timeout_seconds: float,
         shadow: Shadow,
+        stream_patience_seconds: float,
     ) -> None:
         self._pipeline = pipeline
         self._routing = routing
@@ -53,6 +52,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._clock = clock
         self._encode_timeout = encode_timeout_seconds
         self._shadow = shadow
+        self._patience = stream_patience_seconds
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
         with self._lease(request) as release:
@@ -141,7 +141,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
     ) -> Answer:
         subject = request.WhichOneof("subject")
-        timeout = self._timeout(context)
+        timeout = seconds_left(context, self._encode_timeout)
         if subject == "user_id":
             answer = await self._pipeline.answer_user(release, checked_id(request.user_id, "user_id"), timeout)
         elif subject == "events":
@@ -153,12 +153,6 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             self._metrics.degraded.labels(answer.degraded.name).inc()
         self._metrics.count_states([segment_state(answer)])
         return answer
-
-    def _timeout(self, context: Context) -> float:
-        remaining: float | None = context.time_remaining()
-        if remaining is None:
-            return self._encode_timeout
-        return min(self._encode_timeout, max(remaining - REPLY_SECONDS, remaining / 2))
 
     async def _segment_chunk(
         self, request: pb.StreamSegmentRequest, current: Release, tally: "_Tally"
@@ -211,7 +205,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     async def _fill_answers(self, group: "_ReleaseRows") -> None:
         user_ids = [row.user_id for row in group.rows]
         with self._metrics.release_stats.counting_errors(group.release.number, len(user_ids)):
-            answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout)
+            answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout, self._patience)
         for row, answer in zip(group.rows, answers, strict=True):
             row.answer = answer
 

@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from time import monotonic
 from typing import TypeVar
 
 from server import tracing
@@ -14,6 +15,8 @@ from server.core.ranking import Query, Ranked, Subject, past_events, rank
 from server.core.release import Release
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.batching import MicroBatcher
+from server.serving.bounded_store import BoundedStore
+from server.serving.breaker import Breaker
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder
 
@@ -27,6 +30,10 @@ RANK_IN_THREAD_FROM = 4
 """Fewer users than this are ranked without a thread, which is quicker, unless the catalogue is large."""
 LARGE_CATALOGUE = 50_000
 """Items from which one user's ranking would hold up other calls for milliseconds."""
+BATCH_STORE_SECONDS = 10.0
+"""Longest wait for the histories of many users at once."""
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
+"""Pauses of `answer_users` before it asks a part again that does not answer; each is twice the one before."""
 
 _NO_EMBEDDING = Embedded(None)
 NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
@@ -67,7 +74,8 @@ class Pipeline:
         batcher: MicroBatcher,
         executor: Executor,
     ) -> None:
-        self._store = store
+        self._store = BoundedStore(store)
+        self._encoder_breakers: dict[int, Breaker] = {}
         self._cache = cache
         self._embedder = embedder
         self._batcher = batcher
@@ -82,13 +90,16 @@ class Pipeline:
         return self._batcher.waiting_count
 
     async def answer_user(self, release: Release, user_id: str, timeout_seconds: float) -> Answer:
-        """The answer for a stored user; a degraded answer when the store or the encoder does not respond."""
+        """The answer for a stored user; a degraded answer when the store or the encoder does not respond.
+
+        `timeout_seconds` is for both together.
+        """
+        end = monotonic() + timeout_seconds
         erasure_count = self._cache.erasure_count
         self._recent_users.add(user_id)
         try:
-            history = await self._store.get(user_id)
-        except StoreUnavailable as error:
-            log.warning("the history store did not answer: %s", error)
+            history = await self._store.get(user_id, timeout_seconds)
+        except StoreUnavailable:
             return _UNREADABLE
         cached = self._cache.get(release.number, user_id, history.revision)
         if cached is not None:
@@ -96,9 +107,9 @@ class Pipeline:
         if not history:
             return Answer(_NO_EMBEDDING, history)
         try:
-            embedded = await self._batcher.embed(release, history, timeout_seconds)
-        except EncoderUnavailable as error:
-            return self._fallback(release, user_id, history, error)
+            embedded = await self._embed_one(release, history, end - monotonic())
+        except EncoderUnavailable:
+            return self._fallback(release, user_id, history)
         self._cache.put(release.number, user_id, history.revision, embedded, erasure_count)
         return Answer(embedded, history)
 
@@ -107,11 +118,35 @@ class Pipeline:
         items, actions = release.item_index.find(history.item_hashes), release.action_index.find(history.action_hashes)
         unknown = int(((items == 0) | (actions == 0)).sum())
         try:
-            embedded = await self._batcher.embed(release, history, timeout_seconds)
-        except EncoderUnavailable as error:
-            self._report_failure(error)
+            embedded = await self._embed_one(release, history, timeout_seconds)
+        except EncoderUnavailable:
             return Answer(_NO_EMBEDDING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
         return Answer(embedded._replace(ignored_count=unknown), history)
+
+    async def _embed_one(self, release: Release, history: History, seconds: float) -> Embedded:
+        async def embed() -> list[Embedded]:
+            return [await self._batcher.embed(release, history, seconds)]
+
+        [embedded] = await self._guarded(release, embed)
+        return embedded
+
+    async def _guarded(self, release: Release, embed: Callable[[], Awaitable[list[Embedded]]]) -> list[Embedded]:
+        """Call `embed` unless the encoder is known not to answer for this release. Raises `EncoderUnavailable`."""
+        breaker = self._encoder_breakers.get(release.number)
+        if breaker is None:
+            breaker = self._encoder_breakers[release.number] = Breaker(f"the encoder of release {release.number}")
+        if not breaker.allows_call():
+            raise EncoderUnavailable("the encoder has not answered lately")
+        start = monotonic()
+        try:
+            results = await embed()
+        except EncoderUnavailable as error:
+            breaker.failed(str(error), monotonic() - start)
+            self.on_encoder_failure()
+            raise
+        if any(result.embedding is not None for result in results):
+            breaker.succeeded()
+        return results
 
     async def answer_histories(
         self, release: Release, histories: Sequence[History], call_seconds: float
@@ -120,17 +155,20 @@ class Pipeline:
         embedded = await self._embedder.embed(release, histories, call_seconds)
         return [Answer(*pair) for pair in zip(embedded, histories, strict=True)]
 
-    async def answer_users(self, release: Release, user_ids: Sequence[str], call_seconds: float) -> list[Answer]:
+    async def answer_users(
+        self, release: Release, user_ids: Sequence[str], call_seconds: float, patience_seconds: float = 0.0
+    ) -> list[Answer]:
         """One answer per user, in order. Reads the cache but does not fill it: a batch would evict the unary users.
 
-        `call_seconds` is the longest wait for one call to Triton; see `Embedder.embed`.
+        `call_seconds` is the longest wait for one call to Triton; see `Embedder.embed`. While the store or the encoder
+        does not answer, both are asked again for `patience_seconds` before the answers are degraded.
         """
+        end = monotonic() + patience_seconds
         for user_id in user_ids[:1]:
             self._recent_users.add(user_id)
         try:
-            histories = await self._store.get_many(user_ids)
-        except StoreUnavailable as error:
-            log.warning("the history store did not answer: %s", error)
+            histories = await _patiently(lambda: self._store.get_many(user_ids, BATCH_STORE_SECONDS), end)
+        except StoreUnavailable:
             return [_UNREADABLE] * len(user_ids)
         answers: list[Answer] = []
         missing: list[int] = []
@@ -146,10 +184,13 @@ class Pipeline:
             return answers
         missing_histories = [answers[place].history for place in missing]
         try:
-            embedded = await self._embedder.embed(release, missing_histories, call_seconds)
-        except EncoderUnavailable as error:
+            embedded = await _patiently(
+                lambda: self._guarded(release, lambda: self._embedder.embed(release, missing_histories, call_seconds)),
+                end,
+            )
+        except EncoderUnavailable:
             for place, history in zip(missing, missing_histories, strict=True):
-                answers[place] = self._fallback(release, user_ids[place], history, error)
+                answers[place] = self._fallback(release, user_ids[place], history)
             return answers
         for place, history, result in zip(missing, missing_histories, embedded, strict=True):
             answers[place] = Answer(result, history)
@@ -161,7 +202,7 @@ class Pipeline:
         Does nothing without recent users or when the history store does not answer.
         """
         try:
-            recent = await self._store.get_many(self._recent_users.ids())
+            recent = await self._store.get_many(self._recent_users.ids(), BATCH_STORE_SECONDS)
         except StoreUnavailable as error:
             log.warning("release %d gets no warm-up: %s", release.number, error)
             return
@@ -177,34 +218,51 @@ class Pipeline:
                 return _rank(release, query, answers)
             return await self._in_thread(_rank, release, query, answers)
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
-        """Store a user's events durably; returns (stored, duplicates). Raises `StoreUnavailable`."""
-        return await self._store.record(user_id, events)
+    async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> tuple[int, int]:
+        """Store a user's events durably within `seconds`; returns (stored, duplicates). Raises `StoreUnavailable`."""
+        return await self._store.record(user_id, events, seconds)
 
-    async def history(self, user_id: str) -> History:
-        """The stored history of a user. Raises `StoreUnavailable`."""
-        return await self._store.get(user_id)
+    async def history(self, user_id: str, seconds: float) -> History:
+        """The stored history of a user, within `seconds`. Raises `StoreUnavailable`."""
+        return await self._store.get(user_id, seconds)
 
-    async def erase(self, user_id: str, releases: list[int]) -> int:
-        """Erase a user from the store and from the cache of these releases; returns the number of erased events."""
-        erased = await self._store.erase(user_id)
-        self._recent_users.forget(user_id)
-        self._cache.forget_user(user_id, releases)
-        return erased
+    async def erase(self, user_id: str, releases: list[int], seconds: float) -> int:
+        """Erase a user from the store and from the cache of these releases; returns the number of erased events.
+
+        Raises `StoreUnavailable` after `seconds`; the user may be erased then, and is no longer in the cache.
+        """
+        try:
+            return await self._store.erase(user_id, seconds)
+        finally:
+            self._recent_users.forget(user_id)
+            self._cache.forget_user(user_id, releases)
+
+    def forget_release(self, number: int) -> None:
+        """Drop what is kept of a release that is no longer loaded."""
+        self._cache.forget_release(number)
+        self._encoder_breakers.pop(number, None)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
-        self._report_failure(error)
+    def _fallback(self, release: Release, user_id: str, history: History) -> Answer:
         latest = self._cache.latest(release.number, user_id)
         if latest is None or latest[1].embedding is None:
             return Answer(_NO_EMBEDDING, history, Degraded.ENCODER_UNAVAILABLE)
         return Answer(latest[1], history, Degraded.STALE_EMBEDDING)
 
-    def _report_failure(self, error: EncoderUnavailable) -> None:
-        log.debug("the encoder did not answer a call: %s", error)
-        self.on_encoder_failure()
+
+async def _patiently(ask: Callable[[], Awaitable[T]], end: float) -> T:
+    """Ask until there is an answer, with growing pauses; at the monotonic time `end` the last failure is raised."""
+    pause = FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return await ask()
+        except (StoreUnavailable, EncoderUnavailable):
+            if monotonic() + pause > end:
+                raise
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:

@@ -1,5 +1,6 @@
 """A `HistoryStore` in a dict, for tests of what uses one. It passes the stores' contract tests."""
 
+import asyncio
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -12,22 +13,24 @@ from server.core.history import Event, History, event_count_of, merge
 
 
 class MemoryStore:
-    """Set `unavailable` to make every call raise `StoreUnavailable`."""
+    """Set `unavailable` to make every call raise `StoreUnavailable`, and `gate` to make every call wait for it."""
 
     def __init__(self, history_limit: int = 1000) -> None:
         self.rows: dict[str, bytes] = {}
         self.unavailable = False
+        self.gate: asyncio.Event | None = None
+        self.call_count = 0
         self._limit = history_limit
         self._revisions = count(1)
         self._erased: set[bytes] = set()
         self._loaded: set[str] = set()
 
     async def get(self, user_id: str) -> History:
-        self._check()
+        await self._begin()
         return read_row(self.rows.get(user_id))
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
-        self._check()
+        await self._begin()
         return [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
 
     async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
@@ -38,7 +41,7 @@ class MemoryStore:
         return len(events) - duplicates, duplicates
 
     async def erase(self, user_id: str) -> int:
-        self._check()
+        await self._begin()
         self._erased.add(erasure_mark(user_id))
         row = self.rows.pop(user_id, None)
         return 0 if row is None else event_count_of(row)
@@ -61,6 +64,12 @@ class MemoryStore:
             row = loaded_row(self.rows.get(user_id), added, self._limit, next(self._revisions))
             if row is not None and erasure_mark(user_id) not in self._erased:
                 self.rows[user_id] = row
+
+    async def _begin(self) -> None:
+        self.call_count += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        self._check()
 
     def _check(self) -> None:
         if self.unavailable:

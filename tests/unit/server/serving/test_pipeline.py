@@ -1,23 +1,27 @@
 """Answers, their fallbacks and the warm-up, without Triton or a server."""
 
+import asyncio
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
-from server.core.errors import EncoderUnavailable
+from server.core.errors import EncoderUnavailable, StoreUnavailable
 from server.core.history import EMPTY, History
 from server.core.release import Release
 from server.core.repository.read import read_release
 from server.serving.answer import Degraded
 from server.serving.batching import MicroBatcher
+from server.serving.breaker import SLOW_FAILURES, SLOW_SECONDS, TRIAL_SECONDS
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder
-from server.serving.pipeline import Pipeline
+from server.serving.pipeline import FIRST_PAUSE_SECONDS, Pipeline
 from tests.support.memory_store import MemoryStore
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import group_history, tiny_release
+from tests.support.waiting import pause, wait_until_async
 
 
 @pytest.fixture
@@ -85,7 +89,7 @@ async def test_without_encoder_an_older_embedding_serves_until_the_user_is_erase
     assert (stale.degraded, stale.embedded.segment_index) == (Degraded.STALE_EMBEDDING, 1)
     [row] = await pipeline.answer_users(release, ["u"], 1.0)
     assert (row.degraded, row.embedded.segment_index) == (Degraded.STALE_EMBEDDING, 1)
-    await pipeline.erase("u", [1])
+    await pipeline.erase("u", [1], 5.0)
     await record(store, "u", group_history(3))
     assert (await pipeline.answer_user(release, "u", 1.0)).degraded is Degraded.ENCODER_UNAVAILABLE
 
@@ -98,7 +102,7 @@ async def test_an_embedding_computed_while_its_user_is_erased_is_not_cached(
 
     async def read_then_erased(user_id: str) -> History:
         history = await read(user_id)
-        await pipeline.erase(user_id, [1])
+        await pipeline.erase(user_id, [1], 5.0)
         return history
 
     monkeypatch.setattr(store, "get", read_then_erased)
@@ -129,7 +133,7 @@ async def test_recent_users_warm_up_a_release_until_they_are_erased(
     assert encoder.call_sizes[:2] == [1, 4]
     assert sum(encoder.call_sizes[2:]) == 32 + 40
     for number in range(1, 40):
-        await pipeline.erase(f"u{number}", [1])
+        await pipeline.erase(f"u{number}", [1], 5.0)
         await record(store, f"u{number}", group_history(0))  # known again, but not seen again
     encoder.call_sizes.clear()
     await pipeline.warm_up(release)
@@ -157,3 +161,84 @@ async def test_the_warm_up_remembers_at_most_64_users(
     encoder.call_sizes.clear()
     await pipeline.warm_up(release)
     assert sum(encoder.call_sizes) == 1 + 4 + 32 + 64
+
+
+async def test_a_store_that_hangs_takes_no_more_than_the_callers_time_and_soon_none(
+    pipeline: Pipeline, store: MemoryStore, release: Release
+) -> None:
+    store.gate = asyncio.Event()
+    start = monotonic()
+    for _ in range(SLOW_FAILURES):
+        assert (await pipeline.answer_user(release, "u", SLOW_SECONDS)).degraded is Degraded.STORE_UNAVAILABLE
+    assert monotonic() - start < 2 * SLOW_FAILURES * SLOW_SECONDS
+    asked = store.call_count
+    for _ in range(10):
+        assert (await pipeline.answer_user(release, "u", 30.0)).degraded is Degraded.STORE_UNAVAILABLE
+    for refused in (pipeline.record("u", group_history(1).events(), 30.0), pipeline.erase("u", [1], 30.0)):
+        with pytest.raises(StoreUnavailable, match="lately") as failure:
+            await refused
+        assert failure.value.retry_seconds
+    assert store.call_count == asked
+    store.gate.set()
+
+    async def answers_again() -> bool:
+        return (await pipeline.answer_user(release, "u", 1.0)).degraded is Degraded.NO
+
+    await wait_until_async(answers_again, 2 * TRIAL_SECONDS)
+
+
+async def test_a_write_that_hangs_fails_in_its_time_and_can_be_repeated(pipeline: Pipeline, store: MemoryStore) -> None:
+    store.gate = asyncio.Event()
+    events = group_history(1).events()
+    with pytest.raises(StoreUnavailable, match=r"within 0\.050 s"):
+        await pipeline.record("u", events, 0.05)
+    store.gate.set()
+    assert await pipeline.record("u", events, 5.0) == (len(events), 0)
+
+
+async def test_while_the_encoder_hangs_callers_fall_back_at_once_and_some_try(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await record(store, "u", group_history(2))
+    encoder.gate = asyncio.Event()
+    for _ in range(SLOW_FAILURES):
+        assert (await pipeline.answer_user(release, "u", SLOW_SECONDS)).degraded is Degraded.ENCODER_UNAVAILABLE
+    asked = len(encoder.call_sizes)
+    for _ in range(10):
+        assert (await pipeline.answer_user(release, "u", 30.0)).degraded is Degraded.ENCODER_UNAVAILABLE
+    inline = await pipeline.answer_events(release, group_history(2), 30.0)
+    assert inline.degraded is Degraded.ENCODER_UNAVAILABLE
+    assert len(encoder.call_sizes) == asked
+    encoder.gate.set()
+
+    async def answers_again() -> bool:
+        return (await pipeline.answer_user(release, "u", 5.0)).embedded.segment_index == 2
+
+    await wait_until_async(answers_again, 2 * TRIAL_SECONDS)
+
+
+async def test_a_batch_waits_while_the_encoder_and_the_store_are_away(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    users = [f"u{number}" for number in range(20)]
+    for number, user_id in enumerate(users):
+        await record(store, user_id, group_history(number % 4))
+    store.unavailable = encoder.down = True
+    batch = asyncio.ensure_future(pipeline.answer_users(release, users, 1.0, patience_seconds=30.0))
+    await pause(4 * FIRST_PAUSE_SECONDS)
+    store.unavailable = False
+    await encoder.until_asked()
+    await pause(4 * FIRST_PAUSE_SECONDS)
+    assert not batch.done()
+    encoder.down = False
+    assert [answer.embedded.segment_index for answer in await batch] == [number % 4 for number in range(20)]
+
+
+async def test_the_patience_of_a_batch_ends(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await record(store, "u", group_history(2))
+    encoder.down = True
+    [answer] = await pipeline.answer_users(release, ["u"], 1.0, patience_seconds=0.2)
+    assert answer.degraded is Degraded.ENCODER_UNAVAILABLE
+    assert len(encoder.call_sizes) > 1
