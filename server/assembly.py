@@ -27,6 +27,7 @@ from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
 from server.adapters.triton import TritonEncoder
+from server.adapters.triton_access import TritonAccess, TritonSecret, TritonTls
 from server.adapters.valkey_store import ValkeyStore
 from server.core.errors import SetupError
 from server.core.repository.layout import MODEL_NAME, ensure_repository
@@ -106,7 +107,7 @@ async def running(
         if triton is not None:
             stack.push_async_callback(triton.stop)
             await triton.start()
-        encoder = TritonEncoder(triton.address if triton else settings.triton, config)
+        encoder = TritonEncoder(triton.address if triton else settings.triton, config, _triton_access(settings))
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME))
         loader = Loader(releases, encoder, settings.keep_releases, release_key)
@@ -187,6 +188,13 @@ def _embedded_triton(settings: Settings) -> EmbeddedTriton | None:
     if settings.triton != "embedded":
         return None
     return EmbeddedTriton(settings.repository, settings.triton_environment, log_path=TRITON_LOG)
+
+
+def _triton_access(settings: Settings) -> TritonAccess:
+    tls = None
+    if settings.triton_ca is not None:
+        tls = TritonTls(settings.triton_ca, settings.triton_certificate, settings.triton_key)
+    return TritonAccess(tls, TritonSecret(settings.triton_secret_file))
 
 
 def _pipeline(

@@ -36,6 +36,13 @@ class Settings(BaseSettings):
     repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
     triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of Triton's gRPC endpoint.")
     triton_environment: Path = Field(default=Path(".triton"), description="Directory of `segrec-triton install`.")
+    triton_secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret of Triton's --grpc-restricted-protocol; read again when it changes.",
+    )
+    triton_ca: Path | None = Field(default=None, description="PEM root certificates; turns TLS to Triton on.")
+    triton_certificate: Path | None = Field(default=None, description="PEM certificate that Triton is shown.")
+    triton_key: Path | None = Field(default=None, description="PEM private key of triton_certificate.")
     store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis://, rediss:// or unix:// URL.")
     history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
     bootstrap_events: Path | None = Field(default=None, description="Event log that is loaded into the store once.")
@@ -63,6 +70,17 @@ class Settings(BaseSettings):
     tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; turns TLS on.")
     tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")
     tls_client_ca: Path | None = Field(default=None, description="PEM root certificates; turns mutual TLS on.")
+
+    @model_validator(mode="after")
+    def _triton_is_whole(self) -> Self:
+        given = [name for name in ("triton_secret_file", "triton_ca") if getattr(self, name) is not None]
+        if given and self.triton == "embedded":
+            raise ValueError(f"{given[0]} is for a Triton that runs by itself: give its HOST:PORT as triton, too")
+        if (self.triton_certificate is None) != (self.triton_key is None):
+            raise ValueError("triton_certificate and triton_key go together: give both or neither")
+        if self.triton_certificate is not None and self.triton_ca is None:
+            raise ValueError("triton_certificate needs triton_ca")
+        return self
 
     @model_validator(mode="after")
     def _tls_is_whole(self) -> Self:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server import tracing
+from server.adapters.triton_access import TritonAccess, explained
 from server.core.errors import EncoderUnavailable, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 
@@ -57,13 +58,15 @@ class TritonEncoder:
     """An `EncoderClient` for a Triton that may be absent, restarted or replaced at any time.
 
     `config_path` is the repository's `user_encoder/config.pbtxt`. It holds the batch limit, and each load sends it with
-    the requested versions.
+    the requested versions. Raises `SetupError` for files of `config_path` or `access` that cannot be used.
     """
 
-    def __init__(self, address: str, config_path: Path) -> None:
+    def __init__(self, address: str, config_path: Path, access: TritonAccess | None = None) -> None:
+        access = access or TritonAccess()
         self._address = address
+        self._secret = access.secret
         self._config = read_config(config_path)
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
+        self._channel = access.channel(address, _CHANNEL_OPTIONS)
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._requested: tuple[int, ...] = ()
@@ -141,7 +144,9 @@ class TritonEncoder:
         """
         if len(self._abandoned) >= ABANDONED_MAX:
             raise EncoderUnavailable(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
-        task = asyncio.ensure_future(_finish(method(request, metadata=tracing.outgoing_metadata())))
+        task = asyncio.ensure_future(
+            _finish(method(request, metadata=(*self._secret.metadata(), *(tracing.outgoing_metadata() or ()))))
+        )
         try:
             await asyncio.wait((task,), timeout=seconds)
         finally:
@@ -183,7 +188,7 @@ class TritonEncoder:
                 else:
                     loaded.add(release)
         except grpc.aio.AioRpcError as error:
-            raise EncoderUnavailable(f"Triton at {self._address} cannot load: {error.details()}") from error
+            raise EncoderUnavailable(f"Triton at {self._address} cannot load: {explained(error.details())}") from error
         self._requested = tuple(sorted(loaded))
         if reasons:
             raise EncoderUnavailable(

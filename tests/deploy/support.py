@@ -1,11 +1,12 @@
 """What the tests of images, compose and Kubernetes share."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from server.adapters.embedded_triton.environment import TritonEnvironment
 from server.adapters.embedded_triton.process import _server_flags
+from server.adapters.triton_access import RESTRICTED_PROTOCOLS
 from server.settings import Settings
 from tests.support.triton import ROOT
 
@@ -30,7 +31,7 @@ def check_pinned(image: str) -> None:
     assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-\w+)?", tag), f"{image} is not pinned"
 
 
-def check_triton(image: str, flags: Iterable[str]) -> None:
+def check_triton(image: str, flags: Sequence[str]) -> None:
     """Triton's container treats models as the embedded Triton does, and can load what training exports."""
     found = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
     ours = _server_flags(TritonEnvironment(Path()), Path("/models"), "0.0.0.0", "")
@@ -43,6 +44,10 @@ def check_triton(image: str, flags: Iterable[str]) -> None:
         "--disable-auto-complete-config",
     ):
         assert found[flag] == expected[flag]
+    assert any(
+        flag.partition("--grpc-restricted-protocol=")[2].startswith(f"{RESTRICTED_PROTOCOLS}:segrec=$")
+        for flag in flags
+    )
     assert found["--grpc-port"] == str(TRITON_PORTS["grpc"])
     assert found["--metrics-port"] == str(TRITON_PORTS["metrics"])
     [opset] = re.findall(r"^OPSET = (\d+)$", (ROOT / "training" / "model" / "export.py").read_text(), re.MULTILINE)

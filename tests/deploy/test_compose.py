@@ -33,6 +33,7 @@ class Service(_Closed):
     environment: dict[str, str] = {}
     ports: list[str] = []
     volumes: list[str] = []
+    secrets: list[str] = []
     networks: dict[str, dict[str, list[str]]] = {}
     deploy: dict[str, Any] = {}
     depends_on: dict[str, dict[str, str]] = {}
@@ -49,6 +50,7 @@ class Service(_Closed):
 class Compose(_Closed):
     name: str
     services: dict[str, Service]
+    secrets: dict[str, dict[str, str]]
     volumes: dict[str, dict[str, str]]
 
 
@@ -122,3 +124,12 @@ def test_what_is_mounted_and_waited_for_exists() -> None:
                 assert source == "./data" or (FILE.parent / Path(source)).exists()
             else:
                 assert source in whole.volumes
+
+
+def test_triton_and_server_share_a_secret_that_is_not_committed() -> None:
+    whole = compose()
+    for name in ("triton", "triton-gpu", "server"):
+        assert "triton_secret" in whole.services[name].secrets
+    assert whole.services["server"].environment["SEGREC_TRITON_SECRET_FILE"] == "/run/secrets/triton_secret"
+    assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
+    assert all(secret["file"].startswith("./secrets/") for secret in whole.secrets.values())

@@ -136,13 +136,25 @@ class TestOverlay:
         claims = {thing["metadata"]["name"] for thing in build(overlay) if thing["kind"] == "PersistentVolumeClaim"}
         for template in templates(overlay).values():
             for volume in template["spec"].get("volumes", []):
-                assert "emptyDir" in volume or volume["persistentVolumeClaim"]["claimName"] in claims
+                if not {"emptyDir", "secret"} & volume.keys():
+                    assert volume["persistentVolumeClaim"]["claimName"] in claims
 
     def test_triton_is_as_the_embedded_one(self, overlay: str) -> None:
         triton = container(overlay, "triton")
         check_triton(triton["image"], triton["args"])
         assert {port["name"]: port["containerPort"] for port in triton["ports"]} == TRITON_PORTS
         assert {"name": "models", "mountPath": "/models", "readOnly": True} in triton["volumeMounts"]
+
+
+def test_triton_and_server_share_a_secret() -> None:
+    [entry] = container("base", "triton")["env"]
+    secret = entry["valueFrom"]["secretKeyRef"]
+    assert entry["name"] == "TRITON_SECRET"
+    volumes = templates("base")["server"]["spec"]["volumes"]
+    [volume] = [volume["name"] for volume in volumes if volume.get("secret") == {"secretName": secret["name"]}]
+    [mount] = [mount for mount in container("base", "server")["volumeMounts"] if mount["name"] == volume]
+    file = Path(mount["mountPath"]) / secret["key"]
+    assert server_settings("base")["SEGREC_TRITON_SECRET_FILE"] == str(file)
 
 
 def test_the_server_listens_where_the_manifests_say() -> None:
