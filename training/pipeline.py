@@ -28,18 +28,19 @@ _FIRST_STAGE: Mapping[str, str] = {"train": "train", "segment": "segment", "publ
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """The input files, the configuration, and the model repository for the release."""
+    """The input files, the configuration, the repository for the release, and a file of erased users to leave out."""
 
     events: Path
     items: Path | None
     users: Path | None
     config: Config
     repository: Path
+    erasures: Path | None = None
 
     def fingerprints(self) -> dict[str, object]:
         """The fingerprint of each input file, by role."""
         files = {"events": self.events, "items": self.items, "users": self.users}
-        files["vectors"] = self.config.text.vectors
+        files |= {"vectors": self.config.text.vectors, "erasures": self.erasures}
         return {role: fingerprint(path) for role, path in files.items() if path}
 
 
@@ -52,7 +53,7 @@ def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str]
         run.describe(inputs.config, run.record()["data"])
     stages: Mapping[str, Callable[[Progress], object]] = {
         "prepare": lambda progress: prepare(
-            run, inputs.events, inputs.items, inputs.users, inputs.config, progress=progress
+            run, inputs.events, inputs.items, inputs.users, inputs.config, progress, erasures=inputs.erasures
         ),
         "train": lambda progress: train(run, resume=resumed, progress=progress),
         "evaluate": lambda progress: _evaluate_if_possible(run, progress),
@@ -108,9 +109,8 @@ def _changed_stages(run: Run, inputs: RunInputs) -> set[str]:
     record = run.record()
     if "config" not in record:
         return {"prepare"}
-    recorded = {
-        role: record["data"][role] for role in ("events", "items", "users", "vectors") if role in record["data"]
-    }
+    roles = ("events", "items", "users", "vectors", "erasures")
+    recorded = {role: record["data"][role] for role in roles if role in record["data"]}
     if recorded != inputs.fingerprints():
         return {"prepare"}
     old, new = run.config(), inputs.config

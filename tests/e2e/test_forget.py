@@ -10,6 +10,8 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner, Result
 
+from server.core.erasure import ErasureMarks, new_erasure_key
+from tests.support.logs import START_MS
 from tests.support.segments import Place, released
 from training.cli.main import app
 from training.data.cleaning import Account
@@ -128,6 +130,22 @@ def test_a_copy_of_the_log_that_a_killed_prepare_left_goes_too(place: Place) -> 
     assert not scratch.exists()
 
 
+def test_the_erased_users_of_a_store_are_forgotten(place: Place, tmp_path: Path) -> None:
+    marks = ErasureMarks(new_erasure_key(), {})
+    events = pl.read_parquet(place.runs / "one" / "prepare" / "events.parquet")
+    middle = int(events.filter(pl.col("user_id") == "u00008")["timestamp"].sort()[9]) // 1000
+    marks.mark(USER, 2 * START_MS // 1000)
+    marks.mark("u00008", middle)
+    marks.write(tmp_path / "erasures.json")
+    assert forget(place, "--erasures", str(tmp_path / "erasures.json")).exit_code == 0
+    left = pl.read_parquet(place.runs / "one" / "prepare" / "events.parquet")
+    assert files_that_name(USER, place.runs) == set()
+    assert min(left.filter(pl.col("user_id") == "u00008")["timestamp"].to_list()) > middle * 1000
+    assert len(left) == 58 * 20 + 10, "the user came back after the erasure, with ten events"
+    segmented = embeddings_by_user(place.runs / "one" / "segment")
+    assert "u00008" not in segmented, "computed from events before the erasure"
+
+
 def test_what_a_killed_forget_left_unfinished_goes(place: Place) -> None:
     unfinished = place.runs / "one" / "prepare" / ".rewritten.events.parquet"
     shutil.copyfile(place.runs / "one" / "prepare" / "events.parquet", unfinished)
@@ -151,6 +169,7 @@ def test_what_cannot_be_done_is_one_sentence(place: Place) -> None:
     (place.runs / "one" / "segment" / "assignments.parquet").write_bytes(b"damaged")
     done = forget(place, "--user-id", USER)
     assert (done.exit_code, "cannot be rewritten" in done.stderr) == (1, True)
+    assert "--user-id ID, or with --erasures FILE" in forget(place).stderr
     missing = CliRunner().invoke(app, ["forget", "--user-id", USER, "--runs", str(place.path / "absent")])
     assert (missing.exit_code, "There is no directory" in missing.stderr) == (1, True)
 

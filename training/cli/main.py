@@ -12,6 +12,7 @@ from training.cli.options import (
     RUNS,
     By,
     ConfigFile,
+    Erasures,
     Events,
     Force,
     Items,
@@ -57,6 +58,7 @@ def run(
     items: Items = None,
     users: Users = None,
     config: ConfigFile = None,
+    erasures: Erasures = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Train on the built-in demo log, a year of grocery purchases.")
     ] = False,
@@ -83,10 +85,10 @@ def run(
         if events is None:
             log = demo_log.write_demo(runs / ".demo")
             events, items, users = log.events, log.items, log.users
-        check_files(events, items, users, settings.text.vectors)
+        check_files(events, items, users, settings.text.vectors, erasures)
         push = _push(console, settings.publish, force, by, sign)
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
-        inputs = RunInputs(events, items, users, settings, repository)
+        inputs = RunInputs(events, items, users, settings, repository, erasures)
         console.resume = f"segrec-train run … --run {run.path.name}"
         finished_stages = run_all(run, inputs, push, console.start_stage)
         if not finished_stages:
@@ -101,6 +103,7 @@ def prepare(
     items: Items = None,
     users: Users = None,
     config: ConfigFile = None,
+    erasures: Erasures = None,
     runs: Runs = RUNS,
     run_id: NewRunId = None,
 ) -> None:
@@ -109,9 +112,9 @@ def prepare(
         from training.data.prepare import prepare as work
 
         settings = load_config(config)
-        check_files(events, items, users, settings.text.vectors)
+        check_files(events, items, users, settings.text.vectors, erasures)
         console.run = run = _open_or_create(runs, run_id, "run")
-        result = work(run, events, items, users, settings, progress=console.start_stage("prepare"))
+        result = work(run, events, items, users, settings, console.start_stage("prepare"), erasures=erasures)
         console.end_stage()
         console.print(result.account.table())
         console.print(f"Prepared {run.path}; continue with `segrec-train train --run {run.path.name}`.")

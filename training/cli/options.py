@@ -36,6 +36,12 @@ ConfigFile = Annotated[
 ]
 
 
+Erasures = Annotated[
+    Path | None,
+    typer.Option("--erasures", help="Erased users, as `segrec-store export-erasures` wrote them."),
+]
+
+
 ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
 
 

@@ -4,9 +4,12 @@ They are left out before the log is cleaned, so that no statistic of the cleanin
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import polars as pl
 
+from server.core.erasure import ErasureMarks
+from server.core.errors import SetupError
 from training.data.cleaning import DAY_MS, Step
 from training.data.log_reader import RawLog
 from training.errors import ConfigError, LogError
@@ -22,6 +25,35 @@ who were not erased."""
 def erased_at(user_ids: Iterable[str], time_ms: int) -> Erasures:
     """The erasure of these users at one time, milliseconds since 1970."""
     return dict.fromkeys(user_ids, time_ms).get
+
+
+def read_erasures(path: Path) -> Erasures:
+    """The erasures of a history store, from a file that `segrec-store export-erasures` wrote.
+
+    Their times have no fraction, so all events of the second of an erasure count as before it. Raises ConfigError.
+    """
+    try:
+        marks = ErasureMarks.read(path)
+    except SetupError as error:
+        raise ConfigError(f"--erasures: {error}.") from error
+    except OSError as error:
+        raise ConfigError(f"--erasures: {path} cannot be read: {error.strerror}.") from error
+
+    def erased_ms(user_id: str) -> int | None:
+        seconds = marks.erased_seconds(user_id)
+        return None if seconds is None else (seconds + 1) * 1000
+
+    return erased_ms
+
+
+def both(first: Erasures, second: Erasures) -> Erasures:
+    """The later erasure of each user."""
+
+    def later(user_id: str) -> int | None:
+        times = [time for time in (first(user_id), second(user_id)) if time is not None]
+        return max(times, default=None)
+
+    return later
 
 
 def erasures_of(user_ids: pl.Series, erasures: Erasures) -> dict[str, int]:

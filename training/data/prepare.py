@@ -14,7 +14,7 @@ from training.config import Config
 from training.data.cleaning import Account, Cleaned, clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
-from training.data.left_out import Erasures, leave_out
+from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
@@ -53,20 +53,24 @@ def prepare(
     config: Config,
     progress: Progress = no_progress,
     *,
-    erasures: Erasures | None = None,
+    erasures: Path | None = None,
     clock: Callable[[], float] = time.time,
 ) -> PrepareResult:
     """Write `events.parquet`, `items.parquet`, `users.parquet` (if given), `preprocessing.json` and `account.json`.
 
-    With `[text]` also the files of `item_text.add_text`. Events of users before their `erasures` are left out; `clock`
-    gives seconds since 1970. Raises LogError and ConfigError.
+    With `[text]` also the files of `item_text.add_text`. Events of users before their erasure, according to the file
+    `erasures`, are left out; `clock` gives seconds since 1970. Raises LogError and ConfigError, also when the run was
+    prepared with erasures and none are given.
     """
+    if erasures is None and "erasures" in run.record().get("data", {}):
+        raise ConfigError(f"{run.path} left out erased users; give it the file with --erasures again.")
+    erased = read_erasures(erasures) if erasures else None
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
         progress(_STEPS[0], 0, len(_STEPS))
         now_ms = int(clock() * 1000)
         raw_log = read_raw_log(events, config.columns, scratch)
-        log, left_out = leave_out(raw_log, erasures, config.privacy.retention_days, now_ms)
+        log, left_out = leave_out(raw_log, erased, config.privacy.retention_days, now_ms)
         log, weights, notes = named_actions(log, config)
         if not log.has_clock:
             kind = "rows" if log.ordered_by_row else "times"
@@ -108,6 +112,7 @@ def prepare(
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
         files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
+        files["erasures"] = erasures
         fingerprints = {name: fingerprint(path) for name, path in files.items() if path}
         run.describe(config, fingerprints | {"columns": log.columns})
         user_count = cleaned.events["user_id"].n_unique()

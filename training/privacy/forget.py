@@ -61,7 +61,8 @@ class Receipt(FrozenModel):
             "What remains: models, averages and segment figures that were computed with the users, in runs and "
             "releases. They hold no id and no history.",
             *(release_sentence(release) for release in self.releases),
-            "Also delete the users from the log that `segrec-train` reads: the next run reads it again.",
+            "Also delete the users from the log that `segrec-train` reads, or give each run the erasures: "
+            "`segrec-train run --erasures FILE`.",
         ]
         return Group(*parts)
 
