@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -150,8 +149,9 @@ def _rows_of_items(release: Release, item_ids: Iterable[str]) -> NDArray[np.intp
 
 
 def _rows_of_categories(release: Release, categories: Iterable[str]) -> NDArray[np.intp]:
+    """Rows of the items of any of these categories; an item of several can be there several times."""
     empty = np.empty(0, np.intp)
-    return reduce(np.union1d, (release.category_rows.get(category, empty) for category in categories), empty)
+    return np.concatenate([empty, *(release.category_rows.get(category, empty) for category in categories)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,15 @@ centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part
 segments.json        one `SegmentProfile` per centroid, in the order of the centroids
 segment_items.parquet  the items recommended to each segment, best first: segment_id, item_index, score
 ranking.json         `NextVisitModel`, if the log has repeats; then `items.parquet` has the `ITEM_STATISTICS`
+search_lists.npz       `SearchLists`, if the catalogue is too large for an exact search
 migration.json       `Migration`, if there was a previous release
 drift_reference.json  grouped statistics of the users, for `segrec-train drift`; the server does not read this file
 """
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
-import faiss
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
@@ -27,13 +27,12 @@ from pydantic import AwareDatetime, Field, model_validator
 from server.core.features import Inputs
 from server.core.frozen_model import FrozenModel
 from server.core.hash_index import HashIndex, hashes_of
+from server.core.item_search import ItemSearch, SearchLists
 from server.core.next_visit import ITEM_STATISTICS, ItemTables, NextVisitModel
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 
 SCHEMA_VERSION = 1
-_SELECTED_BY_ROW = 20
-"""A search visits only the allowed items where they are at most one in this many; else it tests every item."""
 
 GOLDEN_TOLERANCE = 1e-4
 """Largest allowed difference between an embedding and its golden value, for an encoder in float32. Processors round
@@ -51,6 +50,7 @@ FILES = (
 
 MIGRATION = "migration.json"
 RANKING = "ranking.json"
+SEARCH_LISTS = "search_lists.npz"
 ITEM_HASH = "item_hash"
 """Column of `items.parquet`: `text_hash` of the item id, uint64. It saves the server a second per 400,000 items."""
 TREND = "trend"
@@ -181,6 +181,7 @@ class Release:
     segment_items: dict[int, RankedItems]
     migration: Migration | None = None
     next_visit: NextVisitModel | None = None
+    search_lists: SearchLists | None = None
 
     @property
     def number(self) -> int:
@@ -248,38 +249,23 @@ class Release:
         return ItemTables(self.item_embeddings, self.popularity, statistics)
 
     @cached_property
-    def item_search(self) -> faiss.IndexFlatIP:
-        """Exact search over the items by personal score; see `search`."""
+    def item_search(self) -> ItemSearch:
+        """Search over the items by personal score; see `search`."""
         # The trend is one more dimension, by which `search` multiplies 1.
         items = self.item_embeddings if self.trend is None else np.column_stack([self.item_embeddings, self.trend])
-        index = faiss.IndexFlatIP(items.shape[1])
-        index.add(np.ascontiguousarray(items, np.float32))
-        return index
+        return ItemSearch(items, self.search_lists)
 
     def search(
         self, embeddings: NDArray[np.float32], count: int, allowed: NDArray[np.bool_] | None = None
     ) -> NDArray[np.int64]:
         """Rows of the `count` items with the highest personal scores for each user embedding (B, D): (B, count).
 
-        Only `allowed` items (V,) are found, if given; there are fewer columns if fewer items are allowed.
+        Only `allowed` items (V,) are found, if given; there are fewer columns if fewer items are allowed. A release
+        with `search_lists` finds nearly all of the best.
         """
         if self.trend is not None:
             embeddings = np.column_stack([embeddings, np.ones(len(embeddings), np.float32)])
-        if allowed is None:
-            return self.item_search.search(embeddings, min(count, len(self.item_ids)))[1]
-        rows = np.flatnonzero(allowed)
-        if not len(rows):
-            return np.empty((len(embeddings), 0), np.int64)
-        # Its stubs know neither the arrays that faiss takes for pointers nor its keyword arguments.
-        library: Any = faiss
-        if len(rows) <= len(allowed) // _SELECTED_BY_ROW:
-            chosen = library.IDSelectorArray(rows)
-        else:
-            chosen = library.IDSelectorBitmap(np.packbits(allowed, bitorder="little"))
-        found: NDArray[np.int64] = self.item_search.search(
-            embeddings, min(count, len(rows)), params=library.SearchParameters(sel=chosen)
-        )[1]
-        return found
+        return self.item_search.search(embeddings, count, allowed)
 
     def personal_scores(self, embeddings: NDArray[np.float32], rows: NDArray[np.intp]) -> NDArray[np.float32]:
         """Inner products of user embeddings (D,) or (B, D) with items (R,), plus their trend: (R,) or (B, R)."""

@@ -15,7 +15,7 @@ from server.core.history import Event, history_of
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
-from server.core.segments import nearest, normalised
+from server.core.segments import nearest, next_item_part, normalised
 from tests.support.logs import fashionable, write_planted
 from tests.support.releases import write_mean_encoder
 from training.config import Config
@@ -25,6 +25,7 @@ from training.kmeans.engines import cuml_problem
 from training.model.onnx_inference import embed
 from training.publish.publish import publish
 from training.runs import Run
+from training.segments import files, search_lists
 from training.segments.clusters import limit_k, require_users
 from training.segments.segment import segment
 
@@ -166,6 +167,25 @@ def test_a_damaged_newest_release_is_passed_over(tmp_path: Path, repository: Pat
     publish(run, repository)
     (repository / MODEL_NAME / "2" / "centroids.npy").unlink()
     assert segment(run, repository).parent_release == 1
+
+
+@pytest.mark.parametrize("trend", [False, True])
+def test_a_large_catalogue_is_searched_by_lists(
+    tmp_path: Path, repository: Path, monkeypatch: pytest.MonkeyPatch, trend: bool
+) -> None:
+    monkeypatch.setattr(files, "APPROXIMATE_FROM", ITEMS)
+    monkeypatch.setattr(search_lists, "MOST_VISITED", 1)  # the test's catalogue is small
+    run = exported_run(tmp_path, change=fashionable if trend else None)
+    segment(run, repository)
+    release = read_release(repository / MODEL_NAME / str(publish(run, repository)))
+    assert release.search_lists is not None
+    assert run.figures("segment")["search_recall"] == release.search_lists.recall >= search_lists.LEAST_RECALL
+    assert (release.trend is not None) is trend
+    users = next_item_part(np.load(run.path / "segment" / "user_embeddings.npy"), release.manifest.embedding_dim)
+    scores = release.personal_scores(users, np.arange(ITEMS))
+    best = np.argsort(-scores, axis=1)[:, :10]
+    found = release.search(users, 10)
+    assert np.mean([np.isin(right, given).mean() for right, given in zip(best, found, strict=True)]) > 0.95
 
 
 def test_files_fit_together(tmp_path: Path, repository: Path) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from server.core.next_visit import ITEM_STATISTICS
-from server.core.release import MIGRATION, TREND, Release, with_item_hashes
+from server.core.release import MIGRATION, SEARCH_LISTS, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
 from training.config import ItemColumns, PublishSettings
 from training.data.item_text import VectorFile, item_vectors
@@ -30,12 +30,16 @@ from training.publish.publish import Push, add_release, file_records, with_histo
 from training.repository import find_release, locked, newest_release
 from training.runs import Progress, no_progress
 from training.segments.migration import unchanged_migration, write_migration
+from training.segments.search_lists import with_new_items, write_search_lists
 
 _SHOWN = 5
 _SAME_MODEL = 0.99
 """Smallest cosine between the vectors that two copies of one language model give for one text."""
 
-_CHANGED_FILES = ("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, "manifest.json")
+_CHANGED_FILES = (
+    *("model.onnx", "items.parquet", "item_embeddings.npy", "segments.json", MIGRATION, SEARCH_LISTS),
+    "manifest.json",
+)
 """Files of the new release that are not copied from the old one."""
 
 
@@ -82,7 +86,13 @@ def add_items(
                 shutil.copyfile(directory / name, staged / name)
             onnx.save(model, str(staged / "model.onnx"))
             np.save(staged / "item_embeddings.npy", np.vstack([old.item_embeddings, embeddings]), allow_pickle=False)
-            catalogue(old, table).write_parquet(staged / "items.parquet")
+            items = catalogue(old, table)
+            items.write_parquet(staged / "items.parquet")
+            if old.search_lists is not None:
+                new = embeddings
+                if TREND in items.columns:
+                    new = np.column_stack([embeddings, items[TREND].tail(len(embeddings)).to_numpy()])
+                write_search_lists(staged / SEARCH_LISTS, with_new_items(old.search_lists, new))
             _write_segments_and_manifest(staged, old, len(table))
 
         def judge(made: Release, _: Path) -> list[Gate]:

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from segrec.traffic import user_at_host
 
 from server.core.profiles import Migration, SegmentProfile, SegmentRecord
-from server.core.release import RANKING, FileRecord, Golden, Manifest, Release
+from server.core.release import RANKING, SEARCH_LISTS, FileRecord, Golden, Manifest, Release
 from server.core.repository.audit import AuditEntry, append_audit
 from server.core.repository.layout import MODEL_NAME, ensure_repository, read_preprocessing
 from server.core.repository.read import record_of
@@ -43,7 +43,7 @@ _SOURCES = {
     "export": ("model.onnx", "preprocessing.json", "item_embeddings.npy"),
     "segment": ("items.parquet", "centroids.npy", "segment_items.parquet"),
 }
-_OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE), ("segment", RANKING))
+_OPTIONAL = (("export", ITEM_TEXT), ("segment", DRIFT_REFERENCE), ("segment", RANKING), ("segment", SEARCH_LISTS))
 
 
 def _show_nothing(gates: Sequence[Gate]) -> None:

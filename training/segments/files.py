@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from server.core.features import batches
 from server.core.next_visit import ITEM_STATISTICS
 from server.core.preprocessing import Preprocessing
-from server.core.release import GOLDEN_TOLERANCE, RANKING, TREND, Golden, with_item_hashes
+from server.core.release import GOLDEN_TOLERANCE, RANKING, SEARCH_LISTS, TREND, Golden, with_item_hashes
+from server.core.segments import next_item_part
 from training.model.drawn_histories import draw_histories
 from training.model.onnx_inference import embed
 from training.profiles.profiles import exemplars_of
@@ -25,6 +26,7 @@ from training.segments.confidence import UserConfidence
 from training.segments.drift_reference import write_reference
 from training.segments.inputs import EmbeddedUsers, SegmentInputs
 from training.segments.placement import assignment_table
+from training.segments.search_lists import APPROXIMATE_FROM, search_lists, write_search_lists
 
 GOLDEN_LENGTHS = (1, 10, 100)
 """Lengths of the golden histories, in events; one more has all events that the encoder reads."""
@@ -59,8 +61,12 @@ def write_items(
     clusters: NDArray[np.intp],
     segment_ids: tuple[int, ...],
     choice: HybridChoice,
-) -> None:
-    """Write the catalogue with the popularity of each item, and the items of each segment; `clusters` is (U,)."""
+) -> dict[str, float]:
+    """Write the catalogue with the popularity of each item, and the items of each segment; `clusters` is (U,).
+
+    Returns the figures of the search lists: their number, how many are visited, and the recall; empty for a catalogue
+    that is small enough for an exact search, and 0 lists where no number of them finds enough.
+    """
     log, preprocessing, settings = users.log, inputs.preprocessing, inputs.settings
     items = pl.read_parquet(inputs.prepared / "items.parquet")
     behaviour = behaviour_of(log, log.features.ends, preprocessing, len(items))
@@ -75,9 +81,29 @@ def write_items(
         trend_scores = Demand(log, 0, preprocessing, len(items)).newest_scores(choice.trend)
         catalogue = catalogue.with_columns(pl.Series(TREND, trend_scores))
     with_item_hashes(catalogue).write_parquet(directory / "items.parquet")
+    figures = _write_search_lists(directory, inputs, users, catalogue)
     minimums = settings.min_item_users, settings.min_segment_size
     best_items = segment_items(behaviour, clusters, segment_ids, choice.smoothing, *minimums)
     best_items.write_parquet(directory / "segment_items.parquet")
+    return figures
+
+
+def _write_search_lists(
+    directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, catalogue: pl.DataFrame
+) -> dict[str, float]:
+    """Write the lists by which a server searches a large catalogue; no file for one that is searched exactly."""
+    (directory / SEARCH_LISTS).unlink(missing_ok=True)
+    if len(catalogue) < APPROXIMATE_FROM:
+        return {}
+    items, queries = users.item_embeddings, next_item_part(users.embeddings, users.item_dim)
+    if TREND in catalogue.columns:  # as `Release.search` does
+        items = np.column_stack([items, catalogue[TREND].to_numpy()])
+        queries = np.column_stack([queries, np.ones(len(queries), np.float32)])
+    lists = search_lists(items, queries, inputs.settings.seed)
+    if lists is None:
+        return {"search_lists": 0}
+    write_search_lists(directory / SEARCH_LISTS, lists)
+    return {"search_lists": len(lists.centroids), "search_probes": lists.probes, "search_recall": lists.recall}
 
 
 def write_golden(directory: Path, inputs: SegmentInputs, item_count: int) -> None:

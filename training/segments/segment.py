@@ -87,9 +87,9 @@ def segment(
         step("describing segments")
         segmentation = _describe(inputs, users, results)
         step("writing")
-        _write(stage.directory, inputs, users, results)
+        search_figures = _write(stage.directory, inputs, users, results)
         segmentation.write(stage.directory)
-        stage.figures |= results.figures | segmentation.overlap_figures
+        stage.figures |= results.figures | segmentation.overlap_figures | search_figures
     return segmentation
 
 
@@ -271,14 +271,15 @@ def _profiles(
     return with_llm_names(profiles, settings.naming)
 
 
-def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults) -> None:
-    """Write all files of the stage except `segmentation.json`."""
+def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults) -> dict[str, float]:
+    """Write all files of the stage except `segmentation.json`; returns the figures of the search lists."""
     segments, segment_ids = results.clustering.segments, results.matching.segment_ids
     write_users(directory, inputs, users, segments, segment_ids, results.confidence)
-    write_items(directory, inputs, users, segments.members.clusters, segment_ids, results.choice)
+    figures = write_items(directory, inputs, users, segments.members.clusters, segment_ids, results.choice)
     write_golden(directory, inputs, len(users.item_embeddings))
     write_migration(directory, results.migration)
     write_confidence(directory, results.confidence.calibration)
+    return figures
 
 
 class _Steps:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ValidationError
 
 from server.core.errors import DamagedRelease
+from server.core.item_search import SearchLists
 from server.core.next_visit import ITEM_STATISTICS, NextVisitModel
 from server.core.profiles import Migration, SegmentProfile
 from server.core.release import (
@@ -20,6 +21,7 @@ from server.core.release import (
     MIGRATION,
     RANKING,
     SCHEMA_VERSION,
+    SEARCH_LISTS,
     TREND,
     FileRecord,
     Manifest,
@@ -71,6 +73,7 @@ def read_release(directory: Path, key: Ed25519PublicKey | None = None) -> Releas
             _read_segment_items(directory / "segment_items.parquet"),
             _read_migration(directory / MIGRATION) if MIGRATION in manifest.files else None,
             _read_ranking(directory / RANKING) if RANKING in manifest.files else None,
+            read_search_lists(directory / SEARCH_LISTS) if SEARCH_LISTS in manifest.files else None,
         )
         _check_shapes(release)
         release.warm()
@@ -141,6 +144,12 @@ def _read_ranking(path: Path) -> NextVisitModel:
     return NextVisitModel.model_validate_json(path.read_bytes())
 
 
+def read_search_lists(path: Path) -> SearchLists:
+    """Read `search_lists.npz`. Raises OSError, KeyError and ValueError."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return SearchLists(arrays["centroids"], arrays["list_of_item"], int(arrays["probes"]), float(arrays["recall"]))
+
+
 def _read_segment_items(path: Path) -> dict[int, RankedItems]:
     frame = pl.read_parquet(path)
     return {
@@ -178,6 +187,8 @@ def _check_shapes(release: Release) -> None:
     for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
         if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
             raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
+    if release.search_lists is not None:
+        release.search_lists.check(manifest.item_count, manifest.embedding_dim + (release.trend is not None))
     for ranked in release.segment_items.values():
         listed = ranked.item_index
         if len(listed) and not 1 <= listed.min() <= listed.max() <= manifest.item_count:

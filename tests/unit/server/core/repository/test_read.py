@@ -2,6 +2,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -9,9 +10,16 @@ import pytest
 
 from server.core.errors import DamagedRelease
 from server.core.hash_index import hashes_of
-from server.core.release import ITEM_HASH, TREND, Confidence
+from server.core.release import ITEM_HASH, SEARCH_LISTS, TREND, Confidence
 from server.core.repository.read import read_release, record_of
 from tests.support.releases import CONFIDENCE, MIGRATION_OF_FOUR, encode_with_onnx, tiny_release
+
+SEARCH_ARRAYS = {
+    "centroids": np.zeros((7, 16), np.float32),
+    "list_of_item": np.zeros(50, np.int32),
+    "probes": 1,
+    "recall": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +69,24 @@ def test_a_changed_byte_gives_an_error_with_the_file_name(directory: Path, name:
 def test_a_missing_file_gives_an_error_with_its_name(directory: Path) -> None:
     (directory / "segments.json").unlink()
     with pytest.raises(DamagedRelease, match=r"lacks segments\.json"):
+        read_release(directory)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "problem"),
+    [
+        ({"probes": 1, "recall": 1.0}, "centroids"),
+        (SEARCH_ARRAYS | {"centroids": np.zeros((7, 15), np.float32)}, "centroids of the search lists must be float32"),
+        (SEARCH_ARRAYS | {"list_of_item": np.full(50, 7, np.int32)}, "must have one of the 7 lists"),
+        (SEARCH_ARRAYS | {"list_of_item": np.array([{}] * 50)}, "Object arrays cannot be loaded"),
+    ],
+    ids=["lacking", "centroids", "lists", "objects"],
+)
+def test_damaged_search_lists_are_refused(directory: Path, arrays: dict[str, Any], problem: str) -> None:
+    np.savez(directory / SEARCH_LISTS, **arrays)
+    record = record_of(directory / SEARCH_LISTS).model_dump()
+    rewrite_manifest(directory, lambda manifest: manifest["files"].update({SEARCH_LISTS: record}))
+    with pytest.raises(DamagedRelease, match=problem):
         read_release(directory)
 
 
