@@ -9,6 +9,7 @@ from server.core.repository.traffic import TRAFFIC, read_traffic
 from tests.support.releases import tiny_release
 from training.cli.main import app
 from training.repository import release_numbers
+from training.runs import Run
 
 
 @pytest.fixture
@@ -64,11 +65,25 @@ def test_wrong_arguments_change_nothing(repository: Path) -> None:
 
 
 def test_pruning_says_what_it_does(repository: Path) -> None:
-    assert call(repository, "prune", "--retain", "2", "--dry-run").startswith("Would delete 1 (")
+    assert call(repository, "prune", "--retain", "2", "--dry-run").startswith("Would delete release 1 (")
     assert release_numbers(repository) == [1, 2, 3]
     assert "kept: 2, 3." in call(repository, "prune", "--retain", "2")
     assert call(repository, "prune") == "No release to delete; kept: 2, 3."
     assert "deleted 1;" in call(repository, "audit")
+
+
+def test_pruning_by_age_says_what_stays_though_it_is_old(repository: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    Run.create(runs, run_id="one")
+    call(repository, "traffic", "2=100")
+    output = call(repository, "prune", "--retention", "30d", "--runs", str(runs))
+    assert "Deleted release 1 (" in output
+    assert "Release 3 has no event younger than 30d" in output, "a roll-back goes there"
+    assert "Release 2 has no event younger than 30d. It stays, because the traffic needs it" in output
+    assert "No run to delete; kept: one." in output
+    assert "no directory" in call(repository, "prune", "--retention", "30d", "--runs", str(runs / "none"), code=1)
+    for words in ("400", "0d", "d", "-1d", "１d", "99999d"):
+        assert "such as 400d" in call(repository, "prune", "--retention", words, code=2)
 
 
 @pytest.mark.parametrize("command", ["traffic", "rollback", "audit", "prune"])

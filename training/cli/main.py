@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from training.cli import diff, privacy, segments, traffic
+from training.cli import diff, privacy, prune, segments, traffic
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
     REPOSITORY,
@@ -285,6 +285,7 @@ app.add_typer(segments.commands)
 app.add_typer(diff.commands)
 app.add_typer(traffic.commands)
 app.add_typer(privacy.commands)
+app.add_typer(prune.commands)
 items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
 app.add_typer(items_app, name="items")
 

@@ -1,5 +1,6 @@
 """Options that several commands of `segrec-train` share, and functions that parse their values."""
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -80,6 +81,16 @@ def parse_k(text: str | None) -> int | Literal["auto"] | None:
     if not text.isdecimal() or int(text) < 2:
         raise ConfigError(f"--k must be a number of segments from 2 on, or `auto`, not `{text}`.")
     return int(text)
+
+
+def parse_days(text: str | None) -> timedelta | None:
+    """The value of `--retention`; None when the option is not given. Raises ConfigError unless like `400d`."""
+    if text is None:
+        return None
+    days = text.removesuffix("d")
+    if not (text.endswith("d") and days.isascii() and days.isdecimal() and 1 <= int(days) <= 36_500):
+        raise ConfigError(f"--retention must be a number of days from 1d to 36500d, such as 400d, not `{text}`.")
+    return timedelta(days=int(days))
 
 
 def signing_key(path: Path | None) -> Ed25519PrivateKey | None:

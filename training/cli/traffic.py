@@ -1,4 +1,4 @@
-"""The commands `traffic`, `rollback`, `audit` and `prune` of `segrec-train`."""
+"""The commands `traffic`, `rollback` and `audit` of `segrec-train`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,9 +13,6 @@ from training.cli.options import REPOSITORY, By, Repository
 from training.errors import ConfigError, PublishError
 
 commands = typer.Typer()
-
-RETAIN = 5
-"""Number of good releases that `prune` keeps by default."""
 
 Reason = Annotated[str, typer.Option("--reason", help="The reason, noted in the audit.")]
 
@@ -86,30 +83,6 @@ def audit(
             console.print(f"The audit of {repository} has no entries yet.")
             return
         console.print(audit_table(entries[-last:]))
-
-
-@commands.command()
-def prune(
-    retain: Annotated[int, typer.Option("--retain", min=1, help="Number of newest good releases to keep.")] = RETAIN,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show which releases would be deleted.")] = False,
-    reason: Reason = "",
-    by: By = None,
-    repository: Repository = REPOSITORY,
-) -> None:
-    """Delete old releases, except those that answer, run as a shadow, or are the target of a roll-back."""
-    with command_console() as console:
-        from segrec.traffic import user_at_host
-
-        from training.publish.prune_releases import prune as prune_releases
-
-        check_repository(repository)
-        pruned = prune_releases(repository, retain, by or user_at_host(), reason, dry_run)
-        gone, kept = (", ".join(map(str, numbers)) for numbers in (pruned.gone, pruned.kept))
-        if not pruned.gone:
-            console.print(f"No release to delete; kept: {kept or 'none'}.")
-            return
-        verb = "Would delete" if dry_run else "Deleted"
-        console.print(f"{verb} {gone} ({pruned.freed_bytes / 1e6:,.1f} MB); kept: {kept}.")
 
 
 def check_repository(repository: Path) -> None:

@@ -84,8 +84,8 @@ def forget(runs: Path, repository: Path, erasures: Erasures) -> Receipt:
     Later stages of a run work without the users. Repeating changes nothing. Raises RunError for a missing directory,
     while somebody else deletes, and for a file that cannot be read or written.
     """
-    directories = run_directories(runs)
     with rewriting(runs):
+        directories = run_directories(runs)
         removed = cut_runs(runs, erased(erasures))
     return Receipt(
         runs_searched=len(directories),

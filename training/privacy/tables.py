@@ -75,9 +75,7 @@ def expired(before_ms: int) -> Cut:
 
 
 def run_directories(runs: Path) -> list[Path]:
-    """The directories of all runs, by name. Raises RunError if there is no directory `runs`."""
-    if not runs.is_dir():
-        raise RunError(f"There is no directory {runs} of runs; name it with --runs.")
+    """The directories of all runs, by name."""
     return sorted(path.parent for path in runs.glob("*/run.json"))
 
 
@@ -85,8 +83,10 @@ def run_directories(runs: Path) -> list[Path]:
 def rewriting(runs: Path) -> Iterator[None]:
     """Hold the lock of rewriting; what a killed rewriting left unfinished is deleted first.
 
-    Raises RunError at once if somebody else holds the lock, and for a directory that cannot be written.
+    Raises RunError at once if somebody else holds the lock, and for a directory that is missing or cannot be written.
     """
+    if not runs.is_dir():
+        raise RunError(f"There is no directory {runs} of runs; name it with --runs.")
     try:
         file = (runs / _LOCK).open("a")
     except OSError as error:

@@ -3,12 +3,13 @@
 import shutil
 import uuid
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from server.core.errors import DamagedRelease, NothingToRollBack
 from server.core.repository.audit import AuditEntry, append_audit
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.read import read_release
+from server.core.repository.read import read_manifest, read_release
 from server.core.repository.traffic import Traffic, locked_traffic, read_traffic
 from training.errors import PublishError
 from training.publish.traffic import rollback_target
@@ -19,23 +20,34 @@ _TRASH = ".pruned"
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """Numbers of the deleted (`gone`) and of the kept releases, ascending, and the freed bytes."""
+    """Numbers of the deleted (`gone`) and of the kept releases, ascending, and the freed bytes.
+
+    `overdue` are kept releases whose data are beyond the retention, because they answer or can answer.
+    """
 
     gone: tuple[int, ...]
     kept: tuple[int, ...]
+    overdue: tuple[int, ...]
     freed_bytes: int
 
 
-def prune(repository: Path, retain: int, who: str, reason: str = "", dry_run: bool = False) -> Pruned:
+def prune(
+    repository: Path,
+    retain: int,
+    who: str,
+    reason: str = "",
+    dry_run: bool = False,
+    data_before: datetime | None = None,
+) -> Pruned:
     """Delete releases that are older than the `retain` newest good releases and not needed; a dry run deletes none.
 
-    A release is first renamed out of the model's directory, then deleted. Raises DamagedTraffic when the traffic, which
-    names the needed releases, cannot be read; PublishError while somebody publishes and for a repository that cannot be
-    written.
+    Releases without an event from `data_before` on are deleted too, unless the traffic names them. A release is first
+    renamed out of the model's directory, then deleted. Raises DamagedTraffic when the traffic, which names the needed
+    releases, cannot be read; PublishError while somebody publishes and for a repository that cannot be written.
     """
     try:
         with locked(repository), locked_traffic(repository):
-            pruned = _plan(repository, retain)
+            pruned = _plan(repository, retain, data_before)
             if dry_run or not pruned.gone:
                 return pruned
             trash = repository / _TRASH / uuid.uuid4().hex
@@ -47,14 +59,18 @@ def prune(repository: Path, retain: int, who: str, reason: str = "", dry_run: bo
     return pruned
 
 
-def _plan(repository: Path, retain: int) -> Pruned:
+def _plan(repository: Path, retain: int, data_before: datetime | None) -> Pruned:
     numbers = release_numbers(repository)
     newest = _newest_good(repository, numbers, retain)
-    needed = _needed(repository, read_traffic(repository), retain)
+    traffic = read_traffic(repository)
+    needed = _needed(repository, traffic, retain)
+    named = traffic.named_releases() | set([] if traffic.stable else newest[:1])
+    expired = {number for number in numbers if data_before and _data_time(repository, number) < data_before}
     oldest = newest[-1] if newest else 0
-    gone = tuple(number for number in numbers if number < oldest and number not in needed)
-    kept = tuple(number for number in numbers if number not in gone)
-    return Pruned(gone, kept, sum(_size(repository / MODEL_NAME / str(number)) for number in gone))
+    gone = tuple(n for n in numbers if (n < oldest and n not in needed) or (n in expired and n not in named))
+    kept = tuple(n for n in numbers if n not in gone)
+    overdue = tuple(n for n in kept if n in expired)
+    return Pruned(gone, kept, overdue, sum(_size(repository / MODEL_NAME / str(number)) for number in gone))
 
 
 def _newest_good(repository: Path, numbers: list[int], count: int) -> list[int]:
@@ -69,6 +85,16 @@ def _newest_good(repository: Path, numbers: list[int], count: int) -> list[int]:
             continue
         good.append(number)
     return good
+
+
+def _data_time(repository: Path, number: int) -> datetime:
+    """The time of a release's newest event; its creation without a clock; the file's time for a damaged manifest."""
+    directory = repository / MODEL_NAME / str(number)
+    try:
+        manifest = read_manifest(directory)
+    except DamagedRelease:
+        return datetime.fromtimestamp(directory.stat().st_mtime, UTC)
+    return manifest.data_cutoff_time or manifest.created_time
 
 
 def _needed(repository: Path, traffic: Traffic, retain: int) -> set[int]:

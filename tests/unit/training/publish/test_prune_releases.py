@@ -1,17 +1,21 @@
 """Pruning: what goes, and what is needed and stays."""
 
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from server.core.errors import DamagedTraffic
+from server.core.release import Manifest
 from server.core.repository.audit import read_audit
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import TRAFFIC, Traffic
-from tests.support.releases import tiny_release
+from tests.support.releases import CUTOFF, tiny_release
 from training.errors import PublishError
 from training.publish.prune_releases import prune
 from training.repository import locked, release_numbers
+
+KEY = "0" * 32
 
 
 @pytest.fixture
@@ -69,6 +73,33 @@ def test_damaged_releases_do_not_count_among_the_good_ones(repository: Path) -> 
     damage(repository, 8)
     damage(repository, 6)
     assert prune(repository, 2, "ada").kept == (5, 6, 7, 8)
+
+
+@pytest.mark.parametrize(
+    ("traffic", "gone", "overdue"),
+    [
+        (Traffic(), (1, 2, 3, 4, 5, 6, 7), (8,)),
+        (Traffic(stable=5, key=KEY), (1, 2, 3, 4, 6, 7, 8), (5,)),
+        (Traffic(stable=5, canary=8, canary_percent=5, shadow=2, previous=(3, 4), key=KEY), (1, 4, 6, 7), (2, 3, 5, 8)),
+    ],
+)
+def test_beyond_the_retention_only_what_the_traffic_names_stays(
+    repository: Path, traffic: Traffic, gone: tuple[int, ...], overdue: tuple[int, ...]
+) -> None:
+    put(repository, traffic)
+    assert prune(repository, 8, "ada", data_before=CUTOFF).gone == ()
+    done = prune(repository, 8, "ada", data_before=CUTOFF + timedelta(seconds=1))
+    assert (done.gone, done.kept, done.overdue) == (gone, overdue, overdue)
+    assert release_numbers(repository) == list(overdue)
+
+
+def test_a_release_without_a_clock_is_as_old_as_its_creation(repository: Path) -> None:
+    path = repository / MODEL_NAME / "1" / "manifest.json"
+    manifest = Manifest.model_validate_json(path.read_bytes()).model_copy(update={"data_cutoff_time": None})
+    path.write_text(manifest.model_dump_json())
+    later = manifest.created_time + timedelta(seconds=1)
+    assert prune(repository, 8, "ada", data_before=manifest.created_time).gone == (2, 3, 4, 5, 6, 7)
+    assert prune(repository, 8, "ada", data_before=later).gone == (1,)
 
 
 def test_with_damaged_traffic_nobody_knows_what_is_needed(repository: Path) -> None:
