@@ -110,7 +110,7 @@ async def running(
         encoder = TritonEncoder(triton.address if triton else settings.triton, config, _triton_access(settings))
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME))
-        loader = Loader(releases, encoder, settings.keep_releases, release_key)
+        loader = Loader(releases, encoder, settings.keep_releases, release_key, shared=triton is None)
         traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:

@@ -1,6 +1,6 @@
 """The Protocols of the encoder and of the history store. Each implementation passes the same contract tests."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,16 +18,21 @@ class EncoderClient(Protocol):
     ) -> NDArray[np.float32]:
         """Return user embeddings, float32 (B, D), for inputs of shape (B, L) each.
 
-        `release` is the Triton model version. Raises `EncoderUnavailable` when there is no answer
-        within `timeout_seconds`, when the version is not loaded, or when the answer has the wrong shape.
+        `release` is the Triton model version. Raises `ReleaseNotLoaded` when Triton has not loaded it, and
+        `EncoderUnavailable` when there is no answer within `timeout_seconds`, or an answer of the wrong shape.
         """
         ...
 
-    async def load(self, releases: Sequence[int]) -> None:
-        """Load exactly these releases and unload all others; a release that is loaded already answers throughout.
+    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+        """Load these releases and unload all others; a release that is loaded already answers throughout.
 
-        Raises `EncoderUnavailable` with Triton's reason when a release cannot be loaded; the others answer.
+        Of a Triton that other servers use too, those of `keep` that are loaded or being loaded stay. Raises
+        `EncoderUnavailable` with Triton's reason when one of `releases` cannot be loaded; the others answer.
         """
+        ...
+
+    async def inference_counts(self) -> dict[int, int]:
+        """Loaded releases with the number of inferences so far, of all callers. Raises `EncoderUnavailable`."""
         ...
 
     async def is_ready(self, release: int) -> bool:

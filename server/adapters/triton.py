@@ -5,6 +5,8 @@ Loading, as measured on Triton 2.51.0. The `config` of a load names the versions
 - Triton starts new versions, ends versions that are no longer named after their last call, and keeps the processes of
   the others. A load that changes nothing takes about a millisecond.
 - A damaged version fails the whole load and changes nothing. The client then loads each missing version alone.
+- A load by one server would end the versions of another. The client therefore names, beside the versions it wants,
+  those that Triton has or is loading for others; between the look at the index and the load lie some milliseconds.
 - A version without a directory is left out silently, so the client reads the index after each load.
 - A new time stamp on `config.pbtxt` reloads nothing; a new time stamp on a version's directory reloads that version.
 
@@ -14,7 +16,7 @@ it ends by itself, and `abandoned_count` counts it until then.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +29,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server import tracing
 from server.adapters.triton_access import TritonAccess, explained
-from server.core.errors import EncoderUnavailable, SetupError
+from server.core.errors import EncoderUnavailable, ReleaseNotLoaded, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,7 @@ class TritonEncoder:
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._requested: tuple[int, ...] = ()
+        self._keep: frozenset[int] = frozenset()
         self._load_lock = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
 
@@ -93,11 +96,22 @@ class TritonEncoder:
         parts = [{name: array[start : start + limit] for name, array in inputs.items()} for start in starts]
         return np.concatenate(await asyncio.gather(*(self._infer(release, part, timeout_seconds) for part in parts)))
 
-    async def load(self, releases: Sequence[int]) -> None:
-        """Load exactly these releases; see `EncoderClient.load` and the notes of this module."""
+    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+        """Load these releases; see `EncoderClient.load` and the notes of this module."""
         async with self._load_lock:
-            self._requested = tuple(sorted(set(releases)))
+            self._requested, self._keep = tuple(sorted(set(releases))), frozenset(keep)
             await self._load_requested()
+
+    async def inference_counts(self) -> dict[int, int]:
+        """See `EncoderClient.inference_counts`."""
+        request = service_pb2.ModelStatisticsRequest(name=MODEL_NAME)
+        try:
+            statistics = await self._call(self._triton.ModelStatistics, request, QUERY_SECONDS)
+        except grpc.aio.AioRpcError as error:
+            if "not available" in (error.details() or ""):  # no version of the model is loaded
+                return {}
+            raise EncoderUnavailable(f"Triton at {self._address} gives no statistics: {error.details()}") from error
+        return {int(model.version): model.inference_count for model in statistics.model_stats}
 
     async def reload(self) -> None:
         """Repeat the last `load`, for a Triton that has restarted without releases."""
@@ -131,9 +145,11 @@ class TritonEncoder:
             response = await self._call(self._triton.ModelInfer, request, timeout_seconds)
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
+            problem = f"Triton at {self._address}: {error.code().name}: {details}"
             if "unknown model" in details:
                 self._reload_soon(release)
-            raise EncoderUnavailable(f"Triton at {self._address}: {error.code().name}: {details}") from error
+                raise ReleaseNotLoaded(problem) from error
+            raise EncoderUnavailable(problem) from error
         return read_embeddings(response, len(inputs[FIRST_INPUT]))
 
     async def _call(self, method: Callable[..., Awaitable[Response]], request: Message, seconds: float) -> Response:
@@ -176,12 +192,13 @@ class TritonEncoder:
 
     async def _load_requested(self) -> None:
         """Load all requested releases; if Triton refuses, add them one by one to the loaded releases."""
+        requested = set(self._requested)
         try:
-            reason = await self._load_exactly(self._requested)
-            if not reason:
+            kept = self._keep & await self._releases_in_triton() if self._keep else frozenset()
+            if not await self._load_exactly(sorted(requested | kept)):
                 return
-            loaded, reasons = await self._ready_releases(), {}
-            for release in sorted(set(self._requested) - loaded):
+            loaded, reasons = await self._ready_releases() & (requested | kept), {}
+            for release in sorted(requested - loaded):
                 reason = await self._load_exactly((*sorted(loaded), release))
                 if reason:
                     reasons[release] = reason
@@ -189,7 +206,7 @@ class TritonEncoder:
                     loaded.add(release)
         except grpc.aio.AioRpcError as error:
             raise EncoderUnavailable(f"Triton at {self._address} cannot load: {explained(error.details())}") from error
-        self._requested = tuple(sorted(loaded))
+        self._requested = tuple(sorted(loaded & requested))
         if reasons:
             raise EncoderUnavailable(
                 "; ".join(f"release {key} cannot be loaded: {why}" for key, why in reasons.items())
@@ -211,9 +228,17 @@ class TritonEncoder:
         return f"not in Triton's model repository: {missing}" if missing else ""
 
     async def _ready_releases(self) -> set[int]:
-        request = service_pb2.RepositoryIndexRequest(ready=True)
+        return await self._releases_in_triton(ready=True)
+
+    async def _releases_in_triton(self, ready: bool = False) -> set[int]:
+        """The releases that are ready, with `ready` False also those that are being loaded."""
+        request = service_pb2.RepositoryIndexRequest(ready=ready)
         index = await self._call(self._triton.RepositoryIndex, request, QUERY_SECONDS)
-        return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}
+        return {
+            int(model.version)
+            for model in index.models
+            if model.name == MODEL_NAME and model.version and model.state in ("READY", "LOADING")
+        }
 
 
 async def _finish(call: Awaitable[Response]) -> Response:

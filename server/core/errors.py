@@ -5,6 +5,7 @@ SegrecError
 ├── NotFound             NOT_FOUND            something that the request names does not exist
 ├── NoRelease            UNAVAILABLE          no release is active yet
 ├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; the pipeline falls back if it can
+│   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
@@ -58,6 +59,12 @@ class EncoderUnavailable(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "ENCODER_UNAVAILABLE"
+
+
+class ReleaseNotLoaded(EncoderUnavailable):
+    """Triton answers, but has not loaded the release, for example because Triton has restarted."""
+
+    reason = "RELEASE_NOT_LOADED"
 
 
 class StoreUnavailable(SegrecError):

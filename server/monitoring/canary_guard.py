@@ -50,7 +50,10 @@ def verdict(guard: Guard, figures: Figures) -> str:
 
 
 class CanaryGuard:
-    """Checks a canary against the bounds of its guard, for the first time after one whole window."""
+    """Checks a canary against the bounds of its guard, for the first time after one whole window.
+
+    Only unary calls count: a nightly batch on a busy machine says little about the canary.
+    """
 
     def __init__(
         self,
@@ -99,7 +102,7 @@ class CanaryGuard:
             self._watched, self._watched_since = (traffic.canary, guard), self._clock()
         if self._clock() - self._watched_since < guard.window_seconds:
             return
-        figures = self._stats.figures(traffic.canary, guard.window_seconds)
+        figures = self._stats.unary_figures(traffic.canary, guard.window_seconds)
         exceeded = verdict(guard, figures) if figures else ""
         if exceeded:
             await self._take_out(traffic, f"release {traffic.canary} is taken out: {exceeded}")

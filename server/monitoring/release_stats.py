@@ -152,11 +152,14 @@ class ReleaseStats:
     """Counters of all releases. Used from the event loop; `totals` may be called from other threads.
 
     `clock` gives monotonic seconds. A release takes a few megabytes of memory, whatever its load, until `forget`.
+    Rows of streams (`is_batch`) are counted apart from unary calls: a guard judges a canary by unary calls alone.
+    Answers that lack the release because Triton has not loaded it are not counted: they say nothing about it.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._buckets: dict[int, _SecondBuckets] = {}
+        self._batch_buckets: dict[int, _SecondBuckets] = {}
 
     @contextmanager
     def call(self, release: int) -> Iterator[None]:
@@ -168,40 +171,44 @@ class ReleaseStats:
         self._of(release).add_time(int(now), now - start)
 
     @contextmanager
-    def counting_errors(self, release: int, amount: int) -> Iterator[None]:
+    def counting_errors(self, release: int, amount: int, is_batch: bool = False) -> Iterator[None]:
         """Count `amount` calls or rows as failed when the block raises an error that the caller did not cause."""
         try:
             yield
         except Exception as error:
             if not isinstance(error, (InvalidArgument, NotFound)):
-                self.failed(release, amount)
+                self.failed(release, amount, is_batch)
             raise
 
-    def answered(self, release: int, answers: Sequence[Answer]) -> None:
+    def answered(self, release: int, answers: Sequence[Answer], is_batch: bool = False) -> None:
         """Count answers that were sent to callers."""
-        buckets, second = self._of(release), int(self._clock())
-        buckets.add(second, Count.ANSWERS, len(answers))
-        self._add(buckets, second, answers)
+        buckets, second = self._of(release, is_batch), int(self._clock())
+        buckets.add(second, Count.ANSWERS, self._add(buckets, second, answers))
 
     def computed(self, release: int, answers: Sequence[Answer]) -> None:
         """Count answers of a shadow, which are sent to no caller."""
         self._add(self._of(release), int(self._clock()), answers)
 
-    def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer]) -> None:
-        degraded = placed = unconfident = 0
+    def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer]) -> int:
+        """Add answers to the buckets; returns how many were counted."""
+        counted, degraded, placed, unconfident = len(answers), 0, 0, 0
         for embedded, _, degradation in answers:
+            if degradation is Degraded.RELEASE_NOT_LOADED:
+                counted -= 1
+                continue
             degraded += degradation is not Degraded.NO
             if embedded.embedding is not None:
                 placed += 1
                 unconfident += not embedded.is_confident
-        buckets.add(second, Count.REQUESTS, len(answers))
+        buckets.add(second, Count.REQUESTS, counted)
         buckets.add(second, Count.DEGRADED, degraded)
         buckets.add(second, Count.PLACED, placed)
         buckets.add(second, Count.UNCONFIDENT, unconfident)
+        return counted
 
-    def failed(self, release: int, amount: int) -> None:
+    def failed(self, release: int, amount: int, is_batch: bool = False) -> None:
         """Count calls or rows that ended in an error that the caller did not cause."""
-        buckets, second = self._of(release), int(self._clock())
+        buckets, second = self._of(release, is_batch), int(self._clock())
         buckets.add(second, Count.REQUESTS, amount)
         buckets.add(second, Count.ERRORS, amount)
 
@@ -213,27 +220,45 @@ class ReleaseStats:
         for column, amount in zip(count(Count.COMPARED), sums, strict=False):
             buckets.add(second, Count(column), amount)
 
-    def _of(self, release: int) -> _SecondBuckets:
-        buckets = self._buckets.get(release)
+    def _of(self, release: int, is_batch: bool = False) -> _SecondBuckets:
+        group = self._batch_buckets if is_batch else self._buckets
+        buckets = group.get(release)
         if buckets is None:
-            buckets = self._buckets[release] = _SecondBuckets(int(self._clock()))
+            buckets = group[release] = _SecondBuckets(int(self._clock()))
         return buckets
 
     def forget(self, release: int) -> None:
         """Drop the counters of a release that was unloaded."""
         self._buckets.pop(release, None)
+        self._batch_buckets.pop(release, None)
 
     def totals(self) -> dict[int, tuple[NDArray[np.float64], NDArray[np.int64], float]]:
         """Release → totals since it was loaded: counts in the order of `Count`, times by bin, seconds in all."""
-        return {release: buckets.totals() for release, buckets in sorted(self._buckets.copy().items())}
+        totals: dict[int, tuple[NDArray[np.float64], NDArray[np.int64], float]] = {}
+        for release, buckets in [*self._buckets.copy().items(), *self._batch_buckets.copy().items()]:
+            counts, times, seconds = buckets.totals()
+            if release in totals:
+                counts, times, seconds = totals[release][0] + counts, totals[release][1] + times, totals[release][2]
+            totals[release] = counts, times, seconds
+        return dict(sorted(totals.items()))
 
     def figures(self, release: int, window_seconds: float = DEFAULT_WINDOW_SECONDS) -> Figures | None:
         """Figures of a release over whole seconds, the current one included; None for a release without requests."""
-        buckets = self._buckets.get(release)
-        if buckets is None:
+        return self._figures(window_seconds, self._buckets.get(release), self._batch_buckets.get(release))
+
+    def unary_figures(self, release: int, window_seconds: float) -> Figures | None:
+        """Like `figures`, without the rows of streams."""
+        return self._figures(window_seconds, self._buckets.get(release))
+
+    def _figures(self, window_seconds: float, *groups: _SecondBuckets | None) -> Figures | None:
+        present = [buckets for buckets in groups if buckets is not None]
+        if not present:
             return None
-        length, counts, times = buckets.over(int(self._clock()), max(1, round(window_seconds)))
-        return _figures(float(length), counts, times, buckets.compared_release)
+        second, window = int(self._clock()), max(1, round(window_seconds))
+        sums = [buckets.over(second, window) for buckets in present]
+        counts, times = sum(part[1] for part in sums), sum(part[2] for part in sums)
+        compared = next((buckets.compared_release for buckets in present if buckets.compared_release), 0)
+        return _figures(float(max(part[0] for part in sums)), np.asarray(counts), np.asarray(times), compared)
 
 
 def _figures(window: float, counts: NDArray[np.float64], times: NDArray[np.int64], compared_release: int) -> Figures:

@@ -15,12 +15,15 @@ from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError
 from server.core.release import Release
 from server.core.repository.read import read_release
 from server.releases.registry import ReleaseRegistry
+from server.releases.unused import UnusedReleases
 
 log = logging.getLogger(__name__)
 
 GOLDEN_TIMEOUT_SECONDS = 10.0
 PROBE_SECONDS = 2.0
 """Time between two runs of the active release's golden inputs, which detect a dead Triton without traffic."""
+UNUSED_CHECK_SECONDS = 30.0
+"""Time between two looks for releases of a shared Triton that nobody uses."""
 
 
 class Loader:
@@ -29,16 +32,29 @@ class Loader:
     `refresh` does one round, `follow` repeats it. With a `release_key`, a release without a signature by that key
     counts as damaged. When a release fails, the releases that answer go on answering, `directory` records the error,
     and the loader tries again with back-off.
+
+    With `shared`, other servers use the same Triton: releases that are loaded there stay loaded until nobody has
+    used them for `UNUSED_SECONDS`.
     """
 
     def __init__(
-        self, releases: ReleaseRegistry, encoder: EncoderClient, keep: int, release_key: Ed25519PublicKey | None = None
+        self,
+        releases: ReleaseRegistry,
+        encoder: EncoderClient,
+        keep: int,
+        release_key: Ed25519PublicKey | None = None,
+        shared: bool = False,
+        clock: Callable[[], float] = monotonic,
     ) -> None:
         self._releases = releases
         self._directory = releases.directory
         self._encoder = encoder
         self._keep = keep
         self._release_key = release_key
+        self._shared = shared
+        self._clock = clock
+        self._unused = UnusedReleases(clock)
+        self._looked_for_unused_at = clock()
         self._requested: Counter[int] = Counter()
         self._probed_at = -math.inf
         self._wake = asyncio.Event()
@@ -80,11 +96,27 @@ class Loader:
         await self._load_newest(numbers)
         await self._load_earlier(numbers)
         await self._unload_idle(numbers)
+        if self._shared:
+            await self._unload_unused(numbers)
 
     async def _unload_idle(self, numbers: Collection[int]) -> None:
         """Unload releases that nobody needs; also before a load, which fails while a loaded release has no files."""
         if self._releases.drop_idle(self._keep, set(+self._requested), numbers):
             await self._unload_others()
+
+    async def _unload_unused(self, numbers: Sequence[int]) -> None:
+        """Unload releases from a shared Triton that no server needs, once this server answers."""
+        if self._releases.active is None or self._clock() - self._looked_for_unused_at < UNUSED_CHECK_SECONDS:
+            return
+        self._looked_for_unused_at = self._clock()
+        wanted = {*self._releases.loaded_numbers(), *self._releases.traffic.named_releases(), *(+self._requested)}
+        try:
+            unused = self._unused.find(await self._encoder.inference_counts(), wanted | set(numbers[:1]))
+        except EncoderUnavailable:
+            return
+        if unused:
+            log.info("the releases %s are unloaded: no server has used them lately", sorted(unused))
+            await self._unload_others(unused)
 
     async def _load_named(self, numbers: Collection[int]) -> None:
         """Load the releases of the traffic and of `hold_loaded`, the most important first."""
@@ -129,12 +161,13 @@ class Loader:
 
     async def _load(self, number: int) -> None:
         release = await asyncio.to_thread(read_release, self._directory.path(number), self._release_key)
+        is_of_others = self._shared and await self._encoder.is_ready(number)
         await self._load_into_triton([*self._releases.loaded_numbers(), number])
         try:
             await self._check_golden_inputs(release)
             await self.warm_up(release)
         except SegrecError:
-            await self._unload_others()
+            await self._unload_others(() if is_of_others else {number})
             raise
         self._releases.add(release)
         self._releases.set_healthy(True)
@@ -152,11 +185,11 @@ class Loader:
     async def _probe(self) -> None:
         """Check the encoder by golden inputs every `PROBE_SECONDS`; load again when Triton has lost the release."""
         active = self._releases.active
-        if active is None or monotonic() - self._probed_at < PROBE_SECONDS:
+        if active is None or self._clock() - self._probed_at < PROBE_SECONDS:
             return
-        self._probed_at = monotonic()
+        self._probed_at = self._clock()
         try:
-            if not await self._encoder.is_ready(active.number):
+            if not await self._are_ready():
                 await self.reload()
             await self.check_active()
         except SegrecError as error:
@@ -168,6 +201,10 @@ class Loader:
             log.info("the encoder answers again")
         self._releases.set_healthy(True)
         await self._probe_canary()
+
+    async def _are_ready(self) -> bool:
+        """Whether Triton has all loaded releases. It may have restarted, or another server unloaded one."""
+        return all([await self._encoder.is_ready(number) for number in self._releases.loaded_numbers()])
 
     async def _probe_canary(self) -> None:
         """Give a canary that fails its golden inputs no traffic until it passes them again."""
@@ -191,19 +228,24 @@ class Loader:
         if numbers:
             await self._load_into_triton(numbers)
 
-    async def _load_into_triton(self, numbers: Sequence[int]) -> None:
+    async def _load_into_triton(self, numbers: Sequence[int], unload: Collection[int] = ()) -> None:
+        """Load these releases. A shared Triton keeps all others but those in `unload` and those without a directory."""
         await asyncio.to_thread(self._directory.check_for_triton)
-        await self._encoder.load(numbers)
+        keep = set(await asyncio.to_thread(self._directory.numbers)) - set(unload) if self._shared else ()
+        await self._encoder.load(numbers, keep)
 
     async def check_active(self) -> None:
         """Check the active release by its golden inputs. Raises `SegrecError` when their embeddings differ."""
         if self._releases.active is not None:
             await self._check_golden_inputs(self._releases.active)
 
-    async def _unload_others(self) -> None:
-        """Unload from Triton what is not loaded here; when Triton does not answer, the next load does it."""
+    async def _unload_others(self, unload: Collection[int] = ()) -> None:
+        """Unload what is not loaded here, but of a shared Triton `unload` alone; see `_load_into_triton`.
+
+        When Triton does not answer, the next load does it.
+        """
         try:
-            await self._load_into_triton(self._releases.loaded_numbers())
+            await self._load_into_triton(self._releases.loaded_numbers(), unload)
         except EncoderUnavailable as error:
             log.warning("releases could not be unloaded from Triton: %s", error)
 

@@ -48,7 +48,14 @@ def _fill_info(info: common_pb2.AnswerInfo, release: Release, answer: Answer) ->
     info.ignored_event_count = answer.embedded.ignored_count
     if answer.degraded is not Degraded.NO:
         info.degraded = True
-        info.degraded_reason = _DEGRADED[answer.degraded]
+        info.degraded_reason = _degraded_reason(answer)
+
+
+def _degraded_reason(answer: Answer) -> common_pb2.DegradedReason:
+    if answer.degraded is not Degraded.RELEASE_NOT_LOADED:
+        return _DEGRADED[answer.degraded]
+    is_stale = answer.embedded.embedding is not None
+    return _DEGRADED[Degraded.STALE_EMBEDDING if is_stale else Degraded.ENCODER_UNAVAILABLE]
 
 
 def segment_state(answer: Answer) -> segrec_service_pb2.SegmentState:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
 
 from segrec.v1 import segrec_service_pb2 as pb
@@ -55,8 +55,8 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._patience = stream_patience_seconds
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
-        with self._lease(request) as release:
-            answer = await self._answer(release, request, context)
+        with ExitStack() as leases:
+            release, answer = await self._answer(leases, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
             self._record_answers(release, [answer])
@@ -64,8 +64,8 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         query = query_of(request.options)
-        with self._lease(request) as release:
-            answer = await self._answer(release, request, context)
+        with ExitStack() as leases:
+            release, answer = await self._answer(leases, request, context)
             [ranked] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranked)
@@ -132,27 +132,37 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         ):
             yield release
 
-    def _record_answers(self, release: Release, answers: Sequence[Answer]) -> None:
+    def _record_answers(self, release: Release, answers: Sequence[Answer], is_batch: bool = False) -> None:
         """Count the answers in the release's figures, and offer them to the shadow for a comparison."""
-        self._metrics.release_stats.answered(release.number, answers)
+        self._metrics.release_stats.answered(release.number, answers, is_batch)
         self._shadow.offer(release, answers)
 
     async def _answer(
+        self, leases: ExitStack, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
+    ) -> tuple[Release, Answer]:
+        """The answer and its release, leased in `leases`. The active release answers for one that Triton has lost."""
+        release = leases.enter_context(self._lease(request))
+        answer = await self._answer_from(release, request, context)
+        if answer.degraded is Degraded.RELEASE_NOT_LOADED and not pin_of(request):
+            active = leases.enter_context(self._routing.lease())
+            if active is not release:
+                release, answer = active, await self._answer_from(active, request, context)
+        if answer.degraded is not Degraded.NO:
+            self._metrics.degraded.labels(answer.degraded.name).inc()
+        self._metrics.count_states([segment_state(answer)])
+        return release, answer
+
+    async def _answer_from(
         self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
     ) -> Answer:
         subject = request.WhichOneof("subject")
         timeout = seconds_left(context, self._encode_timeout)
         if subject == "user_id":
-            answer = await self._pipeline.answer_user(release, checked_id(request.user_id, "user_id"), timeout)
-        elif subject == "events":
+            return await self._pipeline.answer_user(release, checked_id(request.user_id, "user_id"), timeout)
+        if subject == "events":
             history = inline_history(request.events, self._clock())
-            answer = await self._pipeline.answer_events(release, history, timeout)
-        else:
-            raise InvalidArgument("give user_id or events", "user_id")
-        if answer.degraded is not Degraded.NO:
-            self._metrics.degraded.labels(answer.degraded.name).inc()
-        self._metrics.count_states([segment_state(answer)])
-        return answer
+            return await self._pipeline.answer_events(release, history, timeout)
+        raise InvalidArgument("give user_id or events", "user_id")
 
     async def _segment_chunk(
         self, request: pb.StreamSegmentRequest, current: Release, tally: "_Tally"
@@ -163,7 +173,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 rows, groups = await self._answered_rows(route, request.user_ids)
                 chunk = await asyncio.to_thread(_segment_chunk, request.chunk_id, rows)
                 for group in groups:
-                    self._record_answers(group.release, group.answers)
+                    self._record_answers(group.release, group.answers, is_batch=True)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
@@ -181,7 +191,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 await asyncio.gather(*(self._rank(group, query) for group in groups))
                 chunk = await asyncio.to_thread(_recommend_chunk, request.chunk_id, rows)
                 for group in groups:
-                    self._record_answers(group.release, group.answers)
+                    self._record_answers(group.release, group.answers, is_batch=True)
         except SegrecError as error:
             tally.add_refused(len(request.user_ids))
             return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
@@ -200,17 +210,23 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 row.release = route.release_for(row.user_id)
         groups = _by_release(rows)
         await asyncio.gather(*(self._fill_answers(group) for group in groups))
+        lost = [row for row in rows if row.answer.degraded is Degraded.RELEASE_NOT_LOADED and row.release is not stable]
+        if lost:
+            for row in lost:
+                row.release = stable
+            await self._fill_answers(_ReleaseRows(stable, lost))
+            groups = _by_release(rows)
         return rows, groups
 
     async def _fill_answers(self, group: "_ReleaseRows") -> None:
         user_ids = [row.user_id for row in group.rows]
-        with self._metrics.release_stats.counting_errors(group.release.number, len(user_ids)):
+        with self._metrics.release_stats.counting_errors(group.release.number, len(user_ids), is_batch=True):
             answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout, self._patience)
         for row, answer in zip(group.rows, answers, strict=True):
             row.answer = answer
 
     async def _rank(self, group: "_ReleaseRows", query: Query) -> None:
-        with self._metrics.release_stats.counting_errors(group.release.number, len(group.rows)):
+        with self._metrics.release_stats.counting_errors(group.release.number, len(group.rows), is_batch=True):
             ranked = await self._pipeline.recommend(group.release, query, group.answers)
         for row, items in zip(group.rows, ranked, strict=True):
             row.items = items

@@ -39,6 +39,8 @@ class Degraded(Enum):
     STALE_EMBEDDING = auto()
     ENCODER_UNAVAILABLE = auto()
     STORE_UNAVAILABLE = auto()
+    RELEASE_NOT_LOADED = auto()
+    """Triton answers, but has not loaded the release. Callers see STALE_EMBEDDING or ENCODER_UNAVAILABLE."""
 
 
 class Answer(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from server import tracing
 from server.adapters.ports import HistoryStore
-from server.core.errors import EncoderUnavailable, StoreUnavailable
+from server.core.errors import EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.history import EMPTY, Event, History
 from server.core.ranking import Query, Ranked, Subject, past_events, rank
 from server.core.release import Release
@@ -108,8 +108,8 @@ class Pipeline:
             return Answer(_NO_EMBEDDING, history)
         try:
             embedded = await self._embed_one(release, history, end - monotonic())
-        except EncoderUnavailable:
-            return self._fallback(release, user_id, history)
+        except EncoderUnavailable as error:
+            return self._fallback(release, user_id, history, error)
         self._cache.put(release.number, user_id, history.revision, embedded, erasure_count)
         return Answer(embedded, history)
 
@@ -119,8 +119,8 @@ class Pipeline:
         unknown = int(((items == 0) | (actions == 0)).sum())
         try:
             embedded = await self._embed_one(release, history, timeout_seconds)
-        except EncoderUnavailable:
-            return Answer(_NO_EMBEDDING._replace(ignored_count=unknown), history, Degraded.ENCODER_UNAVAILABLE)
+        except EncoderUnavailable as error:
+            return Answer(_NO_EMBEDDING._replace(ignored_count=unknown), history, _reason(error))
         return Answer(embedded._replace(ignored_count=unknown), history)
 
     async def _embed_one(self, release: Release, history: History, seconds: float) -> Embedded:
@@ -188,9 +188,9 @@ class Pipeline:
                 lambda: self._guarded(release, lambda: self._embedder.embed(release, missing_histories, call_seconds)),
                 end,
             )
-        except EncoderUnavailable:
+        except EncoderUnavailable as error:
             for place, history in zip(missing, missing_histories, strict=True):
-                answers[place] = self._fallback(release, user_ids[place], history)
+                answers[place] = self._fallback(release, user_ids[place], history, error)
             return answers
         for place, history, result in zip(missing, missing_histories, embedded, strict=True):
             answers[place] = Answer(result, history)
@@ -245,11 +245,17 @@ class Pipeline:
     async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
-    def _fallback(self, release: Release, user_id: str, history: History) -> Answer:
+    def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
+        reason = _reason(error)
         latest = self._cache.latest(release.number, user_id)
         if latest is None or latest[1].embedding is None:
-            return Answer(_NO_EMBEDDING, history, Degraded.ENCODER_UNAVAILABLE)
-        return Answer(latest[1], history, Degraded.STALE_EMBEDDING)
+            return Answer(_NO_EMBEDDING, history, reason)
+        is_lost = reason is Degraded.RELEASE_NOT_LOADED
+        return Answer(latest[1], history, reason if is_lost else Degraded.STALE_EMBEDDING)
+
+
+def _reason(error: EncoderUnavailable) -> Degraded:
+    return Degraded.RELEASE_NOT_LOADED if isinstance(error, ReleaseNotLoaded) else Degraded.ENCODER_UNAVAILABLE
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]], end: float) -> T:

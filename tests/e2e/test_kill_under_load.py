@@ -26,10 +26,10 @@ def children(server: ServerProcess, name: str) -> list[psutil.Process]:
     return [process for process in family if process.name().startswith(name)]
 
 
-def serving(start_server: StartServer, tmp_path: Path, *flags: str) -> ServerProcess:
+def serving(start_server: StartServer, tmp_path: Path, *flags: str, triton: str = "embedded") -> ServerProcess:
     if not (tmp_path / "repository").exists():
         tiny_release(tmp_path / "repository", 1)
-    server = start_server(*flags)
+    server = start_server(*flags, triton=triton)
     server.wait_until_serving()
     stubs = Stubs(server)
     for number, user_id in enumerate(USERS):

@@ -1,13 +1,14 @@
 """An `Encoder` without Triton, for unit tests: ONNX Runtime in this process, with faults on demand."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.core.errors import EncoderUnavailable
+from server.core.errors import EncoderUnavailable, ReleaseNotLoaded
 from server.core.repository.layout import MODEL_NAME
 from tests.support.releases import encode_with_onnx
 from tests.support.waiting import wait_until_async
@@ -27,6 +28,8 @@ class OnnxEncoder:
         """Answers of these are not what the model says."""
         self.unloadable: set[int] = set()
         self.call_sizes: list[int] = []
+        self.counts: Counter[int] = Counter()
+        """Inferences by release."""
         self.gate: asyncio.Event | None = None
         """When there is one, calls wait for it."""
 
@@ -36,8 +39,11 @@ class OnnxEncoder:
         self.call_sizes.append(len(inputs["item_index"]))
         if self.gate is not None:
             await self.gate.wait()
-        if self.down or release not in self.loaded:
+        if self.down:
             raise EncoderUnavailable(f"no answer within {timeout_seconds:g} s")
+        if release not in self.loaded:
+            raise ReleaseNotLoaded(f"release {release} is not loaded")
+        self.counts[release] += 1
         answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
         return answer + np.float32(1.0) if self.wrong or release in self.wrong_releases else answer
 
@@ -49,11 +55,16 @@ class OnnxEncoder:
 
         await wait_until_async(asked)
 
-    async def load(self, releases: Sequence[int]) -> None:
-        broken = self.unloadable & set(releases)
-        if self.down or broken:
+    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+        broken = self.unloadable & set(releases) - set(self.loaded)
+        if self.down:
+            raise EncoderUnavailable("no answer")
+        self.loaded = tuple(sorted({*releases, *(set(keep) & set(self.loaded))} - broken))
+        if broken:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
-        self.loaded = tuple(sorted(set(releases)))
+
+    async def inference_counts(self) -> dict[int, int]:
+        return {number: self.counts[number] for number in self.loaded}
 
     async def is_ready(self, release: int) -> bool:
         return not self.down and release in self.loaded

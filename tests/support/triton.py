@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,21 +82,28 @@ def triton_environment() -> Path:
     return ENVIRONMENT
 
 
-@pytest.fixture(scope="session")
-def running_triton(triton_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
-    """One Triton for the whole session. Use release numbers of your own, or load what you need at the start."""
-    directory = tmp_path_factory.mktemp("triton")
-    repository = ModelRepository.create(directory / "repository")
+@contextmanager
+def triton_process(environment: Path, repository: Path, log_path: Path) -> Iterator[str]:
+    """`segrec-triton run` in a process of its own, for this block; gives Triton's address."""
     cli = "from server.adapters.embedded_triton.cli import main; main()"
-    flags = ["--repository", repository.path, "--path", triton_environment, "--log", directory / "log"]
+    flags = ["--repository", repository, "--path", environment, "--log", log_path]
     tied = [sys.executable, launch.__file__, str(os.getpid()), sys.executable, "-c", cli, "run", *map(str, flags)]
     with subprocess.Popen(tied, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         assert process.stdout
         line = process.stdout.readline()
         assert "Triton answers on" in line, f"Triton did not start: {line}"
-        yield RunningTriton(line.split("answers on ")[1].split(";")[0], repository)
+        yield line.split("answers on ")[1].split(";")[0]
         process.terminate()
         assert process.wait(timeout=30) == 0
+
+
+@pytest.fixture(scope="session")
+def running_triton(triton_environment: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningTriton]:
+    """One Triton for the whole session. Use release numbers of your own, or load what you need at the start."""
+    directory = tmp_path_factory.mktemp("triton")
+    repository = ModelRepository.create(directory / "repository")
+    with triton_process(triton_environment, repository.path, directory / "log") as address:
+        yield RunningTriton(address, repository)
 
 
 @pytest.fixture

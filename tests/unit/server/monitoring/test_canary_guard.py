@@ -9,6 +9,7 @@ from server.core.repository.audit import read_audit
 from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
 from server.monitoring.canary_guard import CanaryGuard, verdict
 from server.monitoring.release_stats import ReleaseStats
+from server.serving.answer import Degraded
 from tests.support.ticking import Clock
 from tests.unit.server.monitoring.test_release_stats import STALE, SURE, UNSURE, call, figures_of
 
@@ -102,6 +103,21 @@ async def test_a_canary_past_its_bound_is_taken_out_and_the_audit_says_why(
     assert entry.reason == ("release 8 is taken out: its unconfident share is 0.9, above 0.5, over 10 answers in 10 s")
     assert canary_guard.trip_count == 1
     assert not canary_guard.is_withholding
+
+
+async def test_rows_of_streams_and_answers_without_a_loaded_release_do_not_count(
+    tmp_path: Path, canary_guard: CanaryGuard, stats: ReleaseStats, clock: Clock
+) -> None:
+    await watch(canary_guard, clock, 10)
+    stats.answered(8, [UNSURE] * 90, is_batch=True)
+    stats.failed(8, 9, is_batch=True)
+    stats.answered(8, [UNSURE._replace(degraded=Degraded.RELEASE_NOT_LOADED)] * 50)
+    stats.answered(8, [SURE] * 10)
+    await watch(canary_guard, clock, 5)
+    assert read_traffic(tmp_path).canary == 8
+    stats.answered(8, [UNSURE] * 11)
+    await watch(canary_guard, clock, 2)
+    assert read_traffic(tmp_path).canary == 0
 
 
 async def test_answers_before_the_window_do_not_count(

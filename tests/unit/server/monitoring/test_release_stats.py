@@ -53,6 +53,28 @@ def test_shares_are_divided_by_requests_answers_and_placed_users() -> None:
     assert stats.figures(8) is None
 
 
+def test_figures_are_of_calls_and_rows_and_unary_figures_of_calls_alone() -> None:
+    stats = ReleaseStats(Clock())
+    stats.answered(7, [SURE] * 3)
+    stats.answered(7, [STALE] * 5, is_batch=True)
+    with pytest.raises(EncoderUnavailable), stats.counting_errors(7, 2, is_batch=True):
+        raise EncoderUnavailable("no answer")
+    figures, unary = figures_of(stats, 7), stats.unary_figures(7, 300.0)
+    assert unary is not None
+    assert (figures.request_count, figures.answer_count, figures.error_share) == (10, 8, 0.2)
+    assert (unary.request_count, unary.answer_count, unary.degraded_share, unary.error_share) == (3, 3, 0.0, 0.0)
+    assert stats.totals()[7][0][Count.REQUESTS] == 10
+    stats.forget(7)
+    assert stats.figures(7) is None
+
+
+def test_answers_without_a_loaded_release_are_not_counted() -> None:
+    stats = ReleaseStats(Clock())
+    stats.answered(7, [SURE, SURE._replace(degraded=Degraded.RELEASE_NOT_LOADED)])
+    figures = figures_of(stats, 7)
+    assert (figures.request_count, figures.answer_count, figures.degraded_share) == (1, 1, 0.0)
+
+
 def test_answers_of_a_shadow_are_not_counted_as_answers() -> None:
     stats = ReleaseStats(Clock())
     stats.computed(9, [SURE, UNSURE])
