@@ -205,7 +205,7 @@ def _pipeline(
     executor: ThreadPoolExecutor,
 ) -> Pipeline:
     """The pipeline of all calls. Unary calls have a separate embedder, so that they do not wait for the streams."""
-    batcher = MicroBatcher(Embedder(encoder, executor), settings.max_batch_users, settings.max_waiting)
+    batcher = MicroBatcher(Embedder(encoder, executor), settings.max_batch_users)
     return Pipeline(store, cache, Embedder(encoder, executor), batcher, executor)
 
 

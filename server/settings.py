@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         default=60.0, ge=0, description="How long a stream waits for an encoder or store that does not answer."
     )
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
-    max_waiting: int = Field(default=4096, ge=1, description="Most unary calls that wait; more are refused.")
+    max_calls: int = Field(default=1024, ge=1, description="Most unary calls in progress; more are refused.")
+    max_streams: int = Field(default=100, ge=1, description="Most open streams; more are refused.")
     shadow_budget: float = Field(
         default=0.1, gt=0, le=1, description="Largest share of the time that the shadow comparison may take."
     )

@@ -1,6 +1,7 @@
 """The asyncio clients, with the methods of the blocking clients."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from functools import partial
@@ -11,7 +12,7 @@ import grpc
 from google.protobuf.message import Message
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_aio_channel, token_metadata
-from segrec.errors import SegrecError, StreamStalled, error_of_call
+from segrec.errors import SegrecError, StreamStalled, error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     TRAFFIC_CHANGE_SECONDS,
@@ -228,12 +229,20 @@ class _AsyncClient:
         request: Message,
         timeout_seconds: float = 0.0,
         metadata: Metadata = (),
+        *,
+        repeat: bool = True,
     ) -> MessageT:
         timeout_seconds = timeout_seconds or self._timeout_seconds
-        try:
-            return await method(request, timeout=timeout_seconds, metadata=metadata)
-        except grpc.RpcError as error:
-            raise error_of_call(error, self._address, timeout_seconds) from error
+        end = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                return await method(request, timeout=end - time.monotonic(), metadata=metadata)
+            except grpc.RpcError as error:
+                failure = error_of_call(error, self._address, timeout_seconds)
+                pause = pause_before_retry(failure, end - time.monotonic())
+                if pause is None or not repeat:
+                    raise failure from error
+            await asyncio.sleep(pause)
 
     async def close(self) -> None:
         """Closes the connection; calls in flight are cancelled."""
@@ -364,11 +373,11 @@ class AsyncModelClient(_AsyncClient):
         timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
-        response = await self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata)
+        response = await self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata, repeat=False)
         return response.traffic
 
     async def rollback(
         self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
-        return await self._call(self._models.Rollback, request, timeout_seconds, self._metadata)
+        return await self._call(self._models.Rollback, request, timeout_seconds, self._metadata, repeat=False)

@@ -1,5 +1,6 @@
 """The blocking clients. Threads may share one client."""
 
+import time
 from collections.abc import Iterable
 from functools import partial
 from types import TracebackType
@@ -9,7 +10,7 @@ import grpc
 from google.protobuf.message import Message
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_channel, token_metadata
-from segrec.errors import error_of_call
+from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     TRAFFIC_CHANGE_SECONDS,
@@ -77,12 +78,20 @@ class _Client:
         request: RequestT,
         timeout_seconds: float = 0.0,
         metadata: Metadata = (),
+        *,
+        repeat: bool = True,
     ) -> ResponseT:
         timeout_seconds = timeout_seconds or self._timeout_seconds
-        try:
-            return method(request, timeout=timeout_seconds, metadata=metadata)
-        except grpc.RpcError as error:
-            raise error_of_call(error, self._address, timeout_seconds) from error
+        end = time.monotonic() + timeout_seconds
+        while True:
+            try:
+                return method(request, timeout=end - time.monotonic(), metadata=metadata)
+            except grpc.RpcError as error:
+                failure = error_of_call(error, self._address, timeout_seconds)
+                pause = pause_before_retry(failure, end - time.monotonic())
+                if pause is None or not repeat:
+                    raise failure from error
+            time.sleep(pause)
 
     def close(self) -> None:
         """Closes the connection; running calls are cancelled."""
@@ -99,8 +108,9 @@ class SegrecClient(_Client):
     """Segments, recommendations and events. Every method raises an error of `segrec.errors` when it fails.
 
     `address` is `host:port`. `timeout_seconds` is the deadline of every call except the streams, retries included: a
-    call that reaches no server is repeated up to three times before the deadline. Without `tls` the connection is not
-    encrypted.
+    call that reaches no server is repeated up to three times before the deadline, and a call that an overloaded server
+    refuses is repeated after the delay that the server names, if the deadline allows it. Without `tls` the connection
+    is not encrypted.
     """
 
     def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
@@ -243,11 +253,11 @@ class ModelClient(_Client):
         `stable` 0 is the newest good release. The call may have to wait until a release is loaded.
         """
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
-        return self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata).traffic
+        return self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata, repeat=False).traffic
 
     def rollback(
         self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
         """Removes the canary; without a canary, makes the previous stable release stable again."""
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
-        return self._call(self._models.Rollback, request, timeout_seconds, self._metadata)
+        return self._call(self._models.Rollback, request, timeout_seconds, self._metadata, repeat=False)

@@ -13,6 +13,7 @@ SegrecError
 Every other status is a plain SegrecError.
 """
 
+import random
 from typing import Any
 
 import grpc
@@ -36,7 +37,14 @@ class SegrecError(Exception):
     default_code = grpc.StatusCode.UNKNOWN
 
     def __init__(
-        self, message: str, *, code: grpc.StatusCode | None = None, reason: str = "", field: str = "", details: str = ""
+        self,
+        message: str,
+        *,
+        code: grpc.StatusCode | None = None,
+        reason: str = "",
+        field: str = "",
+        details: str = "",
+        retry_seconds: float | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code or self.default_code
@@ -47,6 +55,8 @@ class SegrecError(Exception):
         """Path of the wrong request field, such as `events[3].value`; empty when no field is wrong."""
         self.details = details
         """gRPC's own error text, for logs; may be empty."""
+        self.retry_seconds = retry_seconds
+        """How long the server says to wait before the same call is worth another try; None when it says nothing."""
 
 
 class InvalidArgument(SegrecError):
@@ -125,7 +135,19 @@ def error_of_status(status: RowStatus) -> SegrecError:
     """The error that a row's status describes, ready to be raised."""
     code = status_code(status.code)
     error_type = _BY_CODE.get(code, SegrecError)
-    return error_type(status.message, code=code, reason=status.reason, field=status.field)
+    wait = status.retry_delay.ToNanoseconds() / 1e9 if status.HasField("retry_delay") else None
+    return error_type(status.message, code=code, reason=status.reason, field=status.field, retry_seconds=wait)
+
+
+def pause_before_retry(error: SegrecError, seconds_left: float) -> float | None:
+    """Seconds after which a refused call is worth another try, at random up to a quarter more than the server says.
+
+    None when the server did not refuse the call for overload, or when the caller's `seconds_left` end before.
+    """
+    if error.code is not grpc.StatusCode.RESOURCE_EXHAUSTED or error.retry_seconds is None:
+        return None
+    pause = error.retry_seconds * random.uniform(1.0, 1.25)  # noqa: S311 - spreads clients, no secret
+    return pause if pause < seconds_left else None
 
 
 def error_of_call(error: grpc.RpcError, address: str, timeout_seconds: float | None = None) -> SegrecError:

@@ -8,6 +8,7 @@ SegrecError
 │   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
+├── TooLate              DEADLINE_EXCEEDED    the caller's deadline passed before the work began
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
@@ -82,6 +83,13 @@ class Overloaded(SegrecError):
 
     def __init__(self, message: str, field: str = "", retry_seconds: float | None = 1.0) -> None:
         super().__init__(message, field, retry_seconds)
+
+
+class TooLate(SegrecError):
+    """The caller's deadline passed before the work began."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "TOO_LATE"
 
 
 class DamagedRelease(SegrecError):

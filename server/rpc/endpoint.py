@@ -15,10 +15,14 @@ from grpc_reflection.v1alpha import reflection
 from server.core.errors import SetupError
 from server.monitoring.metrics import Metrics
 from server.rpc.interceptor import CallInterceptor
+from server.rpc.room import Room
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
 
+MAX_PENDING_CALLS = 1 << 16
+"""Calls that gRPC holds until their handlers start. Above its own limits of 1,000 and 3,000 gRPC cancels calls without
+a reason; here `max_calls` refuses them with one."""
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 """Largest request. 1,024 ids of 256 bytes take a sixteenth of this size."""
 
@@ -39,9 +43,18 @@ class Endpoint:
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(
-            interceptors=[CallInterceptor(metrics, _request_types(services))],
+            interceptors=[
+                CallInterceptor(
+                    metrics,
+                    _request_types(services),
+                    Room("calls", settings.max_calls),
+                    Room("streams", settings.max_streams),
+                )
+            ],
             options=[
                 ("grpc.so_reuseport", 0),
+                ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
+                ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients ping idle calls

@@ -16,7 +16,10 @@ ROW_STATUS_KEY = "segrec-error-bin"
 def row_status(error: SegrecError) -> RowStatus:
     """The error as the status of a row."""
     code = grpc.StatusCode[error.code].value[0]
-    return RowStatus(code=code, reason=error.reason, message=str(error), field=error.field)
+    status = RowStatus(code=code, reason=error.reason, message=str(error), field=error.field)
+    if error.retry_seconds is not None:
+        status.retry_delay.FromNanoseconds(round(error.retry_seconds * 1e9))
+    return status
 
 
 def trailing_metadata(error: SegrecError, request_id: str) -> tuple[tuple[str, bytes], ...]:

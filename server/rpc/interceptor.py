@@ -11,11 +11,12 @@ from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
 
 from server import logs, tracing
-from server.core.errors import InvalidArgument, SegrecError
+from server.core.errors import InvalidArgument, SegrecError, TooLate
 from server.monitoring.metrics import Metrics
 from server.rpc.decoding import UNREADABLE, tolerant_deserializer
 from server.rpc.errors import trailing_metadata
 from server.rpc.grpc_types import Context, Handler
+from server.rpc.room import Room
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +32,13 @@ class CallInterceptor(ServerInterceptor):
     `request_types` maps a full method name, such as `/segrec.v1.SegrecService/Segment`, to its request type.
     """
 
-    def __init__(self, metrics: Metrics, request_types: dict[str, Descriptor]) -> None:
+    def __init__(self, metrics: Metrics, request_types: dict[str, Descriptor], calls: Room, streams: Room) -> None:
+        """Unary calls need a place in `calls`, streams one in `streams`."""
         self._metrics = metrics
         self._request_types = request_types
+        self._calls = calls
+        self._streams = streams
+        self._refusing: dict[str, Handler] = {}
         self._wrapped: dict[str, Handler] = {}
 
     async def intercept_service(
@@ -41,8 +46,13 @@ class CallInterceptor(ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Handler | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Handler | None:
-        """Return the wrapped handler of the method, which is made at the first call."""
+        """Return the wrapped handler of the method, which is made at the first call.
+
+        While there is no room for unary calls, it is one that does not even parse the request.
+        """
         method: str = handler_call_details.method
+        if self._calls.is_full and method in self._refusing:
+            return self._refusing[method]
         wrapped = self._wrapped.get(method)
         if wrapped is not None:
             return wrapped
@@ -59,6 +69,7 @@ class CallInterceptor(ServerInterceptor):
             return grpc.stream_stream_rpc_method_handler(
                 self._streaming(handler.stream_stream, name, path), deserializer, handler.response_serializer
             )
+        self._refusing[method] = grpc.unary_unary_rpc_method_handler(self._unary(self._refuse, name, path))
         return grpc.unary_unary_rpc_method_handler(
             self._unary(handler.unary_unary, name, path), deserializer, handler.response_serializer
         )
@@ -72,7 +83,9 @@ class CallInterceptor(ServerInterceptor):
             request_id = logs.begin_request(_request_id(context))
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
-                    response = await handler(_readable(request), context)
+                    _check_deadline(context)
+                    with self._calls:
+                        response = await handler(_readable(request), context)
                 except Exception as error:
                     await self._abort(context, name, error, request_id, start)
                 finally:
@@ -92,9 +105,10 @@ class CallInterceptor(ServerInterceptor):
             request_id = logs.begin_request(_request_id(context))
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
-                    async with aclosing(handler(_all_readable(requests), context)) as responses:
-                        async for response in responses:
-                            yield response
+                    with self._streams:
+                        async with aclosing(handler(_all_readable(requests), context)) as responses:
+                            async for response in responses:
+                                yield response
                 except Exception as error:
                     await self._abort(context, name, error, request_id, start)
                 finally:
@@ -104,6 +118,9 @@ class CallInterceptor(ServerInterceptor):
 
         return call
 
+    async def _refuse(self, _request: bytes, _context: Context) -> Any:
+        raise self._calls.refusal()
+
     async def _abort(self, context: Context, name: str, error: Exception, request_id: str, start: float) -> None:
         if not isinstance(error, SegrecError):
             log.error("%s failed", name, exc_info=error)
@@ -112,6 +129,13 @@ class CallInterceptor(ServerInterceptor):
         tracing.end_call(error.code)
         logs.log_call(name, error.code, monotonic() - start)
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
+
+
+def _check_deadline(context: Context) -> None:
+    """Raise `TooLate` when the caller has given up already; its call may have waited for this process."""
+    remaining: float | None = context.time_remaining()
+    if remaining is not None and remaining <= 0:
+        raise TooLate("the deadline of the call passed before its work began: allow more time, or try again later")
 
 
 def _readable(request: Any) -> Any:

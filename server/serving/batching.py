@@ -1,7 +1,9 @@
 """Micro-batches: unary calls that arrive together share one feature call and one encoder call."""
 
 import asyncio
-from dataclasses import dataclass, field
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from time import monotonic
 from typing import Any, NamedTuple
@@ -14,22 +16,31 @@ from server.serving.answer import Embedded
 from server.serving.embedding import Embedder
 
 
-@dataclass(slots=True)
-class _Pending:
-    """Calls of one release that wait for the next micro-batch; `deadlines` are in monotonic seconds."""
+@dataclass(slots=True, eq=False)
+class _Call:
+    """A unary call that waits for its embedding until `end`, in monotonic seconds."""
+
+    history: History
+    future: asyncio.Future[Embedded]
+    end: float
+    span: Any
+    is_waiting: bool = True
+    """Whether the call is in no batch yet, and its caller is still there."""
+
+
+class _Pending(NamedTuple):
+    """Calls of one release that wait for the next micro-batch, oldest first."""
 
     release: Release
-    histories: list[History] = field(default_factory=list)
-    futures: list[asyncio.Future[Embedded]] = field(default_factory=list)
-    deadlines: list[float] = field(default_factory=list)
-    spans: list[Any] = field(default_factory=list)
+    calls: deque[_Call]
 
 
 class _Running(NamedTuple):
-    """A batch in progress; `started` is its start by the event loop's clock, in seconds."""
+    """A batch of `size` calls in progress; `started` is its start by the event loop's clock, in seconds."""
 
     started: float
-    task: asyncio.Task[None]
+    size: int
+    task: asyncio.Task[bool]
 
 
 class MicroBatcher:
@@ -37,42 +48,63 @@ class MicroBatcher:
 
     One batch runs at a time, and releases take turns; calls that arrive meanwhile form the next batch. Several smaller
     batches at once would cost nearly as much each, so that a server of two cores would answer fewer calls, and later.
-    A slow batch delays other releases for at most `PATIENCE_SECONDS`.
+    A slow batch delays other releases for at most `PATIENCE_SECONDS`. A call that could not be answered in time is
+    refused at once, so that those who wait are answered.
     """
 
     PATIENCE_SECONDS = 0.05
+    TIMED_FROM_CALLS = 16
+    """Smallest batch whose time is measured: in a smaller one a call takes longer than it would in a queue."""
 
-    def __init__(self, embedder: Embedder, max_batch: int, max_waiting: int) -> None:
+    def __init__(self, embedder: Embedder, max_batch: int) -> None:
         """`embedder` must not be shared with streams: a call would wait for its turn behind their chunks."""
         self._embedder = embedder
         self._max_batch = max_batch
-        self._max_waiting = max_waiting
         self._pending: dict[int, _Pending] = {}
-        self._pending_count = 0
+        self._waiting_count = 0
         self._running: dict[int, _Running] = {}
         self._late_start: asyncio.TimerHandle | None = None
+        self._last_end = 0.0
+        self._call_seconds = 0.0
 
     @property
     def waiting_count(self) -> int:
         """Calls that wait for a batch."""
-        return self._pending_count
+        return self._waiting_count
 
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
-        """Embed one history. Raises `EncoderUnavailable`, or `Overloaded` when `max_waiting` calls wait already."""
-        if self._pending_count >= self._max_waiting:
-            raise Overloaded(f"{self._max_waiting} calls are waiting already: try again later")
-        pending = self._pending.setdefault(release.number, _Pending(release))
-        future: asyncio.Future[Embedded] = asyncio.get_running_loop().create_future()
-        pending.histories.append(history)
-        pending.futures.append(future)
-        pending.deadlines.append(monotonic() + timeout_seconds)
-        pending.spans.append(tracing.current())
-        self._pending_count += 1
-        asyncio.get_running_loop().call_soon(self._start)
+        """Embed one history. Raises `EncoderUnavailable`, or `Overloaded` when others would take longer than that."""
+        self._refuse_late(timeout_seconds)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Embedded] = loop.create_future()
+        pending = self._pending.setdefault(release.number, _Pending(release, deque()))
+        call = _Call(history, future, monotonic() + timeout_seconds, tracing.current())
+        pending.calls.append(call)
+        self._waiting_count += 1
+        loop.call_soon(self._start)
         try:
             return await asyncio.wait_for(future, timeout_seconds)
         except TimeoutError as error:
             raise EncoderUnavailable("the encoder did not answer in time") from error
+        finally:
+            self._stop_waiting(call)
+
+    def _stop_waiting(self, call: _Call) -> None:
+        self._waiting_count -= call.is_waiting
+        call.is_waiting = False
+
+    def _refuse_late(self, seconds: float) -> None:
+        """Raise `Overloaded` when the calls before a new one take longer than `seconds`, as far as is known."""
+        if not self._waiting_count:
+            return
+        before = self._waiting_count + sum(running.size for running in self._running.values())
+        wait = before * self._call_seconds
+        if wait > seconds:
+            raise Overloaded(
+                f"{before} calls before this one take {wait:.1f} s, and the caller waits {max(seconds, 0):.1f} s: "
+                "try again after the delay",
+                retry_seconds=wait / 2,
+            )
 
     def _start(self) -> None:
         """Start the batch of the release that has waited longest, unless another batch has just started."""
@@ -84,51 +116,53 @@ class MicroBatcher:
         if any(now - running.started < self.PATIENCE_SECONDS for running in self._running.values()):
             self._late_start = self._late_start or loop.call_later(self.PATIENCE_SECONDS, self._start_late)
             return
-        task = loop.create_task(self._run(self._take_batch(number)))
-        self._running[number] = _Running(now, task)
+        release, calls = self._take_batch(number)
+        if not calls:
+            loop.call_soon(self._start)
+            return
+        task = loop.create_task(self._run(release, calls))
+        self._running[number] = _Running(now, len(calls), task)
         task.add_done_callback(partial(self._on_batch_end, number))
 
     def _start_late(self) -> None:
         self._late_start = None
         self._start()
 
-    def _on_batch_end(self, number: int, _: asyncio.Task[None]) -> None:
-        del self._running[number]
+    def _on_batch_end(self, number: int, task: asyncio.Task[bool]) -> None:
+        running = self._running.pop(number)
+        now = asyncio.get_running_loop().time()
+        if not task.cancelled() and task.result() and running.size >= min(self.TIMED_FROM_CALLS, self._max_batch):
+            seconds = (now - max(running.started, self._last_end)) / running.size
+            self._call_seconds += 0.3 * (seconds - self._call_seconds) if self._call_seconds else seconds
+        self._last_end = now
         self._start()
 
-    def _take_batch(self, number: int) -> _Pending:
-        pending = self._pending.pop(number)
-        size = self._max_batch
-        rest = _Pending(
-            pending.release,
-            pending.histories[size:],
-            pending.futures[size:],
-            pending.deadlines[size:],
-            pending.spans[size:],
-        )
-        if rest.futures:
-            self._pending[number] = rest
-        batch = _Pending(
-            pending.release,
-            pending.histories[:size],
-            pending.futures[:size],
-            pending.deadlines[:size],
-            pending.spans[:size],
-        )
-        self._pending_count -= len(batch.futures)
-        return batch
+    def _take_batch(self, number: int) -> tuple[Release, list[_Call]]:
+        """The oldest waiting calls of a release, without those that were cancelled or whose time has run out."""
+        release, waiting = self._pending[number]
+        batch: list[_Call] = []
+        while waiting and len(batch) < self._max_batch:
+            call = waiting.popleft()
+            if call.is_waiting and call.end > monotonic():
+                batch.append(call)
+            self._stop_waiting(call)
+        if not waiting:
+            del self._pending[number]
+        return release, batch
 
-    async def _run(self, batch: _Pending) -> None:
-        remaining = max(batch.deadlines) - monotonic()
+    async def _run(self, release: Release, calls: Sequence[_Call]) -> bool:
+        """Embed the calls' histories and answer the calls; returns whether the encoder answered."""
+        remaining = max(call.end for call in calls) - monotonic()
         try:
-            with tracing.shared_span("batch", batch.spans, calls=len(batch.futures), release=batch.release.number):
+            with tracing.shared_span("batch", [call.span for call in calls], calls=len(calls), release=release.number):
                 async with asyncio.timeout(remaining):
-                    results = await self._embedder.embed(batch.release, batch.histories, remaining)
+                    results = await self._embedder.embed(release, [call.history for call in calls], remaining)
         except Exception as error:
-            for future in batch.futures:
-                if not future.done():
-                    future.set_exception(error)
-            return
-        for future, result in zip(batch.futures, results, strict=True):
-            if not future.done():
-                future.set_result(result)
+            for call in calls:
+                if not call.future.done():
+                    call.future.set_exception(error)
+            return False
+        for call, result in zip(calls, results, strict=True):
+            if not call.future.done():
+                call.future.set_result(result)
+        return True

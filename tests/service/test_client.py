@@ -1,6 +1,7 @@
 """The client against a real gRPC server: errors, retries, streams across lost connections, counts."""
 
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
@@ -13,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from segrec import AsyncModelClient, AsyncSegrecClient, Event, ModelClient, SegrecClient, Tls, UserEvent
-from segrec.errors import DataLoss, InvalidArgument, NotFound, StreamStalled, Unavailable
+from segrec.errors import DataLoss, InvalidArgument, NotFound, Overloaded, StreamStalled, Unavailable
 
 from tests.support.fake_segrec import WAIT_SECONDS, FakeSegrec, StreamLost
 
@@ -63,6 +64,30 @@ def test_an_unknown_strategy_lists_the_known_ones(client: SegrecClient) -> None:
 def test_unary_calls_are_repeated_while_the_server_is_unavailable(fake: FakeSegrec, client: SegrecClient) -> None:
     fake.script.unary_failures = 2
     assert client.segment("ab").assignment.segment_id == 3
+    assert fake.script.unary_calls == 3
+
+
+def test_a_refused_call_is_repeated_after_the_servers_delay(fake: FakeSegrec, client: SegrecClient) -> None:
+    fake.script.unary_refusals = 2
+    start = time.monotonic()
+    assert client.segment("ab").assignment.segment_id == 3
+    assert time.monotonic() - start >= 0.2
+    assert fake.script.unary_calls == 3
+
+
+def test_a_refused_call_is_not_repeated_beyond_its_deadline(fake: FakeSegrec) -> None:
+    fake.script.unary_refusals = 100
+    with SegrecClient(fake.address, timeout_seconds=0.5) as client:
+        with pytest.raises(Overloaded) as failure:
+            client.segment("ab")
+        assert failure.value.retry_seconds == pytest.approx(0.1)
+    assert 3 <= fake.script.unary_calls <= 5
+
+
+async def test_asyncio_clients_repeat_refused_calls_too(fake: FakeSegrec) -> None:
+    fake.script.unary_refusals = 2
+    async with AsyncSegrecClient(fake.address) as client:
+        assert (await client.segment("ab")).assignment.segment_id == 3
     assert fake.script.unary_calls == 3
 
 

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from segrec.v1 import (
     common_pb2,
     event_service_pb2,
@@ -43,11 +44,18 @@ class Script:
     """Added to the summary's received and answered counts."""
     unary_failures: int = 0
     """How many unary calls fail with UNAVAILABLE before one succeeds."""
+    unary_refusals: int = 0
+    """How many unary calls are refused for overload, with a delay of 0.1 s, before one succeeds."""
     skip_row: bool = False
     """Leave the last row out of every chunk."""
     stored: dict[str, list[common_pb2.Event]] = field(default_factory=dict)
     event_ids: set[str] = field(default_factory=set)
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+OVERLOADED = RowStatus(
+    code=8, reason="OVERLOADED", message="Too many calls wait", retry_delay=Duration(nanos=100_000_000)
+)
 
 
 class StreamLost(Exception):
@@ -127,8 +135,12 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
             self.script.unary_calls += 1
             fails = self.script.unary_failures > 0
             self.script.unary_failures -= fails
+            refuses = not fails and self.script.unary_refusals > 0
+            self.script.unary_refusals -= refuses
         if fails:
             context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        if refuses:
+            abort(context, OVERLOADED)
         user_id = "inline" if request.HasField("events") else request.user_id
         problem = refusal(user_id, "user_id") or no_release(request.release)
         if problem:

@@ -50,7 +50,7 @@ def releases(tmp_path: Path) -> ReleaseRegistry:
 def pipeline(encoder: OnnxEncoder) -> Iterator[Pipeline]:
     with ThreadPoolExecutor(1) as executor:
         embedder = Embedder(encoder, executor)
-        yield Pipeline(MemoryStore(), EmbeddingCache(0), embedder, MicroBatcher(embedder, 8, 100), executor)
+        yield Pipeline(MemoryStore(), EmbeddingCache(0), embedder, MicroBatcher(embedder, 8), executor)
 
 
 @pytest.fixture

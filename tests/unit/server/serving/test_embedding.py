@@ -80,7 +80,7 @@ async def test_a_history_gets_the_same_embedding_alone_and_among_others(release:
 async def test_calls_that_arrive_together_are_joined(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
-    batcher = MicroBatcher(embedder, max_batch=256, max_waiting=1000)
+    batcher = MicroBatcher(embedder, max_batch=256)
     encoder.gate = asyncio.Event()
     calls = [asyncio.ensure_future(batcher.embed(release, group_history(n % 4), 5.0)) for n in range(50)]
     await asyncio.wait(calls, timeout=0.1)
@@ -94,23 +94,64 @@ async def test_calls_that_arrive_together_are_joined(
 async def test_a_micro_batch_is_no_larger_than_max_batch(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
-    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=1000)
+    batcher = MicroBatcher(embedder, max_batch=8)
     await asyncio.gather(*(batcher.embed(release, group_history(n % 4), 5.0) for n in range(50)))
     assert max(encoder.call_sizes) <= 8
     assert sum(encoder.call_sizes) == 50
 
 
-async def test_too_many_waiting_calls_are_refused(release: Release, embedder: Embedder, encoder: OnnxEncoder) -> None:
-    batcher = MicroBatcher(embedder, max_batch=1, max_waiting=3)
+async def test_calls_whose_callers_have_gone_are_not_encoded(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8)
     encoder.gate = asyncio.Event()
-    running = asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0))
+    running = asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0))
     await encoder.until_asked()
-    calls = [asyncio.ensure_future(batcher.embed(release, group_history(0), 5.0)) for _ in range(10)]
-    done, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
-    assert {type(call.exception()) for call in done} == {Overloaded}
-    assert (len(done), len(waiting)) == (7, 3)
+    cancelled = [asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0)) for _ in range(20)]
+    late = [asyncio.ensure_future(batcher.embed(release, group_history(0), 0.02)) for _ in range(20)]
+    patient = [asyncio.ensure_future(batcher.embed(release, group_history(n % 4), 30.0)) for n in range(4)]
+    await pause(0)
+    assert batcher.waiting_count == 44
+    for call in cancelled:
+        call.cancel()
+    failures = await asyncio.gather(*cancelled, *late, return_exceptions=True)
+    assert {type(failure) for failure in failures} == {asyncio.CancelledError, EncoderUnavailable}
+    assert batcher.waiting_count == 4
     encoder.gate.set()
-    await asyncio.gather(running, *waiting)
+    await running
+    assert [answer.segment_index for answer in await asyncio.gather(*patient)] == [0, 1, 2, 3]
+    assert sum(encoder.call_sizes) == 5
+    assert batcher.waiting_count == 0
+
+
+class SlowEncoder(OnnxEncoder):
+    """Takes a tenth of a second for each call."""
+
+    async def encode(
+        self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
+    ) -> NDArray[np.float32]:
+        await pause(0.1)
+        return await super().encode(release, inputs, timeout_seconds)
+
+
+async def test_a_call_that_cannot_be_in_time_is_refused_at_once(release: Release, tmp_path: Path) -> None:
+    """Batches of four take a tenth of a second, so that the last of 200 calls waits five seconds."""
+    encoder = SlowEncoder(tmp_path)
+    encoder.loaded = (1,)
+    with ThreadPoolExecutor(1) as executor:
+        batcher = MicroBatcher(Embedder(encoder, executor), max_batch=4)
+        histories = [group_history(n % 4) for n in range(200)]
+        await asyncio.gather(*(batcher.embed(release, history, 30.0) for history in histories[:4]))  # is measured
+        calls = [asyncio.ensure_future(batcher.embed(release, history, 2.0)) for history in histories]
+        refused, waiting = await asyncio.wait(calls, return_when=asyncio.FIRST_EXCEPTION)
+        errors = [call.exception() for call in refused]
+        assert 100 < len(errors) < 160
+        assert {type(error) for error in errors} == {Overloaded}
+        assert all(isinstance(error, Overloaded) and 0.5 < (error.retry_seconds or 0) < 5 for error in errors)
+        assert encoder.call_sizes == [4]  # refused before any other batch has ended
+        patient = asyncio.ensure_future(batcher.embed(release, group_history(3), 30.0))
+        assert (await patient).segment_index == 3
+        await asyncio.gather(*waiting, return_exceptions=True)
 
 
 class TimedEncoder(OnnxEncoder):
@@ -168,7 +209,7 @@ async def test_a_stuck_release_does_not_delay_another(
 ) -> None:
     other = read_release(tiny_release(tmp_path, 2))
     encoder.loaded = (1, 2)
-    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=100)
+    batcher = MicroBatcher(embedder, max_batch=8)
     encoder.gate = gate = asyncio.Event()
     stuck = asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0))
     await encoder.until_asked()
@@ -184,7 +225,7 @@ async def test_a_stuck_release_does_not_delay_another(
 async def test_a_call_waits_no_longer_than_its_own_timeout(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
-    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)
+    batcher = MicroBatcher(embedder, max_batch=8)
     encoder.gate = asyncio.Event()
     patient = asyncio.ensure_future(batcher.embed(release, group_history(0), 30.0))
     with pytest.raises(EncoderUnavailable, match="in time"):
@@ -196,7 +237,7 @@ async def test_a_call_waits_no_longer_than_its_own_timeout(
 async def test_a_batch_ends_when_all_its_calls_have_timed_out(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
-    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=10)
+    batcher = MicroBatcher(embedder, max_batch=8)
     encoder.gate = asyncio.Event()
     with pytest.raises(EncoderUnavailable, match="in time"):
         await batcher.embed(release, group_history(0), 0.05)
@@ -207,7 +248,7 @@ async def test_a_batch_ends_when_all_its_calls_have_timed_out(
 async def test_a_failure_reaches_every_call_of_the_batch_and_the_next_one_works(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
-    batcher = MicroBatcher(embedder, max_batch=8, max_waiting=100)
+    batcher = MicroBatcher(embedder, max_batch=8)
     encoder.down = True
     calls = [batcher.embed(release, group_history(0), 1.0) for _ in range(5)]
     failures = await asyncio.gather(*calls, return_exceptions=True)

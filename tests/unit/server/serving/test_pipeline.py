@@ -50,7 +50,7 @@ def cache() -> EmbeddingCache:
 def pipeline(store: MemoryStore, cache: EmbeddingCache, encoder: OnnxEncoder) -> Iterator[Pipeline]:
     with ThreadPoolExecutor(2) as executor:
         embedder = Embedder(encoder, executor)
-        yield Pipeline(store, cache, embedder, MicroBatcher(embedder, 8, 100), executor)
+        yield Pipeline(store, cache, embedder, MicroBatcher(embedder, 8), executor)
 
 
 async def record(store: MemoryStore, user_id: str, history: History) -> None:
