@@ -177,7 +177,7 @@ class SegrecClient(_Client):
     def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
         """Stores events durably, 1,024 per request. The response names refused events by their index in `events`.
 
-        The server stores an event once: it recognises the event by its id, or without an id by its content and time.
+        The server stores an event once: it recognises the event by its id, or without an id by item, action and time.
         An event with neither id nor time gets a random id, written into the event. So a call that failed may be
         repeated with the same events.
         """

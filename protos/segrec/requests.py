@@ -171,5 +171,6 @@ def add_response(total: RecordEventsResponse, response: RecordEventsResponse, fi
     """Adds one response to `total`. `first_index` is added to the indexes of refused events."""
     total.stored_count += response.stored_count
     total.duplicate_count += response.duplicate_count
+    total.too_old_count += response.too_old_count
     for refused in response.refused:
         total.refused.add(index=first_index + refused.index, status=refused.status)

@@ -8,7 +8,6 @@ pieces, which the stores merge: slower, with the same result.
 import asyncio
 import hashlib
 import logging
-import os
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from server.adapters.ports import LoadProgress
 from server.core.errors import SetupError
-from server.core.history import ID_MAX_BYTES, History, event_keys, text_hash
+from server.core.history import ID_MAX_BYTES, History, content_keys, repeated_keys, text_hash
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +28,6 @@ CHUNK_ROWS = 100_000
 
 _TEXTS = ("user_id", "item_id", "action")
 _SCHEMA = {**dict.fromkeys(_TEXTS, pl.String()), "value": pl.Float64(), "timestamp": pl.Int64()}
-_FOOTER_TAIL_BYTES = 8  # length of the footer (uint32) and "PAR1"
 
 _HASHES_KEPT = 1 << 18
 _Hash = Callable[[str], int]
@@ -44,7 +42,7 @@ class BootstrapLog:
 
     path: Path
     mark: str
-    """Identifies this log and history limit; a store keeps the mark of each loaded log."""
+    """Identifies the content of this log and the history limit; a store keeps the mark of each loaded log."""
     user_count: int
     history_limit: int
 
@@ -59,7 +57,7 @@ class BootstrapLog:
                     f"the log {path} has no column {', '.join(missing)}; give a log that `segrec-train prepare` wrote"
                 )
             users = pl.scan_parquet(path).select(pl.col("user_id").n_unique()).collect(engine="streaming").item()
-            return cls(path, f"{_fingerprint(path)}-{history_limit}", users, history_limit)
+            return cls(path, f"{_content_hash(path)}-{history_limit}", users, history_limit)
         except (OSError, pl.exceptions.PolarsError) as error:
             reason = str(error).strip().split("\n")[0]
             raise SetupError(
@@ -103,14 +101,10 @@ async def load(event_log: BootstrapLog, write: Callable[[Users], Awaitable[None]
     return event_log.user_count
 
 
-def _fingerprint(path: Path) -> str:
-    """Hash of the file size and the Parquet footer, which holds size, offset and min/max of every column chunk."""
+def _content_hash(path: Path) -> str:
+    """BLAKE2b of the file's bytes."""
     with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _FOOTER_TAIL_BYTES))
-        footer_bytes = int.from_bytes(file.read(4), "little")
-        file.seek(max(0, size - _FOOTER_TAIL_BYTES - footer_bytes))
-        return hashlib.sha256(b"%d\0" % size + file.read()).hexdigest()
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=32)).hexdigest()
 
 
 def _is_valid() -> pl.Expr:
@@ -146,12 +140,11 @@ def _columns(events: pl.DataFrame, user_index: NDArray[np.uint64], hash_of: _Has
     """The columns of `History.of`, (n,) each. Equal events of a user get different keys, so all of them are kept."""
     item_hashes, action_hashes = _hashes(events["item_id"], hash_of), _hashes(events["action"], hash_of)
     values, timestamps = events["value"].to_numpy(), events["timestamp"].to_numpy()
-    repeats = np.zeros(len(events), np.uint64)
-    keys = event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+    keys = content_keys(item_hashes, action_hashes, timestamps)
     by_user = pl.DataFrame({"user": user_index, "key": keys})
     if not by_user.is_unique().all():
         repeats = by_user.select(pl.int_range(pl.len(), dtype=pl.UInt64).over("user", "key")).to_series().to_numpy()
-        keys = event_keys(item_hashes, action_hashes, values, timestamps, repeats)
+        keys = repeated_keys(keys, repeats)
     return timestamps, values, item_hashes, action_hashes, keys
 
 

@@ -1,10 +1,12 @@
 """Packed history rows as the history stores read and write them; shared by all stores."""
 
-import hashlib
 import logging
+from collections.abc import Sequence
+from typing import NamedTuple
 
+from server.adapters.ports import Recorded
 from server.core.errors import StoreUnavailable
-from server.core.history import EMPTY, History, merge_histories
+from server.core.history import EMPTY, Event, History, merge, merge_histories
 
 log = logging.getLogger(__name__)
 
@@ -18,7 +20,8 @@ def read_row(row: bytes | None) -> History:
     except ValueError as error:
         log.error("a stored history is damaged: %s", error)
         raise StoreUnavailable(
-            "the stored history is damaged; erase this user with EraseUser and record the events again"
+            "the stored history is damaged; restore a backup with `segrec-store restore`, or erase this user with "
+            "EraseUser and record the events again"
         ) from error
 
 
@@ -30,8 +33,39 @@ def read_row_or_none(row: bytes | None) -> History | None:
         return None
 
 
-def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> bytes | None:
-    """The row to store after a bulk load of `added`; None when the stored row is damaged or needs no change."""
+class RecordedRow(NamedTuple):
+    """What `recorded_row` makes of events: the row to store, None without a change, and what became of the events."""
+
+    row: bytes | None
+    recorded: Recorded
+
+
+def recorded_row(
+    row: bytes | None, events: Sequence[Event], limit: int, revision: int, erased_ms: int | None
+) -> RecordedRow:
+    """Add recorded events to a stored row. Raises `StoreUnavailable` for a damaged row.
+
+    `erased_ms` is the time of the user's erasure (milliseconds since the epoch), None for users who were not erased:
+    events from before it are refused.
+    """
+    history = read_row(row)
+    refused = () if erased_ms is None else tuple(i for i, event in enumerate(events) if event.timestamp < erased_ms)
+    allowed = [event for i, event in enumerate(events) if i not in set(refused)] if refused else events
+    merged = merge(history, allowed, limit, revision)
+    too_old_count = len(allowed) - merged.stored_count - merged.duplicate_count
+    recorded = Recorded(merged.stored_count, merged.duplicate_count, too_old_count, refused)
+    return RecordedRow(None if merged.history is history else merged.history.row, recorded)
+
+
+def loaded_row(row: bytes | None, added: History, limit: int, revision: int, erased_ms: int | None) -> bytes | None:
+    """The row to store after a bulk load of `added`; None when the stored row is damaged or needs no change.
+
+    Events from before the user's erasure (`erased_ms`, see `recorded_row`) are left out.
+    """
+    if erased_ms is not None:
+        added = added.since(erased_ms)
+    if not added:
+        return None
     if row is None:
         return added.with_revision(revision).row
     try:
@@ -40,8 +74,3 @@ def loaded_row(row: bytes | None, added: History, limit: int, revision: int) -> 
         return None
     merged = merge_histories(history, added, limit, revision)
     return None if merged is history else merged.row
-
-
-def erasure_mark(user_id: str) -> bytes:
-    """Hash of an erased user's id (16 bytes). Stores keep it, so that no bulk load restores the user."""
-    return hashlib.blake2b(user_id.encode(), digest_size=16, person=b"segrec.erased").digest()

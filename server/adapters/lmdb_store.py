@@ -11,83 +11,66 @@ belong to two users.
 import asyncio
 import contextlib
 import logging
-import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
 
 import lmdb
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import LoadProgress
-from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import ID_MAX_BYTES, ROW_VERSION, Event, History, event_count_of, merge
+from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.lmdb_file import MAP_SIZE_BYTES, Transaction, open_environment
+from server.adapters.lmdb_writer import READER_CHECK_SECONDS, LmdbWriter
+from server.adapters.ports import LoadProgress, Recorded
+from server.core.erasure import erasure_mark
+from server.core.errors import StoreUnavailable
+from server.core.history import ID_MAX_BYTES, Event, History, event_count_of
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-
-MAP_SIZE_BYTES = 1 << 40
-"""Largest size of the file. It takes address space, not disk space: the file grows with the data."""
-
-TRANSACTION_MAX_WRITES = 1024
 
 READ_IN_THREAD_FROM = 16
 """Fewer histories than this are read without a thread, which is quicker."""
 
-_Operation = Callable[["_Transaction", int], Result]
-"""Reads and writes in a transaction; the second argument is the revision for the rows that it writes."""
+_EVENT_BYTES = 400
+"""Memory of an event that waits, beside its texts."""
 
-if TYPE_CHECKING:
-    _Transaction = lmdb.Transaction[bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _WriteJob:
-    operation: _Operation[object]
-    answer: asyncio.Future[object]
+Clock = Callable[[], float]
+"""Seconds since the epoch."""
 
 
 class LmdbStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
-    def __init__(self, environment: lmdb.Environment, path: Path, history_limit: int) -> None:
+    def __init__(self, environment: lmdb.Environment, path: Path, history_limit: int, clock: Clock = time.time) -> None:
         """Use `open`."""
         self._environment = environment
         self._path = path
         self._limit = history_limit
+        self._clock = clock
         self._histories = environment.open_db(b"histories")
         self._erased = environment.open_db(b"erased")
         self._meta = environment.open_db(b"meta")
-        self._jobs: SimpleQueue[_WriteJob | None] = SimpleQueue()
+        with environment.begin(self._meta) as transaction:
+            self._erasure_key = transaction.get(b"erasure_key", b"")
         self._closed = False
         self._readers = ThreadPoolExecutor(1, "history-reader")
-        self._writer = threading.Thread(target=self._write_forever, name="history-writer", daemon=True)
-        self._writer.start()
+        self._writer = LmdbWriter(environment, self._explain, lambda: READER_CHECK_SECONDS)
 
     @classmethod
-    def open(cls, path: Path, history_limit: int, map_size_bytes: int = MAP_SIZE_BYTES) -> "LmdbStore":
+    def open(
+        cls, path: Path, history_limit: int, map_size_bytes: int = MAP_SIZE_BYTES, clock: Clock = time.time
+    ) -> "LmdbStore":
         """Open or create the store in directory `path`; it keeps the newest `history_limit` events of each user.
 
         Raises `SetupError` when the directory cannot be used.
         """
-        try:
-            path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            environment = lmdb.open(str(path), map_size=map_size_bytes, mode=0o600, max_dbs=3, max_spare_txns=4)
-            environment.reader_check()
-            _check_format(environment, path)
-            return cls(environment, path, history_limit)
-        except (OSError, lmdb.Error, MemoryError) as error:
-            raise SetupError(
-                f"the history store in {path} cannot be opened: {error}; give it a directory that can be written"
-            ) from error
+        return cls(open_environment(path, map_size_bytes), path, history_limit, clock)
 
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
         key = _key(user_id)
+        self._check_open()
         with self._translate_errors(), self._environment.begin(self._histories) as transaction:
             row = transaction.get(key)
         return read_row(row)
@@ -101,64 +84,73 @@ class LmdbStore:
                 return self._read(keys)
             return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, keys)
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
+    async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         """See `HistoryStore.record`."""
         key = _key(user_id)
+        self._check_open()
         if not events:
-            return 0, 0
+            return Recorded()
 
-        def add(transaction: "_Transaction", revision: int) -> tuple[int, int]:
+        def add(transaction: Transaction, revision: int) -> Recorded:
             row = transaction.get(key, db=self._histories)
-            history = read_row(row)
-            merged, duplicates = merge(history, events, self._limit, revision)
-            if merged is not history:
-                transaction.put(key, merged.row, db=self._histories)
-            return len(events) - duplicates, duplicates
+            new_row, recorded = recorded_row(row, events, self._limit, revision, self._erased_ms(transaction, user_id))
+            if new_row is not None:
+                transaction.put(key, new_row, db=self._histories)
+            return recorded
 
-        return await self._write(add)
+        texts = sum(len(event.item_id) + len(event.action) + len(event.event_id) for event in events)
+        return await self._writer.write(add, texts + _EVENT_BYTES * len(events))
 
     async def erase(self, user_id: str) -> int:
-        """See `HistoryStore.erase`. Later bulk loads leave the user out."""
-        key, mark = _key(user_id), erasure_mark(user_id)
+        """See `HistoryStore.erase`."""
+        key = _key(user_id)
+        self._check_open()
 
-        def remove(transaction: "_Transaction", _: int) -> int:
+        def remove(transaction: Transaction, _: int) -> int:
             row = transaction.pop(key, db=self._histories)
-            transaction.put(mark, b"", db=self._erased)
+            erased_ms = int(self._clock() * 1000)
+            transaction.put(erasure_mark(self._erasure_key, user_id), erased_ms.to_bytes(8, "big"), db=self._erased)
             return 0 if row is None else event_count_of(row)
 
-        return await self._write(remove)
+        return await self._writer.write(remove, len(key))
 
     async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
         event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)
+        self._check_open()
         mark = f"loaded:{event_log.mark}".encode()
         with self._translate_errors(), self._environment.begin(self._meta) as transaction:
             if transaction.get(mark) is not None:
                 return 0
         loaded = await load(event_log, self._load_users, on_progress)
-        await self._write(lambda transaction, _: transaction.put(mark, b"", db=self._meta))
+        self._check_open()
+        await self._writer.write(lambda transaction, _: transaction.put(mark, b"", db=self._meta), len(mark))
         return loaded
 
     async def close(self) -> None:
         """Finish the queued writes, then close. Later calls raise `StoreUnavailable`."""
         if not self._closed:
             self._closed = True
-            self._jobs.put(None)
-            await asyncio.to_thread(self._writer.join)
+            await self._writer.close()
             self._readers.shutdown()
             self._environment.close()
 
     async def _load_users(self, users: Users) -> None:
-        def add(transaction: "_Transaction", revision: int) -> None:
+        def add(transaction: Transaction, revision: int) -> None:
             for user_id, added in users:
-                if transaction.get(erasure_mark(user_id), db=self._erased) is not None:
-                    continue
                 key = user_id.encode()
-                row = loaded_row(transaction.get(key, db=self._histories), added, self._limit, revision)
-                if row is not None:
-                    transaction.put(key, row, db=self._histories)
+                row = transaction.get(key, db=self._histories)
+                new_row = loaded_row(row, added, self._limit, revision, self._erased_ms(transaction, user_id))
+                if new_row is not None:
+                    transaction.put(key, new_row, db=self._histories)
 
-        await self._write(add)
+        self._check_open()
+        await self._writer.write(add, 0, bounded=False)
+
+    def _erased_ms(self, transaction: Transaction, user_id: str) -> int | None:
+        """When the user was erased, in milliseconds since the epoch; None for users who were not."""
+        erased = transaction.get(erasure_mark(self._erasure_key, user_id), db=self._erased)
+        return None if erased is None else int.from_bytes(erased, "big")
 
     def _read(self, keys: Sequence[bytes]) -> list[History | None]:
         with self._environment.begin(self._histories) as transaction:
@@ -169,79 +161,23 @@ class LmdbStore:
         if self._closed:
             raise StoreUnavailable(f"the history store in {self._path} is closed")
 
-    async def _write(self, operation: _Operation[Result]) -> Result:
-        self._check_open()
-        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self._jobs.put(_WriteJob(operation, answer))  # type: ignore[arg-type]  # the future takes the operation's result
-        return await answer
-
-    def _write_forever(self) -> None:
-        is_open = True
-        while is_open:
-            first = self._jobs.get()
-            jobs = [] if first is None else [first, *self._queued_jobs()]
-            is_open = first is not None
-            if jobs:
-                self._commit(jobs)
-
-    def _queued_jobs(self) -> Iterator[_WriteJob]:
-        """The queued jobs, without waiting for more. None, which ends the thread, is put back into the queue."""
-        for _ in range(TRANSACTION_MAX_WRITES - 1):
-            try:
-                job = self._jobs.get_nowait()
-            except Empty:
-                return
-            if job is None:
-                self._jobs.put(None)
-                return
-            yield job
-
-    def _commit(self, jobs: Sequence[_WriteJob]) -> None:
-        try:
-            with self._translate_errors(), self._environment.begin(write=True) as transaction:
-                revision = self._next_revision(transaction)
-                results = [_attempt(job.operation, transaction, revision) for job in jobs]
-        except Exception as error:
-            if not isinstance(error, StoreUnavailable):
-                log.exception("a write to the history store failed")
-            results = [error] * len(jobs)
-        with contextlib.suppress(RuntimeError):  # the event loop has ended
-            jobs[0].answer.get_loop().call_soon_threadsafe(_answer, jobs, results)
-
-    def _next_revision(self, transaction: "_Transaction") -> int:
-        revision = int.from_bytes(transaction.get(b"revision", b"", db=self._meta), "big") + 1
-        transaction.put(b"revision", revision.to_bytes(8, "big"), db=self._meta)
-        return revision
-
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
         """Turn errors of LMDB into `StoreUnavailable`."""
         try:
             yield
-        except lmdb.MapFullError as error:
-            size = self._environment.info()["map_size"]
-            raise StoreUnavailable(
-                f"the history store in {self._path} is full at {size:,} bytes; open it with a larger map size"
-            ) from error
         except lmdb.Error as error:
-            raise StoreUnavailable(
-                f"the history store in {self._path} does not work: {error}; check the disk's health and free space"
-            ) from error
+            raise self._explain(error) from error
 
-
-def _check_format(environment: lmdb.Environment, path: Path) -> None:
-    """Write the row version into a new store. Raises `SetupError` for a store of another version."""
-    meta = environment.open_db(b"meta")
-    with environment.begin(meta, write=True) as transaction:
-        stored = transaction.get(b"format")
-        if stored is None:
-            transaction.put(b"format", str(ROW_VERSION).encode())
-        elif stored != str(ROW_VERSION).encode():
-            environment.close()
-            raise SetupError(
-                f"the history store in {path} has format {stored.decode()}, this Segrec reads format {ROW_VERSION}; "
-                "use the version of Segrec that wrote the store, or give another directory"
-            )
+    def _explain(self, error: lmdb.Error) -> StoreUnavailable:
+        if isinstance(error, lmdb.MapFullError):
+            size = self._environment.info()["map_size"]
+            failure = f"is full at {size:,} bytes; open it with a larger map size"
+        else:
+            failure = f"does not work: {error}; check the disk's health and free space"
+        unavailable = StoreUnavailable(f"the history store in {self._path} {failure}")
+        unavailable.__cause__ = error
+        return unavailable
 
 
 def _key(user_id: str) -> bytes:
@@ -249,21 +185,3 @@ def _key(user_id: str) -> bytes:
     if not 1 <= len(key) <= ID_MAX_BYTES:
         raise ValueError(f"a user id has 1 to {ID_MAX_BYTES} bytes, not {len(key)}")
     return key
-
-
-def _attempt(operation: _Operation[Result], transaction: "_Transaction", revision: int) -> Result | StoreUnavailable:
-    """The result of an operation, or its error: a damaged history fails only this operation, before it writes."""
-    try:
-        return operation(transaction, revision)
-    except StoreUnavailable as error:
-        return error
-
-
-def _answer(jobs: Sequence[_WriteJob], results: Sequence[object]) -> None:
-    for job, result in zip(jobs, results, strict=True):
-        if job.answer.done():  # the caller was cancelled
-            continue
-        if isinstance(result, BaseException):
-            job.answer.set_exception(result)
-        else:
-            job.answer.set_result(result)

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +44,17 @@ class EncoderClient(Protocol):
         ...
 
 
+class Recorded(NamedTuple):
+    """What became of recorded events; the four numbers of events add up to those that were given."""
+
+    stored: int = 0
+    duplicates: int = 0
+    too_old: int = 0
+    """Events older than all that the store keeps of the user."""
+    erased: tuple[int, ...] = ()
+    """Places, in what was given, of events from before the user's erasure; they are not stored."""
+
+
 class HistoryStore(Protocol):
     """Stores the newest events of each user. No method blocks the event loop for longer than a memory read."""
 
@@ -55,16 +66,25 @@ class HistoryStore(Protocol):
         """One history per id, in the order of the ids; None for a damaged one. Raises `StoreUnavailable`."""
         ...
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
-        """Store events durably; returns (stored, duplicates). The next `get` sees them. Raises `StoreUnavailable`."""
+    async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
+        """Store events durably; the next `get` sees them.
+
+        Raises `StoreUnavailable`, and `Overloaded` when too many writes wait. A call that was cancelled may have
+        stored its events; they can be recorded again.
+        """
         ...
 
     async def erase(self, user_id: str) -> int:
-        """Delete a user durably; returns the number of erased events. Raises `StoreUnavailable`."""
+        """Delete a user durably; returns the number of erased events. Raises `StoreUnavailable`.
+
+        Events from before the erasure are not stored again, by `record` or by `bulk_load`.
+        """
         ...
 
     async def bulk_load(self, source: Path, on_progress: "LoadProgress") -> int:
         """Load a prepared log into the store once; returns the number of users, 0 for a log that was loaded before.
+
+        A log is known by its content, whatever it is called.
 
         `source` is Parquet with `user_id, item_id, action` (strings), `value` (float) and `timestamp`
         (int64, milliseconds), as `segrec-train prepare` writes it. Can be repeated after an interruption.

@@ -12,9 +12,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 from weakref import WeakValueDictionary
 
 from redis.asyncio import BlockingConnectionPool, Redis
@@ -23,10 +24,11 @@ from redis.backoff import ConstantBackoff
 from redis.exceptions import AuthenticationError, RedisError
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import LoadProgress
+from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.ports import LoadProgress, Recorded
+from server.core.erasure import erasure_mark, new_erasure_key
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import Event, History, event_count_of, merge
+from server.core.history import ROW_VERSION, Event, History, event_count_of
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +42,16 @@ LOAD_CHUNK = 250
 ATTEMPTS_MAX = 100
 """Largest number of attempts to replace a row that other servers change at the same time."""
 
-_ERASED = "segrec:erased"
+_FORMAT = "segrec:format"
+_ERASURES = "segrec:erasures"
+"""Hash: erasure mark → milliseconds since the epoch, as text."""
+_ERASURE_KEY = "segrec:erasure_key"
 _REVISION_BYTES = slice(8, 16)  # of the packed row; the script uses the same bytes
 _REPLACE = """
 local done = {}
 for i = 2, #KEYS do
-  local revision, row, mark = ARGV[3 * i - 5], ARGV[3 * i - 4], ARGV[3 * i - 3]
-  if redis.call('SISMEMBER', KEYS[1], mark) == 1 then
-    done[i - 1] = 1
-  elseif redis.call('GETRANGE', KEYS[i], 8, 15) == revision then
+  local revision, row, mark, erased = ARGV[4 * i - 7], ARGV[4 * i - 6], ARGV[4 * i - 5], ARGV[4 * i - 4]
+  if redis.call('GETRANGE', KEYS[i], 8, 15) == revision and (redis.call('HGET', KEYS[1], mark) or '') == erased then
     redis.call('SET', KEYS[i], row)
     done[i - 1] = 1
   else
@@ -57,24 +60,42 @@ for i = 2, #KEYS do
 end
 return done
 """
-_Swap = tuple[str, bytes | None, bytes, bytes]
-"""User id, row that was read, new row, and erasure mark: the script skips a user whose mark is in `_ERASED`."""
+
+
+class _Stored(NamedTuple):
+    """What is stored of a user, and whether the user was erased."""
+
+    row: bytes | None
+    mark: bytes
+    erased: bytes
+
+    @property
+    def erased_ms(self) -> int | None:
+        return int(self.erased) if self.erased else None
+
+
+_Swap = tuple[str, _Stored, bytes]
+"""User id, what was read, new row: the script replaces the row if neither it nor the erasure has changed since."""
 
 
 class ValkeyStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
-    def __init__(self, client: "Redis", address: str, history_limit: int) -> None:
-        """Use `connect`."""
+    def __init__(
+        self, client: "Redis", address: str, history_limit: int, clock: Callable[[], float] = time.time
+    ) -> None:
+        """Use `connect`. `clock` gives seconds since the epoch."""
         self._client = client
         self._address = address
         self._limit = history_limit
+        self._clock = clock
+        self._erasure_key = b""
         self._replace = client.register_script(_REPLACE)
         self._closed = False
         self._user_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
-    async def connect(cls, url: str, history_limit: int) -> "ValkeyStore":
+    async def connect(cls, url: str, history_limit: int, clock: Callable[[], float] = time.time) -> "ValkeyStore":
         """Connect to `redis://`, `rediss://` or `unix://` and check that the server answers.
 
         Raises `SetupError` for an invalid URL, `StoreUnavailable` when no server answers.
@@ -94,8 +115,9 @@ class ValkeyStore:
             ) from None
         where = pool.connection_kwargs
         address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-        store = cls(Redis.from_pool(pool), address, history_limit)
+        store = cls(Redis.from_pool(pool), address, history_limit, clock)
         try:
+            await store._check_format()
             await store._check_persistence()
         except BaseException:
             await store.close()
@@ -104,7 +126,9 @@ class ValkeyStore:
 
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
-        return read_row(await self._row(user_id))
+        with self._translate_errors():
+            [row] = await self._rows([user_id])
+        return read_row(row)
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
         """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
@@ -115,26 +139,25 @@ class ValkeyStore:
             histories += map(read_row_or_none, rows)
         return histories
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
+    async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         """See `HistoryStore.record`. The settings of the Valkey server decide how durable a write is."""
         if not events:
-            return 0, 0
+            return Recorded()
         async with self._user_lock(user_id):
             for _ in range(ATTEMPTS_MAX):
-                row = await self._row(user_id)
-                history = read_row(row)
-                merged, duplicates = merge(history, events, self._limit, _new_revision())
-                swap = (user_id, row, merged.row, b"")  # no mark: new events bring an erased user back
-                if merged is history or all(await self._swap([swap])):
-                    return len(events) - duplicates, duplicates
+                [stored] = await self._stored([user_id])
+                row, recorded = recorded_row(stored.row, events, self._limit, _new_revision(), stored.erased_ms)
+                if row is None or all(await self._swap([(user_id, stored, row)])):
+                    return recorded
         raise StoreUnavailable(f"the history store at {self._address} is too busy with one user; try again")
 
     async def erase(self, user_id: str) -> int:
-        """See `HistoryStore.erase`. Later bulk loads leave the user out."""
+        """See `HistoryStore.erase`."""
         with self._translate_errors():
+            mark = await self._mark(user_id)
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.getdel(_key(user_id))
-                pipe.sadd(_ERASED, erasure_mark(user_id))
+                pipe.hset(_ERASURES, cast("str", mark), str(int(self._clock() * 1000)))
                 row, _ = await pipe.execute()
         return 0 if row is None else event_count_of(row)
 
@@ -156,6 +179,17 @@ class ValkeyStore:
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
+    async def _check_format(self) -> None:
+        """Write the row version into a new store. Raises `SetupError` for a store of another version."""
+        with self._translate_errors():
+            await self._client.set(_FORMAT, str(ROW_VERSION), nx=True)
+            stored = cast("bytes | None", await self._client.get(_FORMAT)) or b"none"
+        if stored != str(ROW_VERSION).encode():
+            raise SetupError(
+                f"the history store at {self._address} has format {stored.decode()}, this Segrec reads {ROW_VERSION}; "
+                "use the version of Segrec that wrote the store, or give another database"
+            )
+
     async def _check_persistence(self) -> None:
         with self._translate_errors():
             persistence = await self._client.info("persistence")
@@ -165,10 +199,6 @@ class ValkeyStore:
                 "set `appendonly yes` and `appendfsync always` there",
                 self._address,
             )
-
-    async def _row(self, user_id: str) -> bytes | None:
-        with self._translate_errors():
-            return (await self._rows([user_id]))[0]
 
     async def _rows(self, user_ids: Sequence[str]) -> list[bytes | None]:
         return cast("list[bytes | None]", await self._client.mget([_key(user_id) for user_id in user_ids]))
@@ -185,24 +215,40 @@ class ValkeyStore:
 
     async def _load_once(self, users: Users) -> Users:
         """Merge the users into the store; returns the users whose rows another server changed meanwhile."""
-        with self._translate_errors():
-            rows = await self._rows([user_id for user_id, _ in users])
         swaps: list[_Swap] = []
         attempted: list[tuple[str, History]] = []
-        for (user_id, added), row in zip(users, rows, strict=True):
-            new_row = loaded_row(row, added, self._limit, _new_revision())
+        for (user_id, added), stored in zip(users, await self._stored([user_id for user_id, _ in users]), strict=True):
+            new_row = loaded_row(stored.row, added, self._limit, _new_revision(), stored.erased_ms)
             if new_row is not None:
                 attempted.append((user_id, added))
-                swaps.append((user_id, row, new_row, erasure_mark(user_id)))
+                swaps.append((user_id, stored, new_row))
         done = await self._swap(swaps)
         return [user for user, replaced in zip(attempted, done, strict=True) if not replaced]
+
+    async def _stored(self, user_ids: Sequence[str]) -> list[_Stored]:
+        with self._translate_errors():
+            marks = [await self._mark(user_id) for user_id in user_ids]
+            async with self._client.pipeline(transaction=True) as pipe:
+                pipe.mget([_key(user_id) for user_id in user_ids])
+                pipe.hmget(_ERASURES, cast("list[str]", marks))
+                rows, erasures = await pipe.execute()
+        return [_Stored(row, mark, erased or b"") for row, mark, erased in zip(rows, marks, erasures, strict=True)]
+
+    async def _mark(self, user_id: str) -> bytes:
+        """The erasure mark of a user, under the key that all servers of this store share."""
+        if not self._erasure_key:
+            await self._client.set(_ERASURE_KEY, new_erasure_key(), nx=True)
+            self._erasure_key = cast("bytes", await self._client.get(_ERASURE_KEY))
+        return erasure_mark(self._erasure_key, user_id)
 
     async def _swap(self, swaps: Sequence[_Swap]) -> list[bool]:
         """Replace each row that has not changed since it was read. False in the result: changed, so try again."""
         if not swaps:
             return []
-        keys = [_ERASED, *(_key(user_id) for user_id, *_ in swaps)]
-        arguments = [part for _, row, new_row, mark in swaps for part in (_revision_bytes(row), new_row, mark)]
+        keys = [_ERASURES, *(_key(user_id) for user_id, *_ in swaps)]
+        arguments = [
+            part for _, stored, row in swaps for part in (_revision_bytes(stored.row), row, stored.mark, stored.erased)
+        ]
         with self._translate_errors():
             return [bool(replaced) for replaced in await self._replace(keys=keys, args=arguments)]
 

@@ -3,6 +3,7 @@
 SegrecError
 ├── InvalidArgument      INVALID_ARGUMENT     a field of the request is invalid; `field` names it
 ├── NotFound             NOT_FOUND            something that the request names does not exist
+├── Erased               FAILED_PRECONDITION  an event is from before its user was erased
 ├── NoRelease            UNAVAILABLE          no release is active yet
 ├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; the pipeline falls back if it can
 │   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
@@ -46,6 +47,13 @@ class NotFound(SegrecError):
 
     code = "NOT_FOUND"
     reason = "NOT_FOUND"
+
+
+class Erased(SegrecError):
+    """An event is from before its user was erased."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "ERASED"
 
 
 class NoRelease(SegrecError):

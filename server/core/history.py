@@ -2,16 +2,18 @@
 
 A row has a header, then five numbers of eight bytes per event, oldest event first (timestamp, value, hash of the item
 id, hash of the action, key), then all item ids and all actions as text. The encoder needs only the numbers: the newest
-events are one slice of the row, and the text is not split.
+events are one slice of the row, and the text is not split. The header has a checksum of all the rest, which is compared
+whenever a row is read.
 """
 
 import hashlib
-import math
 import struct
+import zlib
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +22,19 @@ ID_MAX_BYTES = 256
 """Longest user, item or event id, in UTF-8 bytes."""
 
 _SEPARATOR = "\0"
-_HEADER = struct.Struct("<BxxxIQII")  # version, event count, revision, bytes of the item ids, bytes of the actions
+_HEADER = struct.Struct("<BxxxIQQII")  # version, event count, revision, origin, bytes of the item ids, of the actions
+_CHECKSUM = struct.Struct("<Q")  # after the header
+_START = _HEADER.size + _CHECKSUM.size
 _UINT64 = np.dtype("<u8")
-_DOUBLE, _BITS = struct.Struct("<d"), struct.Struct("<Q")
-ROW_VERSION = 1
+ROW_VERSION = 2
 """Version of the packed row. A store also keeps this version itself, so that an old store is refused as a whole."""
 
 
 _UINT64_MASK = (1 << 64) - 1
-_ACTION, _VALUE, _TIMESTAMP, _REPEAT = 0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0xFF51AFD7ED558CCD, 0xD6E8FEB86659FD93
+_ACTION, _TIMESTAMP, _REPEAT = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD, 0xD6E8FEB86659FD93
 """Odd multipliers: events that differ in only one part always have different keys."""
+_REPEAT_INVERSE = pow(_REPEAT, -1, 1 << 64)
+_REPEATS_MAX = 1 << 32
 
 
 def text_hash(text: str) -> int:
@@ -40,21 +45,18 @@ def text_hash(text: str) -> int:
 _action_hash = lru_cache(maxsize=1024)(text_hash)
 
 
-def event_keys(
-    item_hashes: NDArray[np.uint64],
-    action_hashes: NDArray[np.uint64],
-    values: NDArray[np.float64],
-    timestamps: NDArray[np.int64],
-    repeats: NDArray[np.uint64],
+def content_keys(
+    item_hashes: NDArray[np.uint64], action_hashes: NDArray[np.uint64], timestamps: NDArray[np.int64]
 ) -> NDArray[np.uint64]:
-    """`Event.key` of n events without event ids, (n,), from the `text_hash` of their items and actions.
-
-    `repeats` is the number of equal events before each event; it gives equal events of a log different keys.
-    """
-    bits = np.where(np.isnan(values), np.nan, values + 0.0).view(np.uint64)
-    mixed: NDArray[np.uint64] = item_hashes + action_hashes * np.uint64(_ACTION) + bits * np.uint64(_VALUE)
-    mixed += timestamps.view(np.uint64) * np.uint64(_TIMESTAMP) + repeats * np.uint64(_REPEAT)
+    """`Event.content_key` of n events, (n,), from the `text_hash` of their items and actions."""
+    mixed: NDArray[np.uint64] = item_hashes + action_hashes * np.uint64(_ACTION)
+    mixed += timestamps.view(np.uint64) * np.uint64(_TIMESTAMP)
     return mixed
+
+
+def repeated_keys(contents: NDArray[np.uint64], repeats: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Keys of n events without event ids, (n,): `repeats` is the number of equal events of the log before each."""
+    return contents + repeats * np.uint64(_REPEAT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ class Event:
 
     `value` is the raw number of the log (a price, a rating, a quantity), NaN without one. `timestamp` is in
     milliseconds since the epoch, UTC; in a log without a clock it is the number of the row. Events with the same
-    `event_id` are duplicates; with an empty one, events with equal fields are.
+    `event_id` are duplicates; where one of two has none, those with the same item, action and timestamp are.
     """
 
     item_id: str
@@ -73,13 +75,14 @@ class Event:
     event_id: str = ""
 
     def key(self) -> int:
-        """64-bit key; a second event with the same key is a duplicate."""
-        if self.event_id:
-            return text_hash(self.event_id)
-        value = math.nan if math.isnan(self.value) else self.value + 0.0
-        bits: int = _BITS.unpack(_DOUBLE.pack(value))[0]
-        mixed = text_hash(self.item_id) + _action_hash(self.action) * _ACTION + bits * _VALUE
-        return (mixed + self.timestamp * _TIMESTAMP) & _UINT64_MASK
+        """64-bit key: of the event id, or of the content without one."""
+        return text_hash(self.event_id) if self.event_id else self.content_key()
+
+    def content_key(self) -> int:
+        """64-bit key of item, action and timestamp. The value has no part in it: cleaning of a log may change it."""
+        return (
+            text_hash(self.item_id) + _action_hash(self.action) * _ACTION + self.timestamp * _TIMESTAMP
+        ) & _UINT64_MASK
 
 
 TIMESTAMP, VALUE, ITEM_HASH, ACTION_HASH, KEY = range(5)
@@ -99,21 +102,24 @@ class History:
 
     `values` are float64 (n,), NaN for an event without value; `timestamps` int64 (n,), milliseconds; `item_hashes` and
     `action_hashes` uint64 (n,), see `text_hash`; `keys` uint64 (n,), see `Event.key`. `revision` changes with every
-    write to the history and is never used twice for a user; 0 means that nothing is stored.
+    write to the history and is never used twice for a user; 0 means that nothing is stored. `origin` is the revision of
+    the first write: a user who was erased and comes back has another.
     """
 
-    __slots__ = ("_count", "_item_bytes", "revision", "row")
+    __slots__ = ("_count", "_item_bytes", "origin", "revision", "row")
 
     def __init__(self, row: bytes) -> None:
         """Read a packed row. Raises `ValueError` for a damaged row or a row of another version."""
-        if len(row) < _HEADER.size:
+        if len(row) < _START:
             raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
-        version, self._count, self.revision, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
+        version, self._count, self.revision, self.origin, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
         if version != ROW_VERSION:
             raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
-        size = _HEADER.size + _EVENT_BYTES * self._count + self._item_bytes + action_bytes
+        size = _START + _EVENT_BYTES * self._count + self._item_bytes + action_bytes
         if len(row) != size:
             raise ValueError(f"history row has {len(row)} bytes, not the {size} of its {self._count} events")
+        if _checksum(row[: _HEADER.size], memoryview(row)[_START:]) != _CHECKSUM.unpack_from(row, _HEADER.size)[0]:
+            raise ValueError("history row does not have the checksum in its header")
         self.row = row
 
     @classmethod
@@ -123,32 +129,41 @@ class History:
         actions: Sequence[str],
         columns: Sequence[NDArray[np.generic]],
         revision: int = 0,
+        origin: int = 0,
     ) -> Self:
         """A history of n events in time order; `columns` has the five columns of `COLUMN_TYPES`, (n,) each.
 
-        Raises `ValueError` for an id or action that contains NUL.
+        Without `origin` the revision is the first one. Raises `ValueError` for an id or action that contains NUL.
         """
         count = len(item_ids)
         item_text, action_text = _SEPARATOR.join(item_ids).encode(), _SEPARATOR.join(actions).encode()
         if count and not item_text.count(0) == action_text.count(0) == count - 1:
             raise ValueError("item ids and actions must not contain the character NUL")
-        header = _HEADER.pack(ROW_VERSION, count, revision, len(item_text), len(action_text))
         events = np.empty((count, len(COLUMN_TYPES)), _UINT64)
         for position, (column, dtype) in enumerate(zip(columns, COLUMN_TYPES, strict=True)):
             events[:, position] = column.astype(dtype, copy=False).view(_UINT64)
-        return cls(b"".join((header, events.tobytes(), item_text, action_text)))
+        body = b"".join((events.tobytes(), item_text, action_text))
+        return cls._packed(count, revision, origin or revision, len(item_text), len(action_text), body)
+
+    @classmethod
+    def _packed(cls, count: int, revision: int, origin: int, item_bytes: int, action_bytes: int, body: bytes) -> Self:
+        history = cls.__new__(cls)
+        header = _HEADER.pack(ROW_VERSION, count, revision, origin, item_bytes, action_bytes)
+        history._count, history.revision, history.origin, history._item_bytes = count, revision, origin, item_bytes
+        history.row = header + _CHECKSUM.pack(_checksum(header, body)) + body
+        return history
 
     def __len__(self) -> int:
         return int(self._count)
 
     @property
     def item_ids(self) -> list[str]:
-        start = _HEADER.size + _EVENT_BYTES * self._count
+        start = _START + _EVENT_BYTES * self._count
         return _texts(self.row[start : start + self._item_bytes], self._count)
 
     @property
     def actions(self) -> list[str]:
-        return _texts(self.row[_HEADER.size + _EVENT_BYTES * self._count + self._item_bytes :], self._count)
+        return _texts(self.row[_START + _EVENT_BYTES * self._count + self._item_bytes :], self._count)
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
@@ -175,9 +190,13 @@ class History:
         """`Event.key` of the events (n,)."""
         return column_of(self.newest(self._count), KEY)
 
+    def content_keys(self) -> NDArray[np.uint64]:
+        """`Event.content_key` of the events (n,)."""
+        return content_keys(self.item_hashes, self.action_hashes, self.timestamps)
+
     def newest(self, count: int) -> bytes:
         """The numbers of the newest `count` events as bytes, oldest event first, for `column_of`."""
-        end = _HEADER.size + _EVENT_BYTES * self._count
+        end = _START + _EVENT_BYTES * self._count
         return self.row[end - _EVENT_BYTES * min(count, self._count) : end]
 
     def count_with_ties(self, count: int) -> int:
@@ -185,7 +204,7 @@ class History:
         if count >= self._count:
             return int(self._count)
         # Two adjacent time stamps, at the start of each event's bytes, are compared without a NumPy call.
-        edge = _HEADER.size + _EVENT_BYTES * (self._count - count)
+        edge = _START + _EVENT_BYTES * (self._count - count)
         if self.row[edge : edge + 8] != self.row[edge - _EVENT_BYTES : edge - _EVENT_BYTES + 8]:
             return count
         timestamps = self.timestamps
@@ -200,14 +219,21 @@ class History:
         """The newest `limit` events."""
         if self._count <= limit:
             return self
-        columns = _columns(self)
-        return _select(self.item_ids, self.actions, columns, _newest_places(columns, limit), self.revision)
+        return _select(self, _newest_places(_columns(self), limit))
+
+    def since(self, timestamp: int) -> "History":
+        """The events at `timestamp` (milliseconds) and later."""
+        start = int(np.searchsorted(self.timestamps, timestamp)) if self._count else 0
+        return _select(self, np.arange(start, self._count)) if start else self
 
     def with_revision(self, revision: int) -> "History":
-        """The same events with another revision."""
-        header = list(_HEADER.unpack_from(self.row))
-        header[2] = revision
-        return History(_HEADER.pack(*header) + self.row[_HEADER.size :])
+        """The same events with another revision; it is the first one of a history that was not stored yet."""
+        _, count, _, origin, item_bytes, action_bytes = _HEADER.unpack_from(self.row)
+        return History._packed(count, revision, origin or revision, item_bytes, action_bytes, self.row[_START:])
+
+
+def _checksum(header: bytes, body: "bytes | memoryview") -> int:
+    return zlib.crc32(body, zlib.crc32(header))
 
 
 def _texts(joined: bytes, count: int) -> list[str]:
@@ -234,46 +260,104 @@ def history_of(events: Iterable[Event], revision: int = 0) -> History:
     )
 
 
-def merge(history: History, events: Sequence[Event], limit: int, revision: int) -> tuple[History, int]:
+class Merged(NamedTuple):
+    """What became of events that were added to a history. The others were older than all that is kept."""
+
+    history: History
+    stored_count: int
+    duplicate_count: int
+
+
+def merge(history: History, events: Sequence[Event], limit: int, revision: int) -> Merged:
     """Add events to a history, keeping the newest `limit`.
 
-    Returns the new history and the number of duplicates among `events` (by `Event.key`). When all are duplicates, the
-    history is returned unchanged, with its revision.
+    An event without event id is a duplicate of any event with the same content. An event with one takes the place of an
+    event of the same content that has none, which came from a log, and counts as its duplicate. A history to which
+    nothing is added is returned unchanged, with its revision.
     """
-    known = set(history.keys.tolist())
+    keys, contents = history.keys, history.content_keys()
+    known_keys, known_contents = set(keys.tolist()), set(contents.tolist())
     fresh: list[Event] = []
+    named = False
     for event in events:
-        key = event.key()
-        if key not in known:
-            known.add(key)
-            fresh.append(event)
+        key, content = event.key(), event.content_key()
+        if key in known_keys:
+            continue
+        known_keys.add(key)
+        if content in known_contents:
+            if not event.event_id or _name_fresh(fresh, event):
+                continue
+            if (place := _without_id(keys, contents, content)) is not None:
+                keys = keys.copy()
+                keys[place] = key
+                named = True
+                continue
+        known_contents.add(content)
+        fresh.append(event)
     duplicate_count = len(events) - len(fresh)
-    if not fresh:
-        return history, duplicate_count
-    return _joined(history, history_of(fresh), limit, revision), duplicate_count
+    if not fresh and not named:
+        return Merged(history, 0, duplicate_count)
+    columns = _columns(history)
+    columns[KEY] = keys
+    joined, stored_count = _joined(history, columns, history_of(fresh), limit, revision)
+    return Merged(joined if stored_count or named else history, stored_count, duplicate_count)
+
+
+def _name_fresh(fresh: list[Event], event: Event) -> bool:
+    """Give the id of `event` to an event of the same content without one."""
+    for place, other in enumerate(fresh):
+        if not other.event_id and other.content_key() == event.content_key():
+            fresh[place] = replace(other, event_id=event.event_id)
+            return True
+    return False
+
+
+def _without_id(keys: NDArray[np.uint64], contents: NDArray[np.uint64], content: int) -> int | None:
+    """The place of an event with this content and without event id, whose key is one of `repeated_keys`."""
+    places = np.flatnonzero(contents == np.uint64(content))
+    repeats = (keys[places] - contents[places]) * np.uint64(_REPEAT_INVERSE)
+    unnamed = places[repeats < _REPEATS_MAX]
+    return int(unnamed[0]) if len(unnamed) else None
 
 
 def merge_histories(history: History, added: History, limit: int, revision: int) -> History:
-    """Add the events of `added`, whose keys are distinct, to a history, keeping the newest `limit`.
+    """Add the events of `added`, which have no event ids, to a history, keeping the newest `limit`.
 
-    When all are duplicates, the history is returned unchanged, with its revision.
+    Of an event that occurs n times in `added` and m times in `history`, the larger number is kept. A history to which
+    nothing is added is returned unchanged, with its revision.
     """
-    fresh = np.isin(added.keys, history.keys, invert=True, kind="sort")
+    contents = added.content_keys()
+    fresh = np.isin(contents, history.content_keys(), invert=True, kind="sort")
+    if not fresh.all() and not np.array_equal(contents, added.keys):  # equal events in the log: compare numbers
+        known_keys, remaining = set(history.keys.tolist()), Counter(history.content_keys().tolist())
+        for place, (key, content) in enumerate(zip(added.keys.tolist(), contents.tolist(), strict=True)):
+            fresh[place] = key not in known_keys and remaining[content] <= 0
+            remaining[content] -= 1
     if not fresh.any():
         return history
-    if not fresh.all():
-        added = _select(added.item_ids, added.actions, _columns(added), np.flatnonzero(fresh), added.revision)
-    return _joined(history, added, limit, revision)
+    joined, stored_count = _joined(history, _columns(history), _select(added, np.flatnonzero(fresh)), limit, revision)
+    return joined if stored_count else history
 
 
 def _columns(history: History) -> list[NDArray[np.generic]]:
     return [history.timestamps, history.values, history.item_hashes, history.action_hashes, history.keys]
 
 
-def _joined(older: History, newer: History, limit: int, revision: int) -> History:
-    columns = [np.concatenate(pair) for pair in zip(_columns(older), _columns(newer), strict=True)]
-    newest = _newest_places(columns, limit)
-    return _select(older.item_ids + newer.item_ids, older.actions + newer.actions, columns, newest, revision)
+def _joined(
+    older: History, older_columns: Sequence[NDArray[np.generic]], newer: History, limit: int, revision: int
+) -> tuple[History, int]:
+    """The newest `limit` events of two histories, and how many of them are of `newer`."""
+    columns = [np.concatenate(pair) for pair in zip(older_columns, _columns(newer), strict=True)]
+    places = _newest_places(columns, limit)
+    item_ids, actions = older.item_ids + newer.item_ids, older.actions + newer.actions
+    joined = History.of(
+        [item_ids[i] for i in places.tolist()],
+        [actions[i] for i in places.tolist()],
+        [column[places] for column in columns],
+        revision,
+        older.origin,
+    )
+    return joined, int((places >= len(older)).sum())
 
 
 def _newest_places(columns: Sequence[NDArray[np.generic]], limit: int) -> NDArray[np.intp]:
@@ -289,19 +373,19 @@ def _newest_places(columns: Sequence[NDArray[np.generic]], limit: int) -> NDArra
     return order[np.isin(order, np.lexsort(sort_columns)[-limit:])]
 
 
-def _select(
-    item_ids: list[str],
-    actions: list[str],
-    columns: Sequence[NDArray[np.generic]],
-    rows: NDArray[np.intp],
-    revision: int,
-) -> History:
-    places = rows.tolist()
+def _select(history: History, places: NDArray[np.intp]) -> History:
+    item_ids, actions, chosen = history.item_ids, history.actions, places.tolist()
     return History.of(
-        [item_ids[i] for i in places], [actions[i] for i in places], [column[rows] for column in columns], revision
+        [item_ids[i] for i in chosen],
+        [actions[i] for i in chosen],
+        [column[places] for column in _columns(history)],
+        history.revision,
+        history.origin,
     )
 
 
 def event_count_of(row: bytes) -> int:
-    """The number of events of a row, from its header; 0 for a row without a whole header."""
-    return int(_HEADER.unpack_from(row)[1]) if len(row) >= _HEADER.size else 0
+    """The number of events of a row, from its header; for a damaged row at most the number that it has room for."""
+    if len(row) < _START:
+        return 0
+    return min(int(_HEADER.unpack_from(row)[1]), (len(row) - _START) // _EVENT_BYTES)

@@ -6,7 +6,7 @@ from pathlib import Path
 from time import monotonic
 
 from server import tracing
-from server.adapters.ports import HistoryStore, LoadProgress
+from server.adapters.ports import HistoryStore, LoadProgress, Recorded
 from server.core.history import Event, History
 from server.monitoring.metrics import Metrics
 
@@ -35,7 +35,7 @@ class ObservedStore:
         with self._timed("get_many"):
             return await self._store.get_many(user_ids)
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
+    async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         with self._timed("record"):
             return await self._store.record(user_id, events)
 

@@ -5,7 +5,7 @@ import asyncio
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import event_service_pb2_grpc
 
-from server.core.errors import InvalidArgument, SegrecError
+from server.core.errors import Erased, InvalidArgument, SegrecError
 from server.core.history import Event
 from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
@@ -52,6 +52,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         response.refused.sort(key=lambda refused: refused.index)
         self._metrics.events.labels("stored").inc(response.stored_count)
         self._metrics.events.labels("duplicate").inc(response.duplicate_count)
+        self._metrics.events.labels("too_old").inc(response.too_old_count)
         self._metrics.events.labels("refused").inc(len(response.refused))
         return response
 
@@ -59,13 +60,24 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse, seconds: float
     ) -> None:
         try:
-            stored, duplicates = await self._pipeline.record(user_id, [event for _, event in events], seconds)
+            recorded = await self._pipeline.record(user_id, [event for _, event in events], seconds)
         except SegrecError as error:
             for index, _ in events:
                 _refuse(response, index, error)
             return
-        response.stored_count += stored
-        response.duplicate_count += duplicates
+        response.stored_count += recorded.stored
+        response.duplicate_count += recorded.duplicates
+        response.too_old_count += recorded.too_old
+        for place in recorded.erased:
+            index = events[place][0]
+            _refuse(
+                response,
+                index,
+                Erased(
+                    "the event is from before its user was erased; record only what the user did since then",
+                    f"events[{index}].event.timestamp",
+                ),
+            )
 
     async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
         user_id = checked_id(request.user_id, "user_id")

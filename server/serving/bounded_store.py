@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import ParamSpec, TypeVar
 
-from server.adapters.ports import HistoryStore
+from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History
 from server.serving.breaker import TRIAL_SECONDS, Breaker
@@ -37,7 +37,7 @@ class BoundedStore:
         """See `HistoryStore.get_many`."""
         return await self._ask(seconds, self._store.get_many, user_ids)
 
-    async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> tuple[int, int]:
+    async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> Recorded:
         """See `HistoryStore.record`."""
         return await self._ask(seconds, self._store.record, user_id, events)
 

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TypeVar
 
 from server import tracing
-from server.adapters.ports import HistoryStore
+from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.history import EMPTY, Event, History
 from server.core.ranking import Query, Ranked, Subject, past_events, rank
@@ -218,8 +218,8 @@ class Pipeline:
                 return _rank(release, query, answers)
             return await self._in_thread(_rank, release, query, answers)
 
-    async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> tuple[int, int]:
-        """Store a user's events durably within `seconds`; returns (stored, duplicates). Raises `StoreUnavailable`."""
+    async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> Recorded:
+        """Store a user's events durably within `seconds`. Raises `StoreUnavailable` and `Overloaded`."""
         return await self._store.record(user_id, events, seconds)
 
     async def history(self, user_id: str, seconds: float) -> History:

@@ -11,16 +11,24 @@ import pytest
 
 from server.adapters import bulk_load
 from server.adapters.lmdb_store import LmdbStore
-from server.adapters.ports import HistoryStore
+from server.adapters.lmdb_writer import Operation
+from server.adapters.ports import HistoryStore, Recorded
 from server.adapters.valkey_store import ValkeyStore
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import EMPTY, Event, History
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
+from tests.support.ticking import Clock
 
 LIMIT = 5
 LONGEST = "é" * 128  # 256 bytes
 Open = Callable[[int], Awaitable[HistoryStore]]
+
+
+@pytest.fixture
+def now() -> Clock:
+    """The clock of all stores of a test, in seconds since the epoch."""
+    return Clock(0.0)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 
 @pytest.fixture(params=["lmdb", "valkey", "memory"])
-async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Open]:
+async def open_store(request: pytest.FixtureRequest, tmp_path: Path, now: Clock) -> AsyncIterator[Open]:
     """Opens stores with the history limit given; each on data of its own, empty."""
     opened: list[HistoryStore] = []
     valkey = request.getfixturevalue("redis_server") if request.param == "valkey" else None
@@ -40,13 +48,13 @@ async def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIte
     async def open_(limit: int) -> HistoryStore:
         store: HistoryStore
         if valkey is not None:
-            connected = await ValkeyStore.connect(valkey.url, limit)
+            connected = await ValkeyStore.connect(valkey.url, limit, now)
             await connected._client.flushall()
             store = connected
         elif request.param == "lmdb":
-            store = LmdbStore.open(tmp_path / f"store-{len(opened)}", limit)
+            store = LmdbStore.open(tmp_path / f"store-{len(opened)}", limit, clock=now)
         else:
-            store = MemoryStore(limit)
+            store = MemoryStore(limit, now)
         opened.append(store)
         return store
 
@@ -90,13 +98,13 @@ def contents(history: History) -> tuple[list[str], list[str], list[float], list[
 async def test_an_unknown_user_has_an_empty_history(store: HistoryStore) -> None:
     assert await store.get("nobody") == EMPTY
     assert await store.erase("nobody") == 0
-    assert await store.record("nobody", []) == (0, 0)
+    assert await store.record("nobody", []) == Recorded(0, 0)
     assert (await store.get("nobody")).revision == 0
 
 
 async def test_events_are_returned_unchanged_and_in_time_order(store: HistoryStore) -> None:
-    assert await store.record("u", [view(3), view(1)]) == (2, 0)
-    assert await store.record("u", [Event("item-2", "购买", 2.5, 2000)]) == (1, 0)
+    assert await store.record("u", [view(3), view(1)]) == Recorded(2, 0)
+    assert await store.record("u", [Event("item-2", "购买", 2.5, 2000)]) == Recorded(1, 0)
     expected = ["item-1", "item-2", "item-3"], ["view", "购买", "view"], [1.0, 2.5, 3.0], [1000, 2000, 3000]
     assert contents(await store.get("u")) == expected
     assert contents((await whole(store, ["u"]))[0]) == expected
@@ -104,7 +112,7 @@ async def test_events_are_returned_unchanged_and_in_time_order(store: HistorySto
 
 async def test_only_the_newest_events_are_kept(store: HistoryStore) -> None:
     for number in (7, 1, 4, 2, 6, 3, 5):
-        assert await store.record("u", [view(number)]) == (1, 0)
+        assert await store.record("u", [view(number)]) == Recorded(1, 0)
     assert (await store.get("u")).timestamps.tolist() == [3000, 4000, 5000, 6000, 7000]
     await store.record("v", [view(number) for number in range(20)])
     assert (await store.get("v")).timestamps.tolist() == [15000, 16000, 17000, 18000, 19000]
@@ -113,16 +121,16 @@ async def test_only_the_newest_events_are_kept(store: HistoryStore) -> None:
 async def test_recording_again_changes_nothing(store: HistoryStore) -> None:
     await store.record("u", [view(1), view(2)])
     before = await store.get("u")
-    assert await store.record("u", [view(1), view(2)]) == (0, 2)
-    assert await store.record("u", [view(2), view(3), view(3)]) == (1, 2)
+    assert await store.record("u", [view(1), view(2)]) == Recorded(0, 2)
+    assert await store.record("u", [view(2), view(3), view(3)]) == Recorded(1, 2)
     assert before.revision != (await store.get("u")).revision
     assert (await store.get("u")).timestamps.tolist() == [1000, 2000, 3000]
 
 
 async def test_events_with_the_same_event_id_are_duplicates(store: HistoryStore) -> None:
     twice = [Event("a", "view", 1.0, 5, "first"), Event("a", "view", 1.0, 5, "second")]
-    assert await store.record("u", twice) == (2, 0)
-    assert await store.record("u", [Event("b", "cart", 2.0, 6, "first")]) == (0, 1)
+    assert await store.record("u", twice) == Recorded(2, 0)
+    assert await store.record("u", [Event("b", "cart", 2.0, 6, "first")]) == Recorded(0, 1)
     assert list((await store.get("u")).item_ids) == ["a", "a"]
 
 
@@ -152,7 +160,37 @@ async def test_erasing_a_user_removes_all_events_of_this_user_only(store: Histor
     assert await store.get("u") == EMPTY
     assert await store.erase("u") == 0
     assert len(await store.get("v")) == 1
-    assert await store.record("u", [view(1)]) == (1, 0)
+    assert await store.record("u", [view(1)]) == Recorded(1, 0)
+
+
+async def test_events_from_before_an_erasure_are_refused_by_their_place(store: HistoryStore, now: Clock) -> None:
+    now.now = 5.0
+    await store.erase("u")
+    await store.record("v", [view(1)])
+    sent = [view(4), view(6), view(5), view(3), view(6)]
+    assert await store.record("u", sent) == Recorded(2, 1, 0, (0, 3))
+    assert (await store.get("u")).timestamps.tolist() == [5000, 6000]
+    now.now = 7.0
+    assert await store.erase("u") == 2
+    assert await store.record("u", [view(6)]) == Recorded(0, 0, 0, (0,))
+    assert await store.get("u") == EMPTY
+
+
+async def test_an_event_older_than_all_that_is_kept_is_counted_and_changes_nothing(store: HistoryStore) -> None:
+    assert await store.record("u", [view(n) for n in range(3, 11)]) == Recorded(5, 0, 3)
+    before = (await store.get("u")).revision
+    assert await store.record("u", [view(2), view(10)]) == Recorded(0, 1, 1)
+    assert (await store.get("u")).revision == before
+
+
+async def test_a_user_who_comes_back_has_another_origin(store: HistoryStore) -> None:
+    await store.record("u", [view(1)])
+    first = await store.get("u")
+    await store.record("u", [view(2)])
+    assert (await store.get("u")).origin == first.origin
+    await store.erase("u")
+    await store.record("u", [view(3)])
+    assert (await store.get("u")).origin != first.origin
 
 
 @pytest.mark.parametrize("user_id", ["用户-1", "a b", "Ünï🙂", "x" * 256, LONGEST, "segrec:h:u", "'; --"])
@@ -166,7 +204,7 @@ async def test_any_id_of_up_to_256_bytes_is_a_valid_user_and_item_id(store: Hist
 async def test_values_may_be_missing_or_extreme(store: HistoryStore) -> None:
     values = [math.nan, -1e308, 5e-324, 0.1]
     await store.record("u", [Event("a", "view", value, number) for number, value in enumerate(values)])
-    assert await store.record("u", [Event("a", "view", math.nan, 0)]) == (0, 1)
+    assert await store.record("u", [Event("a", "view", math.nan, 0)]) == Recorded(0, 1)
     stored = (await store.get("u")).values.tolist()
     assert math.isnan(stored[0])
     assert stored[1:] == values[1:]
@@ -186,9 +224,9 @@ async def test_concurrent_records_lose_nothing(open_store: Open) -> None:
     store = await open_store(1000)
     counts = await asyncio.gather(*(store.record("u", [view(n), view(n + 1)]) for n in range(100)))
     others = await asyncio.gather(*(store.record(f"v{n}", [view(n)]) for n in range(100)))
-    assert sum(stored for stored, _ in counts) == 101
+    assert sum(recorded.stored for recorded in counts) == 101
     assert (await store.get("u")).timestamps.tolist() == [n * 1000 for n in range(101)]
-    assert others == [(1, 0)] * 100
+    assert others == [Recorded(1)] * 100
 
 
 async def test_a_bulk_load_fills_the_store_once(store: HistoryStore, tmp_path: Path) -> None:
@@ -204,7 +242,7 @@ async def test_a_bulk_load_fills_the_store_once(store: HistoryStore, tmp_path: P
     assert revision > 0
     assert await store.bulk_load(log, ignore) == 0
     assert (await store.get("ann")).revision == revision
-    assert await store.record("bob", [view(1)]) == (0, 1)
+    assert await store.record("bob", [view(1)]) == Recorded(0, 1)
 
 
 async def test_a_bulk_load_and_recorded_events_merge(store: HistoryStore, tmp_path: Path) -> None:
@@ -220,7 +258,7 @@ async def test_a_bulk_load_and_recorded_events_merge(store: HistoryStore, tmp_pa
 
 
 async def test_an_interrupted_bulk_load_is_repeated_from_the_start(
-    store: HistoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: HistoryStore, now: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bulk_load, "CHUNK_ROWS", 4)
     log = write_log(tmp_path / "events.parquet", [(f"u{n // 3:02}", view(n % 3)) for n in range(60)])
@@ -234,10 +272,11 @@ async def test_an_interrupted_bulk_load_is_repeated_from_the_start(
     assert len(await store.get("u00")) == 3
     assert len(await store.get("u19")) == 0
     await store.record("u00", [view(7)])
+    now.now = 1.5
     await store.erase("u01")
     assert await store.bulk_load(log, ignore) == 20
     assert (await store.get("u00")).timestamps.tolist() == [0, 1000, 2000, 7000]
-    assert await store.get("u01") == EMPTY, "a bulk load brought an erased user back"
+    assert (await store.get("u01")).timestamps.tolist() == [2000], "a bulk load brought an erased user back"
     everyone = await whole(store, [f"u{n:02}" for n in range(2, 20)])
     assert [history.timestamps.tolist() for history in everyone] == [[0, 1000, 2000]] * 18
 
@@ -260,7 +299,32 @@ async def test_equal_events_of_a_log_are_all_kept(store: HistoryStore, tmp_path:
     log = write_log(tmp_path / "events.parquet", [("u", view(1)), ("u", view(1)), ("u", view(1)), ("v", view(1))])
     await store.bulk_load(log, ignore)
     assert [len(history) for history in await whole(store, ["u", "v"])] == [3, 1]
-    assert await store.record("u", [view(1)]) == (0, 1)
+    assert await store.record("u", [view(1)]) == Recorded(0, 1)
+
+
+async def test_an_event_recorded_with_an_id_and_then_in_a_log_is_stored_once(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    named = [Event("a", "view", 1.0, 1000, "e1"), Event("b", "view", 1.0, 2000, "e2")]
+    await store.record("u", named)
+    cleaned = [("u", Event("a", "view", 0.5, 1000)), ("u", Event("b", "view", math.nan, 2000)), ("u", view(3))]
+    await store.bulk_load(write_log(tmp_path / "events.parquet", cleaned), ignore)
+    assert contents(await store.get("u"))[0] == ["a", "b", "item-3"]
+    assert await store.record("u", [*named, Event("item-3", "view", 3.0, 3000, "e3")]) == Recorded(0, 3)
+    assert len(await store.get("u")) == 3
+
+
+async def test_a_log_with_other_content_is_loaded_though_size_and_footer_are_the_same(
+    store: HistoryStore, tmp_path: Path
+) -> None:
+    logs = [write_log(tmp_path / f"{n}.parquet", [("u", view(5)), ("u", view(n)), ("u", view(9))]) for n in (7, 8)]
+    texts = [log.read_bytes() for log in logs]
+    assert len(texts[0]) == len(texts[1])
+    assert [await store.bulk_load(log, ignore) for log in logs] == [1, 1]
+    copy = tmp_path / "copy.parquet"
+    copy.write_bytes(texts[0])
+    assert await store.bulk_load(copy, ignore) == 0
+    assert (await store.get("u")).timestamps.tolist() == [5000, 7000, 8000, 9000]
 
 
 async def test_a_larger_limit_loads_the_log_again(open_store: Open, tmp_path: Path) -> None:
@@ -298,40 +362,64 @@ async def test_a_closed_store_is_unavailable(store: HistoryStore) -> None:
             await call
 
 
-async def test_a_damaged_history_fails_only_its_own_user(store: HistoryStore, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("place", ["text", "value", "count", "revision", "whole"])
+async def test_a_damaged_history_fails_only_its_own_user(
+    store: HistoryStore, place: str, caplog: pytest.LogCaptureFixture
+) -> None:
     await store.record("secret-id", [view(1)])
     await store.record("fine", [view(1)])
-    await _damage(store, "secret-id")
+    await damage(store, "secret-id", place)
     with pytest.raises(StoreUnavailable, match="EraseUser"):
         await store.get("secret-id")
-    with pytest.raises(StoreUnavailable, match="EraseUser"):
-        await store.record("secret-id", [view(2)])
+    results = await asyncio.gather(
+        *(store.record(user_id, [view(2)]) for user_id in ("fine", "secret-id", "new")), return_exceptions=True
+    )
+    assert [results[0], results[2]] == [Recorded(1), Recorded(1)]
+    assert isinstance(results[1], StoreUnavailable)
     histories = await store.get_many(["secret-id", "fine"] * 20)
-    assert [history if history is None else len(history) for history in histories] == [None, 1] * 20
-    assert await store.record("fine", [view(2)]) == (1, 0)
-    await store.erase("secret-id")
-    assert await store.record("secret-id", [view(2)]) == (1, 0)
+    assert [history if history is None else len(history) for history in histories] == [None, 2] * 20
+    assert 0 <= await store.erase("secret-id") < 1000
+    assert await store.record("secret-id", [view(2)]) == Recorded(1, 0)
     assert any(record.levelno >= logging.ERROR for record in caplog.records)
     assert "secret-id" not in caplog.text
 
 
-async def _damage(store: HistoryStore, user_id: str) -> None:
-    row = b"\x01 not a history, though as long as its header"
+async def test_a_bulk_load_passes_over_a_damaged_history(store: HistoryStore, tmp_path: Path) -> None:
+    await store.record("bad", [view(1)])
+    await damage(store, "bad", "text")
+    log = write_log(tmp_path / "events.parquet", [("bad", view(1)), ("good", view(2))])
+    assert await store.bulk_load(log, ignore) == 2
+    histories = await store.get_many(["bad", "good"])
+    assert [history if history is None else len(history) for history in histories] == [None, 1]
+
+
+async def damage(store: HistoryStore, user_id: str, place: str) -> None:
+    """Change one byte of a stored row (or all of it) behind the store's back."""
+    row = bytearray((await store.get(user_id)).row)
+    if place == "whole":
+        row[:] = b"\x02 not a history, though as long as its header"
+    else:
+        row[{"text": -1, "value": 48, "count": 5, "revision": 8}[place]] ^= 0x80
+    changed = bytes(row)
     if isinstance(store, MemoryStore):
-        store.rows[user_id] = row
+        store.rows[user_id] = changed
     elif isinstance(store, LmdbStore):
-        await store._write(lambda transaction, _: transaction.put(user_id.encode(), row, db=store._histories))
+        await write(store, lambda transaction, _: transaction.put(user_id.encode(), changed, db=store._histories))
     elif isinstance(store, ValkeyStore):
-        await store._client.set(f"segrec:h:{user_id}", row)
+        await store._client.set(f"segrec:h:{user_id}", changed)
+
+
+async def write(store: LmdbStore, operation: Operation[object]) -> None:
+    await store._writer.write(operation, 0)
 
 
 async def test_lmdb_survives_reopening(tmp_path: Path) -> None:
-    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT)
+    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT, clock=Clock(0.0))
     await store.record("u", [view(1)])
     first = await store.get("u")
     await store.erase("u")
     await store.close()
-    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT)
+    store = LmdbStore.open(tmp_path / "deep" / "store", LIMIT, clock=Clock(0.0))
     await store.record("u", [view(1)])
     assert (await store.get("u")).revision > first.revision
     await store.close()
@@ -344,7 +432,7 @@ async def test_a_directory_that_lmdb_cannot_open_gives_a_setup_error(tmp_path: P
     store = LmdbStore.open(tmp_path / "store", LIMIT)
     with pytest.raises(SetupError, match="already open"):
         LmdbStore.open(tmp_path / "store", LIMIT)
-    await store._write(lambda transaction, _: transaction.put(b"format", b"9", db=store._meta))
+    await write(store, lambda transaction, _: transaction.put(b"format", b"9", db=store._meta))
     await store.close()
     with pytest.raises(SetupError, match="format 9"):
         LmdbStore.open(tmp_path / "store", LIMIT)
@@ -378,7 +466,7 @@ async def test_the_error_of_an_absent_valkey_names_its_address(tmp_path: Path) -
         await ValkeyStore.connect(f"redis://me:hidden@127.0.0.1:{server.port}/0", LIMIT)
     assert "hidden" not in str(raised.value)
     server.start()
-    assert await store.record("u", [view(3)]) == (1, 0), "the store did not come back with its server"
+    assert await store.record("u", [view(3)]) == Recorded(1, 0), "the store did not come back with its server"
     await store.close()
     server.kill()
 

@@ -15,6 +15,7 @@ import polars as pl
 import pytest
 
 from server.adapters.lmdb_store import LmdbStore
+from server.adapters.ports import Recorded
 from server.adapters.valkey_store import ValkeyStore
 from server.core.history import Event
 from tests.support.redis_server import RedisServer
@@ -92,7 +93,7 @@ async def test_every_event_that_lmdb_acknowledged_survives(tmp_path: Path) -> No
             history = await store.get(user_id)
             stored = set(zip(history.item_ids, history.timestamps.tolist(), strict=True))
             assert acknowledged[user_id] <= stored, f"round {round_} lost acknowledged events"
-        assert await store.record("ann", [Event("between", "view", 1.0, round_)]) == (1, 0)
+        assert await store.record("ann", [Event("between", "view", 1.0, round_)]) == Recorded(1, 0)
         revisions.add((await store.get("ann")).revision)
         await store.close()
     assert sum(map(len, acknowledged.values())) >= ROUNDS
@@ -121,7 +122,7 @@ async def test_two_processes_may_write_one_lmdb(tmp_path: Path) -> None:
     theirs = [json.loads(process.stdout.readline()) for _ in range(5)]
     revisions = []
     for second in range(50):
-        assert await store.record("ann", [Event("ours", "view", 1.0, second)]) == (1, 0)
+        assert await store.record("ann", [Event("ours", "view", 1.0, second)]) == Recorded(1, 0)
         revisions.append((await store.get("ann")).revision)
     theirs += [json.loads(line) for line in kill_after(process, 5)]
     assert revisions == sorted(set(revisions))

@@ -1,28 +1,32 @@
 """A `HistoryStore` in a dict, for tests of what uses one. It passes the stores' contract tests."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import erasure_mark, loaded_row, read_row, read_row_or_none
-from server.adapters.ports import LoadProgress
+from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.ports import LoadProgress, Recorded
 from server.core.errors import StoreUnavailable
-from server.core.history import Event, History, event_count_of, merge
+from server.core.history import Event, History, event_count_of
 
 
 class MemoryStore:
-    """Set `unavailable` to make every call raise `StoreUnavailable`, and `gate` to make every call wait for it."""
+    """Set `unavailable` to make every call raise `StoreUnavailable`, and `gate` to make every call wait for it.
 
-    def __init__(self, history_limit: int = 1000) -> None:
+    The clock of erasures stands at 1970.
+    """
+
+    def __init__(self, history_limit: int = 1000, clock: Callable[[], float] = lambda: 0.0) -> None:
         self.rows: dict[str, bytes] = {}
         self.unavailable = False
         self.gate: asyncio.Event | None = None
         self.call_count = 0
         self._limit = history_limit
         self._revisions = count(1)
-        self._erased: set[bytes] = set()
+        self._erased_ms: dict[str, int] = {}
+        self._clock = clock
         self._loaded: set[str] = set()
 
     async def get(self, user_id: str) -> History:
@@ -33,16 +37,17 @@ class MemoryStore:
         await self._begin()
         return [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
 
-    async def record(self, user_id: str, events: Sequence[Event]) -> tuple[int, int]:
-        history = await self.get(user_id)
-        merged, duplicates = merge(history, events, self._limit, next(self._revisions))
-        if merged is not history:
-            self.rows[user_id] = merged.row
-        return len(events) - duplicates, duplicates
+    async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
+        await self._begin()
+        row, revision, erased_ms = self.rows.get(user_id), next(self._revisions), self._erased_ms.get(user_id)
+        new_row, recorded = recorded_row(row, events, self._limit, revision, erased_ms)
+        if new_row is not None:
+            self.rows[user_id] = new_row
+        return recorded
 
     async def erase(self, user_id: str) -> int:
         await self._begin()
-        self._erased.add(erasure_mark(user_id))
+        self._erased_ms[user_id] = int(self._clock() * 1000)
         row = self.rows.pop(user_id, None)
         return 0 if row is None else event_count_of(row)
 
@@ -61,8 +66,9 @@ class MemoryStore:
     async def _load_users(self, users: Users) -> None:
         self._check()
         for user_id, added in users:
-            row = loaded_row(self.rows.get(user_id), added, self._limit, next(self._revisions))
-            if row is not None and erasure_mark(user_id) not in self._erased:
+            erased_ms = self._erased_ms.get(user_id)
+            row = loaded_row(self.rows.get(user_id), added, self._limit, next(self._revisions), erased_ms)
+            if row is not None:
                 self.rows[user_id] = row
 
     async def _begin(self) -> None:

@@ -29,6 +29,7 @@ class _Counts:
     read: int = 0
     stored: int = 0
     duplicate: int = 0
+    too_old: int = 0
     refused: int = 0
 
 
@@ -59,6 +60,7 @@ def _send(client: SegrecClient, chunk: list[tuple[int, UserEvent]], counts: _Cou
     response = client.record(event for _, event in chunk)
     counts.stored += response.stored_count
     counts.duplicate += response.duplicate_count
+    counts.too_old += response.too_old_count
     for refused in response.refused:
         status = refused.status
         _refuse(counts, chunk[refused.index][0], status.reason, status.message, as_json=as_json)
@@ -77,21 +79,23 @@ def _refuse(counts: _Counts, number: int, reason: str, message: str, *, as_json:
 def _report(counts: _Counts, *, as_json: bool) -> None:
     if not counts.read:
         return
-    done = counts.stored + counts.duplicate + counts.refused
+    done = counts.stored + counts.duplicate + counts.too_old + counts.refused
     record = {
         "read": counts.read,
         "stored": counts.stored,
         "duplicate": counts.duplicate,
+        "too_old": counts.too_old,
         "refused": counts.refused,
         "not_sent": counts.read - done,
     }
     if as_json:
         print(json_line(record))
         return
+    too_old = f"+ older than what is kept {counts.too_old:,} " if counts.too_old else ""
     rest = f" + not sent {counts.read - done:,}" if counts.read != done else ""
     print(
         f"read {counts.read:,} = stored {counts.stored:,} + already there {counts.duplicate:,} "
-        f"+ refused {counts.refused:,}{rest}"
+        f"{too_old}+ refused {counts.refused:,}{rest}"
     )
 
 

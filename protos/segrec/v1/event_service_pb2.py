@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from segrec.v1 import common_pb2 as segrec_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x16segrec/v1/common.proto\"=\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1f\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.Event\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEvent\"C\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.segrec.v1.RowStatus\"o\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\"F\n\x15GetUserHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"V\n\x16GetUserHistoryResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x1a\n\x12stored_event_count\x18\x02 \x01(\x05\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"/\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x32\xfe\x01\n\x0c\x45ventService\x12O\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\x12U\n\x0eGetUserHistory\x12 .segrec.v1.GetUserHistoryRequest\x1a!.segrec.v1.GetUserHistoryResponse\x12\x46\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x16segrec/v1/common.proto\"=\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1f\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.Event\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEvent\"C\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.segrec.v1.RowStatus\"\x86\x01\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\x12\x15\n\rtoo_old_count\x18\x04 \x01(\x05\"F\n\x15GetUserHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"V\n\x16GetUserHistoryResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x1a\n\x12stored_event_count\x18\x02 \x01(\x05\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"/\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x32\xfe\x01\n\x0c\x45ventService\x12O\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\x12U\n\x0eGetUserHistory\x12 .segrec.v1.GetUserHistoryRequest\x1a!.segrec.v1.GetUserHistoryResponse\x12\x46\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,16 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RECORDEVENTSREQUEST']._serialized_end=190
   _globals['_REFUSEDEVENT']._serialized_start=192
   _globals['_REFUSEDEVENT']._serialized_end=259
-  _globals['_RECORDEVENTSRESPONSE']._serialized_start=261
-  _globals['_RECORDEVENTSRESPONSE']._serialized_end=372
-  _globals['_GETUSERHISTORYREQUEST']._serialized_start=374
-  _globals['_GETUSERHISTORYREQUEST']._serialized_end=444
-  _globals['_GETUSERHISTORYRESPONSE']._serialized_start=446
-  _globals['_GETUSERHISTORYRESPONSE']._serialized_end=532
-  _globals['_ERASEUSERREQUEST']._serialized_start=534
-  _globals['_ERASEUSERREQUEST']._serialized_end=569
-  _globals['_ERASEUSERRESPONSE']._serialized_start=571
-  _globals['_ERASEUSERRESPONSE']._serialized_end=618
-  _globals['_EVENTSERVICE']._serialized_start=621
-  _globals['_EVENTSERVICE']._serialized_end=875
+  _globals['_RECORDEVENTSRESPONSE']._serialized_start=262
+  _globals['_RECORDEVENTSRESPONSE']._serialized_end=396
+  _globals['_GETUSERHISTORYREQUEST']._serialized_start=398
+  _globals['_GETUSERHISTORYREQUEST']._serialized_end=468
+  _globals['_GETUSERHISTORYRESPONSE']._serialized_start=470
+  _globals['_GETUSERHISTORYRESPONSE']._serialized_end=556
+  _globals['_ERASEUSERREQUEST']._serialized_start=558
+  _globals['_ERASEUSERREQUEST']._serialized_end=593
+  _globals['_ERASEUSERRESPONSE']._serialized_start=595
+  _globals['_ERASEUSERRESPONSE']._serialized_end=642
+  _globals['_EVENTSERVICE']._serialized_start=645
+  _globals['_EVENTSERVICE']._serialized_end=899
 # @@protoc_insertion_point(module_scope)
