@@ -16,6 +16,8 @@ import yaml  # type: ignore[import-untyped]
 from server.settings import Settings
 from tests.deploy.support import PORTS, TRITON_PORTS, check_pinned, check_triton, settings_fields
 from tests.support.triton import ROOT
+from training.cli.main import app
+from training.cli.options import parse_days
 
 Object = dict[str, Any]
 OVERLAYS = ("base", "overlays/single-node", "overlays/gpu")
@@ -177,20 +179,51 @@ def test_the_drain_ends_before_the_pod_is_killed() -> None:
 def test_servers_and_training_share_the_owner_of_the_repository() -> None:
     owners = {
         tuple(templates("base")[name]["spec"]["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup"))
-        for name in ("server", "training")
+        for name in ("server", "training", "pruning")
     }
     assert owners == {(10001, 10001, 10001)}
     assert find("base", "PersistentVolumeClaim", "models")["spec"]["accessModes"] == ["ReadWriteMany"]
 
 
-def test_the_training_command_is_one_that_there_is() -> None:
-    from training.cli.main import app
-
-    first, *arguments = container("base", "training")["args"]
+def train_options(name: str) -> tuple[str, dict[str, Any]]:
+    """The sub-command of `segrec-train` in a job, and the values of its options."""
+    first, *arguments = container("base", name)["args"]
     group = typer.main.get_command(app)
     command = group.commands[first]  # type: ignore[attr-defined]
-    context = command.make_context(first, list(arguments))
-    assert str(context.params["repository"]) == server_settings("base")["SEGREC_REPOSITORY"]
+    return first, command.make_context(first, list(arguments)).params
+
+
+def mounted(name: str, path: Path) -> Object:
+    """The volume of a job that holds a file."""
+    [mount] = [mount for mount in container("base", name)["volumeMounts"] if path.is_relative_to(mount["mountPath"])]
+    [volume] = [volume for volume in templates("base")[name]["spec"]["volumes"] if volume["name"] == mount["name"]]
+    assert isinstance(volume, dict)
+    return volume
+
+
+def test_training_reads_the_documented_files_and_signs() -> None:
+    command, options = train_options("training")
+    assert command == "run"
+    assert str(options["repository"]) == server_settings("base")["SEGREC_REPOSITORY"]
+    documented = (ROOT / "deploy/kubernetes/base/storage.yaml").read_text().split("---")[-1]
+    for name in ("events", "config"):
+        assert mounted("training", options[name])["persistentVolumeClaim"]["claimName"] == "data"
+        assert options[name].name in documented
+    secret = mounted("training", options["sign"])["secret"]["secretName"]
+    assert (
+        f"create secret generic {secret} --from-file={options['sign'].name}" in (ROOT / "deploy/README.md").read_text()
+    )
+
+
+def test_what_training_writes_is_pruned() -> None:
+    training, (command, pruning) = train_options("training")[1], train_options("pruning")
+    assert command == "prune"
+    assert (pruning["repository"], pruning["runs"]) == (training["repository"], training["runs"])
+    assert pruning["retain_runs"]
+    assert parse_days(pruning["retention"])
+    assert not pruning["dry_run"]
+    for path in (pruning["runs"], pruning["repository"]):
+        assert mounted("pruning", path)["persistentVolumeClaim"] == mounted("training", path)["persistentVolumeClaim"]
 
 
 def test_the_base_scales_and_the_small_overlay_does_not() -> None:
