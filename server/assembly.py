@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from segrec.v1 import (
 )
 
 from server import tracing
+from server.access.control import AccessControl, AccessFile, is_loopback
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
@@ -42,7 +43,6 @@ from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
-from server.rpc.authorisation import authorisation_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
@@ -96,6 +96,7 @@ async def running(
     config = _triton_config(settings)
     release_key = read_release_key(settings.release_key) if settings.release_key else None
     metrics = Metrics()
+    access = _access(settings, metrics)
     async with AsyncExitStack() as stack:
         if settings.trace_endpoint is not None:
             stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
@@ -130,8 +131,14 @@ async def running(
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
         services = _services(pipeline, releases, metrics, clock, settings, shadow)
-        public = Endpoint(settings, settings.address, services, metrics)
-        models = Endpoint(settings, settings.model_address, [_model_service(promotion, metrics, settings)], metrics)
+        public = Endpoint(settings, settings.address, services, metrics, access(settings.address))
+        models = Endpoint(
+            settings,
+            settings.model_address,
+            [_model_service(promotion, metrics)],
+            metrics,
+            access(settings.model_address),
+        )
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds)
         for endpoint in (models, public):
@@ -182,6 +189,26 @@ def _warn_of_short_histories(releases: ReleaseRegistry, history_limit: int, warn
             release.preprocessing.max_length,
             history_limit,
         )
+
+
+def _access(settings: Settings, metrics: Metrics) -> Callable[[str], AccessControl]:
+    """The access control of an address. Raises `SetupError` when the access file cannot be used."""
+    file = AccessFile(settings.access_file) if settings.access_file is not None else None
+    remote = [address for address in (settings.address, settings.model_address) if not is_loopback(address)]
+    if file is not None and file.callers.has_tokens and settings.tls_certificate is None and remote:
+        log.warning("tokens travel unencrypted to %s: set tls_certificate and tls_key", " and ".join(remote))
+    if file is None and remote:
+        log.warning(
+            "without access_file, callers of other machines may only read%s at %s",
+            " and record" if settings.tls_client_ca is not None else "",
+            " and ".join(remote),
+        )
+
+    def observe(caller: str, outcome: str) -> None:
+        metrics.caller_calls.labels(caller, outcome).inc()
+
+    has_mutual_tls = settings.tls_client_ca is not None
+    return lambda address: AccessControl(file, address, observe, has_mutual_tls=has_mutual_tls)
 
 
 def _embedded_triton(settings: Settings) -> EmbeddedTriton | None:
@@ -252,8 +279,8 @@ def _services(
     ]
 
 
-def _model_service(promotion: Promotion, metrics: Metrics, settings: Settings) -> Service:
-    servicer = ModelServicer(promotion, authorisation_of(settings), metrics.release_stats)
+def _model_service(promotion: Promotion, metrics: Metrics) -> Service:
+    servicer = ModelServicer(promotion, metrics.release_stats)
 
     def add(server: Server) -> None:
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(servicer, server)

@@ -29,6 +29,9 @@ cores are busy with other requests: threads of a pool that wait for each other t
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point. Prints one sentence and exits with 2 for a wrong setting, with 1 when the server cannot start."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["token"]:
+        _token(arguments[1:])
+        return
     try:
         settings = _settings(arguments)
     except ValidationError as error:
@@ -44,6 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logs.configure(settings.log_format, access=settings.access_log)
     try:
         asyncio.run(_serve(settings))
+    except SegrecError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(EXIT_SETUP) from None
+
+
+def _token(arguments: Sequence[str]) -> None:
+    from server.access.new_token import token_command
+
+    try:
+        token_command(arguments)
     except SegrecError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None

@@ -25,8 +25,12 @@ class Settings(BaseSettings):
 
     address: str = Field(default="127.0.0.1:50051", description="HOST:PORT of SegrecService and EventService.")
     model_address: str = Field(default="127.0.0.1:50052", description="HOST:PORT of ModelService; keep it internal.")
-    model_token_file: Path | None = Field(
-        default=None, description="File with the token that callers of SetTraffic and Rollback must send."
+    access_file: Path | None = Field(
+        default=None,
+        description="TOML file with callers, their roles, token hashes and quotas; read again when it changes.",
+    )
+    reflection: bool | None = Field(
+        default=None, description="Answer gRPC reflection; by default only at addresses of loopback."
     )
     release_key: Path | None = Field(
         default=None,

@@ -11,7 +11,7 @@ from typing import Any, Generic, Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_aio_channel, token_metadata
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_aio_channel, token_metadata
 from segrec.errors import SegrecError, StreamStalled, error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
@@ -218,8 +218,9 @@ async def _as_async(user_ids: Iterable[str]) -> AsyncIterator[str]:
 
 
 class _AsyncClient:
-    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float) -> None:
+    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float, token: str) -> None:
         self._address = address
+        self._metadata = token_metadata(token, address, tls)
         self._timeout_seconds = timeout_seconds
         self._channel = open_aio_channel(address, tls)
 
@@ -228,7 +229,6 @@ class _AsyncClient:
         method: Callable[..., Awaitable[MessageT]],
         request: Message,
         timeout_seconds: float = 0.0,
-        metadata: Metadata = (),
         *,
         repeat: bool = True,
     ) -> MessageT:
@@ -236,7 +236,7 @@ class _AsyncClient:
         end = time.monotonic() + timeout_seconds
         while True:
             try:
-                return await method(request, timeout=end - time.monotonic(), metadata=metadata)
+                return await method(request, timeout=end - time.monotonic(), metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = error_of_call(error, self._address, timeout_seconds)
                 pause = pause_before_retry(failure, end - time.monotonic())
@@ -263,8 +263,15 @@ class AsyncSegrecClient(_AsyncClient):
     Create the client inside the running event loop.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
-        super().__init__(address, tls, timeout_seconds)
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: Tls | None = None,
+        timeout_seconds: float = 2.0,
+        token: str = "",
+    ) -> None:
+        super().__init__(address, tls, timeout_seconds, token)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
 
@@ -295,7 +302,9 @@ class AsyncSegrecClient(_AsyncClient):
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_segment_request, release=release)
         window = Window(make_request, SegmentRow, settings.max_in_flight)
-        return AsyncRowStream(self._segrec.StreamSegment, window, user_ids, settings, self._address)
+        return AsyncRowStream(
+            partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
+        )
 
     def stream_recommend(
         self,
@@ -310,7 +319,9 @@ class AsyncSegrecClient(_AsyncClient):
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
         window = Window(make_request, RecommendRow, settings.max_in_flight)
-        return AsyncRowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
+        return AsyncRowStream(
+            partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
+        )
 
     async def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
         total = RecordEventsResponse()
@@ -345,9 +356,8 @@ class AsyncModelClient(_AsyncClient):
         timeout_seconds: float = 2.0,
         token: str = "",
     ) -> None:
-        super().__init__(address, tls, timeout_seconds)
+        super().__init__(address, tls, timeout_seconds, token)
         self._models = ModelServiceStub(self._channel)
-        self._metadata = token_metadata(token)
 
     async def list_releases(self) -> list[Release]:
         response = await self._call(self._models.ListReleases, ListReleasesRequest())
@@ -373,11 +383,11 @@ class AsyncModelClient(_AsyncClient):
         timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
-        response = await self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata, repeat=False)
+        response = await self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False)
         return response.traffic
 
     async def rollback(
         self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
-        return await self._call(self._models.Rollback, request, timeout_seconds, self._metadata, repeat=False)
+        return await self._call(self._models.Rollback, request, timeout_seconds, repeat=False)

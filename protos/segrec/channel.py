@@ -1,12 +1,16 @@
 """How the clients connect: TLS, retries, keepalive and message sizes, for blocking and asyncio channels."""
 
 import json
+import logging
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 
 import grpc
 
 from segrec.errors import InvalidArgument
+
+log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 """Default address of `segrec-serve`."""
@@ -81,9 +85,39 @@ def _read(path: str) -> bytes | None:
         raise InvalidArgument(f"Cannot read {path}: {error.strerror}") from error
 
 
-def token_metadata(token: str) -> Metadata:
-    """Metadata that authorises the caller to change the traffic; empty without a token."""
-    return (("authorization", f"Bearer {token}"),) if token else ()
+def token_metadata(token: str, address: str, tls: Tls | None) -> Metadata:
+    """Metadata that says who calls; empty without a token.
+
+    Logs a warning when the token would travel unencrypted to another machine. Raises InvalidArgument for a token that
+    cannot be sent.
+    """
+    if not token:
+        return ()
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise InvalidArgument("The token has characters that no token has: give it as `segrec-serve token` printed it")
+    if tls is None and not _is_local(address):
+        log.warning("the token travels unencrypted to %s: use TLS", address)
+    return (("authorization", f"Bearer {token}"),)
+
+
+def read_token(path: str) -> str:
+    """The token in the file at `path`; empty for an empty path. Raises InvalidArgument."""
+    try:
+        return Path(path).read_text(encoding="ascii").strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not ASCII"
+        raise InvalidArgument(f"The token file {path} cannot be read: {reason}") from error
+
+
+def _is_local(address: str) -> bool:
+    """Whether a connection to `address` stays on this machine."""
+    if address.startswith("unix:"):
+        return True
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def open_channel(address: str, tls: Tls | None) -> grpc.Channel:

@@ -9,7 +9,7 @@ from typing import Self, TypeVar, Unpack
 import grpc
 from google.protobuf.message import Message
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Metadata, Tls, open_channel, token_metadata
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_channel, token_metadata
 from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
@@ -67,8 +67,9 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class _Client:
-    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float) -> None:
+    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float, token: str) -> None:
         self._address = address
+        self._metadata = token_metadata(token, address, tls)
         self._timeout_seconds = timeout_seconds
         self._channel = open_channel(address, tls)
 
@@ -77,7 +78,6 @@ class _Client:
         method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
         request: RequestT,
         timeout_seconds: float = 0.0,
-        metadata: Metadata = (),
         *,
         repeat: bool = True,
     ) -> ResponseT:
@@ -85,7 +85,7 @@ class _Client:
         end = time.monotonic() + timeout_seconds
         while True:
             try:
-                return method(request, timeout=end - time.monotonic(), metadata=metadata)
+                return method(request, timeout=end - time.monotonic(), metadata=self._metadata)
             except grpc.RpcError as error:
                 failure = error_of_call(error, self._address, timeout_seconds)
                 pause = pause_before_retry(failure, end - time.monotonic())
@@ -110,11 +110,18 @@ class SegrecClient(_Client):
     `address` is `host:port`. `timeout_seconds` is the deadline of every call except the streams, retries included: a
     call that reaches no server is repeated up to three times before the deadline, and a call that an overloaded server
     refuses is repeated after the delay that the server names, if the deadline allows it. Without `tls` the connection
-    is not encrypted.
+    is not encrypted. `token` says who calls, at a server with an access file.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS, *, tls: Tls | None = None, timeout_seconds: float = 2.0) -> None:
-        super().__init__(address, tls, timeout_seconds)
+    def __init__(
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        tls: Tls | None = None,
+        timeout_seconds: float = 2.0,
+        token: str = "",
+    ) -> None:
+        super().__init__(address, tls, timeout_seconds, token)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
 
@@ -156,7 +163,9 @@ class SegrecClient(_Client):
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_segment_request, release=release)
         window = Window(make_request, SegmentRow, settings.max_in_flight)
-        return RowStream(self._segrec.StreamSegment, window, user_ids, settings, self._address)
+        return RowStream(
+            partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
+        )
 
     def stream_recommend(
         self,
@@ -172,7 +181,9 @@ class SegrecClient(_Client):
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
         window = Window(make_request, RecommendRow, settings.max_in_flight)
-        return RowStream(self._segrec.StreamRecommend, window, user_ids, settings, self._address)
+        return RowStream(
+            partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
+        )
 
     def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
         """Stores events durably, 1,024 per request. The response names refused events by their index in `events`.
@@ -209,7 +220,7 @@ class SegrecClient(_Client):
 class ModelClient(_Client):
     """Releases and the traffic between them. ModelService listens on a separate address.
 
-    A server with a token file allows changes of the traffic only with its `token`.
+    `token` says who calls, at a server with an access file; changes of the traffic need the role `operate`.
     """
 
     def __init__(
@@ -220,9 +231,8 @@ class ModelClient(_Client):
         timeout_seconds: float = 2.0,
         token: str = "",
     ) -> None:
-        super().__init__(address, tls, timeout_seconds)
+        super().__init__(address, tls, timeout_seconds, token)
         self._models = ModelServiceStub(self._channel)
-        self._metadata = token_metadata(token)
 
     def list_releases(self) -> list[Release]:
         """The releases in the model repository, newest first; `failure` says what is wrong with a damaged release."""
@@ -253,11 +263,11 @@ class ModelClient(_Client):
         `stable` 0 is the newest good release. The call may have to wait until a release is loaded.
         """
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
-        return self._call(self._models.SetTraffic, request, timeout_seconds, self._metadata, repeat=False).traffic
+        return self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False).traffic
 
     def rollback(
         self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
     ) -> RollbackResponse:
         """Removes the canary; without a canary, makes the previous stable release stable again."""
         request = build(RollbackRequest, changed_by=changed_by, reason=reason)
-        return self._call(self._models.Rollback, request, timeout_seconds, self._metadata, repeat=False)
+        return self._call(self._models.Rollback, request, timeout_seconds, repeat=False)

@@ -8,7 +8,7 @@ SegrecError
 │   └── StreamStalled    DEADLINE_EXCEEDED    a stream made no progress for too long
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting, or a message is too large
 ├── FailedPrecondition   FAILED_PRECONDITION  the server's state does not allow the call
-├── PermissionDenied     PERMISSION_DENIED    also UNAUTHENTICATED
+├── PermissionDenied     PERMISSION_DENIED    the caller lacks a role; or UNAUTHENTICATED: its credentials
 └── DataLoss             DATA_LOSS            a stream's answers or counts do not match
 Every other status is a plain SegrecError.
 """

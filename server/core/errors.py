@@ -9,12 +9,16 @@ SegrecError
 │   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
+│   └── QuotaExceeded    RESOURCE_EXHAUSTED   the caller does more than its quota allows
 ├── TooLate              DEADLINE_EXCEEDED    the caller's deadline passed before the work began
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
 ├── ReadOnlyRepository   FAILED_PRECONDITION  this server cannot write the model repository
-├── NotAllowed           PERMISSION_DENIED    the caller may not change the traffic
+├── NotAuthenticated     UNAUTHENTICATED      the caller shows no credentials
+│   ├── WrongCredentials UNAUTHENTICATED      the server does not know the credentials
+│   └── ExpiredCredentials UNAUTHENTICATED    the time of the credentials is over
+├── NotAllowed           PERMISSION_DENIED    the caller lacks the role that the method needs
 └── SetupError           FAILED_PRECONDITION  the process cannot start: one sentence with what to do
 """
 
@@ -93,6 +97,12 @@ class Overloaded(SegrecError):
         super().__init__(message, field, retry_seconds)
 
 
+class QuotaExceeded(Overloaded):
+    """The caller does more than its quota allows; try again after `retry_seconds`."""
+
+    reason = "QUOTA_EXCEEDED"
+
+
 class TooLate(SegrecError):
     """The caller's deadline passed before the work began."""
 
@@ -128,8 +138,27 @@ class ReadOnlyRepository(SegrecError):
     reason = "READ_ONLY_REPOSITORY"
 
 
+class NotAuthenticated(SegrecError):
+    """The caller shows no credentials."""
+
+    code = "UNAUTHENTICATED"
+    reason = "NO_CREDENTIALS"
+
+
+class WrongCredentials(NotAuthenticated):
+    """The server does not know the credentials."""
+
+    reason = "WRONG_CREDENTIALS"
+
+
+class ExpiredCredentials(NotAuthenticated):
+    """The time of the credentials is over."""
+
+    reason = "EXPIRED_CREDENTIALS"
+
+
 class NotAllowed(SegrecError):
-    """The caller may not change the traffic."""
+    """The caller lacks the role that the method needs."""
 
     code = "PERMISSION_DENIED"
     reason = "NOT_ALLOWED"

@@ -28,6 +28,13 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.caller_calls = Counter(
+            "segrec_caller_calls",
+            "Calls and messages of streams, by the caller's name in the access file and by outcome: ADMITTED, or the "
+            "reason of the refusal. The name is empty for callers without valid credentials.",
+            ["caller", "outcome"],
+            registry=self.registry,
+        )
         self.stream_rows = Counter(
             "segrec_stream_rows", "Rows of streams, by outcome.", ["method", "outcome"], registry=self.registry
         )

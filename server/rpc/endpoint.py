@@ -12,6 +12,7 @@ from grpc.aio import Server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from server.access.control import AccessControl, is_loopback
 from server.core.errors import SetupError
 from server.monitoring.metrics import Metrics
 from server.rpc.interceptor import CallInterceptor
@@ -38,7 +39,9 @@ class Service:
 class Endpoint:
     """A gRPC server on one address. Its health is NOT_SERVING until `set_serving(True)`. Raises `SetupError`."""
 
-    def __init__(self, settings: Settings, address: str, services: Sequence[Service], metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, address: str, services: Sequence[Service], metrics: Metrics, access: AccessControl
+    ) -> None:
         self._services = services
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
@@ -47,6 +50,7 @@ class Endpoint:
                 CallInterceptor(
                     metrics,
                     _request_types(services),
+                    access,
                     Room("calls", settings.max_calls),
                     Room("streams", settings.max_streams),
                 )
@@ -63,8 +67,9 @@ class Endpoint:
         for service in services:
             service.add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        names = [service.descriptor.full_name for service in services]
-        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
+        if is_loopback(address) if settings.reflection is None else settings.reflection:
+            names = [service.descriptor.full_name for service in services]
+            reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
         self.port = self._listen(settings, address)
 
     def _listen(self, settings: Settings, address: str) -> int:

@@ -5,6 +5,7 @@ import asyncio
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import event_service_pb2_grpc
 
+from server.access.control import current_caller
 from server.core.errors import Erased, InvalidArgument, SegrecError
 from server.core.history import Event
 from server.monitoring.metrics import Metrics
@@ -36,6 +37,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             raise InvalidArgument(
                 f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed", "events"
             )
+        current_caller().take_events(len(request.events))
         response = pb.RecordEventsResponse()
         by_user: dict[str, list[tuple[int, Event]]] = {}
         now = self._clock()

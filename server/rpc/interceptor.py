@@ -11,6 +11,7 @@ from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
 
 from server import logs, tracing
+from server.access.control import AccessControl
 from server.core.errors import InvalidArgument, SegrecError, TooLate
 from server.monitoring.metrics import Metrics
 from server.rpc.decoding import UNREADABLE, tolerant_deserializer
@@ -32,9 +33,17 @@ class CallInterceptor(ServerInterceptor):
     `request_types` maps a full method name, such as `/segrec.v1.SegrecService/Segment`, to its request type.
     """
 
-    def __init__(self, metrics: Metrics, request_types: dict[str, Descriptor], calls: Room, streams: Room) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        request_types: dict[str, Descriptor],
+        access: AccessControl,
+        calls: Room,
+        streams: Room,
+    ) -> None:
         """Unary calls need a place in `calls`, streams one in `streams`."""
         self._metrics = metrics
+        self._access = access
         self._request_types = request_types
         self._calls = calls
         self._streams = streams
@@ -83,6 +92,7 @@ class CallInterceptor(ServerInterceptor):
             request_id = logs.begin_request(_request_id(context))
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
+                    self._access.admit(path, context)
                     _check_deadline(context)
                     with self._calls:
                         response = await handler(_readable(request), context)
@@ -105,8 +115,10 @@ class CallInterceptor(ServerInterceptor):
             request_id = logs.begin_request(_request_id(context))
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
+                    self._access.admit_stream(path, context)
                     with self._streams:
-                        async with aclosing(handler(_all_readable(requests), context)) as responses:
+                        readable = _all_readable(self._access.paced(requests, path, context))
+                        async with aclosing(handler(readable, context)) as responses:
                             async for response in responses:
                                 yield response
                 except Exception as error:

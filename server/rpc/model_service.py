@@ -5,10 +5,10 @@ import asyncio
 from segrec.v1 import model_service_pb2 as pb
 from segrec.v1 import model_service_pb2_grpc
 
+from server.access.control import current_caller
 from server.core.errors import InvalidArgument
 from server.monitoring.release_stats import ReleaseStats
 from server.releases.promotion import Promotion
-from server.rpc.authorisation import Authorisation
 from server.rpc.conversion import release_message
 from server.rpc.grpc_types import Context
 from server.rpc.traffic_messages import (
@@ -21,13 +21,12 @@ from server.rpc.traffic_messages import (
 
 
 class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
-    """Reads the releases from the registry; changes the traffic through `Promotion`, for authorised callers."""
+    """Reads the releases from the registry; changes the traffic through `Promotion`."""
 
-    def __init__(self, promotion: Promotion, authorisation: Authorisation, release_stats: ReleaseStats) -> None:
+    def __init__(self, promotion: Promotion, release_stats: ReleaseStats) -> None:
         self._release_stats = release_stats
         self._promotion = promotion
         self._releases = promotion.releases
-        self._authorisation = authorisation
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
         statuses = await asyncio.to_thread(self._releases.statuses)
@@ -45,7 +44,6 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return pb.GetReleaseResponse(release=release_message(status, self._release_stats.figures(status.number)))
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
-        self._authorisation.check(context)
         changed_by, reason = _origin(request, context)
         if not request.HasField("traffic"):
             raise InvalidArgument("traffic is missing: give the new traffic", "traffic")
@@ -53,12 +51,15 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         return pb.SetTrafficResponse(traffic=record_message(traffic))
 
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
-        self._authorisation.check(context)
         traffic, summary = await self._promotion.roll_back(*_origin(request, context))
         return pb.RollbackResponse(traffic=record_message(traffic), summary=summary)
 
 
 def _origin(request: pb.SetTrafficRequest | pb.RollbackRequest, context: Context) -> tuple[str, str]:
     """The author of a change and the reason for it, as the audit log names them."""
-    changed_by = checked_text(request.changed_by, MAX_NAME_BYTES, "changed_by") or f"a caller at {context.peer()}"
-    return changed_by, checked_text(request.reason, MAX_REASON_BYTES, "reason")
+    changed_by = checked_text(request.changed_by, MAX_NAME_BYTES, "changed_by")
+    reason = checked_text(request.reason, MAX_REASON_BYTES, "reason")
+    name = current_caller().name
+    if not name:
+        return changed_by or f"a caller at {context.peer()}", reason
+    return f"{name} ({changed_by})" if changed_by else name, reason

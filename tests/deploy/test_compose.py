@@ -1,12 +1,17 @@
 """compose.yaml, without a container engine: its structure, pins, ports and settings."""
 
 import re
+import stat
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict
 
+from server.access.callers import Callers
+from server.access.roles import ROLES
+from server.adapters.triton_access import TritonSecret
 from server.settings import Settings
 from tests.deploy.support import PORTS, TRITON_PORTS, check_pinned, check_triton, settings_fields
 from tests.support.triton import ROOT
@@ -126,10 +131,28 @@ def test_what_is_mounted_and_waited_for_exists() -> None:
                 assert source in whole.volumes
 
 
+def test_the_secrets_that_are_made_are_those_that_are_asked_for(tmp_path: Path) -> None:
+    command = ["sh", str(ROOT / "deploy" / "make_secrets.sh"), str(tmp_path / "secrets")]
+    for _ in range(2):  # the second time changes nothing
+        subprocess.run(command, check=True)
+        made = {path.name: path.read_text() for path in (tmp_path / "secrets").iterdir()}
+        assert {Path(secret["file"]).name for secret in compose().secrets.values()} <= made.keys()
+    callers = Callers.read(tmp_path / "secrets" / "access.toml", lambda: 0.0)
+    for name, roles in (("client", {"read", "record"}), ("operator", set(ROLES))):
+        caller = callers.with_token(made[f"{name}.token"].strip())
+        assert caller is not None
+        assert (caller.name, caller.roles) == (name, roles)
+        assert stat.S_IMODE((tmp_path / "secrets" / f"{name}.token").stat().st_mode) == 0o600
+    assert TritonSecret(tmp_path / "secrets" / "triton_secret").metadata()
+    assert stat.S_IMODE((tmp_path / "secrets").stat().st_mode) == 0o700
+
+
 def test_triton_and_server_share_a_secret_that_is_not_committed() -> None:
     whole = compose()
     for name in ("triton", "triton-gpu", "server"):
         assert "triton_secret" in whole.services[name].secrets
     assert whole.services["server"].environment["SEGREC_TRITON_SECRET_FILE"] == "/run/secrets/triton_secret"
+    assert whole.services["server"].environment["SEGREC_ACCESS_FILE"] == "/run/secrets/access"
+    assert "access" in whole.services["server"].secrets
     assert "/deploy/secrets/" in (ROOT / ".gitignore").read_text().split()
     assert all(secret["file"].startswith("./secrets/") for secret in whole.secrets.values())

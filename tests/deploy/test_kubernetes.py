@@ -148,15 +148,21 @@ class TestOverlay:
         assert {"name": "models", "mountPath": "/models", "readOnly": True} in triton["volumeMounts"]
 
 
-def test_triton_and_server_share_a_secret() -> None:
+def mounted_secret(name: str) -> Path:
+    """Where the server finds a Secret."""
+    volumes = templates("base")["server"]["spec"]["volumes"]
+    [volume] = [volume["name"] for volume in volumes if volume.get("secret") == {"secretName": name}]
+    [mount] = [mount for mount in container("base", "server")["volumeMounts"] if mount["name"] == volume]
+    return Path(mount["mountPath"])
+
+
+def test_the_server_finds_its_secrets_and_triton_has_the_same() -> None:
     [entry] = container("base", "triton")["env"]
     secret = entry["valueFrom"]["secretKeyRef"]
     assert entry["name"] == "TRITON_SECRET"
-    volumes = templates("base")["server"]["spec"]["volumes"]
-    [volume] = [volume["name"] for volume in volumes if volume.get("secret") == {"secretName": secret["name"]}]
-    [mount] = [mount for mount in container("base", "server")["volumeMounts"] if mount["name"] == volume]
-    file = Path(mount["mountPath"]) / secret["key"]
-    assert server_settings("base")["SEGREC_TRITON_SECRET_FILE"] == str(file)
+    settings = server_settings("base")
+    assert settings["SEGREC_TRITON_SECRET_FILE"] == str(mounted_secret(secret["name"]) / secret["key"])
+    assert settings["SEGREC_ACCESS_FILE"] == str(mounted_secret("segrec-access") / "access.toml")
 
 
 def test_the_server_listens_where_the_manifests_say() -> None:

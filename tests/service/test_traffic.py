@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from segrec import ModelClient, SegrecClient
 from segrec.cli import main
-from segrec.errors import FailedPrecondition, InvalidArgument, NotFound, PermissionDenied
+from segrec.errors import FailedPrecondition, InvalidArgument, NotFound
 from segrec.v1.model_service_pb2 import Guard, ReleaseState
 
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import TRAFFIC, change_traffic, read_traffic
 from tests.support.releases import tiny_release
-from tests.support.server import ServerProcess, StartServer
+from tests.support.server import ServerProcess
 from tests.support.waiting import wait_until
 
 USERS = [f"traffic-{number}" for number in range(1000)]
@@ -258,26 +258,3 @@ def test_metrics_show_the_shares(pair: Pair) -> None:
         'segrec_traffic_percent{release="2"} 5.0',
         "segrec_traffic_damaged 0.0",
     ]
-
-
-def test_with_a_token_only_who_has_it_may_change_the_traffic(
-    start_server: StartServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in (1, 2):
-        tiny_release(tmp_path / "repository", number)
-    right, wrong = tmp_path / "right", tmp_path / "wrong"
-    right.write_text("correct horse\n")
-    wrong.write_text("battery staple\n")
-    server = start_server("--model-token-file", str(right))
-    server.wait_until_serving()
-    for token in ("", "battery staple"):
-        with ModelClient(server.model_address, timeout_seconds=10, token=token) as models:
-            assert len(models.list_releases()) == 2
-            for change in (lambda models=models: models.set_traffic(1), models.rollback):
-                with pytest.raises(PermissionDenied, match="token"):
-                    change()
-    command = ["traffic", "1=100", "--address", server.model_address, "--token-file"]
-    assert main.main([*command, str(wrong)]) == 1
-    assert "token" in capsys.readouterr().err
-    assert main.main([*command, str(right)]) == 0
-    assert read_traffic(tmp_path / "repository").stable == 1

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
 from segrec.cli import commands, exit_codes, record, stream, traffic
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
@@ -59,19 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     tls = Tls(options.tls_ca, options.tls_cert, options.tls_key) if _wants_tls(options) else None
     timeout_seconds = options.timeout or _TIMEOUT_SECONDS
+    token = read_token(options.token_file or os.environ.get("SEGREC_TOKEN_FILE", ""))
     if options.command in _MODEL_COMMANDS:
         address = options.address or os.environ.get("SEGREC_MODEL_ADDRESS") or DEFAULT_MODEL_ADDRESS
-        with ModelClient(address, tls=tls, timeout_seconds=timeout_seconds, token=_token(options)) as models:
+        with ModelClient(address, tls=tls, timeout_seconds=timeout_seconds, token=token) as models:
             return _MODEL_COMMANDS[options.command](models, options)
     address = options.address or os.environ.get("SEGREC_ADDRESS") or DEFAULT_ADDRESS
-    with SegrecClient(address, tls=tls, timeout_seconds=timeout_seconds) as client:
+    with SegrecClient(address, tls=tls, timeout_seconds=timeout_seconds, token=token) as client:
         return _run_command(client, options)
-
-
-def _token(options: argparse.Namespace) -> str:
-    if options.command == "releases":
-        return ""
-    return traffic.read_token(options.token_file or os.environ.get("SEGREC_TOKEN_FILE", ""))
 
 
 def _run_command(client: SegrecClient, options: argparse.Namespace) -> int:
@@ -155,6 +150,9 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     common.add_argument("--tls-ca", default="", metavar="FILE", help="trusted root certificates (PEM); turns TLS on")
     common.add_argument("--tls-cert", default="", metavar="FILE", help="client certificate (PEM)")
     common.add_argument("--tls-key", default="", metavar="FILE", help="key of the client certificate (PEM)")
+    common.add_argument(
+        "--token-file", default="", metavar="FILE", help="file with the caller's token; default $SEGREC_TOKEN_FILE"
+    )
     default_timeout = _DEFAULT_TIMEOUTS.get(name, "5")
     timeout_help = f"longest wait for an answer; default {default_timeout}"
     common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=timeout_help)

@@ -3,13 +3,11 @@
 import argparse
 from collections.abc import Sequence
 from datetime import UTC
-from pathlib import Path
 from typing import Any
 
 from segrec.cli.exit_codes import OK
 from segrec.cli.records import iso_time, json_line
 from segrec.client import ModelClient
-from segrec.errors import InvalidArgument
 from segrec.requests import TRAFFIC_CHANGE_SECONDS
 from segrec.traffic import (
     GuardBounds,
@@ -110,14 +108,6 @@ def guard_message(bounds: GuardBounds) -> Guard:
     return guard
 
 
-def read_token(path: str) -> str:
-    """The token in the file at `path`; empty for an empty path. Raises InvalidArgument."""
-    try:
-        return Path(path).read_text(encoding="ascii").strip() if path else ""
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidArgument(f"The token file {path} cannot be read: {error}") from error
-
-
 def _print(record: TrafficRecord, failure: str, options: argparse.Namespace) -> None:
     if options.json:
         print(json_line(_record(record, failure)))
@@ -150,9 +140,6 @@ def add_commands(parsers: Sequence[argparse.ArgumentParser]) -> None:
     for parser in parsers:
         parser.add_argument("--reason", default="", metavar="TEXT", help="reason for the change, for the audit log")
         parser.add_argument("--by", default="", metavar="NAME", help="author, for the audit log; default user@host")
-        parser.add_argument(
-            "--token-file", default="", metavar="FILE", help="file with the server's token; default $SEGREC_TOKEN_FILE"
-        )
     shares = parsers[0]
     shares.add_argument("shares", nargs="*", metavar="RELEASE=PERCENT", help="such as 7=95 8=5, or newest=100")
     shares.add_argument("--shadow", metavar="N", help="also compute and compare this release; or none")

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class ModelServiceStub:
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     def __init__(self, channel):
@@ -60,7 +60,7 @@ class ModelServiceStub:
 
 class ModelServiceServicer:
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     def ListReleases(self, request, context):
@@ -126,7 +126,7 @@ def add_ModelServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class ModelService:
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     @staticmethod

@@ -28,7 +28,7 @@ GRPC_VERSION: str
 
 class ModelServiceStub:
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     @_typing.overload
@@ -50,7 +50,7 @@ class ModelServiceStub:
 @_typing.type_check_only
 class ModelServiceAsyncStub(ModelServiceStub):
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -68,7 +68,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
 class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
     """Tells which releases there are, and says which one answers. Served on a port of its own. SetTraffic and Rollback need
-    the server's token where it has one; without, they are refused to callers of other machines.
+    the role `operate`, the other methods `read` or `operate`.
     """
 
     @_abc_1.abstractmethod

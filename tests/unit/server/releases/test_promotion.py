@@ -1,4 +1,4 @@
-"""Changes of the traffic through a server: refusals, loading first, and authorisation."""
+"""Changes of the traffic through a server: refusals and loading first."""
 
 import asyncio
 import errno
@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from segrec.v1 import model_service_pb2 as pb
 
-from server.core.errors import InvalidArgument, NotAllowed, NotFound, NothingToRollBack, ReadOnlyRepository, SetupError
+from server.core.errors import InvalidArgument, NotFound, NothingToRollBack, ReadOnlyRepository
 from server.core.repository.audit import read_audit
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import Guard, Traffic, read_traffic
@@ -21,9 +21,7 @@ from server.releases.loader import Loader
 from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.traffic_watcher import TrafficWatcher
-from server.rpc.authorisation import Authorisation, authorisation_of, is_local
 from server.rpc.traffic_messages import checked_text, record_message, traffic_of
-from server.settings import Settings
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 from tests.support.waiting import wait_until_async
@@ -167,56 +165,3 @@ def test_texts_for_the_audit_log_are_one_line_of_limited_length() -> None:
         with pytest.raises(InvalidArgument) as caught:
             checked_text(text, 9, "reason")
         assert caught.value.field == "reason"
-
-
-class _Caller:
-    """The part of a call's context that identifies the caller."""
-
-    def __init__(self, peer: str, *metadata: tuple[str, str | bytes]) -> None:
-        self._peer = peer
-        self._metadata = metadata
-
-    def peer(self) -> str:
-        return self._peer
-
-    def invocation_metadata(self) -> tuple[tuple[str, str | bytes], ...]:
-        return self._metadata
-
-
-LOCAL, REMOTE = "ipv4:127.0.0.1:50000", "ipv4:192.0.2.7:50000"
-
-
-@pytest.mark.parametrize("peer", [LOCAL, "ipv4:127.8.9.1:1", "ipv6:%5B::1%5D:1", "ipv6:[::ffff:127.0.0.1]:1", "unix:"])
-def test_local_addresses_are_recognised(peer: str) -> None:
-    assert is_local(peer)
-
-
-@pytest.mark.parametrize("peer", [REMOTE, "ipv6:%5B2001:db8::1%5D:1", "ipv4:localhost:1", "", "unixes:x"])
-def test_remote_addresses_are_recognised(peer: str) -> None:
-    assert not is_local(peer)
-
-
-def test_without_a_token_only_this_machine_and_callers_with_a_certificate_may_change_the_traffic() -> None:
-    Authorisation(None, has_mutual_tls=False).check(_Caller(LOCAL))  # type: ignore[arg-type]
-    Authorisation(None, has_mutual_tls=True).check(_Caller(REMOTE))  # type: ignore[arg-type]
-    with pytest.raises(NotAllowed, match="model_token_file"):
-        Authorisation(None, has_mutual_tls=False).check(_Caller(REMOTE))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    "metadata",
-    [(), (("authorization", "Bearer wrong"),), (("authorization", "secret"),), (("other", "Bearer secret"),)],
-)
-def test_with_a_token_callers_without_it_are_refused(metadata: tuple[tuple[str, str], ...]) -> None:
-    guarded = Authorisation("secret", has_mutual_tls=True)
-    guarded.check(_Caller(REMOTE, ("authorization", "Bearer secret")))  # type: ignore[arg-type]
-    with pytest.raises(NotAllowed, match="token"):
-        guarded.check(_Caller(LOCAL, *metadata))  # type: ignore[arg-type]
-
-
-def test_a_token_file_must_hold_a_token(tmp_path: Path) -> None:
-    with pytest.raises(SetupError, match="cannot be read"):
-        authorisation_of(Settings(model_token_file=tmp_path / "none"))
-    (tmp_path / "empty").write_text(" \n")
-    with pytest.raises(SetupError, match="is empty"):
-        authorisation_of(Settings(model_token_file=tmp_path / "empty"))
