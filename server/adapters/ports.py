@@ -23,6 +23,11 @@ class EncoderClient(Protocol):
         """
         ...
 
+    @property
+    def answered_at(self) -> float:
+        """When the latest answer to any call came, in monotonic seconds; an error of a model is an answer too."""
+        ...
+
     async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
         """Load these releases and unload all others; a release that is loaded already answers throughout.
 

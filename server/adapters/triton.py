@@ -18,6 +18,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 
 import grpc
@@ -29,7 +30,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server import tracing
 from server.adapters.triton_access import TritonAccess, explained
-from server.core.errors import EncoderUnavailable, ReleaseNotLoaded, SetupError
+from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,12 @@ class TritonEncoder:
         self._keep: frozenset[int] = frozenset()
         self._load_lock = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
+        self._answered_at = monotonic()
+
+    @property
+    def answered_at(self) -> float:
+        """See `EncoderClient.answered_at`."""
+        return self._answered_at
 
     @property
     def abandoned_count(self) -> int:
@@ -149,6 +156,8 @@ class TritonEncoder:
             if "unknown model" in details:
                 self._reload_soon(release)
                 raise ReleaseNotLoaded(problem) from error
+            if error.code() == grpc.StatusCode.UNAVAILABLE:
+                raise EncoderAway(problem) from error
             raise EncoderUnavailable(problem) from error
         return read_embeddings(response, len(inputs[FIRST_INPUT]))
 
@@ -159,7 +168,7 @@ class TritonEncoder:
         there are too many abandoned calls.
         """
         if len(self._abandoned) >= ABANDONED_MAX:
-            raise EncoderUnavailable(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
+            raise EncoderAway(f"Triton at {self._address} has not answered {len(self._abandoned)} earlier calls")
         task = asyncio.ensure_future(
             _finish(method(request, metadata=(*self._secret.metadata(), *(tracing.outgoing_metadata() or ()))))
         )
@@ -171,6 +180,8 @@ class TritonEncoder:
                 task.add_done_callback(self._drained)
         if not task.done():
             raise EncoderUnavailable(f"Triton at {self._address} did not answer within {seconds:.3f} s")
+        if (error := task.exception()) is None or not _is_of_transport(error):
+            self._answered_at = monotonic()
         return task.result()
 
     def _drained(self, task: asyncio.Task[Any]) -> None:
@@ -275,6 +286,11 @@ def build_request(release: int, inputs: Mapping[str, NDArray[np.generic]]) -> se
         request.inputs.add(name=name, datatype=data_type, shape=array.shape)
         request.raw_input_contents.append(array.astype(NUMPY_TYPES[data_type], copy=False).tobytes())
     return request
+
+
+def _is_of_transport(error: BaseException) -> bool:
+    """Whether an error comes from the connection, not from Triton."""
+    return not isinstance(error, grpc.aio.AioRpcError) or error.code() == grpc.StatusCode.UNAVAILABLE
 
 
 def read_embeddings(response: service_pb2.ModelInferResponse, batch: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ SegrecError
 ├── Erased               FAILED_PRECONDITION  an event is from before its user was erased
 ├── NoRelease            UNAVAILABLE          no release is active yet
 ├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; the pipeline falls back if it can
+│   ├── EncoderAway      UNAVAILABLE          Triton answers nobody, whatever the release
 │   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
 ├── StoreUnavailable     UNAVAILABLE          the history store did not answer
 ├── Overloaded           RESOURCE_EXHAUSTED   too much work is waiting
@@ -72,6 +73,10 @@ class EncoderUnavailable(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "ENCODER_UNAVAILABLE"
+
+
+class EncoderAway(EncoderUnavailable):
+    """Triton answers no call of any release: it is gone, hangs, or cannot be reached."""
 
 
 class ReleaseNotLoaded(EncoderUnavailable):

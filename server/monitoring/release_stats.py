@@ -11,7 +11,16 @@ from time import monotonic
 import numpy as np
 from numpy.typing import NDArray
 
-from server.core.errors import InvalidArgument, NotFound
+from server.core.errors import (
+    EncoderAway,
+    InvalidArgument,
+    NoRelease,
+    NotFound,
+    Overloaded,
+    ReleaseNotLoaded,
+    StoreUnavailable,
+    TooLate,
+)
 from server.serving.answer import Answer, Degraded
 
 LONGEST_SECONDS = 3600
@@ -24,6 +33,19 @@ TIME_BOUNDS: NDArray[np.float64] = 1e-4 * 2.0 ** (np.arange(80) / _BINS_PER_DOUB
 """Upper bounds of the bins for call times, seconds (80,), from 0.1 ms to 88 s; one more bin holds longer times.
 A quantile from these bins is at most a fifth off, and mostly much closer."""
 _BOUNDS: list[float] = TIME_BOUNDS.tolist()
+
+
+_OF_OTHERS = (
+    InvalidArgument,
+    NotFound,
+    NoRelease,
+    Overloaded,
+    TooLate,
+    StoreUnavailable,
+    EncoderAway,
+    ReleaseNotLoaded,
+)
+"""Errors that are the caller's fault, or that of another part than the release."""
 
 
 class Count(IntEnum):
@@ -153,7 +175,7 @@ class ReleaseStats:
 
     `clock` gives monotonic seconds. A release takes a few megabytes of memory, whatever its load, until `forget`.
     Rows of streams (`is_batch`) are counted apart from unary calls: a guard judges a canary by unary calls alone.
-    Answers that lack the release because Triton has not loaded it are not counted: they say nothing about it.
+    What other parts failed at is not counted: it says nothing about the release.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
@@ -162,28 +184,24 @@ class ReleaseStats:
         self._batch_buckets: dict[int, _SecondBuckets] = {}
 
     @contextmanager
-    def call(self, release: int) -> Iterator[None]:
-        """Measure the time of a unary call; count the call as failed as `counting_errors` does."""
-        start = self._clock()
-        with self.counting_errors(release, 1):
-            yield
-        now = self._clock()
-        self._of(release).add_time(int(now), now - start)
-
-    @contextmanager
     def counting_errors(self, release: int, amount: int, is_batch: bool = False) -> Iterator[None]:
-        """Count `amount` calls or rows as failed when the block raises an error that the caller did not cause."""
+        """Count `amount` calls or rows as failed when the block raises an error that can be the release's fault."""
         try:
             yield
         except Exception as error:
-            if not isinstance(error, (InvalidArgument, NotFound)):
+            if not isinstance(error, _OF_OTHERS):
                 self.failed(release, amount, is_batch)
             raise
 
-    def answered(self, release: int, answers: Sequence[Answer], is_batch: bool = False) -> None:
-        """Count answers that were sent to callers."""
+    def answered(
+        self, release: int, answers: Sequence[Answer], is_batch: bool = False, seconds: float | None = None
+    ) -> None:
+        """Count answers that were sent to callers; `seconds` is the time of a unary call."""
         buckets, second = self._of(release, is_batch), int(self._clock())
-        buckets.add(second, Count.ANSWERS, self._add(buckets, second, answers))
+        counted = self._add(buckets, second, answers)
+        buckets.add(second, Count.ANSWERS, counted)
+        if seconds is not None and counted:
+            buckets.add_time(second, seconds)
 
     def computed(self, release: int, answers: Sequence[Answer]) -> None:
         """Count answers of a shadow, which are sent to no caller."""
@@ -192,8 +210,8 @@ class ReleaseStats:
     def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer]) -> int:
         """Add answers to the buckets; returns how many were counted."""
         counted, degraded, placed, unconfident = len(answers), 0, 0, 0
-        for embedded, _, degradation in answers:
-            if degradation is Degraded.RELEASE_NOT_LOADED:
+        for embedded, _, degradation, tells_of_release in answers:
+            if not tells_of_release:
                 counted -= 1
                 continue
             degraded += degradation is not Degraded.NO

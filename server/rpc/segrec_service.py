@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
 from dataclasses import dataclass, field
+from time import monotonic
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
@@ -55,21 +56,23 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._patience = stream_patience_seconds
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
+        start = monotonic()
         with ExitStack() as leases:
             release, answer = await self._answer(leases, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
-            self._record_answers(release, [answer])
+            self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         query = query_of(request.options)
+        start = monotonic()
         with ExitStack() as leases:
             release, answer = await self._answer(leases, request, context)
             [ranked] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranked)
-            self._record_answers(release, [answer])
+            self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
     async def StreamSegment(
@@ -125,16 +128,18 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     @contextmanager
     def _lease(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
-        """The release for a unary call; the call's time and outcome are counted in the release's figures."""
+        """The release for a unary call; an error of it is counted in the release's figures."""
         with (
             self._routing.lease(pin_of(request), _user_of(request)) as release,
-            self._metrics.release_stats.call(release.number),
+            self._metrics.release_stats.counting_errors(release.number, 1),
         ):
             yield release
 
-    def _record_answers(self, release: Release, answers: Sequence[Answer], is_batch: bool = False) -> None:
+    def _record_answers(
+        self, release: Release, answers: Sequence[Answer], *, is_batch: bool = False, seconds: float | None = None
+    ) -> None:
         """Count the answers in the release's figures, and offer them to the shadow for a comparison."""
-        self._metrics.release_stats.answered(release.number, answers, is_batch)
+        self._metrics.release_stats.answered(release.number, answers, is_batch, seconds)
         self._shadow.offer(release, answers)
 
     async def _answer(

@@ -49,3 +49,5 @@ class Answer(NamedTuple):
     embedded: Embedded
     history: History
     degraded: Degraded = Degraded.NO
+    tells_of_release: bool = True
+    """Whether the answer says something about its release; False where another part of the system failed."""

@@ -33,6 +33,8 @@ class Breaker:
         self._next_trial = 0.0
         self._next_warning = -float("inf")
         self._has_warned = False
+        self.is_whole_part_away = False
+        """Whether the latest failure was of the whole part, not of what the call asked for."""
 
     @property
     def is_open(self) -> bool:
@@ -59,9 +61,10 @@ class Breaker:
         self._slow_failures = self._failed_calls = 0
         self._failing_since = None
 
-    def failed(self, problem: str, seconds: float) -> None:
+    def failed(self, problem: str, seconds: float, *, is_whole_part_away: bool = True) -> None:
         """Record that a call failed after `seconds`; `problem` is for the log."""
         now = self._clock()
+        self.is_whole_part_away = is_whole_part_away
         self._failed_calls += 1
         if self._failing_since is None:
             self._failing_since = now

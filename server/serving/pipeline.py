@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from server import tracing
 from server.adapters.ports import HistoryStore, Recorded
-from server.core.errors import EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
+from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.history import EMPTY, Event, History
 from server.core.ranking import Query, Ranked, Subject, past_events, rank
 from server.core.release import Release
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.batching import MicroBatcher
 from server.serving.bounded_store import BoundedStore
-from server.serving.breaker import Breaker
+from server.serving.breaker import SLOW_SECONDS, Breaker
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder
 
@@ -38,7 +38,7 @@ FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
 _NO_EMBEDDING = Embedded(None)
 NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
 """The answer for a user without history."""
-_UNREADABLE = Answer(_NO_EMBEDDING, EMPTY, Degraded.STORE_UNAVAILABLE)
+_UNREADABLE = Answer(_NO_EMBEDDING, EMPTY, Degraded.STORE_UNAVAILABLE, tells_of_release=False)
 """The answer for a user whose history could not be read."""
 
 
@@ -120,7 +120,8 @@ class Pipeline:
         try:
             embedded = await self._embed_one(release, history, timeout_seconds)
         except EncoderUnavailable as error:
-            return Answer(_NO_EMBEDDING._replace(ignored_count=unknown), history, _reason(error))
+            nothing = _NO_EMBEDDING._replace(ignored_count=unknown)
+            return Answer(nothing, history, _reason(error), _tells_of_release(error))
         return Answer(embedded._replace(ignored_count=unknown), history)
 
     async def _embed_one(self, release: Release, history: History, seconds: float) -> Embedded:
@@ -136,17 +137,30 @@ class Pipeline:
         if breaker is None:
             breaker = self._encoder_breakers[release.number] = Breaker(f"the encoder of release {release.number}")
         if not breaker.allows_call():
-            raise EncoderUnavailable("the encoder has not answered lately")
+            error = EncoderAway if breaker.is_whole_part_away else EncoderUnavailable
+            raise error("the encoder has not answered lately")
         start = monotonic()
         try:
             results = await embed()
         except EncoderUnavailable as error:
-            breaker.failed(str(error), monotonic() - start)
+            is_away = isinstance(error, EncoderAway) or self._answered_nobody_since(start)
+            breaker.failed(str(error), monotonic() - start, is_whole_part_away=is_away)
             self.on_encoder_failure()
+            if is_away and not isinstance(error, EncoderAway | ReleaseNotLoaded):
+                raise EncoderAway(str(error)) from error
             raise
         if any(result.embedding is not None for result in results):
             breaker.succeeded()
         return results
+
+    def _answered_nobody_since(self, start: float) -> bool:
+        """Whether the encoder has answered no call of any release in the second half of the time since `start`.
+
+        Then a call that had no answer says nothing about its release. The first half does not count: in it come
+        answers to calls from before the encoder began to hang.
+        """
+        now = monotonic()
+        return now - start >= SLOW_SECONDS and self._embedder.answered_at < (start + now) / 2
 
     async def answer_histories(
         self, release: Release, histories: Sequence[History], call_seconds: float
@@ -248,14 +262,19 @@ class Pipeline:
     def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
         reason = _reason(error)
         latest = self._cache.latest(release.number, user_id)
+        tells = _tells_of_release(error)
         if latest is None or latest[1].embedding is None:
-            return Answer(_NO_EMBEDDING, history, reason)
+            return Answer(_NO_EMBEDDING, history, reason, tells)
         is_lost = reason is Degraded.RELEASE_NOT_LOADED
-        return Answer(latest[1], history, reason if is_lost else Degraded.STALE_EMBEDDING)
+        return Answer(latest[1], history, reason if is_lost else Degraded.STALE_EMBEDDING, tells)
 
 
 def _reason(error: EncoderUnavailable) -> Degraded:
     return Degraded.RELEASE_NOT_LOADED if isinstance(error, ReleaseNotLoaded) else Degraded.ENCODER_UNAVAILABLE
+
+
+def _tells_of_release(error: EncoderUnavailable) -> bool:
+    return not isinstance(error, EncoderAway | ReleaseNotLoaded)
 
 
 async def _patiently(ask: Callable[[], Awaitable[T]], end: float) -> T:

@@ -1,6 +1,7 @@
 """An `Encoder` without Triton, for unit tests: ONNX Runtime in this process, with faults on demand."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,8 @@ class OnnxEncoder:
         """Inferences by release."""
         self.gate: asyncio.Event | None = None
         """When there is one, calls wait for it."""
+        self.answers_others = True
+        """Whether calls of other releases are answered all the time."""
 
     async def encode(
         self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
@@ -46,6 +49,10 @@ class OnnxEncoder:
         self.counts[release] += 1
         answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
         return answer + np.float32(1.0) if self.wrong or release in self.wrong_releases else answer
+
+    @property
+    def answered_at(self) -> float:
+        return time.monotonic() if self.answers_others else 0.0
 
     async def until_asked(self) -> None:
         """Return once there was a call."""

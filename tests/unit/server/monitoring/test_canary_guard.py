@@ -79,7 +79,7 @@ async def watch(canary_guard: CanaryGuard, clock: Clock, seconds: int) -> None:
     ],
 )
 def test_a_bound_counts_only_over_enough_answers(guard: Guard, reason: str, stats: ReleaseStats, clock: Clock) -> None:
-    stats.answered(8, [SURE] * 5 + [UNSURE] * 2 + [STALE])
+    stats.answered(8, [SURE] * 3 + [UNSURE] * 2 + [STALE])
     stats.failed(8, 2)
     for _ in range(2):
         call(stats, clock, 8, 0.2)
@@ -111,7 +111,7 @@ async def test_rows_of_streams_and_answers_without_a_loaded_release_do_not_count
     await watch(canary_guard, clock, 10)
     stats.answered(8, [UNSURE] * 90, is_batch=True)
     stats.failed(8, 9, is_batch=True)
-    stats.answered(8, [UNSURE._replace(degraded=Degraded.RELEASE_NOT_LOADED)] * 50)
+    stats.answered(8, [UNSURE._replace(degraded=Degraded.ENCODER_UNAVAILABLE, tells_of_release=False)] * 50)
     stats.answered(8, [SURE] * 10)
     await watch(canary_guard, clock, 5)
     assert read_traffic(tmp_path).canary == 8

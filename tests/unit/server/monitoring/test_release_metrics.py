@@ -25,10 +25,10 @@ def test_a_release_has_series_until_it_is_forgotten() -> None:
         call(stats, clock, 8, seconds)
     lines = lines_of(stats)
     assert lines >= {
-        'segrec_release_answers_total{outcome="whole",release="8"} 3.0',
+        'segrec_release_answers_total{outcome="whole",release="8"} 5.0',
         'segrec_release_answers_total{outcome="degraded",release="8"} 1.0',
         'segrec_release_answers_total{outcome="failed",release="8"} 2.0',
-        'segrec_release_segments_total{confident="yes",release="8"} 3.0',
+        'segrec_release_segments_total{confident="yes",release="8"} 5.0',
         'segrec_release_segments_total{confident="no",release="8"} 1.0',
         'segrec_compared_total{release="8",segment="same"} 3.0',
         'segrec_compared_total{release="8",segment="changed"} 1.0',

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.core.errors import EncoderUnavailable, InvalidArgument, NotFound
+from server.core.errors import EncoderAway, EncoderUnavailable, InvalidArgument, NotFound, Overloaded, StoreUnavailable
 from server.core.history import EMPTY
 from server.monitoring.release_stats import (
     LONGEST_SECONDS,
@@ -27,10 +27,11 @@ STALE = SURE._replace(degraded=Degraded.STALE_EMBEDDING)
 
 def call(stats: ReleaseStats, clock: Clock, release: int, seconds: float, error: Exception | None = None) -> None:
     """One unary call that takes `seconds` and raises `error`, if there is one."""
-    with stats.call(release):
-        clock.now += seconds
+    clock.now += seconds
+    with stats.counting_errors(release, 1):
         if error is not None:
             raise error
+    stats.answered(release, [SURE], seconds=seconds)
 
 
 def figures_of(stats: ReleaseStats, release: int, window: float = 300.0) -> Figures:
@@ -68,11 +69,13 @@ def test_figures_are_of_calls_and_rows_and_unary_figures_of_calls_alone() -> Non
     assert stats.figures(7) is None
 
 
-def test_answers_without_a_loaded_release_are_not_counted() -> None:
+def test_answers_that_say_nothing_about_the_release_are_not_counted() -> None:
     stats = ReleaseStats(Clock())
-    stats.answered(7, [SURE, SURE._replace(degraded=Degraded.RELEASE_NOT_LOADED)])
+    stats.answered(7, [SURE, STALE._replace(tells_of_release=False)], seconds=0.1)
+    stats.answered(7, [STALE._replace(tells_of_release=False)], seconds=2.0)
     figures = figures_of(stats, 7)
     assert (figures.request_count, figures.answer_count, figures.degraded_share) == (1, 1, 0.0)
+    assert (figures.timed_count, figures.p99_seconds) == (1, pytest.approx(0.1, rel=0.25))
 
 
 def test_answers_of_a_shadow_are_not_counted_as_answers() -> None:
@@ -82,10 +85,10 @@ def test_answers_of_a_shadow_are_not_counted_as_answers() -> None:
     assert (figures.request_count, figures.answer_count, figures.unconfident_share) == (2, 0, 0.5)
 
 
-def test_errors_of_the_caller_are_not_counted() -> None:
+def test_errors_of_the_caller_and_of_other_parts_are_not_counted() -> None:
     clock = Clock()
     stats = ReleaseStats(clock)
-    for error in (InvalidArgument("no"), NotFound("no")):
+    for error in (InvalidArgument("no"), NotFound("no"), Overloaded("no"), StoreUnavailable("no"), EncoderAway("no")):
         with pytest.raises(type(error)):
             call(stats, clock, 7, 0.1, error)
     assert stats.figures(7) is None

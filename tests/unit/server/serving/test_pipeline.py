@@ -217,6 +217,27 @@ async def test_while_the_encoder_hangs_callers_fall_back_at_once_and_some_try(
     await wait_until_async(answers_again, 2 * TRIAL_SECONDS)
 
 
+@pytest.mark.parametrize("answers_others", [True, False])
+async def test_a_release_is_blamed_for_silence_only_while_the_encoder_answers_others(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release, answers_others: bool
+) -> None:
+    await record(store, "u", group_history(2))
+    encoder.gate, encoder.answers_others = asyncio.Event(), answers_others
+    silent = [await pipeline.answer_user(release, "u", SLOW_SECONDS) for _ in range(SLOW_FAILURES)]
+    at_once = await pipeline.answer_user(release, "u", 30.0)  # the breaker is open, and knows why
+    batch = await pipeline.answer_users(release, ["u"], SLOW_SECONDS)
+    answers = [*silent, at_once, *batch]
+    assert {answer.degraded for answer in answers} == {Degraded.ENCODER_UNAVAILABLE}
+    assert [answer.tells_of_release for answer in answers] == [answers_others] * len(answers)
+
+
+async def test_a_store_that_is_away_says_nothing_about_a_release(
+    pipeline: Pipeline, store: MemoryStore, release: Release
+) -> None:
+    store.unavailable = True
+    assert not (await pipeline.answer_user(release, "u", 1.0)).tells_of_release
+
+
 async def test_a_batch_waits_while_the_encoder_and_the_store_are_away(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
 ) -> None:
