@@ -299,6 +299,7 @@ def _export(
     releases.on_change.append(lambda: metrics.show_traffic(releases.shares()))
     metrics.traffic_damaged.set_function(lambda: bool(traffic.failure))
     metrics.active_release.set_function(lambda: releases.active.number if releases.active else 0)
+    metrics.stable_replaced.set_function(lambda: releases.is_replaced)
     metrics.encoder_healthy.set_function(lambda: releases.encoder_healthy)
     metrics.failed_releases.set_function(releases.failed_count)
     metrics.cached_embeddings.set_function(lambda: len(cache))

@@ -65,6 +65,11 @@ class Metrics:
             ["release"],
             registry=self.registry,
         )
+        self.stable_replaced = Gauge(
+            "segrec_stable_replaced",
+            "1 while another release answers because the stable one of the traffic cannot be loaded.",
+            registry=self.registry,
+        )
         self.traffic_damaged = Gauge(
             "segrec_traffic_damaged",
             "1 while traffic.json cannot be read and an earlier traffic is in force.",

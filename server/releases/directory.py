@@ -1,8 +1,9 @@
 """The release directories of a repository, and the failures of releases that could not be loaded."""
 
 import logging
+import os
 import re
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -28,11 +29,21 @@ class _Failure:
     retry_at: float
 
 
+def _stat(file: Path) -> os.stat_result:
+    """The state of a file; of a link to nothing, such as an editor's lock, the state of the link itself."""
+    try:
+        return file.stat()
+    except OSError:
+        return file.lstat()
+
+
 class ReleaseDirectory:
     """Finds releases by number, and delays another attempt to load a release that failed (exponential back-off)."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, clock: Callable[[], float] = monotonic) -> None:
+        """`root` holds the releases; `clock` gives monotonic seconds."""
         self.root = root
+        self._clock = clock
         self._failures: dict[int, _Failure] = {}
         self._ignored_names: set[str] = set()
 
@@ -54,18 +65,30 @@ class ReleaseDirectory:
         return sorted(numbers, reverse=True)
 
     def check_for_triton(self) -> None:
-        """Raises `EncoderUnavailable` while a name would crash Triton at its next load: 19 or more digits."""
-        entries = self.root.iterdir() if self.root.is_dir() else iter(())
-        for entry in entries:
-            if _TOO_LONG.match(entry.name):
-                raise EncoderUnavailable(
-                    f"no release can be loaded while {entry} exists, since a name of 19 or more digits crashes Triton: "
-                    "remove it"
-                )
+        """Raises `EncoderUnavailable` while an entry prevents every load.
+
+        Such an entry has a name of 19 or more digits, which crashes Triton, or is a link to nothing, beside the
+        releases or in the repository, which Triton refuses.
+        """
+        for directory in (self.root, self.root.parent):
+            entries = directory.iterdir() if directory.is_dir() else iter(())
+            for entry in entries:
+                problem = ""
+                if directory == self.root and _TOO_LONG.match(entry.name):
+                    problem = "a name of 19 or more digits crashes Triton"
+                elif entry.is_symlink() and not entry.exists():
+                    problem = "Triton refuses to load beside a link to a file that does not exist"
+                if problem:
+                    raise EncoderUnavailable(
+                        f"no release can be loaded while {entry} exists, since {problem}: remove it"
+                    )
 
     def signature(self, number: int) -> Signature:
-        path = self.path(number)
-        stats = [file.stat() for file in path.iterdir()] if path.is_dir() else []
+        """The signature of a release's files; (0, 0) for a directory that is missing or cannot be read."""
+        try:
+            stats = [_stat(file) for file in self.path(number).iterdir()]
+        except OSError:
+            return 0.0, 0
         return max((stat.st_mtime for stat in stats), default=0.0), sum(stat.st_size for stat in stats)
 
     def record_failure(self, number: int, error: SegrecError, signature: Signature) -> None:
@@ -74,7 +97,7 @@ class ReleaseDirectory:
         attempts = previous.attempts + 1 if previous and previous.signature == signature else 1
         longest = FIRST_RETRY_SECONDS if isinstance(error, EncoderUnavailable) else LONGEST_RETRY_SECONDS
         pause = min(FIRST_RETRY_SECONDS * 2.0 ** (attempts - 1), longest)
-        self._failures[number] = _Failure(error, signature, attempts, monotonic() + pause)
+        self._failures[number] = _Failure(error, signature, attempts, self._clock() + pause)
         if previous is None or str(previous.error) != str(error):
             log.error("release %d is not activated: %s", number, error)
 
@@ -89,7 +112,7 @@ class ReleaseDirectory:
     def is_backing_off(self, number: int, signature: Signature) -> bool:
         """Whether a release failed, has not changed since, and is not due for another attempt."""
         failure = self._failures.get(number)
-        return failure is not None and failure.signature == signature and monotonic() < failure.retry_at
+        return failure is not None and failure.signature == signature and self._clock() < failure.retry_at
 
     def clear_failure(self, number: int) -> None:
         self._failures.pop(number, None)

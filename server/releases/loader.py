@@ -57,6 +57,7 @@ class Loader:
         self._looked_for_unused_at = clock()
         self._requested: Counter[int] = Counter()
         self._probed_at = -math.inf
+        self._problem = ""
         self._wake = asyncio.Event()
         self._round_ended = asyncio.Event()
         self.warm_up: Callable[[Release], Awaitable[None]] = _no_warm_up
@@ -69,13 +70,22 @@ class Loader:
             self._wake.clear()
             try:
                 await self.refresh()
+            except OSError as error:
+                self._say_once(f"the model repository cannot be read ({error}); trying again")
             except Exception:
                 log.exception("the model repository could not be read; trying again")
+            else:
+                self._problem = ""
             self._round_ended.set()
             self._round_ended = asyncio.Event()
             waking = asyncio.ensure_future(self._wake.wait())
             await asyncio.wait((stopping, waking), timeout=poll_seconds, return_when=asyncio.FIRST_COMPLETED)
             waking.cancel()
+
+    def _say_once(self, problem: str) -> None:
+        if problem != self._problem:
+            log.error(problem)
+        self._problem = problem
 
     def refresh_soon(self) -> None:
         """Begin the next round now, and probe the encoder in it."""
@@ -183,15 +193,18 @@ class Loader:
             )
 
     async def _probe(self) -> None:
-        """Check the encoder by golden inputs every `PROBE_SECONDS`; load again when Triton has lost the release."""
-        active = self._releases.active
-        if active is None or self._clock() - self._probed_at < PROBE_SECONDS:
+        """Check the encoder by golden inputs every `PROBE_SECONDS`; load again when Triton has lost a release.
+
+        An active release that Triton cannot load again, or whose embeddings are wrong, is given up for another one
+        that is loaded and passes.
+        """
+        if self._releases.active is None or self._clock() - self._probed_at < PROBE_SECONDS:
             return
         self._probed_at = self._clock()
         try:
             if not await self._are_ready():
                 await self.reload()
-            await self.check_active()
+            await self._check_active_or_replace()
         except SegrecError as error:
             if self._releases.encoder_healthy:
                 log.error("the encoder does not answer: %s", error)
@@ -201,6 +214,34 @@ class Loader:
             log.info("the encoder answers again")
         self._releases.set_healthy(True)
         await self._probe_canary()
+
+    async def _check_active_or_replace(self) -> None:
+        active = self._releases.active
+        try:
+            await self.check_active()
+        except DamagedRelease as error:
+            if active is None or not await self._another_passes(active.number):
+                raise
+            await self._give_up(active.number, error)
+            await self._unload_others({active.number})
+            await self.check_active()
+
+    async def _another_passes(self, number: int) -> bool:
+        """Whether a loaded release other than this one passes its golden inputs."""
+        for other in self._releases.loaded_numbers():
+            if other != number:
+                try:
+                    await self._check_golden_inputs(self._releases.get(other))
+                except SegrecError:
+                    continue
+                return True
+        return False
+
+    async def _give_up(self, number: int, error: SegrecError) -> None:
+        """Stop answering from a release that Triton cannot run; the next rounds try to load it again."""
+        signature = await asyncio.to_thread(self._directory.signature, number)
+        self._directory.record_failure(number, error, signature)
+        self._releases.remove(number)
 
     async def _are_ready(self) -> bool:
         """Whether Triton has all loaded releases. It may have restarted, or another server unloaded one."""
@@ -223,10 +264,22 @@ class Loader:
             self._releases.set_broken(number, "")
 
     async def reload(self) -> None:
-        """Load all loaded releases into Triton again. Raises `EncoderUnavailable`."""
+        """Load all loaded releases into Triton again.
+
+        A release that Triton cannot load again is given up while another one answers. Raises `EncoderUnavailable` when
+        Triton has none of them.
+        """
         numbers = self._releases.loaded_numbers()
-        if numbers:
+        if not numbers:
+            return
+        try:
             await self._load_into_triton(numbers)
+        except EncoderUnavailable as error:
+            lost = [number for number in numbers if not await self._encoder.is_ready(number)]
+            if len(lost) in (0, len(numbers)):
+                raise
+            for number in lost:
+                await self._give_up(number, error)
 
     async def _load_into_triton(self, numbers: Sequence[int], unload: Collection[int] = ()) -> None:
         """Load these releases. A shared Triton keeps all others but those in `unload` and those without a directory."""

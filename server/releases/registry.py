@@ -192,13 +192,16 @@ class ReleaseRegistry:
             self._notify()
 
     def _choose_active(self) -> Release | None:
-        """The stable release. While it is not loaded: the active release, else a previous one, else the newest."""
+        """The stable release. While it is not loaded: the active release, else a previous one, else the newest.
+
+        None while no release is loaded.
+        """
         newest = max(self._loaded, default=0)
         if not self._traffic.stable:
             return self._loaded.get(newest)
         if self._traffic.stable in self._loaded:
             return self._loaded[self._traffic.stable]
-        if self._active is not None:
+        if self._active is not None and self._active.number in self._loaded:
             return self._active
         return self._loaded.get(next((number for number in self._traffic.previous if number in self._loaded), newest))
 
@@ -206,6 +209,18 @@ class ReleaseRegistry:
         """Register a release that is loaded in Triton and checked; it answers at once if the traffic says so."""
         self._loaded[release.number] = release
         self._apply_traffic()
+
+    def remove(self, number: int) -> None:
+        """Take out a release that Triton cannot run any more. If it was active, another loaded one answers instead."""
+        self._loaded.pop(number, None)
+        for callback in self.on_unload:
+            callback(number)
+        self._apply_traffic()
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another release answers in place of the stable one that the traffic names."""
+        return self._active is not None and self._traffic.stable not in (0, self._active.number)
 
     def remember_earlier(self, number: int) -> None:
         """Append a loaded release to `actives`, as the one that was active longest ago."""

@@ -63,9 +63,9 @@ class OnnxEncoder:
         await wait_until_async(asked)
 
     async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
-        broken = self.unloadable & set(releases) - set(self.loaded)
-        if self.down:
-            raise EncoderUnavailable("no answer")
+        broken = self.unloadable & set(releases)
+        if self.down or broken & set(self.loaded):
+            raise EncoderUnavailable(f"cannot load {sorted(broken)}")
         self.loaded = tuple(sorted({*releases, *(set(keep) & set(self.loaded))} - broken))
         if broken:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")

@@ -1,5 +1,8 @@
+import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -229,3 +232,122 @@ async def test_a_loaded_release_whose_files_were_pruned_does_not_hinder_the_next
     await loader.refresh()
     assert registry.get().number == 4
     assert registry.loaded_numbers() == [2, 3, 4]
+
+
+async def test_an_active_release_that_triton_cannot_load_again_is_replaced_until_it_can(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path, number)
+    registry.set_traffic(Traffic(stable=2, previous=(1,)))
+    await loader.refresh()
+    assert (registry.get().number, registry.is_replaced) == (2, False)
+    encoder.loaded, encoder.unloadable = (), {2}
+    for _ in range(3):
+        await loader.refresh()
+    assert (registry.get().number, registry.is_replaced) == (1, True)
+    assert registry.encoder_healthy
+    assert (registry.status(2).state, registry.status(2).failure) == (State.FAILED, "cannot load [2]")
+    assert registry.failed_count() == 1
+    assert len([one for one in caplog.records if "release 2 of traffic.json is not loaded" in one.message]) == 1
+    encoder.unloadable = set()
+    await loader.refresh()
+    assert (registry.get().number, registry.is_replaced) == (2, False)
+    assert registry.failed_count() == 0
+
+
+async def test_an_active_release_of_wrong_embeddings_is_replaced_by_one_that_passes_and_loaded_anew(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    for number in (1, 2):
+        tiny_release(tmp_path, number)
+    await loader.refresh()
+    encoder.wrong_releases = {2}
+    await loader.refresh()
+    assert registry.get().number == 1
+    assert registry.encoder_healthy
+    assert encoder.loaded == (1,)
+    assert "golden inputs differ" in registry.status(2).failure
+    encoder.wrong_releases = set()
+    await loader.refresh()
+    assert registry.get().number == 2
+
+
+async def test_a_lone_release_that_cannot_be_loaded_again_stays_and_is_tried_again(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder
+) -> None:
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    encoder.loaded, encoder.unloadable = (), {1}
+    await loader.refresh()
+    assert (registry.get().number, registry.encoder_healthy) == (1, False)
+    encoder.unloadable = set()
+    await loader.refresh()
+    assert registry.encoder_healthy
+
+
+@pytest.mark.parametrize("active", [0, 1])
+async def test_an_unreadable_directory_and_a_link_to_nothing_stop_no_other_release(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, monkeypatch: pytest.MonkeyPatch, active: int
+) -> None:
+    """Also at a start, when no release is active yet. The tests may run as root, who can read every directory."""
+    if active:
+        tiny_release(tmp_path, active)
+        await loader.refresh()
+    for number in (2, 3, 4):
+        tiny_release(tmp_path, number)
+    (tmp_path / MODEL_NAME / "3" / ".#manifest.json").symlink_to("anna@laptop.4711")
+    closed, read_bytes, iterdir = tmp_path / MODEL_NAME / "4", Path.read_bytes, Path.iterdir
+
+    def refused(read: Callable[[Path], Any]) -> Callable[[Path], Any]:
+        def refuse(path: Path) -> Any:
+            if closed in (path, path.parent):
+                raise PermissionError(13, "Permission denied", str(path))
+            return read(path)
+
+        return refuse
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refused(read_bytes))
+        patch.setattr(Path, "iterdir", refused(iterdir))
+        await loader.refresh()
+        assert registry.get().number == 3
+        assert registry.status(4).state is State.FAILED
+        assert "Permission denied" in registry.status(4).failure
+    await loader.refresh()
+    assert registry.get().number == 4
+
+
+@pytest.mark.parametrize("place", [".#config.pbtxt", "../.#traffic.json"])
+async def test_nothing_is_loaded_beside_a_link_that_triton_stumbles_over(
+    tmp_path: Path, registry: ReleaseRegistry, loader: Loader, encoder: OnnxEncoder, place: str
+) -> None:
+    tiny_release(tmp_path, 1)
+    await loader.refresh()
+    link = tmp_path / MODEL_NAME / place
+    link.symlink_to("anna@laptop.4711")
+    tiny_release(tmp_path, 2)
+    await loader.refresh()
+    assert (registry.get().number, encoder.loaded) == (1, (1,))
+    assert "a link to a file that does not exist: remove it" in registry.status(2).failure
+    link.unlink()
+    await loader.refresh()
+    assert registry.get().number == 2
+
+
+async def test_a_repository_that_cannot_be_read_is_said_once(
+    tmp_path: Path, loader: Loader, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, rounds = asyncio.Event(), 0
+
+    async def refresh() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds == 3:
+            stop.set()
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(loader, "refresh", refresh)
+    await asyncio.wait_for(loader.follow(0.001, stop), 5)
+    [record] = [record for record in caplog.records if "cannot be read" in record.message]
+    assert record.exc_info is None
