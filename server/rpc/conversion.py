@@ -10,7 +10,7 @@ from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 from server.core.history import Event
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.ranking import Ranked, Reason
-from server.core.release import Release
+from server.core.release import Release, TrainedOn
 from server.monitoring.release_stats import Figures
 from server.releases.registry import State, Status
 from server.serving.answer import Answer, Degraded
@@ -198,6 +198,21 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
     if manifest.confidence is not None:
         message.min_confidence = manifest.confidence.min_confidence
         message.min_history = manifest.confidence.min_history
+    if manifest.trained_on is not None:
+        message.trained_on.CopyFrom(_trained_on_message(manifest.trained_on))
+    if manifest.forget_after is not None:
+        message.forget_after_time.CopyFrom(_timestamp(manifest.forget_after))
+    return message
+
+
+def _trained_on_message(trained_on: TrainedOn) -> model_service_pb2.TrainedOn:
+    message = model_service_pb2.TrainedOn(
+        user_count=trained_on.user_count, event_count=trained_on.event_count, files=trained_on.files
+    )
+    if trained_on.first_event_time is not None:
+        message.first_event_time.CopyFrom(_timestamp(trained_on.first_event_time))
+    if trained_on.last_event_time is not None:
+        message.last_event_time.CopyFrom(_timestamp(trained_on.last_event_time))
     return message
 
 

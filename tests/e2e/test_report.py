@@ -78,6 +78,8 @@ def test_there_is_a_card_for_each_segment_and_every_section(page: Page) -> None:
     assert page.locator(".card svg").count() == SEGMENTS
     assert page.get_by_text("Histories are short.").is_visible()
     assert page.locator("#data").get_by_text("3,200 events were read").is_visible()
+    read = "The log was read from events.csv and items.parquet; 160 users are left. Their events are"
+    assert page.locator("#data").get_by_text(read).is_visible()
 
 
 def test_links_of_the_contents_lead_somewhere(page: Page) -> None:

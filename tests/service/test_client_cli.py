@@ -129,7 +129,14 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
     assert "since release 7, of 1,200 users known to both releases:" in text
     assert "new: 1, 2\nsplit: 3 → 1, 2\n" in text
     assert "state: active" in text
+    assert "forget_after_time: 2027-01-15T08:00:00Z" in text
+    assert "trained_on_first_event_time: 2023-11-14T22:13:20Z\ntrained_on_user_count: 42" in text
+    assert "trained_on_last_event_time" not in text, "the fake log has none"
+    assert "trained_on_files: log.csv, i.csv" in text
     assert "2023-11-14T22:13:20Z  view    i     2.5000" in text
+    assert main.main(["releases", "2", "--json"]) == 0
+    [release] = records(capsys.readouterr().out)
+    assert release["trained_on"]["event_count"] == 777
     assert main.main(["erase", "u", "--json"]) == 0
     assert records(capsys.readouterr().out) == [{"user_id": "u", "erased_event_count": 1}]
 
@@ -150,6 +157,7 @@ def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(
         "read": 1505,
         "stored": 0,
         "duplicate": 1501,
+        "too_old": 0,
         "refused": 4,
         "not_sent": 0,
     }

@@ -16,6 +16,7 @@ from typing import Any, Self, TypeVar
 
 import grpc
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import (
     common_pb2,
     event_service_pb2,
@@ -316,6 +317,13 @@ def release_of(number: int) -> model_service_pb2.Release:
         item_count=999,
         segment_count=2,
         figures={"ndcg@10": 0.1},
+        trained_on=model_service_pb2.TrainedOn(
+            first_event_time=Timestamp(seconds=1_700_000_000),
+            user_count=42,
+            event_count=777,
+            files=["log.csv", "i.csv"],
+        ),
+        forget_after_time=Timestamp(seconds=1_800_000_000),
     )
 
 

@@ -25,11 +25,11 @@ from server.core.repository.layout import MODEL_NAME, ensure_repository, read_pr
 from server.core.repository.read import record_of
 from server.core.repository.signature import sign_manifest
 from training.config import PublishSettings
+from training.data.origin import Origin
 from training.errors import PublishError
 from training.model.text_projection import ITEM_TEXT
 from training.publish.active_gate import active_release, compared_with_active
 from training.publish.gates import Gate, check_release, decide, vocabulary_gate
-from training.publish.trained_on import Origin
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.confidence import read_confidence

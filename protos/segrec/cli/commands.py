@@ -14,7 +14,7 @@ from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
 from segrec.requests import RecommendArguments
 from segrec.v1.common_pb2 import Event
-from segrec.v1.model_service_pb2 import Release, ReleaseState
+from segrec.v1.model_service_pb2 import Release, ReleaseState, TrainedOn
 from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentItem, SegmentProfile, SegmentRow
 
 _ITEM_FIELDS = ("item_id", "title", "user_share", "lift", "lift_low")
@@ -227,6 +227,8 @@ def _release_record(release: Release) -> dict[str, Any]:
         "failure": release.failure,
         "created_time": iso_time(release.created_time) if release.HasField("created_time") else None,
         "data_cutoff_time": iso_time(release.data_cutoff_time) if release.HasField("data_cutoff_time") else None,
+        "forget_after_time": iso_time(release.forget_after_time) if release.HasField("forget_after_time") else None,
+        "trained_on": _trained_on_record(release.trained_on) if release.HasField("trained_on") else None,
         "parent_release": release.parent_release,
         "embedding_dim": release.embedding_dim,
         "max_length": release.max_length,
@@ -240,9 +242,24 @@ def _release_record(release: Release) -> dict[str, Any]:
     }
 
 
+def _trained_on_record(trained_on: TrainedOn) -> dict[str, Any]:
+    times = ("first_event_time", "last_event_time")
+    return {
+        **{name: iso_time(getattr(trained_on, name)) if trained_on.HasField(name) else None for name in times},
+        "user_count": trained_on.user_count,
+        "event_count": trained_on.event_count,
+        "files": list(trained_on.files),
+    }
+
+
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a release line by line: those of `trained_on` by their own names, and the figures last."""
+    trained_on = {f"trained_on_{name}": value for name, value in (record.pop("trained_on") or {}).items()}
+    if trained_on:
+        trained_on["trained_on_files"] = ", ".join(trained_on["trained_on_files"])
     figures: dict[str, Any] = record.pop("figures")
-    return {name: value for name, value in record.items() if name != "live" and value not in (None, "")} | figures
+    facts = {name: value for name, value in (record | trained_on).items() if name != "live"}
+    return {name: value for name, value in facts.items() if value not in (None, "")} | figures
 
 
 def _print_json(records: list[dict[str, Any]]) -> None:

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa9\x04\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\x30\n\x0c\x63reated_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x64\x61ta_cutoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eparent_release\x18\x06 \x01(\x03\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\x30\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x1f.segrec.v1.Release.FiguresEntry\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x00\x88\x01\x01\x12\x13\n\x0bmin_history\x18\r \x01(\x05\x12\x18\n\x10min_segment_size\x18\x0e \x01(\x03\x12\x17\n\x0ftraffic_percent\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_min_confidence\"\xf4\x02\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x63ompared_release\x18\x08 \x01(\x03\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\"\xa5\x02\n\x05Guard\x12\x1c\n\x0fmax_error_share\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12max_degraded_share\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15max_unconfident_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12/\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10min_answer_count\x18\x06 \x01(\x03\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_share\"\x8a\x01\n\x07Traffic\x12\x16\n\x0estable_release\x18\x01 \x01(\x03\x12\x16\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\x01\x12\x16\n\x0eshadow_release\x18\x04 \x01(\x03\x12\x1f\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.Guard\"\xa5\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12\x30\n\x0c\x63hanged_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x15\n\x13ListReleasesRequest\"\x80\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"\\\n\x11SetTrafficRequest\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x12\n\nchanged_by\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"5\n\x0fRollbackRequest\x12\x12\n\nchanged_by\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xba\x02\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\x12I\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\x12\x43\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\x30\n\x0c\x63reated_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x64\x61ta_cutoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eparent_release\x18\x06 \x01(\x03\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\x30\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x1f.segrec.v1.Release.FiguresEntry\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x00\x88\x01\x01\x12\x13\n\x0bmin_history\x18\r \x01(\x05\x12\x18\n\x10min_segment_size\x18\x0e \x01(\x03\x12\x17\n\x0ftraffic_percent\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x12(\n\ntrained_on\x18\x11 \x01(\x0b\x32\x14.segrec.v1.TrainedOn\x12\x35\n\x11\x66orget_after_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_min_confidence\"\xae\x01\n\tTrainedOn\x12\x34\n\x10\x66irst_event_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuser_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x03(\t\"\xf4\x02\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x63ompared_release\x18\x08 \x01(\x03\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\"\xa5\x02\n\x05Guard\x12\x1c\n\x0fmax_error_share\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12max_degraded_share\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15max_unconfident_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12/\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10min_answer_count\x18\x06 \x01(\x03\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_share\"\x8a\x01\n\x07Traffic\x12\x16\n\x0estable_release\x18\x01 \x01(\x03\x12\x16\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\x01\x12\x16\n\x0eshadow_release\x18\x04 \x01(\x03\x12\x1f\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.Guard\"\xa5\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12\x30\n\x0c\x63hanged_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\"\x15\n\x13ListReleasesRequest\"\x80\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"\\\n\x11SetTrafficRequest\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x12\n\nchanged_by\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"5\n\x0fRollbackRequest\x12\x12\n\nchanged_by\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xba\x02\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\x12I\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\x12\x43\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,36 +35,38 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RELEASE_FIGURESENTRY']._loaded_options = None
   _globals['_RELEASE_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_RELEASESTATE']._serialized_start=2191
-  _globals['_RELEASESTATE']._serialized_end=2423
+  _globals['_RELEASESTATE']._serialized_start=2465
+  _globals['_RELEASESTATE']._serialized_end=2697
   _globals['_RELEASE']._serialized_start=110
-  _globals['_RELEASE']._serialized_end=663
-  _globals['_RELEASE_FIGURESENTRY']._serialized_start=598
-  _globals['_RELEASE_FIGURESENTRY']._serialized_end=644
-  _globals['_LIVEFIGURES']._serialized_start=666
-  _globals['_LIVEFIGURES']._serialized_end=1038
-  _globals['_GUARD']._serialized_start=1041
-  _globals['_GUARD']._serialized_end=1334
-  _globals['_TRAFFIC']._serialized_start=1337
-  _globals['_TRAFFIC']._serialized_end=1475
-  _globals['_TRAFFICRECORD']._serialized_start=1478
-  _globals['_TRAFFICRECORD']._serialized_end=1643
-  _globals['_LISTRELEASESREQUEST']._serialized_start=1645
-  _globals['_LISTRELEASESREQUEST']._serialized_end=1666
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=1669
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=1797
-  _globals['_GETRELEASEREQUEST']._serialized_start=1799
-  _globals['_GETRELEASEREQUEST']._serialized_end=1835
-  _globals['_GETRELEASERESPONSE']._serialized_start=1837
-  _globals['_GETRELEASERESPONSE']._serialized_end=1894
-  _globals['_SETTRAFFICREQUEST']._serialized_start=1896
-  _globals['_SETTRAFFICREQUEST']._serialized_end=1988
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=1990
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=2053
-  _globals['_ROLLBACKREQUEST']._serialized_start=2055
-  _globals['_ROLLBACKREQUEST']._serialized_end=2108
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2110
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2188
-  _globals['_MODELSERVICE']._serialized_start=2426
-  _globals['_MODELSERVICE']._serialized_end=2740
+  _globals['_RELEASE']._serialized_end=760
+  _globals['_RELEASE_FIGURESENTRY']._serialized_start=695
+  _globals['_RELEASE_FIGURESENTRY']._serialized_end=741
+  _globals['_TRAINEDON']._serialized_start=763
+  _globals['_TRAINEDON']._serialized_end=937
+  _globals['_LIVEFIGURES']._serialized_start=940
+  _globals['_LIVEFIGURES']._serialized_end=1312
+  _globals['_GUARD']._serialized_start=1315
+  _globals['_GUARD']._serialized_end=1608
+  _globals['_TRAFFIC']._serialized_start=1611
+  _globals['_TRAFFIC']._serialized_end=1749
+  _globals['_TRAFFICRECORD']._serialized_start=1752
+  _globals['_TRAFFICRECORD']._serialized_end=1917
+  _globals['_LISTRELEASESREQUEST']._serialized_start=1919
+  _globals['_LISTRELEASESREQUEST']._serialized_end=1940
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=1943
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=2071
+  _globals['_GETRELEASEREQUEST']._serialized_start=2073
+  _globals['_GETRELEASEREQUEST']._serialized_end=2109
+  _globals['_GETRELEASERESPONSE']._serialized_start=2111
+  _globals['_GETRELEASERESPONSE']._serialized_end=2168
+  _globals['_SETTRAFFICREQUEST']._serialized_start=2170
+  _globals['_SETTRAFFICREQUEST']._serialized_end=2262
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=2264
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=2327
+  _globals['_ROLLBACKREQUEST']._serialized_start=2329
+  _globals['_ROLLBACKREQUEST']._serialized_end=2382
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2384
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2462
+  _globals['_MODELSERVICE']._serialized_start=2700
+  _globals['_MODELSERVICE']._serialized_end=3014
 # @@protoc_insertion_point(module_scope)

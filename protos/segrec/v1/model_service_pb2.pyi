@@ -31,7 +31,7 @@ RELEASE_STATE_CANARY: ReleaseState
 RELEASE_STATE_SHADOW: ReleaseState
 
 class Release(_message.Message):
-    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_percent", "live")
+    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_percent", "live", "trained_on", "forget_after_time")
     class FiguresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,8 @@ class Release(_message.Message):
     MIN_SEGMENT_SIZE_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_ON_FIELD_NUMBER: _ClassVar[int]
+    FORGET_AFTER_TIME_FIELD_NUMBER: _ClassVar[int]
     release: int
     state: ReleaseState
     failure: str
@@ -71,7 +73,23 @@ class Release(_message.Message):
     min_segment_size: int
     traffic_percent: float
     live: LiveFigures
-    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_percent: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ...) -> None: ...
+    trained_on: TrainedOn
+    forget_after_time: _timestamp_pb2.Timestamp
+    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_percent: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ..., trained_on: _Optional[_Union[TrainedOn, _Mapping]] = ..., forget_after_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class TrainedOn(_message.Message):
+    __slots__ = ("first_event_time", "last_event_time", "user_count", "event_count", "files")
+    FIRST_EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_TIME_FIELD_NUMBER: _ClassVar[int]
+    USER_COUNT_FIELD_NUMBER: _ClassVar[int]
+    EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    first_event_time: _timestamp_pb2.Timestamp
+    last_event_time: _timestamp_pb2.Timestamp
+    user_count: int
+    event_count: int
+    files: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, first_event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., last_event_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., user_count: _Optional[int] = ..., event_count: _Optional[int] = ..., files: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class LiveFigures(_message.Message):
     __slots__ = ("window", "answer_count", "error_share", "degraded_share", "unconfident_share", "median_time", "p99_time", "compared_release", "compared_count", "changed_segment_share", "top_items_overlap", "score_shift")

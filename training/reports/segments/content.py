@@ -22,6 +22,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.segments import normalised, segment_part
 from training.data.cleaning import Account
+from training.data.origin import Origin
 from training.errors import RunError
 from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result, figures_by_user
 from training.metrics import bootstrap_interval
@@ -126,6 +127,7 @@ class Content:
     cards: tuple[Card, ...]
     user_map: UserMap
     account: Account
+    origin: Origin
     sweep: Sweep | None = None
     moves: Moves | None = None
     quality: Quality | None = None
@@ -170,6 +172,7 @@ def read_content(run: Run, repository: Path) -> Content:
         cards=_cards(segmented, shown),
         user_map=_user_map(run, segmented, shown),
         account=Account.model_validate_json((prepared / "account.json").read_bytes()),
+        origin=Origin.of(run, prepared),
         absent=absent,
         **parts,
     )

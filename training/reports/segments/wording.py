@@ -29,6 +29,16 @@ def summary(content: Content) -> str:
     return f"{first} {second}"
 
 
+def origin_in_words(content: Content) -> str:
+    """Which files and which time the log is from, and when a release of the run must be forgotten."""
+    trained_on, until = content.origin.trained_on, content.origin.forget_after
+    first, last = trained_on.first_event_time, trained_on.last_event_time
+    times = f" Their events are from {first:%-d %B %Y} to {last:%-d %B %Y}." if first and last else ""
+    forget = f" A release of this run must be forgotten on {until:%-d %B %Y}." if until else ""
+    files = natural_list(list(trained_on.files))
+    return f"The log was read from {files}; {trained_on.user_count:,} users are left.{times}{forget}"
+
+
 def not_shown(content: Content) -> str:
     """Why segments are left out; empty if all are shown."""
     left_out = len(content.segmentation.profiles) - len(content.cards)

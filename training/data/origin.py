@@ -1,4 +1,4 @@
-"""What a release says of its log, and when it must be forgotten."""
+"""What reports and releases say of the log of a run, and when it must be forgotten."""
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
