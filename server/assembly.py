@@ -43,6 +43,7 @@ from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
+from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
@@ -97,6 +98,9 @@ async def running(
     release_key = read_release_key(settings.release_key) if settings.release_key else None
     metrics = Metrics()
     access = _access(settings, metrics)
+    certificates = certificates_of(settings)
+    if certificates is not None:
+        metrics.certificate_ends.set_function(lambda: certificates.ends_seconds)
     async with AsyncExitStack() as stack:
         if settings.trace_endpoint is not None:
             stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
@@ -131,13 +135,14 @@ async def running(
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
         services = _services(pipeline, releases, metrics, clock, settings, shadow)
-        public = Endpoint(settings, settings.address, services, metrics, access(settings.address))
+        public = Endpoint(settings, settings.address, services, metrics, access(settings.address), certificates)
         models = Endpoint(
             settings,
             settings.model_address,
             [_model_service(promotion, metrics)],
             metrics,
             access(settings.model_address),
+            certificates,
         )
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import ssl
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -66,14 +67,29 @@ class Tls:
     client_key: str = ""
 
     def credentials(self) -> grpc.ChannelCredentials:
-        """Reads the files. Raises InvalidArgument when a file cannot be read, or a certificate or key is missing."""
+        """Reads the files. Raises InvalidArgument when one of them is missing or cannot be used."""
         if bool(self.client_certificate) != bool(self.client_key):
             raise InvalidArgument("A client certificate needs its key, and a key its certificate: give both or neither")
-        return grpc.ssl_channel_credentials(
-            root_certificates=_read(self.root_ca),
-            private_key=_read(self.client_key),
-            certificate_chain=_read(self.client_certificate),
-        )
+        files = [_read(path) for path in (self.root_ca, self.client_key, self.client_certificate)]
+        self._check()
+        return grpc.ssl_channel_credentials(*files)
+
+    def _check(self) -> None:
+        """gRPC would take any files, and then fail to connect without saying why."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        try:
+            if self.root_ca:
+                context.load_verify_locations(self.root_ca)
+        except ssl.SSLError as error:
+            raise InvalidArgument(f"{self.root_ca} holds no certificates in PEM format") from error
+        try:
+            if self.client_certificate:
+                context.load_cert_chain(self.client_certificate, self.client_key, password="")
+        except ssl.SSLError as error:
+            raise InvalidArgument(
+                f"{self.client_certificate} and {self.client_key} are not a certificate and its key, in PEM format and "
+                "without a password"
+            ) from error
 
 
 def _read(path: str) -> bytes | None:

@@ -196,7 +196,35 @@ def _sentence(code: grpc.StatusCode, details: str, address: str, timeout_seconds
 def _unavailable_sentence(details: str, address: str) -> str:
     if details == _FAILED_WRITE:
         return f"The connection to {address} was lost"
+    for text, sentence in _CONNECTION_FAILURES:
+        if text in details:
+            return sentence.format(address=address)
     lower = details.lower()
     if "handshake" in lower or "certificate" in lower or "tlsv1" in lower:
         return f"No TLS connection to {address}: {details.split('; last error: ')[-1]}"
     return f"No server answers at {address}: start one with `segrec-serve`, or give the address of a running server"
+
+
+# Parts of gRPC's texts for connections that fail, with what they mean; the first that fits counts.
+_CONNECTION_FAILURES = (
+    ("certificate has expired", "The certificate of the server at {address} has expired: have a new one issued for it"),
+    (
+        "CERTIFICATE_VERIFY_FAILED",
+        "The certificate of the server at {address} is not of an authority that this client trusts: give the root "
+        "certificates of its authority (--tls-ca)",
+    ),
+    (
+        "Hostname Verification Check failed",
+        "The server's certificate is not for the name in {address}: give the address by a name that it is for",
+    ),
+    (
+        "WRONG_VERSION_NUMBER",
+        "The server at {address} does not use TLS: leave out the TLS options, or ask it at another port",
+    ),
+    (
+        "last error: UNAVAILABLE",  # the server accepted the connection and closed it before the first call
+        "The server at {address} closes the connection. A server with TLS does so when the caller uses none "
+        "(--tls-ca), and one with mutual TLS when the caller's certificate is missing, has expired or is of another "
+        "authority (--tls-cert, --tls-key)",
+    ),
+)

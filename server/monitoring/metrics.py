@@ -28,6 +28,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=self.registry,
         )
+        self.certificate_ends = Gauge(
+            "segrec_certificate_end_timestamp_seconds",
+            "When the server's certificate expires, in seconds since 1970; 0 without TLS.",
+            registry=self.registry,
+        )
         self.caller_calls = Counter(
             "segrec_caller_calls",
             "Calls and messages of streams, by the caller's name in the access file and by outcome: ADMITTED, or the "

@@ -3,8 +3,6 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import grpc
 from google.protobuf.descriptor import Descriptor, ServiceDescriptor
@@ -15,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from server.access.control import AccessControl, is_loopback
 from server.core.errors import SetupError
 from server.monitoring.metrics import Metrics
+from server.rpc.certificates import ServerCertificates
 from server.rpc.interceptor import CallInterceptor
 from server.rpc.room import Room
 from server.settings import Settings
@@ -40,8 +39,15 @@ class Endpoint:
     """A gRPC server on one address. Its health is NOT_SERVING until `set_serving(True)`. Raises `SetupError`."""
 
     def __init__(
-        self, settings: Settings, address: str, services: Sequence[Service], metrics: Metrics, access: AccessControl
+        self,
+        settings: Settings,
+        address: str,
+        services: Sequence[Service],
+        metrics: Metrics,
+        access: AccessControl,
+        certificates: ServerCertificates | None = None,
     ) -> None:
+        """Without `certificates`, calls are not encrypted."""
         self._services = services
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
@@ -70,19 +76,17 @@ class Endpoint:
         if is_loopback(address) if settings.reflection is None else settings.reflection:
             names = [service.descriptor.full_name for service in services]
             reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], self._server)
-        self.port = self._listen(settings, address)
+        self.port = self._listen(address, certificates)
 
-    def _listen(self, settings: Settings, address: str) -> int:
+    def _listen(self, address: str, certificates: ServerCertificates | None) -> int:
         try:
-            if settings.tls_certificate is None or settings.tls_key is None:
-                port = self._server.add_insecure_port(address)
-            else:
-                port = self._server.add_secure_port(address, _credentials(settings))
+            if certificates is None:
+                return int(self._server.add_insecure_port(address))
+            return int(self._server.add_secure_port(address, certificates.credentials()))
         except RuntimeError as error:
             raise SetupError(
                 f"cannot listen on {address}: choose another address, or stop the program that listens there"
             ) from error
-        return int(port)
 
     async def start(self) -> None:
         """Start to answer calls; health still says NOT_SERVING."""
@@ -108,18 +112,3 @@ def _request_types(services: Sequence[Service]) -> dict[str, Descriptor]:
         for service in services
         for method in service.descriptor.methods
     }
-
-
-def _credentials(settings: Settings) -> Any:
-    key, certificate = _read(settings.tls_key), _read(settings.tls_certificate)
-    roots = _read(settings.tls_client_ca) if settings.tls_client_ca else None
-    return grpc.ssl_server_credentials([(key, certificate)], roots, require_client_auth=roots is not None)
-
-
-def _read(path: Path | None) -> bytes:
-    if path is None:
-        raise SetupError("TLS needs both tls_certificate and tls_key")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise SetupError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,6 +1,7 @@
 """Certificates made on the fly: an authority, and what it signs."""
 
 import datetime
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,14 +32,19 @@ class Authority:
         self.root = directory / f"{name}.pem"
         self.root.write_bytes(root.sign(self._key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
 
-    def issue(self, name: str = "localhost", *, valid: datetime.timedelta = datetime.timedelta(days=1)) -> Pair:
-        """A certificate for this common and DNS name; a negative `valid` makes one that has expired."""
+    def issue(
+        self, name: str, *, valid: datetime.timedelta = datetime.timedelta(days=1), is_local: bool = True
+    ) -> Pair:
+        """A certificate for this common and DNS name, and if `is_local` for this machine.
+
+        A negative `valid` makes one that has expired.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
         builder = _builder(subject, self._name, key, valid)
-        signed = builder.add_extension(
-            x509.SubjectAlternativeName([x509.DNSName(name), x509.DNSName("localhost")]), critical=False
-        ).sign(self._key, hashes.SHA256())
+        local = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))] if is_local else []
+        names = x509.SubjectAlternativeName([x509.DNSName(name), *local])
+        signed = builder.add_extension(names, critical=False).sign(self._key, hashes.SHA256())
         pair = Pair(self._directory / f"{name}.pem", self._directory / f"{name}.key.pem")
         pair.certificate.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
         pair.key.write_bytes(key.private_bytes(*_FORM))
