@@ -24,6 +24,7 @@ from segrec.v1 import (
 
 from server import tracing
 from server.access.control import AccessControl, AccessFile, is_loopback
+from server.adapters import lmdb_copy, valkey_server
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
@@ -270,7 +271,8 @@ def _services(
         shadow,
         settings.stream_patience_seconds,
     )
-    events = EventServicer(pipeline, releases, metrics, clock)
+    note = lmdb_copy.ERASURE_NOTE if settings.store.startswith("lmdb:") else valkey_server.ERASURE_NOTE
+    events = EventServicer(pipeline, releases, metrics, clock, note)
 
     def add_segrec(server: Server) -> None:
         segrec_service_pb2_grpc.add_SegrecServiceServicer_to_server(segrec, server)

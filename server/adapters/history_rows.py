@@ -1,7 +1,8 @@
 """Packed history rows as the history stores read and write them; shared by all stores."""
 
+import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from server.adapters.ports import Recorded
@@ -74,3 +75,28 @@ def loaded_row(row: bytes | None, added: History, limit: int, revision: int, era
         return None
     merged = merge_histories(history, added, limit, revision)
     return None if merged is history else merged.row
+
+
+class WriteHealth:
+    """Leaves one line in the log when writes begin to fail, and one when they succeed again."""
+
+    def __init__(self) -> None:
+        self._is_failing = False
+
+    def report(self, failure: StoreUnavailable | None) -> None:
+        """Take the outcome of a write; None is success."""
+        if failure is not None and not self._is_failing:
+            log.error("writes to the history store fail from now on: %s", failure)
+        elif failure is None and self._is_failing:
+            log.warning("writes to the history store succeed again")
+        self._is_failing = failure is not None
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Report the outcome of the block, which is a write."""
+        try:
+            yield
+        except StoreUnavailable as failure:
+            self.report(failure)
+            raise
+        self.report(None)

@@ -20,7 +20,8 @@ import lmdb
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
-from server.adapters.lmdb_file import MAP_SIZE_BYTES, Transaction, open_environment
+from server.adapters.lmdb_copy import ERASED_SINCE, StoreLock, open_cleaned
+from server.adapters.lmdb_file import MAP_SIZE_BYTES, Transaction
 from server.adapters.lmdb_writer import READER_CHECK_SECONDS, LmdbWriter
 from server.adapters.ports import LoadProgress, Recorded
 from server.core.erasure import erasure_mark
@@ -42,9 +43,17 @@ Clock = Callable[[], float]
 class LmdbStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
-    def __init__(self, environment: lmdb.Environment, path: Path, history_limit: int, clock: Clock = time.time) -> None:
+    def __init__(
+        self,
+        environment: lmdb.Environment,
+        lock: StoreLock,
+        path: Path,
+        history_limit: int,
+        clock: Clock = time.time,
+    ) -> None:
         """Use `open`."""
         self._environment = environment
+        self._lock = lock
         self._path = path
         self._limit = history_limit
         self._clock = clock
@@ -65,7 +74,8 @@ class LmdbStore:
 
         Raises `SetupError` when the directory cannot be used.
         """
-        return cls(open_environment(path, map_size_bytes), path, history_limit, clock)
+        environment, lock = open_cleaned(path, map_size_bytes)
+        return cls(environment, lock, path, history_limit, clock)
 
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
@@ -108,6 +118,7 @@ class LmdbStore:
 
         def remove(transaction: Transaction, _: int) -> int:
             row = transaction.pop(key, db=self._histories)
+            transaction.put(ERASED_SINCE, b"", db=self._meta)
             erased_ms = int(self._clock() * 1000)
             transaction.put(erasure_mark(self._erasure_key, user_id), erased_ms.to_bytes(8, "big"), db=self._erased)
             return 0 if row is None else event_count_of(row)
@@ -134,6 +145,7 @@ class LmdbStore:
             await self._writer.close()
             self._readers.shutdown()
             self._environment.close()
+            self._lock.close()
 
     async def _load_users(self, users: Users) -> None:
         def add(transaction: Transaction, revision: int) -> None:

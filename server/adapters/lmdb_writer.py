@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import lmdb
 
+from server.adapters.history_rows import WriteHealth
 from server.adapters.lmdb_file import Transaction
 from server.core.errors import Overloaded, SegrecError, StoreUnavailable
 
@@ -56,7 +57,7 @@ class LmdbWriter:
         self._tick = tick
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting_writes = self._waiting_bytes = 0
-        self._is_failing = False
+        self._health = WriteHealth()
         self._thread = threading.Thread(target=self._work, name="history-writer", daemon=True)
         self._thread.start()
 
@@ -133,21 +134,13 @@ class LmdbWriter:
             with self._environment.begin(write=True) as transaction:
                 revision = self._next_revision(transaction)
                 results = [_attempt(job.operation, transaction, revision) for job in wanted]
-            self._report(None)
+            self._health.report(None)
         except Exception as error:
             failure = self._explain(error) if isinstance(error, lmdb.Error) else _unexpected(error)
-            self._report(failure)
+            self._health.report(failure)
             results = [failure] * len(wanted)
         with contextlib.suppress(RuntimeError):  # the event loop has ended
             jobs[0].answer.get_loop().call_soon_threadsafe(self._answer, jobs, wanted, results)
-
-    def _report(self, failure: StoreUnavailable | None) -> None:
-        """Write one line to the log when writes begin to fail, and one when they succeed again."""
-        if failure is not None and not self._is_failing:
-            log.error("writes to the history store fail from now on: %s", failure)
-        elif failure is None and self._is_failing:
-            log.warning("writes to the history store succeed again")
-        self._is_failing = failure is not None
 
     def _next_revision(self, transaction: Transaction) -> int:
         revision = int.from_bytes(transaction.get(b"revision", b"", db=self._meta), "big") + 1

@@ -10,7 +10,6 @@ loses the events that had not reached the replica.
 
 import asyncio
 import contextlib
-import logging
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,24 +17,17 @@ from pathlib import Path
 from typing import NamedTuple, cast
 from weakref import WeakValueDictionary
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import ConstantBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.history_rows import WriteHealth, loaded_row, read_row, read_row_or_none, recorded_row
 from server.adapters.ports import LoadProgress, Recorded
+from server.adapters.valkey_server import address_of, check_settings, connection_pool, explain
 from server.core.erasure import erasure_mark, new_erasure_key
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ROW_VERSION, Event, History, event_count_of
 
-log = logging.getLogger(__name__)
-
-TIMEOUT_SECONDS = 1.0
-CONNECTION_WAIT_SECONDS = 5.0
-"""Longest wait for a free connection of the pool."""
-CONNECTIONS_MAX = 32
 READ_CHUNK = 256
 LOAD_CHUNK = 250
 """Users in one call of the script, which blocks the Valkey server while it runs."""
@@ -92,33 +84,22 @@ class ValkeyStore:
         self._erasure_key = b""
         self._replace = client.register_script(_REPLACE)
         self._closed = False
+        self._writes = WriteHealth()
         self._user_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
     async def connect(cls, url: str, history_limit: int, clock: Callable[[], float] = time.time) -> "ValkeyStore":
         """Connect to `redis://`, `rediss://` or `unix://` and check that the server answers.
 
-        Raises `SetupError` for an invalid URL, `StoreUnavailable` when no server answers.
+        Raises `SetupError` for an invalid URL or a server that evicts keys, `StoreUnavailable` when none answers. With
+        TLS, root certificates of its own are named by `?ssl_ca_certs=FILE`.
         """
+        pool = connection_pool(url)
+        store = cls(Redis.from_pool(pool), address_of(pool), history_limit, clock)
         try:
-            pool = BlockingConnectionPool.from_url(
-                url,
-                max_connections=CONNECTIONS_MAX,
-                timeout=CONNECTION_WAIT_SECONDS,
-                socket_timeout=TIMEOUT_SECONDS,
-                socket_connect_timeout=TIMEOUT_SECONDS,
-                retry=Retry(ConstantBackoff(0.02), 1),  # a pooled connection may have died unnoticed
-            )
-        except ValueError:  # its text may show the password
-            raise SetupError(
-                "the URL of the history store is not valid; write redis://[[user]:password@]host:port[/database]"
-            ) from None
-        where = pool.connection_kwargs
-        address = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
-        store = cls(Redis.from_pool(pool), address, history_limit, clock)
-        try:
+            with store._translate_errors():
+                await check_settings(store._client, store._address)
             await store._check_format()
-            await store._check_persistence()
         except BaseException:
             await store.close()
             raise
@@ -153,7 +134,7 @@ class ValkeyStore:
 
     async def erase(self, user_id: str) -> int:
         """See `HistoryStore.erase`."""
-        with self._translate_errors():
+        with self._writes.watched(), self._translate_errors():
             mark = await self._mark(user_id)
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.getdel(_key(user_id))
@@ -190,16 +171,6 @@ class ValkeyStore:
                 "use the version of Segrec that wrote the store, or give another database"
             )
 
-    async def _check_persistence(self) -> None:
-        with self._translate_errors():
-            persistence = await self._client.info("persistence")
-        if not persistence.get("aof_enabled"):
-            log.warning(
-                "the history store at %s has no append-only file, so a crash loses events that it has acknowledged; "
-                "set `appendonly yes` and `appendfsync always` there",
-                self._address,
-            )
-
     async def _rows(self, user_ids: Sequence[str]) -> list[bytes | None]:
         return cast("list[bytes | None]", await self._client.mget([_key(user_id) for user_id in user_ids]))
 
@@ -228,7 +199,7 @@ class ValkeyStore:
     async def _stored(self, user_ids: Sequence[str]) -> list[_Stored]:
         with self._translate_errors():
             marks = [await self._mark(user_id) for user_id in user_ids]
-            async with self._client.pipeline(transaction=True) as pipe:
+            async with self._client.pipeline(transaction=False) as pipe:  # the script sees whether either has changed
                 pipe.mget([_key(user_id) for user_id in user_ids])
                 pipe.hmget(_ERASURES, cast("list[str]", marks))
                 rows, erasures = await pipe.execute()
@@ -249,7 +220,7 @@ class ValkeyStore:
         arguments = [
             part for _, stored, row in swaps for part in (_revision_bytes(stored.row), row, stored.mark, stored.erased)
         ]
-        with self._translate_errors():
+        with self._writes.watched(), self._translate_errors():
             return [bool(replaced) for replaced in await self._replace(keys=keys, args=arguments)]
 
     def _user_lock(self, user_id: str) -> asyncio.Lock:
@@ -266,15 +237,8 @@ class ValkeyStore:
             raise StoreUnavailable(f"the connection to the history store at {self._address} is closed")
         try:
             yield
-        except AuthenticationError as error:
-            raise StoreUnavailable(
-                f"the history store at {self._address} refuses the user name or password of its URL"
-            ) from error
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreUnavailable(
-                f"the history store at {self._address} does not answer ({type(error).__name__}: {error}); "
-                "check that it runs and can be reached"
-            ) from error
+        except (RedisError, OSError) as error:
+            raise StoreUnavailable(explain(error, self._address)) from error
 
 
 def _key(user_id: str) -> str:

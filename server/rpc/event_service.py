@@ -12,6 +12,7 @@ from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
 from server.rpc.conversion import event_message
 from server.rpc.deadlines import seconds_left
+from server.rpc.erasure_receipt import remainders
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
@@ -25,11 +26,15 @@ STORE_SECONDS = 10.0
 class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     """Validates the requests and passes them to the pipeline, which reads and writes the history store."""
 
-    def __init__(self, pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock) -> None:
+    def __init__(
+        self, pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock, store_note: str
+    ) -> None:
+        """`store_note` says what the files of the store keep of an erased user, and until when."""
         self._pipeline = pipeline
         self._releases = releases
         self._metrics = metrics
         self._clock = clock
+        self._store_note = store_note
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Context) -> pb.RecordEventsResponse:
         """Store the valid events durably; the response names the refused events by their index."""
@@ -95,7 +100,8 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         erased = await self._pipeline.erase(
             user_id, self._releases.loaded_numbers(), seconds_left(context, STORE_SECONDS)
         )
-        return pb.EraseUserResponse(erased_event_count=erased)
+        manifests = [self._releases.get(number).manifest for number in self._releases.loaded_numbers()]
+        return pb.EraseUserResponse(erased_event_count=erased, remainders=remainders(self._store_note, manifests))
 
 
 def _refuse(response: pb.RecordEventsResponse, index: int, error: SegrecError) -> None:

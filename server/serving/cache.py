@@ -1,12 +1,23 @@
 """A cache of user embeddings, valid for one revision of a history."""
 
 from collections import OrderedDict
+from typing import NamedTuple
 
+from server.core.history import History
 from server.serving.answer import Embedded
 
 
+class _Entry(NamedTuple):
+    revision: int
+    origin: int
+    embedded: Embedded
+
+
 class EmbeddingCache:
-    """LRU cache: (release, user id) → embedding, with the revision of the history that was embedded.
+    """LRU cache: (release, user id) → embedding, with the revision and the origin of the history that was embedded.
+
+    An erased user who comes back has a history of another origin, also where another server erased the user: what was
+    cached before is dropped.
 
     Not thread-safe: used from the event loop only.
     """
@@ -15,24 +26,30 @@ class EmbeddingCache:
         self._capacity = capacity
         self.erasure_count = 0
         """Number of calls to `forget_user`; see `put`."""
-        self._entries: OrderedDict[tuple[int, str], tuple[int, Embedded]] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, str], _Entry] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, release: int, user_id: str, revision: int) -> Embedded | None:
-        """The embedding of this revision; None if another revision or nothing is cached."""
+    def get(self, release: int, user_id: str, history: History) -> Embedded | None:
+        """The embedding of this revision of the history; None if another revision or nothing is cached."""
         entry = self._entries.get((release, user_id))
-        if entry is None or entry[0] != revision:
+        if entry is None:
+            return None
+        if entry.origin != history.origin:  # erased since
+            del self._entries[(release, user_id)]
+            return None
+        if entry.revision != history.revision:
             return None
         self._entries.move_to_end((release, user_id))
-        return entry[1]
+        return entry.embedded
 
-    def latest(self, release: int, user_id: str) -> tuple[int, Embedded] | None:
-        """The cached revision and its embedding, which may be out of date; None if nothing is cached."""
-        return self._entries.get((release, user_id))
+    def latest(self, release: int, user_id: str, history: History) -> Embedded | None:
+        """The embedding of this or an older revision of the history; None if nothing is cached."""
+        entry = self._entries.get((release, user_id))
+        return entry.embedded if entry is not None and entry.origin == history.origin else None
 
-    def put(self, release: int, user_id: str, revision: int, embedded: Embedded, erasure_count: int) -> None:
+    def put(self, release: int, user_id: str, history: History, embedded: Embedded, erasure_count: int) -> None:
         """Add an embedding; a full cache drops the least recently used one.
 
         `erasure_count` is the value of `self.erasure_count` before the history was read. If a user was erased since
@@ -40,7 +57,7 @@ class EmbeddingCache:
         """
         if erasure_count != self.erasure_count:
             return
-        self._entries[(release, user_id)] = (revision, embedded)
+        self._entries[(release, user_id)] = _Entry(history.revision, history.origin, embedded)
         self._entries.move_to_end((release, user_id))
         if len(self._entries) > self._capacity:
             self._entries.popitem(last=False)

@@ -101,7 +101,7 @@ class Pipeline:
             history = await self._store.get(user_id, timeout_seconds)
         except StoreUnavailable:
             return _UNREADABLE
-        cached = self._cache.get(release.number, user_id, history.revision)
+        cached = self._cache.get(release.number, user_id, history)
         if cached is not None:
             return Answer(cached, history)
         if not history:
@@ -110,7 +110,7 @@ class Pipeline:
             embedded = await self._embed_one(release, history, end - monotonic())
         except EncoderUnavailable as error:
             return self._fallback(release, user_id, history, error)
-        self._cache.put(release.number, user_id, history.revision, embedded, erasure_count)
+        self._cache.put(release.number, user_id, history, embedded, erasure_count)
         return Answer(embedded, history)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
@@ -190,7 +190,7 @@ class Pipeline:
             if history is None:
                 answers.append(_UNREADABLE)
                 continue
-            cached = self._cache.get(release.number, user_id, history.revision)
+            cached = self._cache.get(release.number, user_id, history)
             if cached is None and history:
                 missing.append(place)
             answers.append(Answer(cached or _NO_EMBEDDING, history))
@@ -261,12 +261,12 @@ class Pipeline:
 
     def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
         reason = _reason(error)
-        latest = self._cache.latest(release.number, user_id)
+        latest = self._cache.latest(release.number, user_id, history)
         tells = _tells_of_release(error)
-        if latest is None or latest[1].embedding is None:
+        if latest is None or latest.embedding is None:
             return Answer(_NO_EMBEDDING, history, reason, tells)
         is_lost = reason is Degraded.RELEASE_NOT_LOADED
-        return Answer(latest[1], history, reason if is_lost else Degraded.STALE_EMBEDDING, tells)
+        return Answer(latest, history, reason if is_lost else Degraded.STALE_EMBEDDING, tells)
 
 
 def _reason(error: EncoderUnavailable) -> Degraded:

@@ -451,36 +451,3 @@ async def test_a_full_lmdb_refuses_writes_and_still_answers_reads(tmp_path: Path
     assert len(await store.get("u")) == 1
     assert len(await store.get("v0")) == 100
     await store.close()
-
-
-async def test_the_error_of_an_absent_valkey_names_its_address(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path)
-    server.start()
-    store = await ValkeyStore.connect(server.url, LIMIT)
-    await store.record("u", [view(1)])
-    server.kill()
-    for call in (store.get("u"), store.get_many(["u"]), store.record("u", [view(2)]), store.erase("u")):
-        with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{server.port} does not answer"):
-            await call
-    with pytest.raises(StoreUnavailable, match=f"127.0.0.1:{server.port}") as raised:
-        await ValkeyStore.connect(f"redis://me:hidden@127.0.0.1:{server.port}/0", LIMIT)
-    assert "hidden" not in str(raised.value)
-    server.start()
-    assert await store.record("u", [view(3)]) == Recorded(1, 0), "the store did not come back with its server"
-    await store.close()
-    server.kill()
-
-
-async def test_valkey_refuses_bad_urls_without_showing_them() -> None:
-    for url in ("http://me:hidden@host", "redis://me:hidden@host:port/0"):
-        with pytest.raises(SetupError) as raised:
-            await ValkeyStore.connect(url, LIMIT)
-        assert "hidden" not in str(raised.value)
-
-
-async def test_valkey_shared_by_several_servers_loses_nothing(redis_server: RedisServer) -> None:
-    stores = [await ValkeyStore.connect(redis_server.url, 1000) for _ in range(3)]
-    await stores[0]._client.flushall()
-    await asyncio.gather(*(stores[n % 3].record("u", [view(n)]) for n in range(90)))
-    assert len(await stores[0].get("u")) == 90
-    await asyncio.gather(*(store.close() for store in stores))

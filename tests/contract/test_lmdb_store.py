@@ -19,6 +19,7 @@ from server.adapters.lmdb_writer import Operation
 from server.adapters.ports import Recorded
 from server.core.errors import Overloaded, SetupError, StoreUnavailable
 from server.core.history import Event
+from tests.support.ticking import Clock
 from tests.support.waiting import wait_until
 
 LIMIT = 1000
@@ -226,3 +227,40 @@ def test_a_reader_that_died_is_found_while_the_store_is_open(tmp_path: Path, mon
         await store.close()
 
     asyncio.run(follow())
+
+
+async def test_nothing_of_an_erased_user_is_in_the_file_after_the_next_start(tmp_path: Path) -> None:
+    store = LmdbStore.open(tmp_path, LIMIT, clock=Clock(0.0))
+    for number in range(60):
+        await store.record(f"user-{number:03}", events(3))
+    for second in range(5):  # an inline row, and one on pages of its own
+        await store.record("erased-one", [Event(f"secret-{second}", "view", 1.0, second)])
+        await store.record("erased-two", [Event(f"hidden-{second}-{n}", "view", 1.0, second) for n in range(50)])
+    await store.record("user-000", events(5))
+    for user_id in ("erased-one", "erased-two"):
+        await store.erase(user_id)
+    other = await asyncio.create_subprocess_exec(sys.executable, "-c", OPENS, str(tmp_path))
+    assert await other.wait() == 0, "another process would write the file anew below the store"
+    await store.close()
+    assert found_in(tmp_path), "nothing is left after the erasure itself, so this shows nothing"
+    store = LmdbStore.open(tmp_path, LIMIT, clock=Clock(0.0))
+    histories = await store.get_many(["user-000", "user-059", "erased-one"])
+    assert [len(history or ()) for history in histories] == [5, 3, 0]
+    assert await store.record("user-001", events(4)) == Recorded(1, 3)
+    await store.close()
+    assert not found_in(tmp_path)
+
+
+def found_in(path: Path) -> list[bytes]:
+    """What the files of a store still hold of the erased users."""
+    assert sorted(file.name for file in path.iterdir()) == ["data.mdb", "lock.mdb", "store.lock"]
+    return [secret for secret in (b"erased-", b"secret-", b"hidden-") if secret in (path / "data.mdb").read_bytes()]
+
+
+OPENS = """
+import sys
+from pathlib import Path
+from server.adapters.lmdb_copy import open_cleaned
+environment, lock = open_cleaned(Path(sys.argv[1]))
+assert not lock.is_sole
+"""

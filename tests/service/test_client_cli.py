@@ -138,7 +138,15 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
     [release] = records(capsys.readouterr().out)
     assert release["trained_on"]["event_count"] == 777
     assert main.main(["erase", "u", "--json"]) == 0
-    assert records(capsys.readouterr().out) == [{"user_id": "u", "erased_event_count": 1}]
+    [receipt] = records(capsys.readouterr().out)
+    assert (receipt["user_id"], receipt["erased_event_count"]) == ("u", 1)
+    description, until = "release 3 was trained before", "2023-11-14T22:13:20Z"
+    left = {"place": "release", "description": description, "release": 3, "until": until}
+    assert receipt["remainders"] == [left]
+    assert main.main(["erase", "u"]) == 0
+    assert f"u: 0 events erased; events from before now are refused\n- {description} (until {until})\n" in (
+        capsys.readouterr().out
+    )
 
 
 def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(

@@ -86,10 +86,36 @@ def test_an_erased_user_is_forgotten_at_once(stubs: Stubs) -> None:
     record(stubs, "forgotten", *(event_message(event) for event in group_history(1).events()))
     segment = segrec_service_pb2.SegmentRequest(user_id="forgotten")
     assert stubs.segrec.Segment(segment).assignment.segment_id == 2
-    assert stubs.events.EraseUser(pb.EraseUserRequest(user_id="forgotten")).erased_event_count == 10
+    receipt = stubs.events.EraseUser(pb.EraseUserRequest(user_id="forgotten"))
+    assert receipt.erased_event_count == 10
+    places = [remainder.place for remainder in receipt.remainders]
+    assert sorted(set(places)) == list(pb.RemainderPlace.values())[1:], "a kind of place is missing"
+    [release] = [remainder for remainder in receipt.remainders if remainder.place == pb.REMAINDER_PLACE_RELEASE]
+    assert release.release == 1
+    assert all(remainder.description for remainder in receipt.remainders)
     assert stubs.segrec.Segment(segment).assignment.state == segrec_service_pb2.SEGMENT_STATE_NO_HISTORY
     assert not stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="forgotten")).events
     assert stubs.events.EraseUser(pb.EraseUserRequest(user_id="forgotten")).erased_event_count == 0
+
+
+def test_events_from_before_an_erasure_are_refused_and_later_ones_stored(stubs: Stubs) -> None:
+    stubs.events.EraseUser(pb.EraseUserRequest(user_id="back"))
+    later = event("b", 0)
+    later.timestamp.GetCurrentTime()
+    response = record(stubs, "back", event("a", 1000), later, event("c", 2000))
+    assert [(refused.index, refused.status.reason) for refused in response.refused] == [(0, "ERASED"), (2, "ERASED")]
+    assert response.refused[1].status.field == "events[2].event.timestamp"
+    assert response.stored_count == 1
+    history = stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="back"))
+    assert [stored.item_id for stored in history.events] == ["b"]
+
+
+def test_events_older_than_all_that_is_kept_are_counted(stubs: Stubs) -> None:
+    response = record(stubs, "old", *(event("a", seconds) for seconds in range(1, 1001)))
+    assert response.stored_count == 1000
+    response = record(stubs, "old", event("b", 0), event("b", 1001), event("a", 1000))
+    assert (response.stored_count, response.duplicate_count, response.too_old_count) == (1, 1, 1)
+    assert not response.refused
 
 
 def test_an_unknown_user_has_an_empty_history(stubs: Stubs) -> None:

@@ -281,7 +281,14 @@ class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
         return event_service_pb2.GetUserHistoryResponse(events=events[-request.limit :], stored_event_count=len(events))
 
     def EraseUser(self, request: event_service_pb2.EraseUserRequest, context: Any) -> Any:
-        return event_service_pb2.EraseUserResponse(erased_event_count=len(self.script.stored.pop(request.user_id, [])))
+        left = event_service_pb2.Remainder(
+            place=event_service_pb2.REMAINDER_PLACE_RELEASE,
+            description="release 3 was trained before",
+            release=3,
+            until=Timestamp(seconds=1_700_000_000),
+        )
+        count = len(self.script.stored.pop(request.user_id, []))
+        return event_service_pb2.EraseUserResponse(erased_event_count=count, remainders=[left])
 
 
 class FakeModelService(model_service_pb2_grpc.ModelServiceServicer):

@@ -14,6 +14,7 @@ from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
 from segrec.requests import RecommendArguments
 from segrec.v1.common_pb2 import Event
+from segrec.v1.event_service_pb2 import Remainder, RemainderPlace
 from segrec.v1.model_service_pb2 import Release, ReleaseState, TrainedOn
 from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentItem, SegmentProfile, SegmentRow
 
@@ -194,13 +195,27 @@ def _event_record(event: Event) -> dict[str, Any]:
 
 
 def erase(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Erases a user and prints the number of erased events."""
-    count = client.erase(options.user).erased_event_count
+    """Erases a user and prints the receipt: the number of erased events, and what is left elsewhere."""
+    receipt = client.erase(options.user)
     if options.json:
-        _print_json([{"user_id": options.user, "erased_event_count": count}])
-    else:
-        print(f"{options.user}: {count:,} events erased")
+        left = [_remainder_record(remainder) for remainder in receipt.remainders]
+        count = receipt.erased_event_count
+        _print_json([{"user_id": options.user, "erased_event_count": count, "remainders": left}])
+        return OK
+    print(f"{options.user}: {receipt.erased_event_count:,} events erased; events from before now are refused")
+    for remainder in receipt.remainders:
+        until = f" (until {iso_time(remainder.until)})" if remainder.HasField("until") else ""
+        print(f"- {remainder.description}{until}")
     return OK
+
+
+def _remainder_record(remainder: Remainder) -> dict[str, object]:
+    return {
+        "place": RemainderPlace.Name(remainder.place).removeprefix("REMAINDER_PLACE_").lower(),
+        "description": remainder.description,
+        "release": remainder.release or None,
+        "until": iso_time(remainder.until) if remainder.HasField("until") else None,
+    }
 
 
 def releases(client: ModelClient, options: argparse.Namespace) -> int:

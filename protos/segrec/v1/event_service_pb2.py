@@ -22,32 +22,37 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from segrec.v1 import common_pb2 as segrec_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x16segrec/v1/common.proto\"=\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1f\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.Event\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEvent\"C\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.segrec.v1.RowStatus\"\x86\x01\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\x12\x15\n\rtoo_old_count\x18\x04 \x01(\x05\"F\n\x15GetUserHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"V\n\x16GetUserHistoryResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x1a\n\x12stored_event_count\x18\x02 \x01(\x05\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"/\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x32\xfe\x01\n\x0c\x45ventService\x12O\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\x12U\n\x0eGetUserHistory\x12 .segrec.v1.GetUserHistoryRequest\x1a!.segrec.v1.GetUserHistoryResponse\x12\x46\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16segrec/v1/common.proto\"=\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1f\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.Event\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEvent\"C\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12$\n\x06status\x18\x02 \x01(\x0b\x32\x14.segrec.v1.RowStatus\"\x86\x01\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\x12\x15\n\rtoo_old_count\x18\x04 \x01(\x05\"F\n\x15GetUserHistoryRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x12\n\x05limit\x18\x02 \x01(\x05H\x00\x88\x01\x01\x42\x08\n\x06_limit\"V\n\x16GetUserHistoryResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x1a\n\x12stored_event_count\x18\x02 \x01(\x05\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"Y\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x12(\n\nremainders\x18\x02 \x03(\x0b\x32\x14.segrec.v1.Remainder\"\x86\x01\n\tRemainder\x12(\n\x05place\x18\x01 \x01(\x0e\x32\x19.segrec.v1.RemainderPlace\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x0f\n\x07release\x18\x03 \x01(\x03\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xc2\x01\n\x0eRemainderPlace\x12\x1f\n\x1bREMAINDER_PLACE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREMAINDER_PLACE_STORE_FILES\x10\x01\x12\x1a\n\x16REMAINDER_PLACE_CACHES\x10\x02\x12\x1b\n\x17REMAINDER_PLACE_RELEASE\x10\x03\x12\x18\n\x14REMAINDER_PLACE_RUNS\x10\x04\x12\x1b\n\x17REMAINDER_PLACE_BACKUPS\x10\x05\x32\xfe\x01\n\x0c\x45ventService\x12O\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\x12U\n\x0eGetUserHistory\x12 .segrec.v1.GetUserHistoryRequest\x1a!.segrec.v1.GetUserHistoryResponse\x12\x46\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'segrec.v1.event_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USEREVENT']._serialized_start=68
-  _globals['_USEREVENT']._serialized_end=129
-  _globals['_RECORDEVENTSREQUEST']._serialized_start=131
-  _globals['_RECORDEVENTSREQUEST']._serialized_end=190
-  _globals['_REFUSEDEVENT']._serialized_start=192
-  _globals['_REFUSEDEVENT']._serialized_end=259
-  _globals['_RECORDEVENTSRESPONSE']._serialized_start=262
-  _globals['_RECORDEVENTSRESPONSE']._serialized_end=396
-  _globals['_GETUSERHISTORYREQUEST']._serialized_start=398
-  _globals['_GETUSERHISTORYREQUEST']._serialized_end=468
-  _globals['_GETUSERHISTORYRESPONSE']._serialized_start=470
-  _globals['_GETUSERHISTORYRESPONSE']._serialized_end=556
-  _globals['_ERASEUSERREQUEST']._serialized_start=558
-  _globals['_ERASEUSERREQUEST']._serialized_end=593
-  _globals['_ERASEUSERRESPONSE']._serialized_start=595
-  _globals['_ERASEUSERRESPONSE']._serialized_end=642
-  _globals['_EVENTSERVICE']._serialized_start=645
-  _globals['_EVENTSERVICE']._serialized_end=899
+  _globals['_REMAINDERPLACE']._serialized_start=857
+  _globals['_REMAINDERPLACE']._serialized_end=1051
+  _globals['_USEREVENT']._serialized_start=101
+  _globals['_USEREVENT']._serialized_end=162
+  _globals['_RECORDEVENTSREQUEST']._serialized_start=164
+  _globals['_RECORDEVENTSREQUEST']._serialized_end=223
+  _globals['_REFUSEDEVENT']._serialized_start=225
+  _globals['_REFUSEDEVENT']._serialized_end=292
+  _globals['_RECORDEVENTSRESPONSE']._serialized_start=295
+  _globals['_RECORDEVENTSRESPONSE']._serialized_end=429
+  _globals['_GETUSERHISTORYREQUEST']._serialized_start=431
+  _globals['_GETUSERHISTORYREQUEST']._serialized_end=501
+  _globals['_GETUSERHISTORYRESPONSE']._serialized_start=503
+  _globals['_GETUSERHISTORYRESPONSE']._serialized_end=589
+  _globals['_ERASEUSERREQUEST']._serialized_start=591
+  _globals['_ERASEUSERREQUEST']._serialized_end=626
+  _globals['_ERASEUSERRESPONSE']._serialized_start=628
+  _globals['_ERASEUSERRESPONSE']._serialized_end=717
+  _globals['_REMAINDER']._serialized_start=720
+  _globals['_REMAINDER']._serialized_end=854
+  _globals['_EVENTSERVICE']._serialized_start=1054
+  _globals['_EVENTSERVICE']._serialized_end=1308
 # @@protoc_insertion_point(module_scope)

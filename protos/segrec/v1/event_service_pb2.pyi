@@ -1,11 +1,30 @@
+import datetime
+
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from segrec.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class RemainderPlace(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REMAINDER_PLACE_UNSPECIFIED: _ClassVar[RemainderPlace]
+    REMAINDER_PLACE_STORE_FILES: _ClassVar[RemainderPlace]
+    REMAINDER_PLACE_CACHES: _ClassVar[RemainderPlace]
+    REMAINDER_PLACE_RELEASE: _ClassVar[RemainderPlace]
+    REMAINDER_PLACE_RUNS: _ClassVar[RemainderPlace]
+    REMAINDER_PLACE_BACKUPS: _ClassVar[RemainderPlace]
+REMAINDER_PLACE_UNSPECIFIED: RemainderPlace
+REMAINDER_PLACE_STORE_FILES: RemainderPlace
+REMAINDER_PLACE_CACHES: RemainderPlace
+REMAINDER_PLACE_RELEASE: RemainderPlace
+REMAINDER_PLACE_RUNS: RemainderPlace
+REMAINDER_PLACE_BACKUPS: RemainderPlace
 
 class UserEvent(_message.Message):
     __slots__ = ("user_id", "event")
@@ -64,7 +83,21 @@ class EraseUserRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ...) -> None: ...
 
 class EraseUserResponse(_message.Message):
-    __slots__ = ("erased_event_count",)
+    __slots__ = ("erased_event_count", "remainders")
     ERASED_EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REMAINDERS_FIELD_NUMBER: _ClassVar[int]
     erased_event_count: int
-    def __init__(self, erased_event_count: _Optional[int] = ...) -> None: ...
+    remainders: _containers.RepeatedCompositeFieldContainer[Remainder]
+    def __init__(self, erased_event_count: _Optional[int] = ..., remainders: _Optional[_Iterable[_Union[Remainder, _Mapping]]] = ...) -> None: ...
+
+class Remainder(_message.Message):
+    __slots__ = ("place", "description", "release", "until")
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    place: RemainderPlace
+    description: str
+    release: int
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, place: _Optional[_Union[RemainderPlace, str]] = ..., description: _Optional[str] = ..., release: _Optional[int] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

@@ -72,7 +72,8 @@ class EventServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def EraseUser(self, request, context):
-        """Deletes all that is stored of a user, durably, cached embeddings included.
+        """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
+        from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -40,7 +40,9 @@ class EventServiceStub:
     GetUserHistory: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.GetUserHistoryRequest, _event_service_pb2.GetUserHistoryResponse]
     """Returns the stored history of a user."""
     EraseUser: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.EraseUserRequest, _event_service_pb2.EraseUserResponse]
-    """Deletes all that is stored of a user, durably, cached embeddings included."""
+    """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
+    from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
+    """
 
 @_typing.type_check_only
 class EventServiceAsyncStub(EventServiceStub):
@@ -54,7 +56,9 @@ class EventServiceAsyncStub(EventServiceStub):
     GetUserHistory: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetUserHistoryRequest, _event_service_pb2.GetUserHistoryResponse]  # type: ignore[assignment]
     """Returns the stored history of a user."""
     EraseUser: _aio.UnaryUnaryMultiCallable[_event_service_pb2.EraseUserRequest, _event_service_pb2.EraseUserResponse]  # type: ignore[assignment]
-    """Deletes all that is stored of a user, durably, cached embeddings included."""
+    """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
+    from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
+    """
 
 class EventServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps what users did."""
@@ -83,6 +87,8 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _event_service_pb2.EraseUserRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_event_service_pb2.EraseUserResponse, _abc.Awaitable[_event_service_pb2.EraseUserResponse]]:
-        """Deletes all that is stored of a user, durably, cached embeddings included."""
+        """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
+        from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
+        """
 
 def add_EventServiceServicer_to_server(servicer: EventServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

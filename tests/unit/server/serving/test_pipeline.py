@@ -78,6 +78,19 @@ async def test_a_store_that_does_not_answer_degrades_every_answer(
     assert [answer.degraded for answer in answers] == [Degraded.STORE_UNAVAILABLE] * 2
 
 
+async def test_no_embedding_from_before_an_erasure_by_another_server_is_used(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await record(store, "u", group_history(1))
+    await pipeline.answer_user(release, "u", 5.0)
+    await store.erase("u")
+    await record(store, "u", group_history(3))
+    encoder.down = True
+    for answer in (await pipeline.answer_user(release, "u", 1.0), *await pipeline.answer_users(release, ["u"], 1.0)):
+        assert answer.degraded is Degraded.ENCODER_UNAVAILABLE
+        assert answer.embedded.embedding is None
+
+
 async def test_without_encoder_an_older_embedding_serves_until_the_user_is_erased(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
 ) -> None:
