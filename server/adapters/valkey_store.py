@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 from weakref import WeakValueDictionary
@@ -24,9 +24,9 @@ from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import WriteHealth, loaded_row, read_row, read_row_or_none, recorded_row
 from server.adapters.ports import LoadProgress, Recorded
 from server.adapters.valkey_server import address_of, check_settings, connection_pool, explain
-from server.core.erasure import erasure_mark, new_erasure_key
+from server.core.erasure import ErasureMarks, erasure_mark, new_erasure_key
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import ROW_VERSION, Event, History, event_count_of
+from server.core.history import ROW_VERSION, Event, History, event_count_of, text_hash
 
 READ_CHUNK = 256
 LOAD_CHUNK = 250
@@ -153,6 +153,33 @@ class ValkeyStore:
         with self._translate_errors():
             await self._client.set(mark, b"")
         return loaded
+
+    async def histories(self) -> AsyncIterator[tuple[str, History | None]]:
+        """(user id, history) of each user, in any order; None for a damaged history.
+
+        Users who are new meanwhile may be missing. Remembers some 100 bytes per user. Raises `StoreUnavailable`.
+        """
+        seen: set[int] = set()  # a scan may name a key twice
+        cursor, prefix = 0, _key("")
+        while True:
+            with self._translate_errors():
+                cursor, keys = await self._client.scan(cursor, match=f"{prefix}*", count=READ_CHUNK)
+                names = {cast("bytes", key).decode().removeprefix(prefix): None for key in keys}
+                user_ids = [user_id for user_id in names if text_hash(user_id) not in seen]
+                rows = await self._rows(user_ids) if user_ids else []
+            seen.update(map(text_hash, user_ids))
+            for user_id, row in zip(user_ids, rows, strict=True):
+                if row is not None:  # erased meanwhile
+                    yield user_id, read_row_or_none(row)
+            if not cursor:
+                return
+
+    async def erasures(self) -> ErasureMarks:
+        """The erased users, with the time of erasure in seconds, rounded up. Raises `StoreUnavailable`."""
+        with self._translate_errors():
+            await self._mark("")
+            stored = cast("dict[bytes, bytes]", await self._client.hgetall(_ERASURES))
+        return ErasureMarks(self._erasure_key, {mark: -(-int(ms) // 1000) for mark, ms in stored.items()})
 
     async def close(self) -> None:
         """Close the connections. Later calls raise `StoreUnavailable`."""

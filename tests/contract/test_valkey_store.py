@@ -155,7 +155,7 @@ async def test_a_server_that_hangs_fails_a_call_once_and_in_its_time(redis_serve
 
 async def test_valkey_by_tls(tmp_path: Path) -> None:
     authority, stranger = Authority(tmp_path), Authority(tmp_path, "stranger")
-    pair = authority.issue()
+    pair = authority.issue("localhost")
     files = ("--tls-cert-file", str(pair.certificate), "--tls-key-file", str(pair.key))
     server = RedisServer(tmp_path, tls=(*files, "--tls-ca-cert-file", str(authority.root), "--tls-auth-clients", "no"))
     server.start()
