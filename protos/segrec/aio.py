@@ -380,14 +380,20 @@ class AsyncModelClient(_AsyncClient):
         guard: Guard | None = None,
         reason: str = "",
         changed_by: str = "",
+        etag: str = "",
         timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
-        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
+        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
         response = await self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False)
         return response.traffic
 
     async def rollback(
-        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
+        self,
+        *,
+        reason: str = "",
+        changed_by: str = "",
+        etag: str = "",
+        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> RollbackResponse:
-        request = build(RollbackRequest, changed_by=changed_by, reason=reason)
+        request = build(RollbackRequest, changed_by=changed_by, reason=reason, etag=etag)
         return await self._call(self._models.Rollback, request, timeout_seconds, repeat=False)

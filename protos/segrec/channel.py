@@ -28,16 +28,23 @@ _RETRY = {
     "backoffMultiplier": 3,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-# The streams have no retry policy: the client resumes them, because it knows which chunks were answered.
+# These calls have the same effect when they are repeated after a lost answer. SetTraffic and Rollback have not:
+# somebody may have changed the traffic in between. The client resumes streams: it knows which chunks it has.
+_REPEATABLE = {
+    "SegrecService": ("Segment", "Recommend", "ListSegments", "GetSegment"),
+    "EventService": ("RecordEvents", "GetUserHistory", "EraseUser"),
+    "ModelService": ("ListReleases", "GetRelease"),
+}
 _SERVICE_CONFIG = {
     "methodConfig": [
-        {"name": [{}], "retryPolicy": _RETRY},
         {
             "name": [
-                {"service": "segrec.v1.SegrecService", "method": "StreamSegment"},
-                {"service": "segrec.v1.SegrecService", "method": "StreamRecommend"},
-            ]
-        },
+                {"service": f"segrec.v1.{service}", "method": method}
+                for service, methods in _REPEATABLE.items()
+                for method in methods
+            ],
+            "retryPolicy": _RETRY,
+        }
     ]
 }
 

@@ -256,18 +256,30 @@ class ModelClient(_Client):
         guard: Guard | None = None,
         reason: str = "",
         changed_by: str = "",
+        etag: str = "",
         timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> TrafficRecord:
         """Replaces the traffic and returns the traffic in force. The arguments are the fields of `segrec.v1.Traffic`.
 
-        `stable` 0 is the newest good release. The call may have to wait until a release is loaded.
+        `stable` 0 is the newest good release. The call may have to wait until a release is loaded. It is not repeated
+        after a lost answer. With the `etag` of a `TrafficRecord`, it raises FailedPrecondition when that traffic is no
+        longer in force.
         """
-        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason)
+        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
         return self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False).traffic
 
     def rollback(
-        self, *, reason: str = "", changed_by: str = "", timeout_seconds: float = TRAFFIC_CHANGE_SECONDS
+        self,
+        *,
+        reason: str = "",
+        changed_by: str = "",
+        etag: str = "",
+        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
     ) -> RollbackResponse:
-        """Removes the canary; without a canary, makes the previous stable release stable again."""
-        request = build(RollbackRequest, changed_by=changed_by, reason=reason)
+        """Removes the canary; without a canary, makes the previous stable release stable again.
+
+        Not repeated after a lost answer. With an `etag`, a second call of the same cannot go a second step back; see
+        `set_traffic`.
+        """
+        request = build(RollbackRequest, changed_by=changed_by, reason=reason, etag=etag)
         return self._call(self._models.Rollback, request, timeout_seconds, repeat=False)

@@ -139,7 +139,14 @@ def stream_recommend_request(
 
 
 def traffic_request(
-    stable: int, canary: int, percent: float, shadow: int, guard: Guard | None, changed_by: str, reason: str
+    stable: int,
+    canary: int,
+    percent: float,
+    shadow: int,
+    guard: Guard | None,
+    changed_by: str,
+    reason: str,
+    etag: str = "",
 ) -> SetTrafficRequest:
     """A request that replaces the traffic. Raises InvalidArgument."""
     traffic = build(
@@ -150,7 +157,7 @@ def traffic_request(
         shadow_release=shadow,
         guard=guard,
     )
-    return build(SetTrafficRequest, traffic=traffic, changed_by=changed_by, reason=reason)
+    return build(SetTrafficRequest, traffic=traffic, changed_by=changed_by, reason=reason, etag=etag)
 
 
 def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest]:

@@ -14,6 +14,7 @@ SegrecError
 ├── TooLate              DEADLINE_EXCEEDED    the caller's deadline passed before the work began
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
+├── TrafficChanged       FAILED_PRECONDITION  the traffic is no longer the one that the caller has seen
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
 ├── ReadOnlyRepository   FAILED_PRECONDITION  this server cannot write the model repository
 ├── NotAuthenticated     UNAUTHENTICATED      the caller shows no credentials
@@ -127,6 +128,13 @@ class DamagedTraffic(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_TRAFFIC"
+
+
+class TrafficChanged(SegrecError):
+    """The traffic is no longer the one that the caller has seen."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "TRAFFIC_CHANGED"
 
 
 class NothingToRollBack(SegrecError):

@@ -25,29 +25,36 @@ class Promotion:
     loader: Loader
     watcher: TrafficWatcher
 
-    async def set(self, requested: Traffic, who: str, reason: str) -> Traffic:
+    async def set(self, requested: Traffic, who: str, reason: str, etag: str = "") -> Traffic:
         """Replace the whole traffic by `requested`; returns the traffic that is now in force.
 
-        Raises `InvalidArgument`, `NotFound`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; after
-        an error the traffic is unchanged.
+        With an `etag`, only the traffic of this etag is replaced. Raises `InvalidArgument`, `NotFound`,
+        `TrafficChanged`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; after an error the traffic is
+        unchanged.
         """
+
+        def change(before: Traffic) -> Traffic:
+            before.check_etag(etag)
+            active = self.releases.active
+            return before.replaced_by(requested, active.number if active else 0)
+
         numbers = _numbers(requested)
         await self._check_present(numbers)
         async with self.loader.hold_loaded(list(numbers.values()), LOAD_SECONDS):
-            active = self.releases.active
-            number = active.number if active else 0
-            return await self._change(lambda before: before.replaced_by(requested, number), "traffic", who, reason)
+            return await self._change(change, "traffic", who, reason)
 
-    async def roll_back(self, who: str, reason: str) -> tuple[Traffic, str]:
+    async def roll_back(self, who: str, reason: str, etag: str = "") -> tuple[Traffic, str]:
         """Undo the last change; returns the traffic that is now in force, and a sentence for people.
 
-        Raises `NothingToRollBack`, and the errors of `set`.
+        With an `etag`, only the change that led to the traffic of this etag is undone. Raises `NothingToRollBack`, and
+        the errors of `set`.
         """
         good_numbers = await asyncio.to_thread(self.releases.good_numbers)
         summary = ""
 
         def change(before: Traffic) -> Traffic:
             nonlocal summary
+            before.check_etag(etag)
             after, summary = rolled_back(before, good_numbers)
             return after
 

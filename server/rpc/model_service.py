@@ -47,11 +47,11 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         changed_by, reason = _origin(request, context)
         if not request.HasField("traffic"):
             raise InvalidArgument("traffic is missing: give the new traffic", "traffic")
-        traffic = await self._promotion.set(traffic_of(request.traffic), changed_by, reason)
+        traffic = await self._promotion.set(traffic_of(request.traffic), changed_by, reason, request.etag)
         return pb.SetTrafficResponse(traffic=record_message(traffic))
 
     async def Rollback(self, request: pb.RollbackRequest, context: Context) -> pb.RollbackResponse:
-        traffic, summary = await self._promotion.roll_back(*_origin(request, context))
+        traffic, summary = await self._promotion.roll_back(*_origin(request, context), request.etag)
         return pb.RollbackResponse(traffic=record_message(traffic), summary=summary)
 
 

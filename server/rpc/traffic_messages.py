@@ -80,6 +80,7 @@ def record_message(traffic: Traffic) -> pb.TrafficRecord:
         previous_releases=traffic.previous,
         changed_by=traffic.changed_by,
         reason=traffic.reason,
+        etag=traffic.etag,
     )
     if traffic.changed_time is not None:
         time = Timestamp()

@@ -8,6 +8,7 @@ from typing import Any
 from segrec.cli.exit_codes import OK
 from segrec.cli.records import iso_time, json_line
 from segrec.client import ModelClient
+from segrec.errors import DeadlineExceeded, SegrecError, Unavailable
 from segrec.requests import TRAFFIC_CHANGE_SECONDS
 from segrec.traffic import (
     GuardBounds,
@@ -41,31 +42,52 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
     change = parse_change(options.shares, options.shadow, options.guard)
     overview = client.overview()
     after = change.applied_to(state_of(overview.traffic.traffic), active_release(overview))
-    record = client.set_traffic(
-        after.stable,
-        canary=after.canary,
-        canary_percent=after.canary_percent,
-        shadow=after.shadow,
-        guard=guard_message(after.guard) if after.guard else None,
-        reason=options.reason,
-        changed_by=options.by or user_at_host(),
-        timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
-    )
+    changed_by = options.by or user_at_host()
+    try:
+        record = client.set_traffic(
+            after.stable,
+            canary=after.canary,
+            canary_percent=after.canary_percent,
+            shadow=after.shadow,
+            guard=guard_message(after.guard) if after.guard else None,
+            reason=options.reason,
+            changed_by=changed_by,
+            etag=overview.traffic.etag,
+            timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
+        )
+    except (Unavailable, DeadlineExceeded) as error:
+        record = _changed_despite(error, client, overview.traffic, changed_by)
     _print(record, "", options)
     return OK
 
 
 def rollback(client: ModelClient, options: argparse.Namespace) -> int:
     """Undoes the last change of the traffic and prints what changed."""
-    timeout_seconds = options.timeout or TRAFFIC_CHANGE_SECONDS
-    answer = client.rollback(
-        reason=options.reason, changed_by=options.by or user_at_host(), timeout_seconds=timeout_seconds
-    )
-    if options.json:
-        print(json_line({"summary": answer.summary} | _record(answer.traffic, "")))
-    else:
-        print(answer.summary)
+    before, changed_by = client.overview().traffic, options.by or user_at_host()
+    try:
+        answer = client.rollback(
+            reason=options.reason,
+            changed_by=changed_by,
+            etag=before.etag,
+            timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
+        )
+        record, summary = answer.traffic, answer.summary
+    except (Unavailable, DeadlineExceeded) as error:
+        record = _changed_despite(error, client, before, changed_by)
+        summary = " ".join(["The server's answer was lost. In force now:", *sentences(state_of(record.traffic))])
+    print(json_line({"summary": summary} | _record(record, "")) if options.json else summary)
     return OK
+
+
+def _changed_despite(error: SegrecError, client: ModelClient, before: TrafficRecord, changed_by: str) -> TrafficRecord:
+    """The traffic in force when the answer to a change was lost and the change was made; else raises `error`."""
+    try:
+        record = client.overview().traffic
+    except SegrecError:
+        raise error from None
+    if record.etag == before.etag or record.changed_by != changed_by:
+        raise error
+    return record
 
 
 def active_release(overview: ListReleasesResponse) -> int:

@@ -150,18 +150,20 @@ class Traffic(_message.Message):
     def __init__(self, stable_release: _Optional[int] = ..., canary_release: _Optional[int] = ..., canary_percent: _Optional[float] = ..., shadow_release: _Optional[int] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
 
 class TrafficRecord(_message.Message):
-    __slots__ = ("traffic", "previous_releases", "changed_time", "changed_by", "reason")
+    __slots__ = ("traffic", "previous_releases", "changed_time", "changed_by", "reason", "etag")
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RELEASES_FIELD_NUMBER: _ClassVar[int]
     CHANGED_TIME_FIELD_NUMBER: _ClassVar[int]
     CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
     traffic: Traffic
     previous_releases: _containers.RepeatedScalarFieldContainer[int]
     changed_time: _timestamp_pb2.Timestamp
     changed_by: str
     reason: str
-    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., changed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    etag: str
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., changed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class ListReleasesRequest(_message.Message):
     __slots__ = ()
@@ -190,14 +192,16 @@ class GetReleaseResponse(_message.Message):
     def __init__(self, release: _Optional[_Union[Release, _Mapping]] = ...) -> None: ...
 
 class SetTrafficRequest(_message.Message):
-    __slots__ = ("traffic", "changed_by", "reason")
+    __slots__ = ("traffic", "changed_by", "reason", "etag")
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
     traffic: Traffic
     changed_by: str
     reason: str
-    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    etag: str
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class SetTrafficResponse(_message.Message):
     __slots__ = ("traffic",)
@@ -206,12 +210,14 @@ class SetTrafficResponse(_message.Message):
     def __init__(self, traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
-    __slots__ = ("changed_by", "reason")
+    __slots__ = ("changed_by", "reason", "etag")
     CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
+    ETAG_FIELD_NUMBER: _ClassVar[int]
     changed_by: str
     reason: str
-    def __init__(self, changed_by: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+    etag: str
+    def __init__(self, changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class RollbackResponse(_message.Message):
     __slots__ = ("traffic", "summary")

@@ -8,14 +8,14 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack
+from server.core.errors import DamagedTraffic, InvalidArgument, NothingToRollBack, TrafficChanged
 from server.core.frozen_model import FrozenModel
 from server.core.repository.audit import AuditEntry, AuditKind, append_audit, read_audit
 
@@ -26,6 +26,7 @@ PREVIOUS_MAX = 10
 _LOCK = ".traffic.lock"
 _KEY_BYTES = 16
 _LARGEST_HASH = 2.0**64
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Guard(FrozenModel, allow_inf_nan=False):
@@ -78,6 +79,21 @@ class Traffic(FrozenModel, allow_inf_nan=False):
         if self.guard and not self.canary:
             raise ValueError("a guard watches a canary, and there is none")
         return self
+
+    @property
+    def etag(self) -> str:
+        """Another value after each change; `0` while nobody has changed the traffic."""
+        if self.changed_time is None:
+            return "0"
+        return str((self.changed_time - _EPOCH) // timedelta(microseconds=1))
+
+    def check_etag(self, etag: str) -> None:
+        """Raises `TrafficChanged` when `etag` is not empty and not the one of this traffic."""
+        if etag not in ("", self.etag):
+            raise TrafficChanged(
+                f"the traffic was changed by {self.changed_by or 'somebody'} since you have read it; nothing was "
+                "changed now: see `segrec traffic`, then try again"
+            )
 
     def is_canary_user(self, user_id: str) -> bool:
         """Whether the canary answers this user, by a keyed hash: every server chooses the same users.
@@ -222,8 +238,18 @@ def _replacing(path: Path, text: str) -> Iterator[None]:
             os.fsync(file.fileno())
         yield
         temporary.replace(path)
+        _sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename durable."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _first_problem(error: ValidationError) -> str:

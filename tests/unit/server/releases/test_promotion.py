@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from segrec.v1 import model_service_pb2 as pb
 
-from server.core.errors import InvalidArgument, NotFound, NothingToRollBack, ReadOnlyRepository
+from server.core.errors import InvalidArgument, NotFound, NothingToRollBack, ReadOnlyRepository, TrafficChanged
 from server.core.repository.audit import read_audit
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.traffic import Guard, Traffic, read_traffic
@@ -90,6 +90,18 @@ async def test_a_rollback_passes_over_releases_that_failed(changes: Promotion) -
     assert (taken_out.stable, taken_out.canary) == (2, 0)
     traffic, _ = await changes.roll_back("me", "")
     assert traffic.stable == 4
+
+
+async def test_a_second_rollback_or_change_of_the_same_traffic_is_refused(changes: Promotion) -> None:
+    await changes.set(Traffic(stable=3), "anna", "", etag="0")
+    seen = await changes.set(Traffic(stable=2), "anna", "")
+    assert (await changes.roll_back("anna", "", seen.etag))[0].stable == 3
+    for change in (changes.roll_back("ben", "", seen.etag), changes.set(Traffic(stable=1), "ben", "", seen.etag)):
+        with pytest.raises(TrafficChanged, match="changed by anna since you have read it; nothing was changed"):
+            await change
+    traffic = read_traffic(changes.repository)
+    assert traffic.stable == 3
+    assert (await changes.roll_back("anna", "", record_message(traffic).etag))[0].stable == 4
 
 
 async def test_with_one_release_there_is_nothing_to_roll_back(changes: Promotion) -> None:
