@@ -121,6 +121,7 @@ async def running(
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:
             triton.set_callbacks(on_restart=loader.reload, probe=loader.check_active)
+            encoder.on_hung_instance = triton.report_hung_stub
         cache = EmbeddingCache(settings.cache_entries)
         pipeline = _pipeline(settings, store, encoder, cache, executor)
         pipeline.on_encoder_failure = loader.probe_soon

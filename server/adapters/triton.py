@@ -76,6 +76,8 @@ class TritonEncoder:
         self._keep: frozenset[int] = frozenset()
         self._load_lock = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
+        self.on_hung_instance: Callable[[int], None] = _do_nothing
+        """Called with a release when Triton reports that an instance of its model hangs."""
         self._answered_at = monotonic()
 
     @property
@@ -156,6 +158,8 @@ class TritonEncoder:
             if "unknown model" in details:
                 self._reload_soon(release)
                 raise ReleaseNotLoaded(problem) from error
+            if "is not healthy" in details:  # "Stub process '…' is not healthy", after a second
+                self.on_hung_instance(release)
             if error.code() == grpc.StatusCode.UNAVAILABLE:
                 raise EncoderAway(problem) from error
             raise EncoderUnavailable(problem) from error
@@ -175,7 +179,9 @@ class TritonEncoder:
         try:
             await asyncio.wait((task,), timeout=seconds)
         finally:
-            if not task.done():  # a timeout, or the caller was cancelled
+            if task.done():
+                _mark_retrieved(task)  # a caller that was cancelled just now asks for no result
+            else:  # a timeout, or the caller was cancelled
                 self._abandoned.add(task)
                 task.add_done_callback(self._drained)
         if not task.done():
@@ -186,8 +192,7 @@ class TritonEncoder:
 
     def _drained(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
-        if not task.cancelled():
-            task.exception()  # mark as retrieved: nobody waits for it
+        _mark_retrieved(task)
 
     def _reload_soon(self, release: int) -> None:
         """Load again in the background when Triton does not know a release of the last `load`."""
@@ -250,6 +255,16 @@ class TritonEncoder:
             for model in index.models
             if model.name == MODEL_NAME and model.version and model.state in ("READY", "LOADING")
         }
+
+
+def _do_nothing(_: int) -> None:
+    """The default of `TritonEncoder.on_hung_instance`."""
+
+
+def _mark_retrieved(task: asyncio.Task[Any]) -> None:
+    """Tell asyncio that the exception of a task is known, or it logs a traceback when nobody asks for the result."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def _finish(call: Awaitable[Response]) -> Response:

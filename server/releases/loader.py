@@ -20,7 +20,10 @@ from server.releases.unused import UnusedReleases
 log = logging.getLogger(__name__)
 
 GOLDEN_TIMEOUT_SECONDS = 10.0
-PROBE_SECONDS = 2.0
+"""Longest wait for the golden inputs of a release that has just been loaded."""
+PROBE_LIMIT_SECONDS = 3.0
+"""Longest wait for the golden inputs of a probe; a busy Triton needs some time."""
+PROBE_SECONDS = 1.0
 """Time between two runs of the active release's golden inputs, which detect a dead Triton without traffic."""
 UNUSED_CHECK_SECONDS = 30.0
 """Time between two looks for releases of a shared Triton that nobody uses."""
@@ -174,7 +177,7 @@ class Loader:
         is_of_others = self._shared and await self._encoder.is_ready(number)
         await self._load_into_triton([*self._releases.loaded_numbers(), number])
         try:
-            await self._check_golden_inputs(release)
+            await self._check_golden_inputs(release, GOLDEN_TIMEOUT_SECONDS)
             await self.warm_up(release)
         except SegrecError:
             await self._unload_others(() if is_of_others else {number})
@@ -182,9 +185,9 @@ class Loader:
         self._releases.add(release)
         self._releases.set_healthy(True)
 
-    async def _check_golden_inputs(self, release: Release) -> None:
+    async def _check_golden_inputs(self, release: Release, timeout_seconds: float = PROBE_LIMIT_SECONDS) -> None:
         golden = release.manifest.golden
-        embeddings = await self._encoder.encode(release.number, golden.inputs(), GOLDEN_TIMEOUT_SECONDS)
+        embeddings = await self._encoder.encode(release.number, golden.inputs(), timeout_seconds)
         difference = golden.difference(embeddings)
         if not difference <= golden.tolerance:
             raise DamagedRelease(

@@ -285,24 +285,6 @@ async def test_killed_stubs_are_replaced_while_the_other_release_answers(
     assert embedded_triton.restart_count == 0
 
 
-async def test_a_failing_probe_restarts_triton(
-    embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("server.adapters.embedded_triton.supervisor.PROBE_SECONDS", 0.05)
-
-    async def probe() -> None:
-        await own_encoder.encode(1, random_inputs(1, 2), 0.2)
-
-    for pid in embedded_triton.stub_pids():
-        os.kill(pid, signal.SIGSTOP)
-    embedded_triton.set_callbacks(own_encoder.reload, probe)
-
-    async def restarted() -> bool:
-        return embedded_triton.restart_count >= 1 and await answers(own_encoder, 1)
-
-    await wait_until_async(restarted)
-
-
 async def test_stop_leaves_no_process_and_no_shared_memory(
     triton_environment: Path, model_repository: ModelRepository, tmp_path: Path
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -17,7 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
 from server.adapters.embedded_triton.private_socket import PrivateSocket
 from server.adapters.embedded_triton.process import TritonProcess, log_tail
-from server.core.errors import EncoderUnavailable, SetupError
+from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError, SetupError
 from server.core.repository.layout import CONFIG_NAME, MODEL_NAME
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,22 @@ FIRST_BACKOFF_SECONDS = 0.1
 LONGEST_BACKOFF_SECONDS = 10.0
 WATCH_SECONDS = 0.5
 """Time between two checks of the stubs."""
-PROBE_SECONDS = 5.0
-"""Time between two probes with a real inference."""
+PROBE_SECONDS = 1.0
+"""Time between two probes with real inferences, one for each instance of the model."""
+PROBE_LIMIT_SECONDS = 1.5
+"""Longest wait for the answers of a probe. Triton itself reports a stub that hangs after one second."""
+ALIVE_SECONDS = 1.0
+"""Longest wait for the answer to the question whether Triton is alive."""
+SILENT_PROBES = 3
+"""Triton is restarted after this many probes in a row during which its gRPC did not answer at all."""
+FAILING_SECONDS = 15.0
+"""Triton is restarted when no probe has succeeded for this long although its gRPC answers."""
+RESTARTS_FOR_WRONG_ANSWERS = 2
+"""Wrong embeddings restart Triton at most this often until a probe succeeds: the release itself may be damaged."""
 TRIES_BEFORE_RESTART = 2
-"""Triton is restarted after this number of failed probes in a row, or of reloads that did not restore the stubs."""
+"""Triton is restarted after this number of reloads that did not restore the stubs."""
+AFTER_REPAIR_SECONDS = 2.0
+"""For this long after a repair, reports of a hung stub are of calls to the old stubs."""
 
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
@@ -48,12 +61,13 @@ Callback = Callable[[], Awaitable[None]]
 class EmbeddedTriton:
     """The real Triton as a child process.
 
-    Three failures are watched for:
+    Four failures are watched for:
 
-    - `tritonserver` ends: it is started again on the same port, with back-off.
-    - A stub ends, which Triton's readiness does not show: the directory of its version gets a new time stamp, so that
-      the next load replaces this version while the others answer.
-    - `probe` fails twice in a row, for example because a stub hangs: Triton is restarted.
+    - `tritonserver` ends: it is started again on the same socket, with back-off.
+    - A stub ends, which Triton's readiness does not show, or hangs (`report_hung_stub`): the directory of its version
+      gets a new time stamp, so that the next load replaces this version while the others answer.
+    - `probe` fails, because Triton does not answer at all or not as it should: Triton is restarted.
+    - `probe` raises `DamagedRelease`, since embeddings are wrong: Triton is restarted, twice at most.
 
     After each of them `on_restart` is called, with back-off until it succeeds. It must load the releases again; for a
     release that is still loaded, that takes a millisecond.
@@ -79,6 +93,8 @@ class EmbeddedTriton:
         self._on_restart = on_restart
         self._probe = probe
         self._process: TritonProcess | None = None
+        self._hung_versions: set[int] = set()
+        self._repaired_at = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
         self._ready = asyncio.Event()
         """Set while Triton runs with its releases; cleared from its end until the releases are loaded again."""
@@ -87,6 +103,11 @@ class EmbeddedTriton:
         """Set the callbacks after construction, for callbacks that need `address`."""
         self._on_restart = on_restart
         self._probe = probe
+
+    def report_hung_stub(self, version: int) -> None:
+        """Have the stubs of a version replaced, because Triton reported that one of them hangs."""
+        if asyncio.get_running_loop().time() - self._repaired_at > AFTER_REPAIR_SECONDS:
+            self._hung_versions.add(version)
 
     @property
     def address(self) -> str:
@@ -203,15 +224,21 @@ class EmbeddedTriton:
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             await self._ready.wait()
-            broken = await self._versions_without_stub()
+            broken, hung = await self._versions_without_stub(), self._hung_versions
+            self._hung_versions = set()
             broken_checks = Counter({version: broken_checks[version] + 1 for version in broken})
+            if hung - broken:
+                logger.error("a stub of the releases %s hangs; loading these releases again", sorted(hung - broken))
+                broken |= hung
             if not broken:
                 continue
-            logger.error("a stub of the releases %s ended; loading these releases again", sorted(broken))
-            if max(broken_checks.values()) > TRIES_BEFORE_RESTART:
+            logger.error("the stubs of the releases %s are replaced", sorted(broken))
+            if max(broken_checks.values(), default=0) > TRIES_BEFORE_RESTART:
                 self._kill("loading again did not restore the stubs")
                 continue
             await self._repair(broken)
+            self._repaired_at = asyncio.get_running_loop().time()
+            self._hung_versions = set()
 
     async def _repair(self, versions: set[int]) -> None:
         """Load versions again, then kill the remaining stubs of their old instances.
@@ -247,23 +274,45 @@ class EmbeddedTriton:
         return await asyncio.to_thread(lambda: [(stub, _version_of(stub)) for stub in process.stubs()])
 
     async def _watch_probe(self) -> None:
-        """Restart Triton when the probe fails several times in a row."""
-        failures = 0
+        """Restart Triton when the probes fail; how soon depends on whether Triton answers at all."""
+        loop = asyncio.get_running_loop()
+        good_at, silent, wrong_restarts = loop.time(), 0, 0
         while True:
-            await asyncio.sleep(PROBE_SECONDS)
-            await self._ready.wait()
-            try:
-                if self._probe:
-                    await self._probe()
-                failures = 0
-            except EncoderUnavailable as error:
-                if not self._ready.is_set():
-                    continue  # Triton ended in the meantime and is being restarted
-                failures += 1
-                logger.warning("probe %d of Triton failed: %s", failures, error)
-            if failures >= TRIES_BEFORE_RESTART:
-                failures = 0
-                self._kill("it does not answer the probes")
+            if not silent:
+                await asyncio.sleep(PROBE_SECONDS)
+            if not self._ready.is_set():
+                await self._ready.wait()
+                good_at, silent = loop.time(), 0
+            problem, answers = await asyncio.gather(self._run_probes(), _answers(self.address))
+            if problem is None:
+                good_at, silent, wrong_restarts = loop.time(), 0, 0
+                continue
+            if not self._ready.is_set():
+                continue  # Triton ended in the meantime and is being restarted
+            logger.warning("a probe of Triton failed: %s", problem)
+            silent = 0 if answers else silent + 1
+            if isinstance(problem, DamagedRelease):
+                if wrong_restarts < RESTARTS_FOR_WRONG_ANSWERS:
+                    wrong_restarts += 1
+                    self._kill("its embeddings are wrong")
+            elif silent >= SILENT_PROBES:
+                self._kill("it does not answer")
+            elif loop.time() - good_at > FAILING_SECONDS:
+                self._kill(f"no probe has succeeded for {FAILING_SECONDS:g} s")
+
+    async def _run_probes(self) -> SegrecError | None:
+        """Probe once for each instance, at the same time, so that one hung stub of several is found."""
+        if self._probe is None:
+            return None
+        probes = [asyncio.wait_for(self._probe(), PROBE_LIMIT_SECONDS) for _ in range(self._instance_count)]
+        for result in await asyncio.gather(*probes, return_exceptions=True):
+            if isinstance(result, TimeoutError):
+                return EncoderUnavailable(f"no answer within {PROBE_LIMIT_SECONDS:g} s")
+            if isinstance(result, SegrecError):
+                return result
+            if isinstance(result, BaseException):
+                raise result
+        return None
 
     def _kill(self, why: str) -> None:
         """Kill Triton; the watch starts it again."""
@@ -278,7 +327,7 @@ class EmbeddedTriton:
         while self._on_restart and self.pid is not None:
             try:
                 await self._on_restart()
-            except EncoderUnavailable as error:
+            except SegrecError as error:
                 logger.error("loading after a restart failed; trying again in %.1f s: %s", backoff, error)
                 await asyncio.sleep(backoff)
                 backoff = min(backoff * 2, LONGEST_BACKOFF_SECONDS)
@@ -315,6 +364,16 @@ async def _wait_for_server(address: str) -> None:
     """Return when Triton reports that it is ready; tries to connect until then."""
     async with _connect(address) as triton:
         await triton.ServerReady(service_pb2.ServerReadyRequest(), wait_for_ready=True)
+
+
+async def _answers(address: str) -> bool:
+    """Whether Triton's gRPC answers within `ALIVE_SECONDS`, which it also does while its stubs are busy."""
+    async with _connect(address) as triton:
+        try:
+            await triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ALIVE_SECONDS)
+        except grpc.aio.AioRpcError:
+            return False
+    return True
 
 
 async def _ready_versions(address: str) -> set[int]:
