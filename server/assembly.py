@@ -48,7 +48,7 @@ from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
-from server.rpc.segrec_service import SegrecServicer
+from server.rpc.segrec_service import SegrecServicer, StreamLimits
 from server.rpc.validation import Clock
 from server.serving.batching import MicroBatcher
 from server.serving.cache import EmbeddingCache
@@ -136,7 +136,8 @@ async def running(
 
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
-        services = _services(pipeline, releases, metrics, clock, settings, shadow)
+        stopping = asyncio.Event()
+        services = _services(pipeline, releases, metrics, clock, settings, shadow, stopping)
         public = Endpoint(settings, settings.address, services, metrics, access(settings.address), certificates)
         models = Endpoint(
             settings,
@@ -147,7 +148,7 @@ async def running(
             certificates,
         )
         stop = asyncio.Event()
-        stack.push_async_callback(_drain, [public, models], settings.drain_seconds)
+        stack.push_async_callback(_drain, [public, models], settings.drain_seconds, stopping)
         for endpoint in (models, public):
             await endpoint.start()
         if settings.bootstrap_events is not None:
@@ -261,7 +262,13 @@ def _shadow(
 
 
 def _services(
-    pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock, settings: Settings, shadow: Shadow
+    pipeline: Pipeline,
+    releases: ReleaseRegistry,
+    metrics: Metrics,
+    clock: Clock,
+    settings: Settings,
+    shadow: Shadow,
+    stopping: asyncio.Event,
 ) -> list[Service]:
     segrec = SegrecServicer(
         pipeline,
@@ -270,7 +277,8 @@ def _services(
         clock,
         settings.encode_timeout_seconds,
         shadow,
-        settings.stream_patience_seconds,
+        StreamLimits(settings.stream_patience_seconds, settings.stream_idle_seconds),
+        stopping,
     )
     note = lmdb_copy.ERASURE_NOTE if settings.store.startswith("lmdb:") else valkey_server.ERASURE_NOTE
     events = EventServicer(pipeline, releases, metrics, clock, note)
@@ -370,7 +378,8 @@ async def _set_serving(
             serving.set()
 
 
-async def _drain(endpoints: list[Endpoint], seconds: float) -> None:
+async def _drain(endpoints: list[Endpoint], seconds: float, stopping: asyncio.Event) -> None:
+    stopping.set()
     await asyncio.gather(*(endpoint.stop(seconds) for endpoint in endpoints))
 
 

@@ -74,7 +74,7 @@ async def _serve(settings: Settings) -> None:
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, _stop_or_end, stop, number)
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("loading histories", total=None, visible=False)
@@ -95,6 +95,14 @@ async def _serve(settings: Settings) -> None:
             announcer.cancel()
             print("draining", flush=True)
     print("stopped", flush=True)
+
+
+def _stop_or_end(stop: asyncio.Event, number: int) -> None:
+    """Stop in order at the first signal; end at once at the second. The embedded Triton ends with this process."""
+    if stop.is_set():
+        print("a second signal: ended at once, without waiting for accepted calls", flush=True)
+        os._exit(128 + number)
+    stop.set()
 
 
 async def _announce(serving: asyncio.Event) -> None:

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     stream_patience_seconds: float = Field(
         default=60.0, ge=0, description="How long a stream waits for an encoder or store that does not answer."
     )
+    stream_idle_seconds: float = Field(
+        default=10.0, gt=0, description="A stream without chunks for so long lets go of its release."
+    )
     max_batch_users: int = Field(default=256, ge=1, le=1024, description="Most unary calls in one micro-batch.")
     max_calls: int = Field(default=1024, ge=1, description="Most unary calls in progress; more are refused.")
     max_streams: int = Field(default=100, ge=1, description="Most open streams; more are refused.")

@@ -62,7 +62,7 @@ from segrec.v1.segrec_service_pb2 import (
     StreamSummary,
 )
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
-from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
+from segrec.window import STALL_SECONDS, Request, Response, RowT, StreamSettings, Window, can_resume
 
 MessageT = TypeVar("MessageT", bound=Message)
 OpenCall = Callable[..., Any]
@@ -88,6 +88,7 @@ class AsyncRowStream(Generic[RowT]):
         self._user_ids = aiter(user_ids) if isinstance(user_ids, AsyncIterable) else _as_async(user_ids)
         self._settings = settings
         self._address = address
+        self._is_exhausted = False
         self._chunks = self._run()
 
     @property
@@ -97,8 +98,16 @@ class AsyncRowStream(Generic[RowT]):
 
     @property
     def summary(self) -> StreamSummary | None:
-        """The server's counts for the last connection, equal to the client's; None until the stream has ended."""
+        """The server's counts for the last connection; None until the stream has ended.
+
+        They equal the client's, where a degraded row that was asked again counts twice.
+        """
         return self._window.summary
+
+    @property
+    def base_release(self) -> int:
+        """The release that answers users outside the canary, on all connections; 0 until it is known."""
+        return self._window.base_release
 
     def chunks(self) -> AsyncIterator[list[RowT]]:
         """Lists of rows, one list for each answered chunk."""
@@ -131,7 +140,7 @@ class AsyncRowStream(Generic[RowT]):
                         yield rows
                 return
             except SegrecError as error:
-                pause = self._window.back_off() if can_resume(error) else None
+                pause = self._window.back_off(error) if can_resume(error) else None
                 if pause is None:
                     raise
             finally:
@@ -145,12 +154,13 @@ class AsyncRowStream(Generic[RowT]):
             if response is None:
                 self._window.check_end()
                 return
-            rows = self._window.accept(response)
-            if rows is not None:
+            for rows in self._window.accept(response):
                 yield rows
 
     async def _fill(self, connection: "_Connection") -> None:
-        while not self._window.is_full and not connection.is_finished:
+        for request in self._window.repeats():
+            connection.send(request)
+        while not self._window.is_full and not self._is_exhausted:
             user_ids: list[str] = []
             while len(user_ids) < self._settings.chunk_size:
                 user_id = await anext(self._user_ids, None)
@@ -160,7 +170,9 @@ class AsyncRowStream(Generic[RowT]):
             if user_ids:
                 connection.send(self._window.add(user_ids))
             else:
-                connection.finish()
+                self._is_exhausted = True
+        if self._is_exhausted and self._window.is_empty and not connection.is_finished:
+            connection.finish()
 
 
 class _Connection:
@@ -297,11 +309,12 @@ class AsyncSegrecClient(_AsyncClient):
         release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
-        stall_seconds: float = 30.0,
+        stall_seconds: float = STALL_SECONDS,
+        base_release: int = 0,
     ) -> AsyncRowStream[SegmentRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_segment_request, release=release)
-        window = Window(make_request, SegmentRow, settings.max_in_flight)
+        window = Window(make_request, SegmentRow, settings.max_in_flight, base_release)
         return AsyncRowStream(
             partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
         )
@@ -313,12 +326,13 @@ class AsyncSegrecClient(_AsyncClient):
         release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
-        stall_seconds: float = 30.0,
+        stall_seconds: float = STALL_SECONDS,
+        base_release: int = 0,
         **arguments: Unpack[RecommendArguments],
     ) -> AsyncRowStream[RecommendRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
-        window = Window(make_request, RecommendRow, settings.max_in_flight)
+        window = Window(make_request, RecommendRow, settings.max_in_flight, base_release)
         return AsyncRowStream(
             partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
         )

@@ -60,7 +60,7 @@ from segrec.v1.segrec_service_pb2 import (
     SegmentRow,
 )
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
-from segrec.window import StreamSettings, Window
+from segrec.window import STALL_SECONDS, StreamSettings, Window
 
 RequestT = TypeVar("RequestT", bound=Message)
 ResponseT = TypeVar("ResponseT", bound=Message)
@@ -157,12 +157,16 @@ class SegrecClient(_Client):
         release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
-        stall_seconds: float = 30.0,
+        stall_seconds: float = STALL_SECONDS,
+        base_release: int = 0,
     ) -> RowStream[SegmentRow]:
-        """The segments of any number of users; see RowStream and StreamSettings. There is no overall deadline."""
+        """The segments of any number of users; see RowStream and StreamSettings. There is no overall deadline.
+
+        `base_release` goes on with an interrupted stream: it is the `RowStream.base_release` of that one.
+        """
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_segment_request, release=release)
-        window = Window(make_request, SegmentRow, settings.max_in_flight)
+        window = Window(make_request, SegmentRow, settings.max_in_flight, base_release)
         return RowStream(
             partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
         )
@@ -174,13 +178,14 @@ class SegrecClient(_Client):
         release: int | str = 0,
         chunk_size: int = 1024,
         max_in_flight: int = 8,
-        stall_seconds: float = 30.0,
+        stall_seconds: float = STALL_SECONDS,
+        base_release: int = 0,
         **arguments: Unpack[RecommendArguments],
     ) -> RowStream[RecommendRow]:
         """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
-        window = Window(make_request, RecommendRow, settings.max_in_flight)
+        window = Window(make_request, RecommendRow, settings.max_in_flight, base_release)
         return RowStream(
             partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
         )

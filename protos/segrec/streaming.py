@@ -22,10 +22,12 @@ class RowStream(Generic[RowT]):
 
     Iterate over the stream for rows, or over `chunks()` for lists of rows. A row holds a `result` or a `status`. The
     iterating thread reads the user ids, at most `max_in_flight` chunks ahead of the answers. After a lost connection
-    the stream connects again, with growing pauses, and sends only the unanswered chunks again.
+    the stream connects again, with growing pauses, and sends only the unanswered chunks again; it keeps its release.
+    A degraded row is asked once more before it is returned.
 
     Iterating raises Unavailable when no connection succeeds, StreamStalled when no answer arrives, DataLoss when the
-    rows or the server's counts do not match, and the server's own errors.
+    rows or the server's counts do not match, FailedPrecondition with the reason RELEASE_GONE when the stream's release
+    is no longer loaded, and the server's own errors.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class RowStream(Generic[RowT]):
         self._user_ids = iter(user_ids)
         self._settings = settings
         self._address = address
+        self._is_exhausted = False
         self._chunks = self._run()
 
     @property
@@ -50,8 +53,16 @@ class RowStream(Generic[RowT]):
 
     @property
     def summary(self) -> StreamSummary | None:
-        """The server's counts for the last connection, equal to the client's; None until the stream has ended."""
+        """The server's counts for the last connection; None until the stream has ended.
+
+        They equal the client's, where a degraded row that was asked again counts twice.
+        """
         return self._window.summary
+
+    @property
+    def base_release(self) -> int:
+        """The release that answers users outside the canary, on all connections; 0 until it is known."""
+        return self._window.base_release
 
     def chunks(self) -> Iterator[list[RowT]]:
         """Lists of rows, one list for each answered chunk."""
@@ -81,7 +92,7 @@ class RowStream(Generic[RowT]):
                 yield from self._exchange(connection)
                 return
             except SegrecError as error:
-                pause = self._window.back_off() if can_resume(error) else None
+                pause = self._window.back_off(error) if can_resume(error) else None
                 if pause is None:
                     raise
             finally:
@@ -95,17 +106,19 @@ class RowStream(Generic[RowT]):
             if response is None:
                 self._window.check_end()
                 return
-            rows = self._window.accept(response)
-            if rows is not None:
-                yield rows
+            yield from self._window.accept(response)
 
     def _fill(self, connection: "_Connection") -> None:
-        while not self._window.is_full and not connection.is_finished:
+        for request in self._window.repeats():
+            connection.send(request)
+        while not self._window.is_full and not self._is_exhausted:
             user_ids = list(islice(self._user_ids, self._settings.chunk_size))
             if user_ids:
                 connection.send(self._window.add(user_ids))
             else:
-                connection.finish()
+                self._is_exhausted = True
+        if self._is_exhausted and self._window.is_empty and not connection.is_finished:
+            connection.finish()
 
 
 class _Connection:

@@ -5,6 +5,7 @@ SegrecError
 ├── NotFound             NOT_FOUND            something that the request names does not exist
 ├── Erased               FAILED_PRECONDITION  an event is from before its user was erased
 ├── NoRelease            UNAVAILABLE          no release is active yet
+├── ShuttingDown         UNAVAILABLE          this server is stopping; another one, or the next, goes on
 ├── EncoderUnavailable   UNAVAILABLE          Triton did not answer; the pipeline falls back if it can
 │   ├── EncoderAway      UNAVAILABLE          Triton answers nobody, whatever the release
 │   └── ReleaseNotLoaded UNAVAILABLE          Triton answers, but does not have the release; the stable one answers
@@ -13,6 +14,7 @@ SegrecError
 │   └── QuotaExceeded    RESOURCE_EXHAUSTED   the caller does more than its quota allows
 ├── TooLate              DEADLINE_EXCEEDED    the caller's deadline passed before the work began
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
+├── ReleaseGone          FAILED_PRECONDITION  the release that a stream began with is no longer loaded
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
 ├── TrafficChanged       FAILED_PRECONDITION  the traffic is no longer the one that the caller has seen
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
@@ -69,6 +71,13 @@ class NoRelease(SegrecError):
     reason = "NO_RELEASE"
 
 
+class ShuttingDown(SegrecError):
+    """This server is stopping."""
+
+    code = "UNAVAILABLE"
+    reason = "SHUTTING_DOWN"
+
+
 class EncoderUnavailable(SegrecError):
     """The encoder could not answer in time."""
 
@@ -121,6 +130,13 @@ class DamagedRelease(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_RELEASE"
+
+
+class ReleaseGone(SegrecError):
+    """The release that a stream began with is no longer loaded."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RELEASE_GONE"
 
 
 class DamagedTraffic(SegrecError):

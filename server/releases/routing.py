@@ -55,15 +55,11 @@ class Routing:
             yield release
 
     @contextmanager
-    def lease_chunk(self, pin: Pin, current: Release) -> Iterator["Route"]:
-        """The releases for one chunk of a stream; they stay loaded until the block ends. Raises `NotFound`.
+    def lease_chunk(self, current: Release) -> Iterator["Route"]:
+        """The releases for one chunk of a stream without a pin; the canary stays loaded until the block ends.
 
-        `current` is the release that was active when the stream began; the caller holds a lease on it.
+        `current` is the release of the stream; the caller holds a lease on it.
         """
-        if pin:
-            with self._releases.lease(self._pinned(pin)) as release:
-                yield Route(release)
-            return
         canary = self._releases.canary
         if canary is None:
             yield Route(current)

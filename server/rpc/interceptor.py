@@ -12,12 +12,12 @@ from grpc.aio import ServerInterceptor
 
 from server import logs, tracing
 from server.access.control import AccessControl
-from server.core.errors import InvalidArgument, SegrecError, TooLate
+from server.core.errors import InvalidArgument, SegrecError
 from server.monitoring.metrics import Metrics
 from server.rpc.decoding import UNREADABLE, tolerant_deserializer
 from server.rpc.errors import trailing_metadata
 from server.rpc.grpc_types import Context, Handler
-from server.rpc.room import Room
+from server.rpc.room import Pace, Room
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,7 @@ class CallInterceptor(ServerInterceptor):
     def _unary(self, handler: Callable[[Any, Any], Awaitable[Any]], name: str, path: str) -> Any:
         seconds = self._metrics.call_seconds.labels(name)
         succeeded = self._metrics.calls.labels(name, "OK")
+        pace = Pace(self._calls)
 
         async def call(request: Any, context: Context) -> Any:
             start = monotonic()
@@ -93,13 +94,14 @@ class CallInterceptor(ServerInterceptor):
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
                     self._access.admit(path, context)
-                    _check_deadline(context)
+                    pace.refuse_late(context.time_remaining())
                     with self._calls:
                         response = await handler(_readable(request), context)
                 except Exception as error:
                     await self._abort(context, name, error, request_id, start)
                 finally:
                     seconds.observe(monotonic() - start)
+                pace.add(monotonic() - start)
                 succeeded.inc()
                 logs.log_call(name, "OK", monotonic() - start)
                 return response
@@ -141,13 +143,6 @@ class CallInterceptor(ServerInterceptor):
         tracing.end_call(error.code)
         logs.log_call(name, error.code, monotonic() - start)
         await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
-
-
-def _check_deadline(context: Context) -> None:
-    """Raise `TooLate` when the caller has given up already; its call may have waited for this process."""
-    remaining: float | None = context.time_remaining()
-    if remaining is not None and remaining <= 0:
-        raise TooLate("the deadline of the call passed before its work began: allow more time, or try again later")
 
 
 def _readable(request: Any) -> Any:

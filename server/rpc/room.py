@@ -2,7 +2,7 @@
 
 from types import TracebackType
 
-from server.core.errors import Overloaded
+from server.core.errors import Overloaded, TooLate
 
 
 class Room:
@@ -31,3 +31,34 @@ class Room:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self.count -= 1
+
+
+BUSY_CALLS = 32
+"""From so many calls in progress on, a call that cannot be in time is refused."""
+
+
+class Pace:
+    """The time that calls of one method take at present, from which follows whether another call can be in time."""
+
+    def __init__(self, calls: Room) -> None:
+        self._calls = calls
+        self._seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        """Record a call that was answered after `seconds`."""
+        self._seconds += 0.05 * (seconds - self._seconds)
+
+    def refuse_late(self, seconds_left: float | None) -> None:
+        """Raise `TooLate` or `Overloaded` for a call that cannot be answered in `seconds_left`; None is no limit.
+
+        A call may have waited long for this process before its handler starts; work on it would only delay others.
+        """
+        if seconds_left is None:
+            return
+        if seconds_left <= 0:
+            raise TooLate("the deadline passed before the work began: allow more time, or try again later")
+        if self._calls.count >= BUSY_CALLS and seconds_left < self._seconds:
+            raise Overloaded(
+                f"calls take {self._seconds:.3f} s now, and {seconds_left:.3f} s were left: try again after the delay",
+                retry_seconds=max(self._seconds, 0.1),
+            )

@@ -1,37 +1,75 @@
 """`segrec.v1.SegrecService`: segments and recommendations, single and in streams."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import monotonic
+from typing import Any, TypeVar
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
+from segrec.v1.common_pb2 import EventList
 
-from server.core.errors import InvalidArgument, NotFound, SegrecError
-from server.core.ranking import Query, Ranked
+from server.core.errors import InvalidArgument, NoRelease, NotFound, ReleaseGone, SegrecError, ShuttingDown
+from server.core.history import History
+from server.core.ranking import Query
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
 from server.releases.routing import Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.deadlines import seconds_left
-from server.rpc.decoding import NOT_UTF8
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
-from server.rpc.streams import answered_in_order
+from server.rpc.stream_parts import ChunkPart, parts_by_items, whole_chunks
+from server.rpc.stream_release import StreamRelease
+from server.rpc.stream_rows import (
+    ReleaseRows,
+    Row,
+    Tally,
+    by_release,
+    recommend_chunk,
+    refused_recommend_chunk,
+    rows_of,
+    segment_chunk,
+)
+from server.rpc.streams import answered_in_order, until_stopped
 from server.rpc.validation import (
     MAX_USERS_PER_CHUNK,
     Clock,
     checked_id,
     inline_history,
-    is_plain,
     pin_of,
     query_of,
 )
 from server.serving.answer import Answer, Degraded
-from server.serving.pipeline import NO_ANSWER, Pipeline
+from server.serving.memory import HistoryMemory
+from server.serving.pipeline import Patience, Pipeline
+
+PartT = TypeVar("PartT")
+ResponseT = TypeVar("ResponseT")
+
+STREAM_MEMORY_BYTES = 256 * 1024 * 1024
+"""Memory for the histories of all chunks in progress over all streams."""
+LARGE_HISTORY_EVENTS = 256
+"""Inline histories from this size on are read in a thread; 4,096 events take some 30 ms."""
+
+_ENDS_STREAM = (NoRelease, ReleaseGone, ShuttingDown)
+"""Errors that end a stream, whose caller can go on with another connection; all others cost a chunk only."""
+
+
+_AWAY = (Degraded.ENCODER_UNAVAILABLE, Degraded.STORE_UNAVAILABLE, Degraded.STALE_EMBEDDING)
+"""Why a stopping server does not send a row: another server may do better."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """`patience_seconds`: how long a chunk waits for a store or an encoder that does not answer, before its rows are
+    degraded. `idle_seconds`: a stream without chunks for so long lets go of its release."""
+
+    patience_seconds: float = 60.0
+    idle_seconds: float = 10.0
 
 
 class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
@@ -45,15 +83,19 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         clock: Clock,
         encode_timeout_seconds: float,
         shadow: Shadow,
-        stream_patience_seconds: float,
+        stream_limits: StreamLimits,
+        stopping: asyncio.Event,
     ) -> None:
+        """When `stopping` is set, streams answer what they have accepted, and end."""
         self._pipeline = pipeline
         self._routing = routing
         self._metrics = metrics
         self._clock = clock
         self._encode_timeout = encode_timeout_seconds
         self._shadow = shadow
-        self._patience = stream_patience_seconds
+        self._stream_limits = stream_limits
+        self._memory = HistoryMemory(STREAM_MEMORY_BYTES)
+        self._stopping = stopping
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
         start = monotonic()
@@ -78,34 +120,51 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     async def StreamSegment(
         self, request_iterator: AsyncIterator[pb.StreamSegmentRequest], context: Context
     ) -> AsyncIterator[pb.StreamSegmentResponse]:
-        """Holds a lease on the active release from the start of the stream to its end."""
-        tally = _Tally(self._metrics, "StreamSegment")
-        with self._routing.lease() as current:
+        """One answer per chunk, then the summary."""
+        stream = self._open_stream("StreamSegment")
 
-            async def answer(request: pb.StreamSegmentRequest) -> pb.StreamSegmentResponse:
-                chunk = await self._segment_chunk(request, current, tally)
-                return pb.StreamSegmentResponse(chunk=chunk)
+        async def answer(part: ChunkPart[pb.StreamSegmentRequest]) -> pb.StreamSegmentResponse:
+            return pb.StreamSegmentResponse(chunk=await self._segment_chunk(part, stream))
 
-            async with aclosing(answered_in_order(request_iterator, answer)) as responses:
-                async for response in responses:
-                    yield response
-        yield pb.StreamSegmentResponse(summary=tally.summary())
+        async with aclosing(self._answers(whole_chunks(request_iterator), answer, stream)) as responses:
+            async for response in responses:
+                yield response
+        yield pb.StreamSegmentResponse(summary=stream.tally.summary())
 
     async def StreamRecommend(
         self, request_iterator: AsyncIterator[pb.StreamRecommendRequest], context: Context
     ) -> AsyncIterator[pb.StreamRecommendResponse]:
-        """Holds a lease on the active release from the start of the stream to its end."""
-        tally = _Tally(self._metrics, "StreamRecommend")
-        with self._routing.lease() as current:
+        """One answer per chunk, or several when it has many items, then the summary."""
+        stream = self._open_stream("StreamRecommend")
 
-            async def answer(request: pb.StreamRecommendRequest) -> pb.StreamRecommendResponse:
-                chunk = await self._recommend_chunk(request, current, tally)
-                return pb.StreamRecommendResponse(chunk=chunk)
+        async def answer(part: ChunkPart[pb.StreamRecommendRequest]) -> pb.StreamRecommendResponse:
+            return pb.StreamRecommendResponse(chunk=await self._recommend_chunk(part, stream))
 
-            async with aclosing(answered_in_order(request_iterator, answer)) as responses:
+        async with aclosing(self._answers(parts_by_items(request_iterator), answer, stream)) as responses:
+            async for response in responses:
+                yield response
+        yield pb.StreamRecommendResponse(summary=stream.tally.summary())
+
+    def _open_stream(self, method: str) -> "_Stream":
+        return _Stream(StreamRelease(self._routing, self._stream_limits.idle_seconds), Tally(self._metrics, method))
+
+    async def _answers(
+        self,
+        parts: AsyncGenerator[PartT, None],
+        answer: Callable[[PartT], Awaitable[ResponseT]],
+        stream: "_Stream",
+    ) -> AsyncGenerator[ResponseT, None]:
+        """The answers to the parts of all chunks, in order, until the stream or the server ends."""
+        try:
+            async with (
+                aclosing(parts),
+                aclosing(until_stopped(parts, self._stopping)) as accepted,
+                aclosing(answered_in_order(accepted, answer)) as responses,
+            ):
                 async for response in responses:
                     yield response
-        yield pb.StreamRecommendResponse(summary=tally.summary())
+        finally:
+            stream.release.close()
 
     async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:
         release = self._routing.get(pin_of(request))
@@ -165,113 +224,113 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         if subject == "user_id":
             return await self._pipeline.answer_user(release, checked_id(request.user_id, "user_id"), timeout)
         if subject == "events":
-            history = inline_history(request.events, self._clock())
+            history = await self._inline_history(request.events)
             return await self._pipeline.answer_events(release, history, timeout)
         raise InvalidArgument("give user_id or events", "user_id")
 
-    async def _segment_chunk(
-        self, request: pb.StreamSegmentRequest, current: Release, tally: "_Tally"
-    ) -> pb.SegmentChunk:
+    async def _inline_history(self, events: EventList) -> History:
+        if len(events.events) < LARGE_HISTORY_EVENTS:
+            return inline_history(events, self._clock())
+        return await asyncio.to_thread(inline_history, events, self._clock())
+
+    async def _segment_chunk(self, part: ChunkPart[pb.StreamSegmentRequest], stream: "_Stream") -> pb.SegmentChunk:
+        request = part.request
         try:
             _check_size(request.user_ids)
-            with self._routing.lease_chunk(pin_of(request), current) as route:
-                rows, groups = await self._answered_rows(route, request.user_ids)
-                chunk = await asyncio.to_thread(_segment_chunk, request.chunk_id, rows)
-                for group in groups:
-                    self._record_answers(group.release, group.answers, is_batch=True)
+            async with self._memory.hold(len(part.user_ids)):
+                with self._lease_chunk(request, stream) as route:
+                    rows, groups = await self._answered_rows(route, part)
+                    chunk = await asyncio.to_thread(segment_chunk, request.chunk_id, rows)
+                    chunk.release = route.stable.number
+                    for group in groups:
+                        self._record_answers(group.release, group.answers, is_batch=True)
+        except _ENDS_STREAM:
+            raise
         except SegrecError as error:
-            tally.add_refused(len(request.user_ids))
+            stream.tally.add_refused(part)
             return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
-        tally.add(rows)
+        stream.tally.add(part, rows)
         return chunk
 
     async def _recommend_chunk(
-        self, request: pb.StreamRecommendRequest, current: Release, tally: "_Tally"
+        self, part: ChunkPart[pb.StreamRecommendRequest], stream: "_Stream"
     ) -> pb.RecommendChunk:
+        request = part.request
         try:
             _check_size(request.user_ids)
             query = query_of(request.options)
-            with self._routing.lease_chunk(pin_of(request), current) as route:
-                rows, groups = await self._answered_rows(route, request.user_ids)
-                await asyncio.gather(*(self._rank(group, query) for group in groups))
-                chunk = await asyncio.to_thread(_recommend_chunk, request.chunk_id, rows)
-                for group in groups:
-                    self._record_answers(group.release, group.answers, is_batch=True)
+            async with self._memory.hold(len(part.user_ids)):
+                with self._lease_chunk(request, stream) as route:
+                    rows, groups = await self._answered_rows(route, part)
+                    await asyncio.gather(*(self._rank(group, query) for group in groups))
+                    chunk = await asyncio.to_thread(recommend_chunk, request.chunk_id, rows)
+                    chunk.release = route.stable.number
+                    for group in groups:
+                        self._record_answers(group.release, group.answers, is_batch=True)
+        except _ENDS_STREAM:
+            raise
         except SegrecError as error:
-            tally.add_refused(len(request.user_ids))
-            return pb.RecommendChunk(chunk_id=request.chunk_id, status=row_status(error))
-        tally.add(rows)
+            stream.tally.add_refused(part)
+            return refused_recommend_chunk(part, row_status(error))
+        stream.tally.add(part, rows)
+        chunk.has_more = not part.is_last
         return chunk
 
-    async def _answered_rows(self, route: Route, user_ids: Sequence[str]) -> "tuple[list[_Row], list[_ReleaseRows]]":
+    @contextmanager
+    def _lease_chunk(
+        self, request: pb.StreamSegmentRequest | pb.StreamRecommendRequest, stream: "_Stream"
+    ) -> Iterator[Route]:
+        """The releases for a chunk: the pinned one, or the stream's own and the canary."""
+        pin = pin_of(request)
+        if pin:
+            with self._routing.lease(pin) as pinned:
+                yield Route(pinned)
+            return
+        with stream.release.lease(request.base_release) as current, self._routing.lease_chunk(current) as route:
+            yield route
+
+    async def _answered_rows(self, route: Route, part: ChunkPart[Any]) -> tuple[list[Row], list[ReleaseRows]]:
         """One row per user, answered by the user's release or with an error; and the valid rows by release."""
         stable = route.stable
-        rows = [
-            _Row(user_id, stable) if is_plain(user_id) else _checked_row(user_id, index, stable)
-            for index, user_id in enumerate(user_ids)
-        ]
+        rows = rows_of(part, stable)
         if route.canary is not None:
             for row in rows:
                 row.release = route.release_for(row.user_id)
-        groups = _by_release(rows)
-        await asyncio.gather(*(self._fill_answers(group) for group in groups))
+        groups = by_release(rows)
+        await asyncio.gather(*(self._fill_answers(group, stable) for group in groups))
         lost = [row for row in rows if row.answer.degraded is Degraded.RELEASE_NOT_LOADED and row.release is not stable]
         if lost:
             for row in lost:
                 row.release = stable
-            await self._fill_answers(_ReleaseRows(stable, lost))
-            groups = _by_release(rows)
+            await self._fill_answers(ReleaseRows(stable, lost), stable)
+            groups = by_release(rows)
         return rows, groups
 
-    async def _fill_answers(self, group: "_ReleaseRows") -> None:
+    async def _fill_answers(self, group: ReleaseRows, stable: Release) -> None:
+        """Fill in the answers of one release; `stable` answers in the place of one that Triton has not loaded."""
         user_ids = [row.user_id for row in group.rows]
+        patience = Patience(self._stream_limits.patience_seconds, self._stopping, group.release is stable)
         with self._metrics.release_stats.counting_errors(group.release.number, len(user_ids), is_batch=True):
-            answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout, self._patience)
+            answers = await self._pipeline.answer_users(group.release, user_ids, self._encode_timeout, patience)
+        self._memory.add(answer.history for answer in answers)
+        if self._stopping.is_set() and any(answer.degraded in _AWAY for answer in answers):
+            raise ShuttingDown("this server is stopping: go on with another one, or when it is back")
         for row, answer in zip(group.rows, answers, strict=True):
             row.answer = answer
 
-    async def _rank(self, group: "_ReleaseRows", query: Query) -> None:
+    async def _rank(self, group: ReleaseRows, query: Query) -> None:
         with self._metrics.release_stats.counting_errors(group.release.number, len(group.rows), is_batch=True):
             ranked = await self._pipeline.recommend(group.release, query, group.answers)
         for row, items in zip(group.rows, ranked, strict=True):
             row.items = items
 
 
-@dataclass(slots=True)
-class _Row:
-    user_id: str
-    release: Release
-    error: SegrecError | None = None
-    answer: Answer = NO_ANSWER
-    items: Sequence[Ranked] = ()
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """What one open stream keeps from chunk to chunk."""
 
-    @property
-    def shown_id(self) -> str:
-        """The id as the caller sent it, without the mark `NOT_UTF8`."""
-        return self.user_id.removeprefix(NOT_UTF8)
-
-
-@dataclass(slots=True)
-class _ReleaseRows:
-    """The valid rows of a chunk that one release answers."""
-
-    release: Release
-    rows: list[_Row] = field(default_factory=list)
-
-    @property
-    def answers(self) -> list[Answer]:
-        return [row.answer for row in self.rows]
-
-
-def _by_release(rows: Sequence[_Row]) -> list[_ReleaseRows]:
-    groups: dict[int, _ReleaseRows] = {}
-    for row in rows:
-        if row.error is None:
-            group = groups.get(row.release.number)
-            if group is None:
-                group = groups[row.release.number] = _ReleaseRows(row.release)
-            group.rows.append(row)
-    return list(groups.values())
+    release: StreamRelease
+    tally: Tally
 
 
 def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
@@ -279,72 +338,8 @@ def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
     return request.user_id if request.WhichOneof("subject") == "user_id" else ""
 
 
-def _checked_row(user_id: str, index: int, release: Release) -> _Row:
-    try:
-        return _Row(checked_id(user_id, f"user_ids[{index}]"), release)
-    except InvalidArgument as error:
-        return _Row(user_id, release, error)
-
-
-def _segment_chunk(chunk_id: int, rows: Sequence[_Row]) -> pb.SegmentChunk:
-    chunk = pb.SegmentChunk(chunk_id=chunk_id)
-    for row in rows:
-        message = chunk.rows.add()
-        message.user_id = row.shown_id
-        if row.error is None:
-            fill_segment(message.result, row.release, row.answer)
-        else:
-            message.status.CopyFrom(row_status(row.error))
-    return chunk
-
-
-def _recommend_chunk(chunk_id: int, rows: Sequence[_Row]) -> pb.RecommendChunk:
-    chunk = pb.RecommendChunk(chunk_id=chunk_id)
-    for row in rows:
-        message = chunk.rows.add()
-        message.user_id = row.shown_id
-        if row.error is None:
-            fill_recommend(message.result, row.release, row.answer, row.items)
-        else:
-            message.status.CopyFrom(row_status(row.error))
-    return chunk
-
-
 def _check_size(user_ids: Sequence[str]) -> None:
     if len(user_ids) > MAX_USERS_PER_CHUNK:
         raise InvalidArgument(
             f"the chunk has {len(user_ids)} user ids; at most {MAX_USERS_PER_CHUNK} are allowed", "user_ids"
         )
-
-
-class _Tally:
-    """Counts over one stream, for its summary and for the metrics."""
-
-    def __init__(self, metrics: Metrics, method: str) -> None:
-        self._metrics = metrics
-        self._method = method
-        self._counts = pb.StreamSummary()
-
-    def add(self, rows: Sequence[_Row]) -> None:
-        failed = sum(row.error is not None for row in rows)
-        degraded = [row.answer.degraded for row in rows if row.answer.degraded is not Degraded.NO]
-        self._count(len(rows) - failed, failed, len(degraded))
-        for reason in set(degraded):
-            self._metrics.degraded.labels(reason.name).inc(degraded.count(reason))
-        self._metrics.count_states([segment_state(row.answer) for row in rows if row.error is None])
-
-    def add_refused(self, user_count: int) -> None:
-        """Count the users of a chunk that was refused as a whole."""
-        self._count(0, user_count, 0)
-
-    def _count(self, answered: int, failed: int, degraded: int) -> None:
-        self._counts.chunk_count += 1
-        self._counts.received_count += answered + failed
-        self._counts.answered_count += answered
-        self._counts.failed_count += failed
-        self._counts.degraded_count += degraded
-        self._metrics.stream_rows.labels(self._method, "answered").inc(answered)
-        self._metrics.stream_rows.labels(self._method, "failed").inc(failed)
-
-    def summary(self) -> pb.StreamSummary:
-        return self._counts

@@ -4,11 +4,38 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
+from server.core.errors import ShuttingDown
+
 Request = TypeVar("Request")
 Response = TypeVar("Response")
 
 CHUNKS_IN_FLIGHT = 4
 """Most chunks of one stream in progress, including the chunk whose answer is being sent."""
+
+
+async def until_stopped(requests: AsyncIterator[Request], stopping: asyncio.Event) -> AsyncGenerator[Request, None]:
+    """The requests, until `stopping` is set; then raises `ShuttingDown`."""
+    stop = asyncio.ensure_future(stopping.wait())
+    following: asyncio.Future[Request | None] = asyncio.ensure_future(_next(requests))
+    try:
+        while True:
+            await asyncio.wait((following, stop), return_when=asyncio.FIRST_COMPLETED)
+            if stopping.is_set():
+                raise ShuttingDown("this server is stopping: go on with another one, or when it is back")
+            request = following.result()
+            if request is None:
+                return
+            yield request
+            following = asyncio.ensure_future(_next(requests))
+    finally:
+        stop.cancel()
+        following.cancel()
+        await asyncio.gather(stop, following, return_exceptions=True)
+
+
+async def _next(requests: AsyncIterator[Request]) -> Request | None:
+    """The next request; None at the end."""
+    return await anext(requests, None)
 
 
 async def answered_in_order(
@@ -17,7 +44,8 @@ async def answered_in_order(
     """Yield `answer(request)` for each request in order, as soon as the answer and all earlier answers are ready.
 
     At most `CHUNKS_IN_FLIGHT` requests are read ahead of the consumer, so that a slow consumer slows the sender down.
-    When the consumer stops early, the answers in progress are cancelled.
+    When `requests` fail, the failure follows the answers to the requests before it. When the consumer stops early, the
+    answers in progress are cancelled.
     """
     queue: asyncio.Queue[asyncio.Task[Response] | None] = asyncio.Queue()
     free_slots = asyncio.Semaphore(CHUNKS_IN_FLIGHT)

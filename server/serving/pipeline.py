@@ -1,9 +1,11 @@
 """The steps of one request: history store → cache → encoder → nearest centroid → ranking, with fallbacks."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from time import monotonic
 from typing import TypeVar
 
@@ -40,6 +42,21 @@ NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
 """The answer for a user without history."""
 _UNREADABLE = Answer(_NO_EMBEDDING, EMPTY, Degraded.STORE_UNAVAILABLE, tells_of_release=False)
 """The answer for a user whose history could not be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a batch asks a store or an encoder that does not answer: for `seconds`, or until `stopping` is set.
+
+    `for_release`: whether it also waits for a release that Triton has not loaded.
+    """
+
+    seconds: float = 0.0
+    stopping: asyncio.Event | None = None
+    for_release: bool = True
+
+
+IMPATIENT = Patience()
 
 
 class _RecentUsers:
@@ -170,18 +187,22 @@ class Pipeline:
         return [Answer(*pair) for pair in zip(embedded, histories, strict=True)]
 
     async def answer_users(
-        self, release: Release, user_ids: Sequence[str], call_seconds: float, patience_seconds: float = 0.0
+        self,
+        release: Release,
+        user_ids: Sequence[str],
+        call_seconds: float,
+        patience: Patience = IMPATIENT,
     ) -> list[Answer]:
         """One answer per user, in order. Reads the cache but does not fill it: a batch would evict the unary users.
 
         `call_seconds` is the longest wait for one call to Triton; see `Embedder.embed`. While the store or the encoder
-        does not answer, both are asked again for `patience_seconds` before the answers are degraded.
+        does not answer, both are asked again before the answers are degraded; see `Patience`.
         """
-        end = monotonic() + patience_seconds
+        end = monotonic() + patience.seconds
         for user_id in user_ids[:1]:
             self._recent_users.add(user_id)
         try:
-            histories = await _patiently(lambda: self._store.get_many(user_ids, BATCH_STORE_SECONDS), end)
+            histories = await _patiently(lambda: self._store.get_many(user_ids, BATCH_STORE_SECONDS), end, patience)
         except StoreUnavailable:
             return [_UNREADABLE] * len(user_ids)
         answers: list[Answer] = []
@@ -201,6 +222,7 @@ class Pipeline:
             embedded = await _patiently(
                 lambda: self._guarded(release, lambda: self._embedder.embed(release, missing_histories, call_seconds)),
                 end,
+                patience,
             )
         except EncoderUnavailable as error:
             for place, history in zip(missing, missing_histories, strict=True):
@@ -277,16 +299,19 @@ def _tells_of_release(error: EncoderUnavailable) -> bool:
     return not isinstance(error, EncoderAway | ReleaseNotLoaded)
 
 
-async def _patiently(ask: Callable[[], Awaitable[T]], end: float) -> T:
+async def _patiently(ask: Callable[[], Awaitable[T]], end: float, patience: Patience) -> T:
     """Ask until there is an answer, with growing pauses; at the monotonic time `end` the last failure is raised."""
+    stopping = patience.stopping or asyncio.Event()
     pause = FIRST_PAUSE_SECONDS
     while True:
         try:
             return await ask()
-        except (StoreUnavailable, EncoderUnavailable):
-            if monotonic() + pause > end:
+        except (StoreUnavailable, EncoderUnavailable) as error:
+            is_final = isinstance(error, ReleaseNotLoaded) and not patience.for_release
+            if is_final or stopping.is_set() or monotonic() + pause > end:
                 raise
-        await asyncio.sleep(pause)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping.wait(), pause)
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from segrec import SegrecClient
 from segrec.errors import NotFound
@@ -72,3 +73,19 @@ def test_a_stream_left_early_lets_go_of_its_release(server: ServerProcess, tmp_p
             return False
 
         wait_until(is_gone)
+
+
+def test_streams_left_early_give_their_memory_back(server: ServerProcess) -> None:
+    process = psutil.Process(server.process.pid)
+
+    def leave(count: int) -> int:
+        """Leave so many streams after their first rows; returns the server's memory afterwards, in bytes."""
+        for _ in range(count):
+            with client.stream_segment(users(40 * 8), chunk_size=8) as rows:
+                next(iter(rows))
+        return int(process.memory_info().rss)
+
+    with SegrecClient(server.address) as client:
+        before = leave(20)
+        after = leave(200)
+    assert after - before < 50e6, f"{(after - before) / 1e6:.0f} MB"

@@ -14,7 +14,7 @@ from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import RecommendArguments, strategy_of
 
 _TIMEOUT_SECONDS = 5.0
-_DEFAULT_TIMEOUTS = {"stream": "30", "traffic": "90", "rollback": "90"}
+_DEFAULT_TIMEOUTS = {"stream": "120", "traffic": "90", "rollback": "90"}
 _MODEL_COMMANDS: dict[str, Callable[[ModelClient, argparse.Namespace], int]] = {
     "releases": commands.releases,
     "traffic": traffic.traffic,

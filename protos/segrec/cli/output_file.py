@@ -47,6 +47,8 @@ class OutputProgress:
     answered_count: int = 0
     failed_count: int = 0
     degraded_count: int = 0
+    base_release: int = 0
+    """The release of the stream, with which a resumed run goes on; 0 until it is known."""
     users_digest: str = ""
     """Hash of the written user ids, in order; a resumed input must start with the same ids."""
 
@@ -119,7 +121,7 @@ class Output:
             data = user_id.encode()
             self._digest.update(len(data).to_bytes(4, "little") + data)
 
-    def write(self, rows: Sequence[Row]) -> None:
+    def write(self, rows: Sequence[Row], base_release: int) -> None:
         """Appends rows, and makes a checkpoint when the last one is more than a second old."""
         data = self._encode(rows)
         self._file.write(data)
@@ -134,6 +136,7 @@ class Output:
             answered_count=self.progress.answered_count + len(rows) - failed,
             failed_count=self.progress.failed_count + failed,
             degraded_count=self.progress.degraded_count + degraded,
+            base_release=base_release,
             users_digest=self._digest.hexdigest(),
         )
         if time.monotonic() - self._checkpoint_time >= _CHECKPOINT_SECONDS:

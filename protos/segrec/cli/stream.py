@@ -16,8 +16,8 @@ from segrec.errors import DataLoss, SegrecError
 from segrec.requests import RecommendArguments
 from segrec.streaming import RowStream
 from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, StreamSummary
+from segrec.window import STALL_SECONDS
 
-_STALL_SECONDS = 30.0
 _TERMINAL_SECONDS = 0.2
 _LOG_SECONDS = 10.0
 
@@ -31,7 +31,8 @@ def stream_users(client: SegrecClient, options: argparse.Namespace, arguments: R
         meter = Meter(source, output)
         try:
             output.skip(users)
-            summary = _copy(_stream(client, users, options, arguments), output, meter)
+            stream = _stream(client, users, options, arguments, output.progress.base_release)
+            summary = _copy(stream, output, meter)
         except DataLoss:
             meter.end()
             output.abandon()
@@ -49,15 +50,28 @@ def stream_users(client: SegrecClient, options: argparse.Namespace, arguments: R
 
 
 def _stream(
-    client: SegrecClient, users: Iterator[str], options: argparse.Namespace, arguments: RecommendArguments
+    client: SegrecClient,
+    users: Iterator[str],
+    options: argparse.Namespace,
+    arguments: RecommendArguments,
+    base_release: int,
 ) -> RowStream[SegmentRow] | RowStream[RecommendRow]:
-    stall_seconds = options.timeout or _STALL_SECONDS
+    stall_seconds = options.timeout or STALL_SECONDS
     if options.recommend:
         return client.stream_recommend(
-            users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds, **arguments
+            users,
+            release=options.release,
+            chunk_size=options.chunk_size,
+            stall_seconds=stall_seconds,
+            base_release=base_release,
+            **arguments,
         )
     return client.stream_segment(
-        users, release=options.release, chunk_size=options.chunk_size, stall_seconds=stall_seconds
+        users,
+        release=options.release,
+        chunk_size=options.chunk_size,
+        stall_seconds=stall_seconds,
+        base_release=base_release,
     )
 
 
@@ -66,7 +80,7 @@ def _copy(
 ) -> StreamSummary | None:
     with closing(stream):
         for rows in stream.chunks():
-            output.write(rows)
+            output.write(rows, stream.base_release)
             meter.show()
     return stream.summary
 
@@ -98,7 +112,7 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
     if progress.degraded_count:
         print(
             f"segrec: {progress.degraded_count:,} of {progress.read_count:,} users have a degraded answer (column "
-            "`degraded`, the cause in `reason`): the server's encoder or history store did not answer in time. "
+            "`degraded`, the cause in `reason`): the server's encoder or history store did not answer, twice. "
             "Run the same command again without --resume, or stream only these users",
             file=sys.stderr,
         )

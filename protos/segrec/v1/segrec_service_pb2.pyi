@@ -148,16 +148,18 @@ class RecommendResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
 
 class StreamSegmentRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "release", "release_alias")
+    __slots__ = ("chunk_id", "user_ids", "release", "release_alias", "base_release")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    BASE_RELEASE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     user_ids: _containers.RepeatedScalarFieldContainer[str]
     release: int
     release_alias: _common_pb2.ReleaseAlias
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
+    base_release: int
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ...) -> None: ...
 
 class SegmentRow(_message.Message):
     __slots__ = ("user_id", "result", "status")
@@ -178,14 +180,16 @@ class StreamSegmentResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[SegmentChunk, _Mapping]] = ..., summary: _Optional[_Union[StreamSummary, _Mapping]] = ...) -> None: ...
 
 class SegmentChunk(_message.Message):
-    __slots__ = ("chunk_id", "rows", "status")
+    __slots__ = ("chunk_id", "rows", "status", "release")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     rows: _containers.RepeatedCompositeFieldContainer[SegmentRow]
     status: _common_pb2.RowStatus
-    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[SegmentRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+    release: int
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[SegmentRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
 
 class StreamSummary(_message.Message):
     __slots__ = ("chunk_count", "received_count", "answered_count", "failed_count", "degraded_count")
@@ -202,18 +206,20 @@ class StreamSummary(_message.Message):
     def __init__(self, chunk_count: _Optional[int] = ..., received_count: _Optional[int] = ..., answered_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., degraded_count: _Optional[int] = ...) -> None: ...
 
 class StreamRecommendRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "options", "release", "release_alias")
+    __slots__ = ("chunk_id", "user_ids", "options", "release", "release_alias", "base_release")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     USER_IDS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    BASE_RELEASE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     user_ids: _containers.RepeatedScalarFieldContainer[str]
     options: RecommendOptions
     release: int
     release_alias: _common_pb2.ReleaseAlias
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
+    base_release: int
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ...) -> None: ...
 
 class RecommendRow(_message.Message):
     __slots__ = ("user_id", "result", "status")
@@ -234,14 +240,18 @@ class StreamRecommendResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[RecommendChunk, _Mapping]] = ..., summary: _Optional[_Union[StreamSummary, _Mapping]] = ...) -> None: ...
 
 class RecommendChunk(_message.Message):
-    __slots__ = ("chunk_id", "rows", "status")
+    __slots__ = ("chunk_id", "rows", "status", "release", "has_more")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    HAS_MORE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     rows: _containers.RepeatedCompositeFieldContainer[RecommendRow]
     status: _common_pb2.RowStatus
-    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+    release: int
+    has_more: bool
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ..., release: _Optional[int] = ..., has_more: _Optional[bool] = ...) -> None: ...
 
 class SegmentItem(_message.Message):
     __slots__ = ("item_id", "title", "user_share", "lift", "lift_low")

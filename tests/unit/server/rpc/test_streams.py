@@ -8,7 +8,8 @@ from contextlib import aclosing
 
 import pytest
 
-from server.rpc.streams import CHUNKS_IN_FLIGHT, answered_in_order
+from server.core.errors import ShuttingDown
+from server.rpc.streams import CHUNKS_IN_FLIGHT, answered_in_order, until_stopped
 from tests.support.waiting import pause
 
 
@@ -103,3 +104,48 @@ async def test_a_failed_request_ends_the_stream_after_the_earlier_answers() -> N
     assert [(await anext(answers)).number for _ in range(6)] == list(range(6))
     with pytest.raises(ValueError, match="no message"):
         await anext(answers)
+
+
+async def test_a_stopping_server_answers_what_it_has_accepted_and_then_says_so() -> None:
+    sender, stopping = Sender(), asyncio.Event()
+    before = asyncio.all_tasks()
+    answers = answered_in_order(until_stopped(sender.requests(), stopping), sender.answer)
+    first = asyncio.ensure_future(anext(answers))
+    await settle()
+    stopping.set()
+    sender.gate.set()
+    numbers = [(await first).number]
+
+    async def take_all() -> None:
+        async for answer in answers:
+            numbers.append(answer.number)
+
+    with pytest.raises(ShuttingDown):
+        await take_all()
+    assert numbers == list(range(sender.started))
+    assert sender.started in (CHUNKS_IN_FLIGHT, CHUNKS_IN_FLIGHT + 1)
+    await answers.aclose()
+    await settle()
+    assert asyncio.all_tasks() == before
+
+
+async def test_an_idle_stream_ends_when_the_server_stops() -> None:
+    async def silence() -> AsyncIterator[int]:
+        await asyncio.Event().wait()
+        yield 0
+
+    stopping = asyncio.Event()
+    following = asyncio.ensure_future(anext(until_stopped(silence(), stopping)))
+    await settle()
+    assert not following.done()
+    stopping.set()
+    with pytest.raises(ShuttingDown):
+        await following
+
+
+async def test_without_a_stop_all_requests_pass() -> None:
+    async def requests() -> AsyncIterator[int]:
+        for number in range(6):
+            yield number
+
+    assert [number async for number in until_stopped(requests(), asyncio.Event())] == list(range(6))

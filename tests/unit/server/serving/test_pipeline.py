@@ -17,7 +17,7 @@ from server.serving.batching import MicroBatcher
 from server.serving.breaker import SLOW_FAILURES, SLOW_SECONDS, TRIAL_SECONDS
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder
-from server.serving.pipeline import FIRST_PAUSE_SECONDS, Pipeline
+from server.serving.pipeline import FIRST_PAUSE_SECONDS, Patience, Pipeline
 from tests.support.memory_store import MemoryStore
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import group_history, tiny_release
@@ -258,7 +258,7 @@ async def test_a_batch_waits_while_the_encoder_and_the_store_are_away(
     for number, user_id in enumerate(users):
         await record(store, user_id, group_history(number % 4))
     store.unavailable = encoder.down = True
-    batch = asyncio.ensure_future(pipeline.answer_users(release, users, 1.0, patience_seconds=30.0))
+    batch = asyncio.ensure_future(pipeline.answer_users(release, users, 1.0, Patience(30.0)))
     await pause(4 * FIRST_PAUSE_SECONDS)
     store.unavailable = False
     await encoder.until_asked()
@@ -273,6 +273,6 @@ async def test_the_patience_of_a_batch_ends(
 ) -> None:
     await record(store, "u", group_history(2))
     encoder.down = True
-    [answer] = await pipeline.answer_users(release, ["u"], 1.0, patience_seconds=0.2)
+    [answer] = await pipeline.answer_users(release, ["u"], 1.0, Patience(0.2))
     assert answer.degraded is Degraded.ENCODER_UNAVAILABLE
     assert len(encoder.call_sizes) > 1
