@@ -107,8 +107,7 @@ async def running(
             stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
         store = ObservedStore(await open_store(settings), metrics)
         stack.push_async_callback(store.close)
-        executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix="features")
-        stack.callback(executor.shutdown)
+        executor, unary_executor = _threads(stack, "features"), _threads(stack, "unary")
         triton = _embedded_triton(settings)
         if triton is not None:
             stack.push_async_callback(triton.stop)
@@ -123,7 +122,7 @@ async def running(
             triton.set_callbacks(on_restart=loader.reload, probe=loader.check_active)
             encoder.on_hung_instance = triton.report_hung_stub
         cache = EmbeddingCache(settings.cache_entries)
-        pipeline = _pipeline(settings, store, encoder, cache, executor)
+        pipeline = _pipeline(settings, store, encoder, cache, executor, unary_executor)
         pipeline.on_encoder_failure = loader.probe_soon
         loader.warm_up = pipeline.warm_up
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
@@ -232,16 +231,23 @@ def _triton_access(settings: Settings) -> TritonAccess:
     return TritonAccess(tls, TritonSecret(settings.triton_secret_file))
 
 
+def _threads(stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
+    executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix=name)
+    stack.callback(executor.shutdown)
+    return executor
+
+
 def _pipeline(
     settings: Settings,
     store: HistoryStore,
     encoder: EncoderClient,
     cache: EmbeddingCache,
     executor: ThreadPoolExecutor,
+    unary_executor: ThreadPoolExecutor,
 ) -> Pipeline:
-    """The pipeline of all calls. Unary calls have a separate embedder, so that they do not wait for the streams."""
-    batcher = MicroBatcher(Embedder(encoder, executor), settings.max_batch_users)
-    return Pipeline(store, cache, Embedder(encoder, executor), batcher, executor)
+    """The pipeline of all calls. Unary calls have an embedder and threads of their own, and do not wait for streams."""
+    batcher = MicroBatcher(Embedder(encoder, unary_executor), settings.max_batch_users)
+    return Pipeline(store, cache, Embedder(encoder, executor, batcher.lane), batcher, executor, unary_executor)
 
 
 def _shadow(
@@ -255,7 +261,7 @@ def _shadow(
     """The comparison of answers with another release. Its thread and Triton calls are separate, so no answer waits."""
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shadow")
     stack.callback(executor.shutdown)
-    pipeline = _pipeline(settings, store, encoder, EmbeddingCache(0), executor)
+    pipeline = _pipeline(settings, store, encoder, EmbeddingCache(0), executor, executor)
     shadow = Shadow(releases, pipeline, metrics.release_stats, settings.shadow_budget, settings.encode_timeout_seconds)
     shadow.on_dropped = metrics.shadow_dropped.inc
     return shadow

@@ -13,7 +13,7 @@ from server.core.errors import EncoderUnavailable, Overloaded
 from server.core.history import History
 from server.core.release import Release
 from server.serving.answer import Embedded
-from server.serving.embedding import Embedder
+from server.serving.embedding import Embedder, UnaryLane
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +59,8 @@ class MicroBatcher:
     def __init__(self, embedder: Embedder, max_batch: int) -> None:
         """`embedder` must not be shared with streams: a call would wait for its turn behind their chunks."""
         self._embedder = embedder
+        self.lane = UnaryLane()
+        """Tells streams whether calls come."""
         self._max_batch = max_batch
         self._pending: dict[int, _Pending] = {}
         self._waiting_count = 0
@@ -75,6 +77,7 @@ class MicroBatcher:
     async def embed(self, release: Release, history: History, timeout_seconds: float) -> Embedded:
         """Embed one history. Raises `EncoderUnavailable`, or `Overloaded` when others would take longer than that."""
         self._refuse_late(timeout_seconds)
+        self.lane.note_call()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Embedded] = loop.create_future()
         pending = self._pending.setdefault(release.number, _Pending(release, deque()))

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import repeat
 from time import monotonic
@@ -27,7 +28,26 @@ ENCODINGS_IN_FLIGHT = 4
 
 LARGE_FROM_HISTORIES, LARGE_CALL_HISTORIES = 512, 256
 """From 512 histories on, one call to Triton holds 256 histories: each call costs about half a millisecond of its own,
-and the embedded Triton removes the extra padding, piece by piece."""
+and the embedded Triton removes the extra padding, piece by piece. While unary calls come, calls stay small."""
+
+
+class UnaryLane:
+    """Tells streams whether unary calls use the encoder now. Shared by the two embedders of a pipeline."""
+
+    RECENT_SECONDS = 0.5
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._last_call = -float("inf")
+
+    def note_call(self) -> None:
+        """Record that a unary call uses the encoder."""
+        self._last_call = self._clock()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a unary call has used the encoder in the last `RECENT_SECONDS`."""
+        return self._clock() - self._last_call < self.RECENT_SECONDS
 
 
 class Embedder:
@@ -37,9 +57,15 @@ class Embedder:
     call begins with the call.
     """
 
-    def __init__(self, encoder: EncoderClient, executor: Executor) -> None:
+    def __init__(self, encoder: EncoderClient, executor: Executor, gives_way_to: UnaryLane | None = None) -> None:
+        """`gives_way_to`: while this lane is busy, calls are small and made one at a time.
+
+        One instance of the encoder then stays free, and a unary call waits for a few milliseconds at most.
+        """
         self._encoder = encoder
         self._executor = executor
+        self._lane = gives_way_to or UnaryLane()
+        self._turn = asyncio.Lock()
         self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
         self._last_answer = monotonic()
 
@@ -55,7 +81,10 @@ class Embedder:
         while a call waits for its turn for `call_seconds`.
         """
         with tracing.span("features", histories=len(histories)):
-            work = await self._run(len(histories), _prepare, release, histories)
+            size = CHUNK_SIZE
+            if len(histories) >= LARGE_FROM_HISTORIES and not self._lane.is_busy:
+                size = LARGE_CALL_HISTORIES
+            work = await self._run(len(histories), _prepare, release, histories, size)
         tasks = [
             asyncio.ensure_future(self._encode(release.number, inputs, call_seconds)) for _, inputs in work.batches
         ]
@@ -79,8 +108,9 @@ class Embedder:
         async with self._in_flight:
             if self._last_answer <= waiting_since <= monotonic() - call_seconds:
                 raise EncoderUnavailable(f"the encoder has answered no call for {call_seconds:.3f} s")
-            with tracing.span("encode", release=release):
-                embeddings = await self._encoder.encode(release, inputs, call_seconds)
+            async with self._turn if self._lane.is_busy else nullcontext():
+                with tracing.span("encode", release=release):
+                    embeddings = await self._encoder.encode(release, inputs, call_seconds)
             self._last_answer = monotonic()
             return embeddings
 
@@ -94,9 +124,8 @@ class _EncoderWork:
     ignored: NDArray[np.int32]
 
 
-def _prepare(release: Release, histories: Sequence[History]) -> _EncoderWork:
+def _prepare(release: Release, histories: Sequence[History], size: int) -> _EncoderWork:
     features = features_of(histories, release.item_index, release.action_index, release.preprocessing)
-    size = LARGE_CALL_HISTORIES if len(histories) >= LARGE_FROM_HISTORIES else CHUNK_SIZE
     return _EncoderWork(batches(features, release.preprocessing.max_length, size), features.lengths, features.ignored)
 
 

@@ -90,13 +90,16 @@ class Pipeline:
         embedder: Embedder,
         batcher: MicroBatcher,
         executor: Executor,
+        unary_executor: Executor | None = None,
     ) -> None:
+        """`unary_executor`: threads for unary calls, so that they do not wait for batches; default the same threads."""
         self._store = BoundedStore(store)
         self._encoder_breakers: dict[int, Breaker] = {}
         self._cache = cache
         self._embedder = embedder
         self._batcher = batcher
         self._executor = executor
+        self._unary_executor = unary_executor or executor
         self._recent_users = _RecentUsers()
         self.on_encoder_failure: Callable[[], None] = lambda: None
         """Called after each call that the encoder did not answer."""
@@ -252,7 +255,8 @@ class Pipeline:
         with tracing.span("rank", answers=len(answers)):
             if len(answers) < RANK_IN_THREAD_FROM and len(release.item_ids) < LARGE_CATALOGUE:
                 return _rank(release, query, answers)
-            return await self._in_thread(_rank, release, query, answers)
+            executor = self._unary_executor if len(answers) < RANK_IN_THREAD_FROM else self._executor
+            return await asyncio.get_running_loop().run_in_executor(executor, _rank, release, query, answers)
 
     async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> Recorded:
         """Store a user's events durably within `seconds`. Raises `StoreUnavailable` and `Overloaded`."""
@@ -277,9 +281,6 @@ class Pipeline:
         """Drop what is kept of a release that is no longer loaded."""
         self._cache.forget_release(number)
         self._encoder_breakers.pop(number, None)
-
-    async def _in_thread(self, function: Callable[..., T], *arguments: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
     def _fallback(self, release: Release, user_id: str, history: History, error: EncoderUnavailable) -> Answer:
         reason = _reason(error)

@@ -8,11 +8,18 @@ import pytest
 from numpy.typing import NDArray
 
 from server.core.errors import EncoderUnavailable, Overloaded
+from server.core.features import CHUNK_SIZE
 from server.core.history import EMPTY, history_of
 from server.core.release import Release
 from server.core.repository.read import read_release
 from server.serving.batching import MicroBatcher
-from server.serving.embedding import ENCODINGS_IN_FLIGHT, Embedder
+from server.serving.embedding import (
+    ENCODINGS_IN_FLIGHT,
+    LARGE_CALL_HISTORIES,
+    LARGE_FROM_HISTORIES,
+    Embedder,
+    UnaryLane,
+)
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import CONFIDENCE, group_history, tiny_release
 from tests.support.ticking import Clock
@@ -255,3 +262,33 @@ async def test_a_failure_reaches_every_call_of_the_batch_and_the_next_one_works(
     assert {type(failure) for failure in failures} == {EncoderUnavailable}
     encoder.down = False
     assert (await batcher.embed(release, group_history(3), 1.0)).segment_index == 3
+
+
+async def test_while_unary_calls_come_streams_make_small_calls_one_at_a_time(
+    release: Release, encoder: OnnxEncoder
+) -> None:
+    clock = Clock()
+    lane = UnaryLane(clock)
+    histories = [group_history(n % 4) for n in range(LARGE_FROM_HISTORIES)]
+    with ThreadPoolExecutor(2) as executor:
+        embedder = Embedder(encoder, executor, gives_way_to=lane)
+        for is_busy, sizes in ((False, [LARGE_CALL_HISTORIES] * 2), (True, [CHUNK_SIZE])):
+            if is_busy:
+                lane.note_call()
+            encoder.call_sizes.clear()
+            encoder.gate = asyncio.Event()
+            batch = asyncio.ensure_future(embedder.embed(release, histories, 30.0))
+            await encoder.until_asked()
+            await pause(0.05)
+            assert encoder.call_sizes == sizes
+            encoder.gate.set()
+            assert [answer.segment_index for answer in await batch] == [n % 4 for n in range(LARGE_FROM_HISTORIES)]
+    clock.now += UnaryLane.RECENT_SECONDS
+    assert not lane.is_busy
+
+
+async def test_unary_calls_make_the_lane_busy(release: Release, embedder: Embedder) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8)
+    assert not batcher.lane.is_busy
+    await batcher.embed(release, group_history(0), 5.0)
+    assert batcher.lane.is_busy
