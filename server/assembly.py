@@ -177,9 +177,9 @@ async def open_store(settings: Settings) -> HistoryStore:
     """The history store that the settings name. Raises `SetupError` when the store cannot be opened."""
     scheme, _, directory = settings.store.partition(":")
     if scheme == "lmdb" and directory:
-        return LmdbStore.open(Path(directory), settings.history_limit)
+        return LmdbStore.open(Path(directory), settings.history_limit, retention_days=settings.retention_days)
     if scheme in ("redis", "rediss", "unix"):
-        return await ValkeyStore.connect(settings.store, settings.history_limit)
+        return await ValkeyStore.connect(settings.store, settings.history_limit, retention_days=settings.retention_days)
     raise SetupError(
         f"a store of the kind {scheme!r} is not known: give lmdb:DIRECTORY, or a redis://, rediss:// or unix:// URL"
     )

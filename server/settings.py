@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     triton_key: Path | None = Field(default=None, description="PEM private key of triton_certificate.")
     store: str = Field(default="lmdb:history", description="'lmdb:DIRECTORY', or a redis://, rediss:// or unix:// URL.")
     history_limit: int = Field(default=1000, ge=1, le=4096, description="Newest events kept per user.")
+    retention_days: int | None = Field(
+        default=None, ge=1, description="Events that happened longer ago are not read, and are deleted."
+    )
     bootstrap_events: Path | None = Field(default=None, description="Event log that is loaded into the store once.")
     cache_entries: int = Field(default=200_000, ge=0, description="Embeddings kept in memory.")
     keep_releases: int = Field(

@@ -2,14 +2,54 @@
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from server.adapters.ports import Recorded
 from server.core.errors import StoreUnavailable
-from server.core.history import EMPTY, Event, History, merge, merge_histories
+from server.core.history import EMPTY, Event, History, merge, merge_histories, oldest_timestamp
 
 log = logging.getLogger(__name__)
+
+_DAY_MS = 86_400_000
+_VIEW_REVISION_BIT = 44  # counted revisions stay below
+_REVISION_MASK = (1 << 63) - 1
+
+
+class Retention:
+    """How long events are kept, counted from their time stamps. Without a number of days they are kept for ever."""
+
+    def __init__(self, days: int | None, clock: Callable[[], float]) -> None:
+        """`clock` gives seconds since the epoch."""
+        self._clock = clock
+        self.milliseconds = None if days is None else days * _DAY_MS
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """The time stamp of the oldest event that is kept now; None where all are."""
+        return None if self.milliseconds is None else int(self._clock() * 1000) - self.milliseconds
+
+    def view(self, history: History) -> History:
+        """The events that are kept, as a history with a revision of its own where some are not; `EMPTY` without any."""
+        oldest_ms, oldest = self.oldest_ms, oldest_timestamp(history.row)
+        if oldest_ms is None or oldest is None or oldest >= oldest_ms:
+            return history
+        kept = history.since(oldest_ms)
+        if not kept:
+            return EMPTY
+        dropped_count = len(history) - len(kept)
+        return kept.with_revision((kept.revision + (dropped_count << _VIEW_REVISION_BIT)) & _REVISION_MASK)
+
+
+class Kept(NamedTuple):
+    """What a store keeps of a user: the newest events, not from before `oldest_ms` and not from before `erased_ms`.
+
+    Both times are milliseconds since the epoch; None is no bound.
+    """
+
+    limit: int
+    oldest_ms: int | None
+    erased_ms: int | None
 
 
 def read_row(row: bytes | None) -> History:
@@ -41,30 +81,33 @@ class RecordedRow(NamedTuple):
     recorded: Recorded
 
 
-def recorded_row(
-    row: bytes | None, events: Sequence[Event], limit: int, revision: int, erased_ms: int | None
-) -> RecordedRow:
+def recorded_row(row: bytes | None, events: Sequence[Event], kept: Kept, revision: int) -> RecordedRow:
     """Add recorded events to a stored row. Raises `StoreUnavailable` for a damaged row.
 
-    `erased_ms` is the time of the user's erasure (milliseconds since the epoch), None for users who were not erased:
-    events from before it are refused.
+    Events from before the user's erasure are refused; those beyond the limits of `kept` are too old. Stored events
+    beyond them are dropped where something is added.
     """
-    history = read_row(row)
+    history, erased_ms = read_row(row), kept.erased_ms
     refused = () if erased_ms is None else tuple(i for i, event in enumerate(events) if event.timestamp < erased_ms)
     allowed = [event for i, event in enumerate(events) if i not in set(refused)] if refused else events
-    merged = merge(history, allowed, limit, revision)
+    young: Sequence[Event] = allowed
+    if kept.oldest_ms is not None:
+        history = history.since(kept.oldest_ms)
+        young = [event for event in allowed if event.timestamp >= kept.oldest_ms]
+    merged = merge(history, young, kept.limit, revision)
     too_old_count = len(allowed) - merged.stored_count - merged.duplicate_count
     recorded = Recorded(merged.stored_count, merged.duplicate_count, too_old_count, refused)
     return RecordedRow(None if merged.history is history else merged.history.row, recorded)
 
 
-def loaded_row(row: bytes | None, added: History, limit: int, revision: int, erased_ms: int | None) -> bytes | None:
+def loaded_row(row: bytes | None, added: History, kept: Kept, revision: int) -> bytes | None:
     """The row to store after a bulk load of `added`; None when the stored row is damaged or needs no change.
 
-    Events from before the user's erasure (`erased_ms`, see `recorded_row`) are left out.
+    Events beyond the limits of `kept` are left out.
     """
-    if erased_ms is not None:
-        added = added.since(erased_ms)
+    oldest_ms = max((time for time in (kept.oldest_ms, kept.erased_ms) if time is not None), default=None)
+    if oldest_ms is not None:
+        added = added.since(oldest_ms)
     if not added:
         return None
     if row is None:
@@ -73,8 +116,25 @@ def loaded_row(row: bytes | None, added: History, limit: int, revision: int, era
         history = read_row(row)
     except StoreUnavailable:
         return None
-    merged = merge_histories(history, added, limit, revision)
+    if kept.oldest_ms is not None:
+        history = history.since(kept.oldest_ms)
+    merged = merge_histories(history, added, kept.limit, revision)
     return None if merged is history else merged.row
+
+
+def swept_row(row: bytes, oldest_ms: int, revision: int) -> bytes | None:
+    """The row without events from before `oldest_ms`: itself where nothing changes, None where no event is left.
+
+    A damaged row stays as it is.
+    """
+    oldest = oldest_timestamp(row)
+    if oldest is None or oldest >= oldest_ms:
+        return row
+    try:
+        kept = History(row).since(oldest_ms)
+    except ValueError:
+        return row
+    return kept.with_revision(revision).row if kept else None
 
 
 class WriteHealth:

@@ -14,15 +14,24 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import lmdb
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.history_rows import (
+    Kept,
+    Retention,
+    loaded_row,
+    read_row,
+    read_row_or_none,
+    recorded_row,
+    swept_row,
+)
 from server.adapters.lmdb_copy import ERASED_SINCE, StoreLock, open_cleaned
 from server.adapters.lmdb_file import MAP_SIZE_BYTES, Transaction
-from server.adapters.lmdb_writer import READER_CHECK_SECONDS, LmdbWriter
+from server.adapters.lmdb_writer import LmdbWriter
 from server.adapters.ports import LoadProgress, Recorded
 from server.core.erasure import erasure_mark
 from server.core.errors import StoreUnavailable
@@ -32,6 +41,9 @@ log = logging.getLogger(__name__)
 
 READ_IN_THREAD_FROM = 16
 """Fewer histories than this are read without a thread, which is quicker."""
+
+SWEEP_ROWS, SWEEP_SECONDS, SWEEP_PAUSE_SECONDS = 1000, 1.0, 600.0
+"""The sweep for events beyond the retention looks at so many rows a second, and rests after the last row."""
 
 _EVENT_BYTES = 400
 """Memory of an event that waits, beside its texts."""
@@ -50,6 +62,7 @@ class LmdbStore:
         path: Path,
         history_limit: int,
         clock: Clock = time.time,
+        retention_days: int | None = None,
     ) -> None:
         """Use `open`."""
         self._environment = environment
@@ -57,6 +70,8 @@ class LmdbStore:
         self._path = path
         self._limit = history_limit
         self._clock = clock
+        self._retention = Retention(retention_days, clock)
+        self._swept_to = b""
         self._histories = environment.open_db(b"histories")
         self._erased = environment.open_db(b"erased")
         self._meta = environment.open_db(b"meta")
@@ -64,18 +79,25 @@ class LmdbStore:
             self._erasure_key = transaction.get(b"erasure_key", b"")
         self._closed = False
         self._readers = ThreadPoolExecutor(1, "history-reader")
-        self._writer = LmdbWriter(environment, self._explain, lambda: READER_CHECK_SECONDS)
+        self._writer = LmdbWriter(environment, self._explain, self._sweep)
 
     @classmethod
     def open(
-        cls, path: Path, history_limit: int, map_size_bytes: int = MAP_SIZE_BYTES, clock: Clock = time.time
+        cls,
+        path: Path,
+        history_limit: int,
+        map_size_bytes: int = MAP_SIZE_BYTES,
+        clock: Clock = time.time,
+        retention_days: int | None = None,
     ) -> "LmdbStore":
         """Open or create the store in directory `path`; it keeps the newest `history_limit` events of each user.
+
+        Events of more than `retention_days` ago are not read; they are deleted by and by.
 
         Raises `SetupError` when the directory cannot be used.
         """
         environment, lock = open_cleaned(path, map_size_bytes)
-        return cls(environment, lock, path, history_limit, clock)
+        return cls(environment, lock, path, history_limit, clock, retention_days)
 
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
@@ -83,7 +105,7 @@ class LmdbStore:
         self._check_open()
         with self._translate_errors(), self._environment.begin(self._histories) as transaction:
             row = transaction.get(key)
-        return read_row(row)
+        return self._retention.view(read_row(row))
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
         """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
@@ -103,7 +125,7 @@ class LmdbStore:
 
         def add(transaction: Transaction, revision: int) -> Recorded:
             row = transaction.get(key, db=self._histories)
-            new_row, recorded = recorded_row(row, events, self._limit, revision, self._erased_ms(transaction, user_id))
+            new_row, recorded = recorded_row(row, events, self._kept(transaction, user_id), revision)
             if new_row is not None:
                 transaction.put(key, new_row, db=self._histories)
             return recorded
@@ -152,22 +174,50 @@ class LmdbStore:
             for user_id, added in users:
                 key = user_id.encode()
                 row = transaction.get(key, db=self._histories)
-                new_row = loaded_row(row, added, self._limit, revision, self._erased_ms(transaction, user_id))
+                new_row = loaded_row(row, added, self._kept(transaction, user_id), revision)
                 if new_row is not None:
                     transaction.put(key, new_row, db=self._histories)
 
         self._check_open()
         await self._writer.write(add, 0, bounded=False)
 
-    def _erased_ms(self, transaction: Transaction, user_id: str) -> int | None:
-        """When the user was erased, in milliseconds since the epoch; None for users who were not."""
+    def _kept(self, transaction: Transaction, user_id: str) -> Kept:
         erased = transaction.get(erasure_mark(self._erasure_key, user_id), db=self._erased)
-        return None if erased is None else int.from_bytes(erased, "big")
+        return Kept(self._limit, self._retention.oldest_ms, None if erased is None else int.from_bytes(erased, "big"))
+
+    def _sweep(self, writer: LmdbWriter) -> float:
+        """Delete events beyond the retention from the next rows; returns the seconds until the next time."""
+        oldest_ms = self._retention.oldest_ms
+        if oldest_ms is None:
+            return SWEEP_PAUSE_SECONDS
+        keys: list[bytes] = []
+        with self._environment.begin(self._histories) as transaction:
+            cursor = transaction.cursor()
+            more = cursor.set_range(self._swept_to) if self._swept_to else cursor.first()
+            for _ in range(SWEEP_ROWS):
+                if not more:
+                    break
+                if swept_row(cursor.value(), oldest_ms, 0) != cursor.value():
+                    keys.append(cursor.key())
+                more = cursor.next()
+            self._swept_to = cursor.key() if more else b""
+        if keys:
+            writer.write_now(partial(self._delete_old, keys, oldest_ms))
+        return SWEEP_SECONDS if self._swept_to else SWEEP_PAUSE_SECONDS
+
+    def _delete_old(self, keys: Sequence[bytes], oldest_ms: int, transaction: Transaction, revision: int) -> None:
+        for key in keys:
+            row = transaction.get(key, db=self._histories)
+            new_row = None if row is None else swept_row(row, oldest_ms, revision)
+            if new_row is None:
+                transaction.delete(key, db=self._histories)
+            elif new_row != row:
+                transaction.put(key, new_row, db=self._histories)
 
     def _read(self, keys: Sequence[bytes]) -> list[History | None]:
         with self._environment.begin(self._histories) as transaction:
             rows = [transaction.get(key) for key in keys]
-        return [read_row_or_none(row) for row in rows]
+        return [None if history is None else self._retention.view(history) for history in map(read_row_or_none, rows)]
 
     def _check_open(self) -> None:
         if self._closed:

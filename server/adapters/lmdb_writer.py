@@ -45,11 +45,11 @@ class LmdbWriter:
         self,
         environment: lmdb.Environment,
         explain: Callable[[lmdb.Error], StoreUnavailable],
-        tick: Callable[[], float],
+        tick: Callable[["LmdbWriter"], float],
     ) -> None:
         """`explain` turns an error of LMDB into ours.
 
-        `tick` is called in the thread of the writer, between transactions; it returns the seconds until its next call.
+        `tick` is called with the writer, in its thread, between transactions; it returns the seconds until its next.
         """
         self._environment = environment
         self._meta = environment.open_db(b"meta")
@@ -78,6 +78,11 @@ class LmdbWriter:
         self._jobs.put(_Job(operation, size_bytes, answer))  # type: ignore[arg-type]  # the operation's own result
         return await answer
 
+    def write_now(self, operation: Operation[object]) -> None:
+        """Carry out `operation` durably, in a transaction of its own. For `tick`, which runs in the writer's thread."""
+        with self._environment.begin(write=True) as transaction:
+            operation(transaction, self._next_revision(transaction))
+
     async def close(self) -> None:
         """Finish the queued writes and end the thread."""
         self._jobs.put(None)
@@ -104,7 +109,7 @@ class LmdbWriter:
                 self._commit([first, *self._queued_jobs()])
 
     def _next_tick(self) -> float:
-        seconds = self._guarded(self._tick)
+        seconds = self._guarded(lambda: self._tick(self))
         return READER_CHECK_SECONDS if seconds is None else seconds
 
     def _guarded(self, step: Callable[[], Result]) -> Result | None:

@@ -21,7 +21,16 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import WriteHealth, loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.history_rows import (
+    Kept,
+    Retention,
+    WriteHealth,
+    loaded_row,
+    read_row,
+    read_row_or_none,
+    recorded_row,
+    swept_row,
+)
 from server.adapters.ports import LoadProgress, Recorded
 from server.adapters.valkey_server import address_of, check_settings, connection_pool, explain
 from server.core.erasure import ErasureMarks, erasure_mark, new_erasure_key
@@ -29,6 +38,8 @@ from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ROW_VERSION, Event, History, event_count_of, text_hash
 
 READ_CHUNK = 256
+SWEEP_SECONDS, SWEEP_PAUSE_SECONDS = 1.0, 600.0
+"""The sweep for events beyond the retention looks at some `READ_CHUNK` rows in this time, and rests after a round."""
 LOAD_CHUNK = 250
 """Users in one call of the script, which blocks the Valkey server while it runs."""
 ATTEMPTS_MAX = 100
@@ -42,9 +53,16 @@ _REVISION_BYTES = slice(8, 16)  # of the packed row; the script uses the same by
 _REPLACE = """
 local done = {}
 for i = 2, #KEYS do
-  local revision, row, mark, erased = ARGV[4 * i - 7], ARGV[4 * i - 6], ARGV[4 * i - 5], ARGV[4 * i - 4]
+  local revision, row, mark = ARGV[5 * i - 9], ARGV[5 * i - 8], ARGV[5 * i - 7]
+  local erased, expires = ARGV[5 * i - 6], ARGV[5 * i - 5]
   if redis.call('GETRANGE', KEYS[i], 8, 15) == revision and (redis.call('HGET', KEYS[1], mark) or '') == erased then
-    redis.call('SET', KEYS[i], row)
+    if row == '' then
+      redis.call('DEL', KEYS[i])
+    elseif expires == '' then
+      redis.call('SET', KEYS[i], row)
+    else
+      redis.call('SET', KEYS[i], row, 'PXAT', expires)
+    end
     done[i - 1] = 1
   else
     done[i - 1] = 0
@@ -67,20 +85,28 @@ class _Stored(NamedTuple):
 
 
 _Swap = tuple[str, _Stored, bytes]
-"""User id, what was read, new row: the script replaces the row if neither it nor the erasure has changed since."""
+"""User id, what was read, new row (empty to delete it): the script replaces the row if neither it nor the erasure has
+changed since."""
 
 
 class ValkeyStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
     def __init__(
-        self, client: "Redis", address: str, history_limit: int, clock: Callable[[], float] = time.time
+        self,
+        client: "Redis",
+        address: str,
+        history_limit: int,
+        clock: Callable[[], float] = time.time,
+        retention_days: int | None = None,
     ) -> None:
         """Use `connect`. `clock` gives seconds since the epoch."""
         self._client = client
         self._address = address
         self._limit = history_limit
         self._clock = clock
+        self._retention = Retention(retention_days, clock)
+        self._sweeper: asyncio.Task[None] | None = None
         self._erasure_key = b""
         self._replace = client.register_script(_REPLACE)
         self._closed = False
@@ -88,14 +114,21 @@ class ValkeyStore:
         self._user_locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @classmethod
-    async def connect(cls, url: str, history_limit: int, clock: Callable[[], float] = time.time) -> "ValkeyStore":
+    async def connect(
+        cls,
+        url: str,
+        history_limit: int,
+        clock: Callable[[], float] = time.time,
+        retention_days: int | None = None,
+    ) -> "ValkeyStore":
         """Connect to `redis://`, `rediss://` or `unix://` and check that the server answers.
 
         Raises `SetupError` for an invalid URL or a server that evicts keys, `StoreUnavailable` when none answers. With
-        TLS, root certificates of its own are named by `?ssl_ca_certs=FILE`.
+        TLS, root certificates of its own are named by `?ssl_ca_certs=FILE`. Events of more than `retention_days` ago
+        are not read; histories expire with their newest event, and single events are deleted by and by.
         """
         pool = connection_pool(url)
-        store = cls(Redis.from_pool(pool), address_of(pool), history_limit, clock)
+        store = cls(Redis.from_pool(pool), address_of(pool), history_limit, clock, retention_days)
         try:
             with store._translate_errors():
                 await check_settings(store._client, store._address)
@@ -103,13 +136,15 @@ class ValkeyStore:
         except BaseException:
             await store.close()
             raise
+        if retention_days is not None:
+            store._sweeper = asyncio.create_task(store._sweep_forever())
         return store
 
     async def get(self, user_id: str) -> History:
         """See `HistoryStore.get`. A damaged history raises `StoreUnavailable`."""
         with self._translate_errors():
             [row] = await self._rows([user_id])
-        return read_row(row)
+        return self._retention.view(read_row(row))
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
         """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
@@ -117,7 +152,8 @@ class ValkeyStore:
         for start in range(0, len(user_ids), READ_CHUNK):
             with self._translate_errors():
                 rows = await self._rows(user_ids[start : start + READ_CHUNK])
-            histories += map(read_row_or_none, rows)
+            for history in map(read_row_or_none, rows):
+                histories.append(None if history is None else self._retention.view(history))
         return histories
 
     async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
@@ -127,7 +163,7 @@ class ValkeyStore:
         async with self._user_lock(user_id):
             for _ in range(ATTEMPTS_MAX):
                 [stored] = await self._stored([user_id])
-                row, recorded = recorded_row(stored.row, events, self._limit, _new_revision(), stored.erased_ms)
+                row, recorded = recorded_row(stored.row, events, self._kept(stored), _new_revision())
                 if row is None or all(await self._swap([(user_id, stored, row)])):
                     return recorded
         raise StoreUnavailable(f"the history store at {self._address} is too busy with one user; try again")
@@ -160,17 +196,22 @@ class ValkeyStore:
         Users who are new meanwhile may be missing. Remembers some 100 bytes per user. Raises `StoreUnavailable`.
         """
         seen: set[int] = set()  # a scan may name a key twice
+        async for names in self._scan():
+            user_ids = [user_id for user_id in names if text_hash(user_id) not in seen]
+            seen.update(map(text_hash, user_ids))
+            with self._translate_errors():
+                rows = await self._rows(user_ids) if user_ids else []
+            for user_id, row in zip(user_ids, rows, strict=True):
+                if row is not None:  # erased meanwhile
+                    yield user_id, read_row_or_none(row)
+
+    async def _scan(self) -> AsyncIterator[list[str]]:
+        """The users, some `READ_CHUNK` at a time; one may come twice. Raises `StoreUnavailable`."""
         cursor, prefix = 0, _key("")
         while True:
             with self._translate_errors():
                 cursor, keys = await self._client.scan(cursor, match=f"{prefix}*", count=READ_CHUNK)
-                names = {cast("bytes", key).decode().removeprefix(prefix): None for key in keys}
-                user_ids = [user_id for user_id in names if text_hash(user_id) not in seen]
-                rows = await self._rows(user_ids) if user_ids else []
-            seen.update(map(text_hash, user_ids))
-            for user_id, row in zip(user_ids, rows, strict=True):
-                if row is not None:  # erased meanwhile
-                    yield user_id, read_row_or_none(row)
+            yield list(dict.fromkeys(cast("bytes", key).decode().removeprefix(prefix) for key in keys))
             if not cursor:
                 return
 
@@ -183,6 +224,9 @@ class ValkeyStore:
 
     async def close(self) -> None:
         """Close the connections. Later calls raise `StoreUnavailable`."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+            await asyncio.gather(self._sweeper, return_exceptions=True)
         self._closed = True
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
@@ -216,7 +260,7 @@ class ValkeyStore:
         swaps: list[_Swap] = []
         attempted: list[tuple[str, History]] = []
         for (user_id, added), stored in zip(users, await self._stored([user_id for user_id, _ in users]), strict=True):
-            new_row = loaded_row(stored.row, added, self._limit, _new_revision(), stored.erased_ms)
+            new_row = loaded_row(stored.row, added, self._kept(stored), _new_revision())
             if new_row is not None:
                 attempted.append((user_id, added))
                 swaps.append((user_id, stored, new_row))
@@ -245,10 +289,44 @@ class ValkeyStore:
             return []
         keys = [_ERASURES, *(_key(user_id) for user_id, *_ in swaps)]
         arguments = [
-            part for _, stored, row in swaps for part in (_revision_bytes(stored.row), row, stored.mark, stored.erased)
+            part
+            for _, stored, row in swaps
+            for part in (_revision_bytes(stored.row), row, stored.mark, stored.erased, self._expires(row))
         ]
         with self._writes.watched(), self._translate_errors():
             return [bool(replaced) for replaced in await self._replace(keys=keys, args=arguments)]
+
+    def _kept(self, stored: _Stored) -> Kept:
+        return Kept(self._limit, self._retention.oldest_ms, stored.erased_ms)
+
+    def _expires(self, row: bytes) -> bytes:
+        """When the newest event of the row passes the retention: milliseconds since the epoch; empty for never."""
+        if self._retention.milliseconds is None or not row:
+            return b""
+        return b"%d" % max(1, int(History(row).timestamps[-1]) + self._retention.milliseconds)
+
+    async def _sweep_forever(self) -> None:
+        """Delete events beyond the retention, some rows a second; what fails is tried again in the next round."""
+        while True:
+            try:
+                async for user_ids in self._scan():
+                    await self._sweep(user_ids)
+                    await asyncio.sleep(SWEEP_SECONDS)
+            except StoreUnavailable:
+                pass
+            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
+
+    async def _sweep(self, user_ids: Sequence[str]) -> None:
+        oldest_ms = self._retention.oldest_ms
+        if not user_ids or oldest_ms is None:
+            return
+        swaps: list[_Swap] = []
+        for user_id, stored in zip(user_ids, await self._stored(user_ids), strict=True):
+            if stored.row is not None:
+                row = swept_row(stored.row, oldest_ms, _new_revision())
+                if row != stored.row:
+                    swaps.append((user_id, stored, row or b""))
+        await self._swap(swaps)
 
     def _user_lock(self, user_id: str) -> asyncio.Lock:
         """A lock per user: two writers of this process would only make each other try again."""

@@ -384,6 +384,13 @@ def _select(history: History, places: NDArray[np.intp]) -> History:
     )
 
 
+def oldest_timestamp(row: bytes) -> int | None:
+    """The time stamp of the oldest event of a row in milliseconds, not checked; None for a row without events."""
+    if len(row) < _START + _EVENT_BYTES:
+        return None
+    return int.from_bytes(row[_START : _START + 8], "little", signed=True)
+
+
 def event_count_of(row: bytes) -> int:
     """The number of events of a row, from its header; for a damaged row at most the number that it has room for."""
     if len(row) < _START:

@@ -3,26 +3,30 @@
 import asyncio
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import polars as pl
 import pytest
 
-from server.adapters import bulk_load
+from server.adapters import bulk_load, lmdb_store, valkey_store
 from server.adapters.lmdb_store import LmdbStore
 from server.adapters.lmdb_writer import Operation
 from server.adapters.ports import HistoryStore, Recorded
 from server.adapters.valkey_store import ValkeyStore
 from server.core.errors import SetupError, StoreUnavailable
-from server.core.history import EMPTY, Event, History
+from server.core.history import EMPTY, Event, History, event_count_of
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.ticking import Clock
+from tests.support.waiting import wait_until_async
 
 LIMIT = 5
 LONGEST = "é" * 128  # 256 bytes
-Open = Callable[[int], Awaitable[HistoryStore]]
+Open = Callable[..., Awaitable[HistoryStore]]
+DAY_SECONDS, DAY_MS = 86_400, 86_400_000
 
 
 @pytest.fixture
@@ -41,20 +45,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServ
 
 @pytest.fixture(params=["lmdb", "valkey", "memory"])
 async def open_store(request: pytest.FixtureRequest, tmp_path: Path, now: Clock) -> AsyncIterator[Open]:
-    """Opens stores with the history limit given; each on data of its own, empty."""
+    """Opens stores with the history limit and the days of retention given; each on data of its own, empty."""
     opened: list[HistoryStore] = []
     valkey = request.getfixturevalue("redis_server") if request.param == "valkey" else None
 
-    async def open_(limit: int) -> HistoryStore:
+    async def open_(limit: int, retention_days: int | None = None) -> HistoryStore:
         store: HistoryStore
         if valkey is not None:
-            connected = await ValkeyStore.connect(valkey.url, limit, now)
+            connected = await ValkeyStore.connect(valkey.url, limit, now, retention_days)
             await connected._client.flushall()
             store = connected
         elif request.param == "lmdb":
-            store = LmdbStore.open(tmp_path / f"store-{len(opened)}", limit, clock=now)
+            store = LmdbStore.open(tmp_path / f"store-{len(opened)}", limit, clock=now, retention_days=retention_days)
         else:
-            store = MemoryStore(limit, now)
+            store = MemoryStore(limit, now, retention_days)
         opened.append(store)
         return store
 
@@ -181,6 +185,80 @@ async def test_an_event_older_than_all_that_is_kept_is_counted_and_changes_nothi
     before = (await store.get("u")).revision
     assert await store.record("u", [view(2), view(10)]) == Recorded(0, 1, 1)
     assert (await store.get("u")).revision == before
+
+
+def on_day(day: float, now: float) -> Event:
+    """An event so many days after `now`."""
+    return Event(f"day {day}", "view", 1.0, int((now + day * DAY_SECONDS) * 1000))
+
+
+async def test_events_beyond_the_retention_are_neither_stored_nor_read(
+    open_store: Open, now: Clock, tmp_path: Path
+) -> None:
+    start = now.now = float(int(time.time()))
+    store = await open_store(LIMIT, 10)
+    assert await store.record("u", [on_day(day, start) for day in (-11, -9, 0)]) == Recorded(2, 0, 1)
+    assert await store.record("v", [on_day(-9, start)]) == Recorded(1)
+    before = await store.get("u")
+    assert before.item_ids == ["day -9", "day 0"]
+    now.now += 2 * DAY_SECONDS
+    after = await store.get("u")
+    assert after.item_ids == ["day 0"]
+    assert after.revision not in (0, before.revision), "a cached embedding of the old events would be used"
+    assert after.origin == before.origin
+    histories = await store.get_many(["u", "v"])
+    assert [len(history or ()) for history in histories] == [1, 0]
+    assert await store.get("v") == EMPTY
+    assert await store.record("u", [on_day(1, start), on_day(-9, start)]) == Recorded(1, 0, 1)
+    assert (await store.get("u")).item_ids == ["day 0", "day 1"]
+    log = write_log(tmp_path / "events.parquet", [("v", on_day(-9, start)), ("w", on_day(-8, start))])
+    await store.bulk_load(log, ignore)
+    assert [len(history or ()) for history in await store.get_many(["v", "w"])] == [0, 1]
+
+
+@pytest.mark.parametrize("module", [lmdb_store, valkey_store])
+async def test_a_sweep_deletes_what_is_beyond_the_retention(
+    module: ModuleType, redis_server: RedisServer, tmp_path: Path, now: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SWEEP_SECONDS", "SWEEP_PAUSE_SECONDS"):
+        monkeypatch.setattr(module, name, 0.01)
+    start = now.now = float(int(time.time()))
+    store: LmdbStore | ValkeyStore
+    if module is lmdb_store:
+        monkeypatch.setattr(lmdb_store, "SWEEP_ROWS", 7)
+        store = LmdbStore.open(tmp_path, LIMIT, clock=now, retention_days=10)
+    else:
+        store = await ValkeyStore.connect(redis_server.url, LIMIT, now, 10)
+        await store._client.flushall()
+    for number in range(30):
+        await store.record(f"old{number}", [on_day(-9, start)])
+        await store.record(f"both{number}", [on_day(-9, start), on_day(0, start)])
+        await store.record(f"young{number}", [on_day(0, start)])
+    now.now += 2 * DAY_SECONDS
+
+    async def stored_counts() -> list[int]:
+        """Events in the rows themselves, by user."""
+        if isinstance(store, LmdbStore):
+            with store._environment.begin(store._histories) as transaction:
+                return [event_count_of(row) for _, row in transaction.cursor()]
+        return [len(history or ()) async for _, history in store.histories()]
+
+    async def is_swept() -> bool:
+        return await stored_counts() == [1] * 60
+
+    await wait_until_async(is_swept)
+    assert (await store.get("both3")).item_ids == (await store.get("young3")).item_ids == ["day 0"]
+    assert await store.record("old3", [on_day(1, start)]) == Recorded(1)
+    await store.close()
+
+
+async def test_valkey_lets_a_history_expire_with_its_newest_event(redis_server: RedisServer, now: Clock) -> None:
+    now.now = float(int(time.time()))
+    store = await ValkeyStore.connect(redis_server.url, LIMIT, now, 10)
+    await store.record("expires", [on_day(-3, now.now), on_day(-1, now.now)])
+    expiry = await store._client.pexpiretime("segrec:h:expires")
+    assert expiry == on_day(-1, now.now).timestamp + 10 * DAY_MS
+    await store.close()
 
 
 async def test_a_user_who_comes_back_has_another_origin(store: HistoryStore) -> None:

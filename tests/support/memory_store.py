@@ -6,7 +6,7 @@ from itertools import count
 from pathlib import Path
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.history_rows import Kept, Retention, loaded_row, read_row, read_row_or_none, recorded_row
 from server.adapters.ports import LoadProgress, Recorded
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History, event_count_of
@@ -18,7 +18,12 @@ class MemoryStore:
     The clock of erasures stands at 1970.
     """
 
-    def __init__(self, history_limit: int = 1000, clock: Callable[[], float] = lambda: 0.0) -> None:
+    def __init__(
+        self,
+        history_limit: int = 1000,
+        clock: Callable[[], float] = lambda: 0.0,
+        retention_days: int | None = None,
+    ) -> None:
         self.rows: dict[str, bytes] = {}
         self.unavailable = False
         self.gate: asyncio.Event | None = None
@@ -27,20 +32,22 @@ class MemoryStore:
         self._revisions = count(1)
         self._erased_ms: dict[str, int] = {}
         self._clock = clock
+        self._retention = Retention(retention_days, clock)
         self._loaded: set[str] = set()
 
     async def get(self, user_id: str) -> History:
         await self._begin()
-        return read_row(self.rows.get(user_id))
+        return self._retention.view(read_row(self.rows.get(user_id)))
 
     async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
         await self._begin()
-        return [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
+        histories = [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
+        return [None if history is None else self._retention.view(history) for history in histories]
 
     async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         await self._begin()
-        row, revision, erased_ms = self.rows.get(user_id), next(self._revisions), self._erased_ms.get(user_id)
-        new_row, recorded = recorded_row(row, events, self._limit, revision, erased_ms)
+        row, kept = self.rows.get(user_id), self._kept(user_id)
+        new_row, recorded = recorded_row(row, events, kept, next(self._revisions))
         if new_row is not None:
             self.rows[user_id] = new_row
         return recorded
@@ -66,10 +73,12 @@ class MemoryStore:
     async def _load_users(self, users: Users) -> None:
         self._check()
         for user_id, added in users:
-            erased_ms = self._erased_ms.get(user_id)
-            row = loaded_row(self.rows.get(user_id), added, self._limit, next(self._revisions), erased_ms)
+            row = loaded_row(self.rows.get(user_id), added, self._kept(user_id), next(self._revisions))
             if row is not None:
                 self.rows[user_id] = row
+
+    def _kept(self, user_id: str) -> Kept:
+        return Kept(self._limit, self._retention.oldest_ms, self._erased_ms.get(user_id))
 
     async def _begin(self) -> None:
         self.call_count += 1
