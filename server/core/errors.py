@@ -17,6 +17,7 @@ SegrecError
 ├── ReleaseGone          FAILED_PRECONDITION  the release that a stream began with is no longer loaded
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
 ├── TrafficChanged       FAILED_PRECONDITION  the traffic is no longer the one that the caller has seen
+├── TrafficLocked        UNAVAILABLE          another program holds the lock for changes of the traffic
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
 ├── ReadOnlyRepository   FAILED_PRECONDITION  this server cannot write the model repository
 ├── NotAuthenticated     UNAUTHENTICATED      the caller shows no credentials
@@ -151,6 +152,13 @@ class TrafficChanged(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "TRAFFIC_CHANGED"
+
+
+class TrafficLocked(SegrecError):
+    """Another program holds the lock for changes of the traffic."""
+
+    code = "UNAVAILABLE"
+    reason = "TRAFFIC_LOCKED"
 
 
 class NothingToRollBack(SegrecError):

@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 1.0
 """Time between two checks of the figures against the bounds."""
+LOCK_SECONDS = 2.0
+"""Longest wait for another program that changes the traffic; then the canary is withheld on this server alone."""
 
 
 class GuardRouting(Protocol):
@@ -115,7 +117,7 @@ class CanaryGuard:
 
         try:
             await asyncio.to_thread(
-                change_traffic, self._repository, without_canary, what="guard", who=self._who, reason=reason
+                change_traffic, self._repository, without_canary, "guard", self._who, reason, LOCK_SECONDS
             )
         except _CanaryChanged:
             return

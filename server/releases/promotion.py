@@ -1,11 +1,14 @@
 """Changes the traffic on request: loads the releases first, so that the change takes effect at once."""
 
 import asyncio
+import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-from server.core.errors import NotFound, ReadOnlyRepository
+from server.core.errors import NotFound, ReadOnlyRepository, TrafficLocked
 from server.core.repository.audit import AuditKind
 from server.core.repository.traffic import Traffic, change_traffic, rolled_back
 from server.releases.loader import Loader
@@ -14,6 +17,8 @@ from server.releases.traffic_watcher import TrafficWatcher
 
 LOAD_SECONDS = 60.0
 """Longest wait for the requested releases to load."""
+LOCK_SECONDS = 2.0
+"""Longest wait for another program that changes the traffic."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +29,15 @@ class Promotion:
     releases: ReleaseRegistry
     loader: Loader
     watcher: TrafficWatcher
+    executor: Executor = field(default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="traffic"))
+    """Threads of its own: a change may wait for the lock, and nothing else waits with it."""
 
     async def set(self, requested: Traffic, who: str, reason: str, etag: str = "") -> Traffic:
         """Replace the whole traffic by `requested`; returns the traffic that is now in force.
 
         With an `etag`, only the traffic of this etag is replaced. Raises `InvalidArgument`, `NotFound`,
-        `TrafficChanged`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; after an error the traffic is
-        unchanged.
+        `TrafficChanged`, `TrafficLocked`, `DamagedRelease`, `EncoderUnavailable` or `ReadOnlyRepository`; after an
+        error, and when the call is cancelled before the change, the traffic is unchanged.
         """
 
         def change(before: Traffic) -> Traffic:
@@ -64,13 +71,26 @@ class Promotion:
 
     async def _check_present(self, numbers: dict[str, int]) -> None:
         present = set(await asyncio.to_thread(self.releases.directory.numbers))
-        for field, number in numbers.items():
+        for name, number in numbers.items():
             if number not in present:
-                raise NotFound(f"there is no release {number} in {self.releases.directory.root}", field)
+                raise NotFound(f"there is no release {number} in {self.releases.directory.root}", name)
 
     async def _change(self, change: Callable[[Traffic], Traffic], what: AuditKind, who: str, reason: str) -> Traffic:
+        has_left = threading.Event()
+
+        def change_for_caller(before: Traffic) -> Traffic:
+            if has_left.is_set():
+                raise _CallerHasLeft
+            return change(before)
+
+        work = partial(change_traffic, self.repository, change_for_caller, what, who, reason, LOCK_SECONDS)
         try:
-            await asyncio.to_thread(change_traffic, self.repository, change, what, who, reason)
+            await asyncio.get_running_loop().run_in_executor(self.executor, work)
+        except asyncio.CancelledError:
+            has_left.set()
+            raise
+        except BlockingIOError as error:
+            raise TrafficLocked(f"{error.strerror}; nothing was changed: end it, or try again later") from error
         except OSError as error:
             raise ReadOnlyRepository(
                 f"the traffic cannot be written to {self.repository} ({error.strerror}): run `segrec-train traffic` "
@@ -78,6 +98,10 @@ class Promotion:
             ) from error
         await self.watcher.refresh()
         return self.watcher.traffic
+
+
+class _CallerHasLeft(Exception):
+    """The call was cancelled while the change waited for the lock."""
 
 
 def _numbers(traffic: Traffic) -> dict[str, int]:

@@ -3,15 +3,18 @@
 A change holds a lock, replaces the file by rename, and adds a line to the audit log.
 """
 
+import errno
 import fcntl
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Self
+from time import monotonic, sleep
+from typing import IO, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -23,7 +26,12 @@ TRAFFIC = "traffic.json"
 PREVIOUS_MAX = 10
 """Largest number of earlier stable releases to which the traffic can roll back."""
 
+LOCK_SECONDS = 30.0
+"""Default of the longest wait for another program that changes the traffic or deletes releases."""
+
 _LOCK = ".traffic.lock"
+_LOCK_POLL_SECONDS = 0.05
+_LONGEST_HOLDER = 300
 _KEY_BYTES = 16
 _LARGEST_HASH = 2.0**64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -173,14 +181,20 @@ def last_traffic(repository: Path) -> Traffic:
 
 
 def change_traffic(
-    repository: Path, change: Callable[[Traffic], Traffic], what: AuditKind, who: str, reason: str = ""
+    repository: Path,
+    change: Callable[[Traffic], Traffic],
+    what: AuditKind,
+    who: str,
+    reason: str = "",
+    wait_seconds: float = LOCK_SECONDS,
 ) -> Traffic:
     """Put `change(traffic)` in force and add it to the audit log; returns the new traffic.
 
-    If `traffic.json` is damaged, `change` gets the last traffic of the audit log. Raises the errors of `change`, and
-    OSError when the repository cannot be written; after an error the traffic is unchanged.
+    If `traffic.json` is damaged, `change` gets the last traffic of the audit log. Raises the errors of `change`,
+    OSError when the repository cannot be written, and BlockingIOError when another program holds the lock for
+    `wait_seconds`; after an error the traffic is unchanged.
     """
-    with locked_traffic(repository):
+    with locked_traffic(repository, wait_seconds):
         try:
             before = read_traffic(repository)
         except DamagedTraffic:
@@ -220,11 +234,35 @@ def rolled_back(before: Traffic, good_numbers: Sequence[int]) -> tuple[Traffic, 
 
 
 @contextmanager
-def locked_traffic(repository: Path) -> Iterator[None]:
-    """Hold the lock for changes of the traffic and for deleting releases; waits for the lock. Raises OSError."""
-    with (repository / _LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def locked_traffic(repository: Path, wait_seconds: float = LOCK_SECONDS) -> Iterator[None]:
+    """Hold the lock for changes of the traffic and for deleting releases.
+
+    The lock's file names the holder. Raises OSError, and BlockingIOError when the lock is not free within
+    `wait_seconds`.
+    """
+    path, end = repository / _LOCK, monotonic() + wait_seconds
+    with path.open("a+") as file:
+        while not _try_lock(file):
+            if monotonic() >= end:
+                file.seek(0)
+                holder = file.read(_LONGEST_HOLDER).strip() or "another program"
+                raise BlockingIOError(errno.EAGAIN, f"{holder} holds the lock {path} for more than {wait_seconds:g} s")
+            sleep(_LOCK_POLL_SECONDS)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} of {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _try_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

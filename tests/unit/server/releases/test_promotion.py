@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from segrec.v1 import model_service_pb2 as pb
 
-from server.core.errors import InvalidArgument, NotFound, NothingToRollBack, ReadOnlyRepository, TrafficChanged
+from server.core.errors import (
+    InvalidArgument,
+    NotFound,
+    NothingToRollBack,
+    ReadOnlyRepository,
+    TrafficChanged,
+    TrafficLocked,
+)
 from server.core.repository.audit import read_audit
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.traffic import Guard, Traffic, read_traffic
+from server.core.repository.traffic import Guard, Traffic, locked_traffic, read_traffic
 from server.releases import directory, promotion
 from server.releases import loader as loading
 from server.releases.directory import ReleaseDirectory
@@ -102,6 +110,34 @@ async def test_a_second_rollback_or_change_of_the_same_traffic_is_refused(change
     traffic = read_traffic(changes.repository)
     assert traffic.stable == 3
     assert (await changes.roll_back("anna", "", record_message(traffic).etag))[0].stable == 4
+
+
+async def test_a_held_lock_refuses_the_change_says_who_holds_it_and_holds_up_nothing_else(
+    changes: Promotion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "LOCK_SECONDS", 0.2)
+    with locked_traffic(changes.repository):
+        waiting = [asyncio.create_task(changes.roll_back("me", "")) for _ in range(40)]
+        await asyncio.wait_for(asyncio.to_thread(changes.releases.statuses), 5.0)
+        with pytest.raises(TrafficLocked, match=rf"process {os.getpid()} of .* holds the lock .* for more than 0\.2 s"):
+            await waiting[0]
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    await changes.set(Traffic(stable=3), "me", "")
+    assert (changes.repository / ".traffic.lock").read_text() == ""
+
+
+async def test_a_change_that_waited_for_a_caller_who_has_left_is_not_made(changes: Promotion) -> None:
+    with locked_traffic(changes.repository):
+        task = asyncio.create_task(changes.roll_back("me", ""))
+        await wait_until_async(lambda: _true(bool(changes.executor._threads)))  # type: ignore[attr-defined]
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    await asyncio.to_thread(changes.executor.shutdown)
+    assert read_audit(changes.repository) == []
+    assert read_traffic(changes.repository) == Traffic()
 
 
 async def test_with_one_release_there_is_nothing_to_roll_back(changes: Promotion) -> None:
