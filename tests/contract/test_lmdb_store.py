@@ -20,7 +20,7 @@ from server.adapters.ports import Recorded
 from server.core.errors import Overloaded, SetupError, StoreUnavailable
 from server.core.history import Event
 from tests.support.ticking import Clock
-from tests.support.waiting import wait_until
+from tests.support.waiting import pause, wait_until
 
 LIMIT = 1000
 DYING_READER = """
@@ -175,7 +175,7 @@ async def test_beyond_the_bounds_of_the_queue_writes_are_refused_with_when_to_tr
 async def test_a_write_whose_caller_has_gone_before_it_began_is_dropped(store: LmdbStore) -> None:
     holder = await stuck(store)
     gone, stays = (asyncio.create_task(store.record(user_id, events(1))) for user_id in ("gone", "stays"))
-    await asyncio.sleep(0)
+    await pause(0)
     gone.cancel()
     await asyncio.gather(gone, return_exceptions=True)
     await holder.let_go()
@@ -191,7 +191,7 @@ async def test_any_error_of_one_write_fails_that_write_only(store: LmdbStore) ->
     holder = await stuck(store)
     tasks = [asyncio.create_task(store.record("a", events(1))), asyncio.create_task(write(store, fail))]
     tasks.append(asyncio.create_task(store.record("b", events(1))))
-    await asyncio.sleep(0)
+    await pause(0)
     await holder.let_go()
     results = await asyncio.gather(*tasks, return_exceptions=True)
     assert [results[0], results[2]] == [Recorded(1), Recorded(1)]
