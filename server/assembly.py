@@ -44,6 +44,7 @@ from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
+from server.releases.verified import VerifiedReleases
 from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.event_service import EventServicer
@@ -59,6 +60,8 @@ from server.settings import Settings
 log = logging.getLogger(__name__)
 
 TRITON_LOG = Path("triton.log")
+VERIFIED = Path("verified_releases")
+"""Default of `verified_directory`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,9 @@ async def running(
     stops. Raises `SetupError` when the server cannot start.
     """
     config = _triton_config(settings)
-    release_key = read_release_key(settings.release_key) if settings.release_key else None
+    verified = _verified_releases(settings)
+    if verified is not None:
+        config = verified.config_path
     metrics = Metrics()
     access = _access(settings, metrics)
     certificates = certificates_of(settings)
@@ -108,14 +113,15 @@ async def running(
         store = ObservedStore(await open_store(settings), metrics)
         stack.push_async_callback(store.close)
         executor, unary_executor = _threads(stack, "features"), _threads(stack, "unary")
-        triton = _embedded_triton(settings)
+        triton = _embedded_triton(settings, verified)
         if triton is not None:
             stack.push_async_callback(triton.stop)
             await triton.start()
         encoder = TritonEncoder(triton.address if triton else settings.triton, config, _triton_access(settings))
         stack.push_async_callback(encoder.close)
-        releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME))
-        loader = Loader(releases, encoder, settings.keep_releases, release_key, shared=triton is None)
+        releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME, triton_root=config.parent))
+        read = verified.read if verified else None
+        loader = Loader(releases, encoder, settings.keep_releases, read, shared=triton is None)
         traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:
@@ -128,6 +134,8 @@ async def running(
         shadow = _shadow(settings, store, encoder, releases, metrics, stack)
         guard = CanaryGuard(settings.repository, releases, metrics.release_stats)
         releases.on_unload += [pipeline.forget_release, metrics.release_stats.forget]
+        if verified is not None:
+            releases.on_unload.append(verified.forget)
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
         _export(metrics, releases, traffic, cache, triton)
         _export_guard(metrics, guard)
@@ -218,10 +226,20 @@ def _access(settings: Settings, metrics: Metrics) -> Callable[[str], AccessContr
     return lambda address: AccessControl(file, address, observe, has_mutual_tls=has_mutual_tls)
 
 
-def _embedded_triton(settings: Settings) -> EmbeddedTriton | None:
+def _verified_releases(settings: Settings) -> VerifiedReleases | None:
+    """The copies of signed releases; None without a release key. Raises `SetupError`."""
+    if settings.release_key is None:
+        return None
+    key, is_remote = read_release_key(settings.release_key), settings.triton != "embedded"
+    directory = settings.verified_directory or VERIFIED
+    return VerifiedReleases(settings.repository / MODEL_NAME, directory, key, is_readable=is_remote)
+
+
+def _embedded_triton(settings: Settings, verified: VerifiedReleases | None) -> EmbeddedTriton | None:
     if settings.triton != "embedded":
         return None
-    return EmbeddedTriton(settings.repository, settings.triton_environment, log_path=TRITON_LOG)
+    repository = verified.repository if verified else settings.repository
+    return EmbeddedTriton(repository, settings.triton_environment, log_path=TRITON_LOG)
 
 
 def _triton_access(settings: Settings) -> TritonAccess:

@@ -36,6 +36,11 @@ class Settings(BaseSettings):
         default=None,
         description="PEM public key (Ed25519); the server then loads only releases with a valid signature.",
     )
+    verified_directory: Path | None = Field(
+        default=None,
+        description="Directory for the copies of signed releases that Triton reads; only the server may write it. "
+        "Default for the embedded Triton: verified_releases.",
+    )
     metrics_address: str = Field(default="127.0.0.1:50053", description="HOST:PORT of /metrics for Prometheus.")
     repository: Path = Field(default=Path("model_repository"), description="Triton's model repository.")
     triton: str = Field(default="embedded", description="'embedded', or HOST:PORT of Triton's gRPC endpoint.")
@@ -91,6 +96,17 @@ class Settings(BaseSettings):
             raise ValueError("triton_certificate and triton_key go together: give both or neither")
         if self.triton_certificate is not None and self.triton_ca is None:
             raise ValueError("triton_certificate needs triton_ca")
+        return self
+
+    @model_validator(mode="after")
+    def _verified_is_whole(self) -> Self:
+        if self.verified_directory is not None and self.release_key is None:
+            raise ValueError("verified_directory needs release_key")
+        if self.release_key is not None and self.triton != "embedded" and self.verified_directory is None:
+            raise ValueError(
+                "release_key needs verified_directory with a Triton that runs by itself: a directory that only the "
+                "server writes, and that is Triton's --model-repository"
+            )
         return self
 
     @model_validator(mode="after")

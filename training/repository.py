@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field
 
 from server.core.errors import DamagedRelease
@@ -33,11 +34,27 @@ def release_numbers(repository: Path) -> list[int]:
     return sorted(int(name) for name in names if RELEASE_NAME.fullmatch(name))
 
 
+class _Trust:
+    """Whose releases this process reads; None for everybody's."""
+
+    key: Ed25519PublicKey | None = None
+
+
+def trust_only(key: Ed25519PublicKey | None) -> None:
+    """From now on, releases without a signature by this key count as damaged; None takes all releases."""
+    _Trust.key = key
+
+
+def read_trusted(directory: Path) -> Release:
+    """Read and check a release of the repository. Raises DamagedRelease, also for one that `trust_only` rules out."""
+    return read_release(directory, _Trust.key)
+
+
 def newest_release(repository: Path) -> Release | None:
     """The newest release that passes its checks; None if no release does."""
     for number in reversed(release_numbers(repository)):
         try:
-            return read_release(repository / MODEL_NAME / str(number))
+            return read_trusted(repository / MODEL_NAME / str(number))
         except DamagedRelease:
             continue
     return None
@@ -49,7 +66,7 @@ def find_release(repository: Path, number: int) -> Release:
     if number not in numbers:
         there = ", ".join(map(str, numbers)) or "none"
         raise PublishError(f"There is no release {number} in {repository} (there: {there}).")
-    return read_release(repository / MODEL_NAME / str(number))
+    return read_trusted(repository / MODEL_NAME / str(number))
 
 
 def read_ledger(repository: Path) -> Ledger:

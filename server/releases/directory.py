@@ -40,9 +40,10 @@ def _stat(file: Path) -> os.stat_result:
 class ReleaseDirectory:
     """Finds releases by number, and delays another attempt to load a release that failed (exponential back-off)."""
 
-    def __init__(self, root: Path, clock: Callable[[], float] = monotonic) -> None:
-        """`root` holds the releases; `clock` gives monotonic seconds."""
+    def __init__(self, root: Path, clock: Callable[[], float] = monotonic, *, triton_root: Path | None = None) -> None:
+        """`root` holds the releases; `clock` gives monotonic seconds; Triton reads `triton_root`, by default `root`."""
         self.root = root
+        self._triton_root = triton_root or root
         self._clock = clock
         self._failures: dict[int, _Failure] = {}
         self._ignored_names: set[str] = set()
@@ -70,11 +71,11 @@ class ReleaseDirectory:
         Such an entry has a name of 19 or more digits, which crashes Triton, or is a link to nothing, beside the
         releases or in the repository, which Triton refuses.
         """
-        for directory in (self.root, self.root.parent):
+        for directory in (self._triton_root, self._triton_root.parent):
             entries = directory.iterdir() if directory.is_dir() else iter(())
             for entry in entries:
                 problem = ""
-                if directory == self.root and _TOO_LONG.match(entry.name):
+                if directory == self._triton_root and _TOO_LONG.match(entry.name):
                     problem = "a name of 19 or more digits crashes Triton"
                 elif entry.is_symlink() and not entry.exists():
                     problem = "Triton refuses to load beside a link to a file that does not exist"

@@ -8,8 +8,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from time import monotonic
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-
 from server.adapters.ports import EncoderClient
 from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError
 from server.core.release import Release
@@ -32,8 +30,8 @@ UNUSED_CHECK_SECONDS = 30.0
 class Loader:
     """Keeps these releases loaded: those that the traffic names, the newest good one, and the last `keep` active ones.
 
-    `refresh` does one round, `follow` repeats it. With a `release_key`, a release without a signature by that key
-    counts as damaged. When a release fails, the releases that answer go on answering, `directory` records the error,
+    `refresh` does one round, `follow` repeats it. `read` reads and checks a release, and raises
+    `DamagedRelease`. When a release fails, the releases that answer go on answering, `directory` records the error,
     and the loader tries again with back-off.
 
     With `shared`, other servers use the same Triton: releases that are loaded there stay loaded until nobody has
@@ -45,7 +43,7 @@ class Loader:
         releases: ReleaseRegistry,
         encoder: EncoderClient,
         keep: int,
-        release_key: Ed25519PublicKey | None = None,
+        read: Callable[[int], Release] | None = None,
         shared: bool = False,
         clock: Callable[[], float] = monotonic,
     ) -> None:
@@ -53,7 +51,7 @@ class Loader:
         self._directory = releases.directory
         self._encoder = encoder
         self._keep = keep
-        self._release_key = release_key
+        self._read = read or (lambda number: read_release(self._directory.path(number)))
         self._shared = shared
         self._clock = clock
         self._unused = UnusedReleases(clock)
@@ -173,7 +171,7 @@ class Loader:
         return True
 
     async def _load(self, number: int) -> None:
-        release = await asyncio.to_thread(read_release, self._directory.path(number), self._release_key)
+        release = await asyncio.to_thread(self._read, number)
         is_of_others = self._shared and await self._encoder.is_ready(number)
         await self._load_into_triton([*self._releases.loaded_numbers(), number])
         try:

@@ -46,3 +46,19 @@ def test_a_key_that_will_not_do_is_said_before_anything_is_written(tmp_path: Pat
     assert result.exit_code == 2
     assert "none.pem cannot be read" in result.stderr
     assert not (tmp_path / "repository").exists()
+
+
+def test_with_a_release_key_the_release_of_a_stranger_is_no_parent_and_its_model_does_not_run(tmp_path: Path) -> None:
+    finished_run(tmp_path)
+    private, public = write_keys(tmp_path)
+    assert published(tmp_path, "--sign", str(private)).exit_code == 0
+    strange, _ = write_keys(tmp_path, "stranger")
+    assert published(tmp_path, "--sign", str(strange)).exit_code == 0
+    model = tmp_path / "repository" / MODEL_NAME
+    trusting = ("--release-key", str(public), "publish", "--run", "run", "--runs", str(tmp_path / "runs"))
+    result = CliRunner().invoke(app, [*trusting, "--repository", str(tmp_path / "repository")])
+    assert result.exit_code == 0, result.output
+    assert read_release(model / "3").manifest.parent_release == 1
+    wrong = CliRunner().invoke(app, ["--release-key", str(private), "publish", "--run", "run"])
+    assert wrong.exit_code == 2
+    assert "--release-key: release_key" in wrong.stderr

@@ -19,6 +19,7 @@ from training.cli.options import (
     K,
     MaxMinutes,
     NewRunId,
+    ReleaseKey,
     ReleaseName,
     Repository,
     RunId,
@@ -28,6 +29,7 @@ from training.cli.options import (
     Users,
     check_files,
     parse_k,
+    release_key,
     release_number,
     signing_key,
 )
@@ -50,6 +52,15 @@ app = typer.Typer(
 def main() -> None:
     """Entry point."""
     app()
+
+
+@app.callback()
+def trust(key: ReleaseKey = None) -> None:
+    """Options of all commands."""
+    from training.repository import trust_only
+
+    with command_console():
+        trust_only(release_key(key))
 
 
 @app.command()

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from server.core.errors import SetupError
-from server.core.repository.signature import read_signing_key
+from server.core.repository.signature import read_release_key, read_signing_key
 from training.errors import ConfigError, LogError, PublishError
 
 Runs = Annotated[Path, typer.Option("--runs", help="Directory of all runs.")]
@@ -48,6 +48,17 @@ ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release
 
 Sign = Annotated[
     Path | None, typer.Option("--sign", metavar="KEY.pem", help="Ed25519 private key that signs the release.")
+]
+
+
+ReleaseKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--release-key",
+        metavar="PUBLIC.pem",
+        envvar="SEGREC_RELEASE_KEY",
+        help="Ed25519 public key: releases that this key did not sign count as damaged, and their models do not run.",
+    ),
 ]
 
 
@@ -101,6 +112,16 @@ def signing_key(path: Path | None) -> Ed25519PrivateKey | None:
         return read_signing_key(path)
     except SetupError as error:
         raise ConfigError(f"--sign: {error}.") from error
+
+
+def release_key(path: Path | None) -> Ed25519PublicKey | None:
+    """The key in the file of `--release-key`; None when the option is not given. Raises ConfigError."""
+    if path is None:
+        return None
+    try:
+        return read_release_key(path)
+    except SetupError as error:
+        raise ConfigError(f"--release-key: {error}.") from error
 
 
 def check_files(*paths: Path | None) -> None:

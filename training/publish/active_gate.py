@@ -17,7 +17,6 @@ from server.core.errors import DamagedRelease, DamagedTraffic
 from server.core.features import Features
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.read import read_release
 from server.core.repository.traffic import last_traffic, read_traffic
 from server.core.segments import next_item_part, segment_part
 from training.config import PublishSettings
@@ -31,7 +30,7 @@ from training.model.onnx_inference import embed
 from training.publish.gates import Gate, limits_of
 from training.publish.model_checks import embed_users
 from training.publish.sandbox import run_in_sandbox
-from training.repository import newest_release
+from training.repository import newest_release, read_trusted
 from training.runs import Progress, Run, no_progress
 from training.segments.placement import histories_of, seen_item_rows
 
@@ -66,7 +65,7 @@ def active_release(repository: Path) -> Release | None:
         stable = last_traffic(repository).stable
     if stable:
         try:
-            return read_release(repository / MODEL_NAME / str(stable))
+            return read_trusted(repository / MODEL_NAME / str(stable))
         except DamagedRelease:  # the newest good release answers instead
             pass
     return newest_release(repository)

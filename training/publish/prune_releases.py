@@ -9,11 +9,11 @@ from pathlib import Path
 from server.core.errors import DamagedRelease, NothingToRollBack
 from server.core.repository.audit import AuditEntry, append_audit
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.read import read_manifest, read_release
+from server.core.repository.read import read_manifest
 from server.core.repository.traffic import Traffic, locked_traffic, read_traffic
 from training.errors import PublishError
 from training.publish.traffic import rollback_target
-from training.repository import locked, release_numbers, sync_directory
+from training.repository import locked, read_trusted, release_numbers, sync_directory
 
 _TRASH = ".pruned"
 
@@ -80,7 +80,7 @@ def _newest_good(repository: Path, numbers: list[int], count: int) -> list[int]:
         if len(good) == count:
             break
         try:
-            read_release(repository / MODEL_NAME / str(number))
+            read_trusted(repository / MODEL_NAME / str(number))
         except DamagedRelease:
             continue
         good.append(number)

@@ -10,10 +10,10 @@ from segrec.traffic import NEWEST, TrafficState, parse_change
 
 from server.core.errors import DamagedRelease, InvalidArgument
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.read import read_manifest, read_release
+from server.core.repository.read import read_manifest
 from server.core.repository.traffic import Traffic, change_traffic, rolled_back, validated_traffic
 from training.errors import ConfigError, PublishError
-from training.repository import find_release, newest_release, release_numbers
+from training.repository import find_release, newest_release, read_trusted, release_numbers
 
 
 def set_traffic(
@@ -102,7 +102,7 @@ def _one_step_back(repository: Path, before: Traffic) -> tuple[Traffic, str]:
 
 def _is_good(repository: Path, number: int) -> bool:
     try:
-        read_release(repository / MODEL_NAME / str(number))
+        read_trusted(repository / MODEL_NAME / str(number))
     except DamagedRelease:
         return False
     return True

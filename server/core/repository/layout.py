@@ -25,11 +25,16 @@ RELEASE_NAME = re.compile(r"[1-9][0-9]{0,17}")
 def ensure_repository(repository: Path) -> Path:
     """Create the directory of the model with `config.pbtxt` if it is missing; returns the path of `config.pbtxt`."""
     config = repository / MODEL_NAME / CONFIG_NAME
-    if not config.exists():
-        config.parent.mkdir(parents=True, exist_ok=True)
-        temporary = config.with_name(f".{CONFIG_NAME}.{os.getpid()}")
-        temporary.write_bytes(files("server.core.repository").joinpath(CONFIG_NAME).read_bytes())
-        temporary.replace(config)
+    return config if config.exists() else write_config(repository)
+
+
+def write_config(repository: Path) -> Path:
+    """Write `config.pbtxt` of this version into the directory of the model; returns its path. Raises OSError."""
+    config = repository / MODEL_NAME / CONFIG_NAME
+    config.parent.mkdir(parents=True, exist_ok=True)
+    temporary = config.with_name(f".{CONFIG_NAME}.{os.getpid()}")
+    temporary.write_bytes(files("server.core.repository").joinpath(CONFIG_NAME).read_bytes())
+    temporary.replace(config)
     return config
 
 

@@ -30,7 +30,7 @@ from server.core.release import (
     with_item_hashes,
 )
 from server.core.repository.layout import read_preprocessing
-from server.core.repository.signature import check_signature
+from server.core.repository.signature import MANIFEST_SIGNATURE, check_signature
 from server.core.segments import segment_part
 
 HASH_SAMPLE = 100
@@ -116,7 +116,22 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def check_listed(directory: Path, manifest: Manifest) -> None:
+    """Raises `DamagedRelease` for a file in a release that its manifest does not list, and OSError.
+
+    Names that begin with a dot are let pass: editors and file systems leave such files, and nothing reads them.
+    """
+    names = {path.name for path in directory.iterdir() if not path.name.startswith(".")}
+    unlisted = names - {*manifest.files, "manifest.json", MANIFEST_SIGNATURE}
+    if unlisted:
+        raise DamagedRelease(
+            f"release {directory} holds {min(unlisted)}, which its manifest does not list: remove the file, or copy "
+            "the release again"
+        )
+
+
 def _check_files(directory: Path, manifest: Manifest) -> None:
+    check_listed(directory, manifest)
     missing = sorted(set(FILES) - set(manifest.files))
     if missing:
         raise DamagedRelease(f"the manifest of {directory} lacks {', '.join(missing)}")

@@ -19,7 +19,6 @@ from server.core.errors import DamagedRelease
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
-from server.core.repository.read import read_release
 from server.core.segments import normalised, segment_part
 from training.data.cleaning import Account
 from training.data.origin import Origin
@@ -27,6 +26,7 @@ from training.errors import RunError
 from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result, figures_by_user
 from training.metrics import bootstrap_interval
 from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
+from training.repository import read_trusted
 from training.runs import CURVES, Run
 from training.segments.result import Segmentation
 
@@ -263,7 +263,7 @@ def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least:
     migration = Migration.model_validate_json(path.read_bytes())
     flows = tuple(flow for flow in migration.flows if flow.user_count >= least)
     try:
-        release = read_release(repository / MODEL_NAME / str(migration.previous_release))
+        release = read_trusted(repository / MODEL_NAME / str(migration.previous_release))
         previous = _shown(release.segments, least)
     except (DamagedRelease, OSError):
         previous = ()
