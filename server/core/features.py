@@ -17,6 +17,7 @@ from server.core.hash_index import HashIndex
 from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
 from server.core.preprocessing import Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of, rows_of
+from server.core.value_cleaning import cleaned_values, usable_values
 from server.core.visits import canonical_order
 
 GAP_START = 1
@@ -140,8 +141,11 @@ def encode(events: pl.LazyFrame, preprocessing: Preprocessing) -> pl.LazyFrame:
 def features_of(
     histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Features:
-    """Encode the newest `max_length` events of each history whose item and action are known."""
-    indexed = look_up(histories, items, actions, preprocessing.max_length, preprocessing.visits.ordered)
+    """Encode the newest `max_length` events of each history whose item and action are known.
+
+    Values are cleaned as those of the log were; events that the cleaning of the log would drop count as unknown.
+    """
+    indexed = look_up(histories, items, actions, preprocessing)
     encoder = encode_few if len(histories) <= FEW_HISTORIES else encode_many
     value, gap_index = encoder(indexed, preprocessing)
     return Features(
@@ -196,16 +200,22 @@ def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[n
 
 
 def look_up(
-    histories: Sequence[History], items: HashIndex, actions: HashIndex, max_length: int, ordered: bool = False
+    histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Indexed:
     """Index the newest `max_length` known events of each history, tied events in canonical order unless `ordered`."""
-    if ordered:
+    max_length, cleaning = preprocessing.max_length, preprocessing.value_cleaning
+
+    def indexes(window: _Window) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+        item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
+        known, usable = (item_index > 0) & (action_index > 0), usable_values(window.values, cleaning)
+        return item_index, action_index, known if usable is None else known & usable
+
+    if preprocessing.visits.ordered:
         counts = [min(len(history), max_length) for history in histories]
     else:
         counts = [history.count_with_ties(max_length) for history in histories]
-    window = _newest(histories, counts, ordered)
-    item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
-    known = (item_index > 0) & (action_index > 0)
+    window = _newest(histories, counts, actions, preprocessing)
+    item_index, action_index, known = indexes(window)
     ignored = np.zeros(len(histories), np.int32)
     if known.all() and max(counts, default=0) <= max_length:
         return Indexed(window.row, item_index, action_index, window.values, window.timestamps, ignored)
@@ -213,9 +223,8 @@ def look_up(
         # Histories with unknown events are read whole: older known events take the places of the unknown ones.
         for row in np.unique(window.row[~known]).tolist():
             counts[row] = len(histories[row])
-        window = _newest(histories, counts, ordered)
-        item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
-        known = (item_index > 0) & (action_index > 0)
+        window = _newest(histories, counts, actions, preprocessing)
+        item_index, action_index, known = indexes(window)
         ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
     kept = known & _among_newest(known, window.row, len(histories), max_length)
     return Indexed(
@@ -249,17 +258,23 @@ class _Window:
         )
 
 
-def _newest(histories: Sequence[History], counts: Sequence[int], ordered: bool) -> _Window:
-    """The newest `counts[b]` events of each history b, tied events in canonical order unless `ordered`."""
+def _newest(
+    histories: Sequence[History], counts: Sequence[int], actions: HashIndex, preprocessing: Preprocessing
+) -> _Window:
+    """The newest `counts[b]` events of each history b, with cleaned values and the names of actions in the release.
+
+    Tied events are in canonical order unless `ordered`.
+    """
     events = b"".join([history.newest(count) for history, count in zip(histories, counts, strict=True)])
+    row = rows_of(counts)
     window = _Window(
-        rows_of(counts),
+        row,
         column_of(events, TIMESTAMP),
-        column_of(events, VALUE),
+        cleaned_values(column_of(events, VALUE), row, preprocessing.value_cleaning),
         column_of(events, ITEM_HASH),
-        column_of(events, ACTION_HASH),
+        actions.without_aliases(column_of(events, ACTION_HASH)),
     )
-    if ordered:
+    if preprocessing.visits.ordered:
         return window
     order = canonical_order(window.row, window.timestamps, window.item_hashes, window.action_hashes, window.values)
     return window if order is None else window.in_order(order)

@@ -1,6 +1,6 @@
 """Looks up the indexes of item ids and actions for whole columns of events, by their 64-bit hashes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,10 +17,14 @@ def hashes_of(names: Sequence[str]) -> NDArray[np.uint64]:
 
 @dataclass(frozen=True, slots=True)
 class HashIndex:
-    """`text_hash` of a name → index of the name, from 1. `hashes` uint64 (V,) ascend; `indexes` int32 (V,)."""
+    """`text_hash` of a name → index of the name, from 1. `hashes` uint64 (V,) ascend; `indexes` int32 (V,).
+
+    With aliases, `names` has the hash of each name by its index; else it is None.
+    """
 
     hashes: NDArray[np.uint64]
     indexes: NDArray[np.int32]
+    names: NDArray[np.uint64] | None = None
 
     @classmethod
     def of(cls, names: Sequence[str]) -> Self:
@@ -35,6 +39,23 @@ class HashIndex:
         if (ascending[1:] == ascending[:-1]).any():
             raise ValueError("two names are equal or have the same 64-bit hash: rename one of them")
         return cls(ascending, (order + 1).astype(np.int32))
+
+    @classmethod
+    def with_aliases(cls, names: Sequence[str], aliases: Mapping[str, str]) -> Self:
+        """Index distinct names, which `aliases` leads to from other names. Raises `ValueError` as `of` does."""
+        plain = cls.of([*names, *aliases])
+        if not aliases:
+            return plain
+        places = {name: place for place, name in enumerate(names, 1)}
+        index_of = np.array([*places.values(), *(places[name] for name in aliases.values())], np.int32)
+        return cls(plain.hashes, index_of[plain.indexes - 1], hashes_of(names))
+
+    def without_aliases(self, hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
+        """The hashes (n,) with those of aliases replaced by those of their names."""
+        if self.names is None:
+            return hashes
+        indexes = self.find(hashes)
+        return np.where(indexes > 0, self.names[indexes - 1], hashes)
 
     def find(self, hashes: NDArray[np.uint64]) -> NDArray[np.int32]:
         """Index of each hash, (n,); 0 for an unknown name."""

@@ -14,12 +14,24 @@ class Action(FrozenModel):
 
     name: str = Field(min_length=1, max_length=256, pattern=ID_PATTERN)
     weight: float = Field(description="Preference for the item that an event shows; negative for returns and dislikes.")
+    raw_names: tuple[str, ...] = Field(default=(), description="Its other names in the log, which mean the same.")
+
+
+class ValueCleaning(FrozenModel, allow_inf_nan=False):
+    """What `[clean]` does to values before `ValueNormaliser`: first to missing values, then to those out of bounds."""
+
+    missing: Literal["keep", "drop", "fill", "interpolate"] = Field(
+        default="keep", description="drop: leave the event out; interpolate: between the user's neighbouring events."
+    )
+    fill: float = Field(default=0.0, description="The value for `fill`.")
+    bounds: tuple[float, float] | None = Field(default=None, description="Lowest and highest value, if limited.")
+    drop_outside: bool = Field(default=False, description="Leave events out of bounds out; else clip their values.")
 
 
 class ValueNormaliser(FrozenModel):
     """Maps a raw value x to (x' - center) / scale, with x' = sign(x) log(1 + |x|) for "log" and x otherwise.
 
-    A missing value becomes 0. Fitted on the training part of the log only.
+    A value that is still missing becomes 0. Fitted on the training part of the log only.
     """
 
     method: Literal["none", "z_score", "min_max", "robust", "log"] = "none"
@@ -41,6 +53,7 @@ class Preprocessing(FrozenModel):
 
     max_length: int = Field(ge=1, le=4096, description="Number of newest events of a user that the encoder reads.")
     actions: tuple[Action, ...] = Field(min_length=1)
+    value_cleaning: ValueCleaning = ValueCleaning()
     value: ValueNormaliser = ValueNormaliser()
     has_clock: bool = Field(description="Whether timestamps are times; if not, they only give the order.")
     exclude_seen: bool = Field(description="Default: leave items of the history out of recommendations.")

@@ -160,6 +160,12 @@ class Manifest(FrozenModel):
     golden: Golden
 
 
+def action_index_of(preprocessing: Preprocessing) -> HashIndex:
+    """Hash of an action → action index, from 1; an action is also found by its other names in the log."""
+    aliases = {raw: action.name for action in preprocessing.actions for raw in action.raw_names}
+    return HashIndex.with_aliases([action.name for action in preprocessing.actions], aliases)
+
+
 @dataclass(frozen=True, slots=True)
 class RankedItems:
     """Items best first: `item_index` int32 (M,) and `score` float32 (M,), the log-probability."""
@@ -210,7 +216,7 @@ class Release:
     @cached_property
     def action_index(self) -> HashIndex:
         """Hash of an action → action index, from 1; for the columns of histories."""
-        return HashIndex.of([action.name for action in self.preprocessing.actions])
+        return action_index_of(self.preprocessing)
 
     @cached_property
     def action_weights(self) -> NDArray[np.float32]:

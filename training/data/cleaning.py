@@ -13,6 +13,7 @@ from rich.table import Table
 
 from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
+from server.core.preprocessing import ValueCleaning
 from training.config import Clean, Missing, Outliers
 from training.data.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
@@ -61,10 +62,11 @@ class Account(FrozenModel):
 
 @dataclass(frozen=True)
 class Cleaned:
-    """Events sorted by user_id, then time, and the steps of the cleaning."""
+    """Events sorted by user_id, then time, the steps of the cleaning, and what callers' values need as well."""
 
     events: pl.DataFrame
     steps: tuple[Step, ...]
+    values: ValueCleaning
 
 
 def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
@@ -86,8 +88,6 @@ def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = L
         lambda events: drop_unusable_ids(events, "action"),
         drop_infinite,
         lambda events: drop_duplicates(events, settings.drop_duplicates, log.ordered_by_row),
-        lambda events: fill_missing(events, "value", missing.value, split),
-        lambda events: treat_outliers(events, settings.outliers, seed, split),
     ]
     events, steps = log.events, []
     for step in before_sort:
@@ -97,6 +97,11 @@ def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = L
     for step in after_sort:
         events, record = step(events)
         steps.append(record)
+    fill = fill_of(events, "value", missing.value, split)
+    events, record = fill_missing(events, "value", missing.value, split, fill)
+    usual = usual_values(events, settings.outliers, seed, split)
+    events, outliers = treat_outliers(events, settings.outliers, usual)
+    steps += [record, outliers]
     events, records = keep_core(events, settings.min_events_per_user, settings.min_events_per_item)
     steps.extend(records)
     if events.is_empty():
@@ -105,7 +110,17 @@ def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = L
             f"Cleaning left none of {len(log.events):,} events; the step `{worst.name}` dropped "
             f"{worst.rows_dropped:,}: {worst.why}. Change [clean], or check which columns were read."
         )
-    return Cleaned(events, tuple(steps))
+    return Cleaned(events, tuple(steps), _value_cleaning(missing.value, fill, settings.outliers, usual))
+
+
+def _value_cleaning(
+    missing: Missing, fill: Any, outliers: Outliers, usual: tuple[float, float] | None
+) -> ValueCleaning:
+    method = missing.method if missing.method in ("keep", "drop", "interpolate") else "fill"
+    if method == "fill" and fill is None:
+        method = "keep"
+    raw = {"missing": method, "fill": fill or 0.0, "bounds": usual, "drop_outside": outliers.action == "drop"}
+    return ValueCleaning.model_validate(raw)
 
 
 def sort_events(events: pl.DataFrame) -> pl.DataFrame:
@@ -124,9 +139,12 @@ def sort_events(events: pl.DataFrame) -> pl.DataFrame:
 
 
 def fill_missing(
-    events: pl.DataFrame, column: str, missing: Missing, split: Split = LEAVE_ONE_OUT
+    events: pl.DataFrame, column: str, missing: Missing, split: Split = LEAVE_ONE_OUT, fill: Any = None
 ) -> tuple[pl.DataFrame, Step]:
-    """Fill or drop rows with a null in `column`. Rows that are still null are dropped, except in the column `value`."""
+    """Fill or drop rows with a null in `column`. Rows that are still null are dropped, except in the column `value`.
+
+    `fill` is the result of `fill_of`, if it is known already.
+    """
     gaps = events[column].null_count()
     name = f"missing {column}"
     if gaps == 0 or missing.method == "keep":
@@ -138,13 +156,20 @@ def fill_missing(
         filled = events.with_columns(interpolated.cast(events.schema[column]))
         why = "interpolated between the user's neighbouring events"
     elif missing.method != "drop":
-        fill = missing.fill if missing.method == "constant" else _statistic(events, column, missing.method, split)
+        fill = fill_of(events, column, missing, split) if fill is None else fill
         filled = events.with_columns(_filled(events[column], fill)) if fill is not None else events
         why = f"filled with {fill} ({missing.method.replace('_', ' ')})"
     kept = filled if column == "value" and missing.method != "drop" else filled.drop_nulls(column)
     dropped = len(events) - len(kept)
     changed = gaps - filled[column].null_count()
     return kept, Step(name=name, rows_in=len(events), rows_dropped=dropped, rows_changed=changed, why=why)
+
+
+def fill_of(events: pl.DataFrame, column: str, missing: Missing, split: Split = LEAVE_ONE_OUT) -> Any:
+    """What fills missing values of `column`; None without one, also when the training part has no values."""
+    if missing.method in ("keep", "drop", "interpolate"):
+        return None
+    return missing.fill if missing.method == "constant" else _statistic(events, column, missing.method, split)
 
 
 def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, Step]:
@@ -196,26 +221,32 @@ def drop_duplicates(events: pl.DataFrame, enabled: bool, ordered_by_row: bool) -
     return kept, _dropped("duplicates", events, kept, "equal in user, item, action, value and time")
 
 
-def treat_outliers(
+def usual_values(
     events: pl.DataFrame, outliers: Outliers, seed: int, split: Split = LEAVE_ONE_OUT
-) -> tuple[pl.DataFrame, Step]:
-    """Drop or clip values outside of the usual range of the training part; `events` are sorted."""
-    name = "outliers"
+) -> tuple[float, float] | None:
+    """Lowest and highest usual value by the training part; None without a method or values. `events` are sorted."""
     if outliers.method == "none":
-        return events, Step(name=name, rows_in=len(events), why="not treated, as configured")
+        return None
     values = split.training_part(events.lazy()).select("value").drop_nulls().collect().to_series()
     if values.is_empty():
-        return events, Step(name=name, rows_in=len(events), why="no values in the training part")
+        return None
     if outliers.method == "isolation_forest":
-        inliers = _forest_inliers(values, events["value"], outliers.threshold, seed)
-        low, high = inliers[0], inliers[-1]
-        inside = pl.col("value").is_in(inliers.implode())
-    else:
-        low, high = _bounds(values, outliers)
-        inside = pl.col("value").is_between(low, high)
+        return _forest_bounds(values, outliers.threshold, seed)
+    return _bounds(values, outliers)
+
+
+def treat_outliers(
+    events: pl.DataFrame, outliers: Outliers, usual: tuple[float, float] | None
+) -> tuple[pl.DataFrame, Step]:
+    """Drop events, or clip values, beyond the result of `usual_values`."""
+    name = "outliers"
+    if usual is None:
+        why = "not treated, as configured" if outliers.method == "none" else "no values in the training part"
+        return events, Step(name=name, rows_in=len(events), why=why)
+    low, high = usual
     why = f"{outliers.method}: {'dropped' if outliers.action == 'drop' else 'clipped'} beyond {low:.6g} to {high:.6g}"
     if outliers.action == "drop":
-        kept = events.filter(inside | pl.col("value").is_null())
+        kept = events.filter(pl.col("value").is_between(low, high) | pl.col("value").is_null())
         return kept, _dropped(name, events, kept, why)
     clipped = events.with_columns(pl.col("value").clip(low, high))
     changed = int((clipped["value"] != events["value"]).sum())
@@ -292,12 +323,13 @@ def _bounds(values: pl.Series, outliers: Outliers) -> tuple[float, float]:
     return low - reach, high + reach
 
 
-def _forest_inliers(values: pl.Series, all_values: pl.Series, share: float | None, seed: int) -> pl.Series:
-    """The distinct values of `all_values` that an isolation forest fitted on `values` accepts, sorted."""
+def _forest_bounds(values: pl.Series, share: float | None, seed: int) -> tuple[float, float]:
+    """The lowest and the highest of the values that an isolation forest fitted on them accepts."""
     from sklearn.ensemble import IsolationForest
 
     sample = values if len(values) <= _FOREST_ROWS else values.sample(_FOREST_ROWS, seed=seed)
     forest = IsolationForest(contamination=share or "auto", random_state=seed)
     forest.fit(sample.to_numpy().reshape(-1, 1))
-    distinct = all_values.drop_nulls().unique().sort()
-    return distinct.filter(pl.Series(forest.predict(distinct.to_numpy().reshape(-1, 1)) == 1))
+    distinct = values.unique().sort()
+    inliers = distinct.filter(pl.Series(forest.predict(distinct.to_numpy().reshape(-1, 1)) == 1))
+    return float(inliers[0]), float(inliers[-1])

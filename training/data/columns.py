@@ -76,6 +76,10 @@ class ActionWeights:
     weight: Mapping[str, float]
     unknown: tuple[str, ...]
 
+    def raw_names(self, name: str) -> tuple[str, ...]:
+        """Names in the log that mean the action `name`, but for those that are the final name of an action."""
+        return tuple(raw for raw, final in self.name.items() if final == name and raw not in self.name.values())
+
 
 def find_columns(
     columns: Sequence[str], configured: Mapping[str, str | None], roles: Iterable[str], section: str, where: str

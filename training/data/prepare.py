@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import polars as pl
@@ -11,7 +11,7 @@ import polars as pl
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.repository.layout import PREPROCESSING
 from training.config import Config
-from training.data.cleaning import Account, Cleaned, clean
+from training.data.cleaning import Account, clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.item_text import add_text
 from training.data.left_out import leave_out, read_erasures
@@ -82,7 +82,7 @@ def prepare(
         cleaned = clean(log, config.clean, now_ms, config.train.seed, split)
         found = find_visits(cleaned.events, log.has_clock, config.visits)
         if not config.visits.ordered:
-            cleaned = Cleaned(sort_ties_of_log(cleaned.events), cleaned.steps)
+            cleaned = replace(cleaned, events=sort_ties_of_log(cleaned.events))
         notes.append(found.describe(chosen=config.visits.gap is None))
         if warning := found.warning():
             notes.append(warning)
@@ -103,7 +103,7 @@ def prepare(
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
-        preprocessing = preprocessing.model_copy(update={"visits": found.visits})
+        preprocessing = preprocessing.model_copy(update={"visits": found.visits, "value_cleaning": cleaned.values})
         rows_in, rows_out = len(raw_log.events), len(cleaned.events)
         notes += title_notes + text_notes
         account = Account(rows_in=rows_in, rows_out=rows_out, steps=(*left_out, *cleaned.steps), notes=tuple(notes))
@@ -144,7 +144,10 @@ def learn_preprocessing(
     exclude_seen = config.clean.exclude_seen
     return Preprocessing(
         max_length=config.train.max_length or choose_max_length(training_events),
-        actions=tuple(Action(name=name, weight=by_name[name]) for name in counts["action"].cast(pl.String)),
+        actions=tuple(
+            Action(name=name, weight=by_name[name], raw_names=weights.raw_names(name))
+            for name in counts["action"].cast(pl.String)
+        ),
         value=learn_normaliser(events, config.clean.normalise, split),
         has_clock=has_clock,
         exclude_seen=repeats < (VISIT_REPEATS_MAX if split.by_visit else REPEATS_MAX)

@@ -148,10 +148,20 @@ def test_encode_few_gives_the_bits_of_encode_many(
 ) -> None:
     normaliser = ValueNormaliser(method=method, center=center, scale=scale)  # type: ignore[arg-type]
     chosen = preprocessing(value=normaliser, has_clock=has_clock)
-    indexed = look_up([history_of(events) for events in many], ITEMS, ACTIONS, 8)
+    indexed = look_up([history_of(events) for events in many], ITEMS, ACTIONS, chosen)
     for few, polars in zip(encode_few(indexed, chosen), encode_many(indexed, chosen), strict=True):
         assert few.dtype == polars.dtype
         assert few.tobytes() == polars.tobytes()
+
+
+def test_tied_events_have_one_order_by_whatever_name_their_action_comes() -> None:
+    others = [f"buy{number}" for number in range(8)]
+    actions = HashIndex.with_aliases(["view", "buy"], dict.fromkeys(others, "buy"))
+    orders = set()
+    for name in ("buy", *others):
+        tied = history(Event("a", "view", 1.0, 5), Event("a", name, 2.0, 5))
+        orders.add(tuple(features_of([tied], ITEMS, actions, preprocessing()).action_index.tolist()))
+    assert len(orders) == 1
 
 
 @settings(max_examples=30, deadline=None)

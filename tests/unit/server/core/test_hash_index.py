@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from server.core.hash_index import HashIndex
+from server.core.hash_index import HashIndex, hashes_of
 from server.core.history import text_hash
 
 
@@ -19,3 +19,14 @@ def test_an_empty_index_knows_no_name() -> None:
 def test_names_with_equal_hashes_are_refused() -> None:
     with pytest.raises(ValueError, match="same"):
         HashIndex.of(["a", "b", "a"])
+
+
+def test_aliases_lead_to_the_index_and_the_hash_of_their_name() -> None:
+    index = HashIndex.with_aliases(["view", "buy"], {"bought": "buy", "look": "view"})
+    hashes = hashes_of(["look", "buy", "bought", "other"])
+    assert index.find(hashes).tolist() == [1, 2, 2, 0]
+    assert index.without_aliases(hashes).tolist() == hashes_of(["view", "buy", "buy", "other"]).tolist()
+    plain = HashIndex.with_aliases(["view"], {})
+    assert plain.without_aliases(hashes) is hashes
+    with pytest.raises(ValueError, match="same 64-bit hash"):
+        HashIndex.with_aliases(["view", "buy"], {"view": "buy"})

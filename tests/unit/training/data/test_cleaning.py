@@ -22,6 +22,7 @@ from training.data.cleaning import (
     keep_core,
     sort_events,
     treat_outliers,
+    usual_values,
 )
 from training.data.log_reader import RawLog
 from training.data.split import Split
@@ -152,7 +153,8 @@ def test_outliers_by_the_training_part(method: Any, action: Any) -> None:
     events = values(*USUAL, *seen, None, -1e6, 1e6)
     far = int((events["value"].abs() > 1e5).sum())
     share = 0.03 if method == "isolation_forest" else None
-    kept, step = treat_outliers(events, Outliers(method=method, action=action, threshold=share), seed=0)
+    outliers = Outliers(method=method, action=action, threshold=share)
+    kept, step = treat_outliers(events, outliers, usual_values(events, outliers, seed=0))
     assert kept["value"].abs().max() < 100  # type: ignore[operator]
     assert kept["value"].null_count() == 1
     assert (step.rows_dropped, step.rows_changed) == ((far, 0) if action == "drop" else (0, far))
