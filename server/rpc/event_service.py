@@ -6,7 +6,7 @@ from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import event_service_pb2_grpc
 
 from server.access.control import current_caller
-from server.core.errors import Erased, InvalidArgument, SegrecError
+from server.core.errors import Erased, InvalidArgument, Overloaded, SegrecError
 from server.core.history import Event
 from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
@@ -37,7 +37,10 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._store_note = store_note
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Context) -> pb.RecordEventsResponse:
-        """Store the valid events durably; the response names the refused events by their index."""
+        """Store the valid events durably; the response names the refused events by their index.
+
+        When the store takes none of them for now, the call fails as a whole, so that callers repeat it by themselves.
+        """
         if not 1 <= len(request.events) <= MAX_RECORDED_EVENTS:
             raise InvalidArgument(
                 f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed", "events"
@@ -55,7 +58,12 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
                 continue
             by_user.setdefault(user_id, []).append((index, event))
         seconds = seconds_left(context, STORE_SECONDS)
-        await asyncio.gather(*(self._store(user_id, events, response, seconds) for user_id, events in by_user.items()))
+        failures = await asyncio.gather(
+            *(self._store(user_id, events, response, seconds) for user_id, events in by_user.items())
+        )
+        overloads = [failure for failure in failures if isinstance(failure, Overloaded)]
+        if overloads and len(overloads) == len(failures):
+            raise overloads[0]
         response.refused.sort(key=lambda refused: refused.index)
         self._metrics.events.labels("stored").inc(response.stored_count)
         self._metrics.events.labels("duplicate").inc(response.duplicate_count)
@@ -65,13 +73,14 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
 
     async def _store(
         self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse, seconds: float
-    ) -> None:
+    ) -> SegrecError | None:
+        """Add what became of a user's events to the response; returns why none was stored, if so."""
         try:
             recorded = await self._pipeline.record(user_id, [event for _, event in events], seconds)
         except SegrecError as error:
             for index, _ in events:
                 _refuse(response, index, error)
-            return
+            return error
         response.stored_count += recorded.stored
         response.duplicate_count += recorded.duplicates
         response.too_old_count += recorded.too_old
@@ -85,6 +94,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
                     f"events[{index}].event.timestamp",
                 ),
             )
+        return None
 
     async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
         user_id = checked_id(request.user_id, "user_id")
