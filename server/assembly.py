@@ -27,6 +27,7 @@ from server.access.control import AccessControl, AccessFile, is_loopback
 from server.adapters import lmdb_copy, valkey_server
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
+from server.adapters.load_turn import LoadTurn
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
 from server.adapters.triton import TritonEncoder
 from server.adapters.triton_access import TritonAccess, TritonSecret, TritonTls
@@ -62,6 +63,8 @@ log = logging.getLogger(__name__)
 TRITON_LOG = Path("triton.log")
 VERIFIED = Path("verified_releases")
 """Default of `verified_directory`."""
+LOAD_LOCK = ".load.lock"
+"""File in the repository by which servers that share a Triton take turns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +120,9 @@ async def running(
         if triton is not None:
             stack.push_async_callback(triton.stop)
             await triton.start()
-        encoder = TritonEncoder(triton.address if triton else settings.triton, config, _triton_access(settings))
+        turn = None if triton else LoadTurn(settings.repository / LOAD_LOCK)
+        address = triton.address if triton else settings.triton
+        encoder = TritonEncoder(address, config, _triton_access(settings), turn)
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME, triton_root=config.parent))
         read = verified.read if verified else None

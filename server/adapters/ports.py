@@ -28,7 +28,7 @@ class EncoderClient(Protocol):
         """When the latest answer to any call came, in monotonic seconds; an error of a model is an answer too."""
         ...
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
         """Load these releases and unload all others; a release that is loaded already answers throughout.
 
         Of a Triton that other servers use too, those of `keep` that are loaded or being loaded stay. Raises

@@ -17,6 +17,7 @@ it ends by itself, and `abandoned_count` counts it until then.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from time import monotonic
 from typing import Any, TypeVar
@@ -29,6 +30,7 @@ from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
 from server import tracing
+from server.adapters.load_turn import LoadTurn
 from server.adapters.triton_access import TritonAccess, explained
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
@@ -61,11 +63,15 @@ class TritonEncoder:
     """An `EncoderClient` for a Triton that may be absent, restarted or replaced at any time.
 
     `config_path` is the repository's `user_encoder/config.pbtxt`. It holds the batch limit, and each load sends it with
-    the requested versions. Raises `SetupError` for files of `config_path` or `access` that cannot be used.
+    the requested versions. With `turn`, servers that share a Triton load one after the other. Raises `SetupError` for
+    files of `config_path` or `access` that cannot be used.
     """
 
-    def __init__(self, address: str, config_path: Path, access: TritonAccess | None = None) -> None:
+    def __init__(
+        self, address: str, config_path: Path, access: TritonAccess | None = None, turn: LoadTurn | None = None
+    ) -> None:
         access = access or TritonAccess()
+        self._turn: Callable[[], AbstractAsyncContextManager[None]] = turn or nullcontext
         self._address = address
         self._secret = access.secret
         self._config = read_config(config_path)
@@ -73,7 +79,7 @@ class TritonEncoder:
         self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._requested: tuple[int, ...] = ()
-        self._keep: frozenset[int] = frozenset()
+        self._is_shared = False
         self._load_lock = asyncio.Lock()
         self._reload_task: asyncio.Task[None] | None = None
         self.on_hung_instance: Callable[[int], None] = _do_nothing
@@ -105,11 +111,11 @@ class TritonEncoder:
         parts = [{name: array[start : start + limit] for name, array in inputs.items()} for start in starts]
         return np.concatenate(await asyncio.gather(*(self._infer(release, part, timeout_seconds) for part in parts)))
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
         """Load these releases; see `EncoderClient.load` and the notes of this module."""
-        async with self._load_lock:
-            self._requested, self._keep = tuple(sorted(set(releases))), frozenset(keep)
-            await self._load_requested()
+        async with self._load_lock, self._turn():
+            self._requested, self._is_shared = tuple(sorted(set(releases))), keep is not None
+            await self._load_requested(keep)
 
     async def inference_counts(self) -> dict[int, int]:
         """See `EncoderClient.inference_counts`."""
@@ -124,7 +130,7 @@ class TritonEncoder:
 
     async def reload(self) -> None:
         """Repeat the last `load`, for a Triton that has restarted without releases."""
-        async with self._load_lock:
+        async with self._load_lock, self._turn():
             if self._requested:
                 await self._load_requested()
 
@@ -206,16 +212,20 @@ class TritonEncoder:
         except EncoderUnavailable as error:
             logger.warning("loading the releases again failed: %s", error)
 
-    async def _load_requested(self) -> None:
-        """Load all requested releases; if Triton refuses, add them one by one to the loaded releases."""
+    async def _load_requested(self, keep: Collection[int] | None = None) -> None:
+        """Load all requested releases; if Triton refuses, add them one by one to the loaded releases.
+
+        A shared Triton keeps what it has, without `keep` all of it: others may have loaded it since the last `load`.
+        """
         requested = set(self._requested)
         try:
-            kept = self._keep & await self._releases_in_triton() if self._keep else frozenset()
-            if not await self._load_exactly(sorted(requested | kept)):
+            kept = await self._releases_in_triton() if self._is_shared else set()
+            kept &= kept if keep is None else set(keep)
+            if not await self._load_exactly(sorted(requested | kept), requested):
                 return
             loaded, reasons = await self._ready_releases() & (requested | kept), {}
             for release in sorted(requested - loaded):
-                reason = await self._load_exactly((*sorted(loaded), release))
+                reason = await self._load_exactly((*sorted(loaded), release), {release})
                 if reason:
                     reasons[release] = reason
                 else:
@@ -228,8 +238,8 @@ class TritonEncoder:
                 "; ".join(f"release {key} cannot be loaded: {why}" for key, why in reasons.items())
             )
 
-    async def _load_exactly(self, releases: Sequence[int]) -> str:
-        """Have Triton load these releases and no other; returns the reason of a failure, or an empty string."""
+    async def _load_exactly(self, releases: Sequence[int], needed: Collection[int]) -> str:
+        """Have Triton load these releases and no other; returns why not all `needed` are there, or an empty string."""
         if not releases:
             request = service_pb2.RepositoryModelUnloadRequest(model_name=MODEL_NAME)
             await self._call(self._triton.RepositoryModelUnload, request, LOAD_SECONDS)
@@ -240,7 +250,7 @@ class TritonEncoder:
             if error.code() == grpc.StatusCode.UNAVAILABLE:  # the transport failed: Triton did not answer
                 raise
             return error.details() or error.code().name
-        missing = sorted(set(releases) - await self._ready_releases())
+        missing = sorted(set(needed) - await self._ready_releases())
         return f"not in Triton's model repository: {missing}" if missing else ""
 
     async def _ready_releases(self) -> set[int]:

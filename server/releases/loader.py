@@ -285,7 +285,7 @@ class Loader:
     async def _load_into_triton(self, numbers: Sequence[int], unload: Collection[int] = ()) -> None:
         """Load these releases. A shared Triton keeps all others but those in `unload` and those without a directory."""
         await asyncio.to_thread(self._directory.check_for_triton)
-        keep = set(await asyncio.to_thread(self._directory.numbers)) - set(unload) if self._shared else ()
+        keep = set(await asyncio.to_thread(self._directory.numbers)) - set(unload) if self._shared else None
         await self._encoder.load(numbers, keep)
 
     async def check_active(self) -> None:

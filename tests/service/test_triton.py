@@ -17,6 +17,7 @@ import pytest
 
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.embedded_triton.private_socket import PrivateSocket
+from server.adapters.load_turn import LoadTurn
 from server.adapters.triton import ABANDONED_MAX, TritonEncoder
 from server.core.errors import EncoderUnavailable, SetupError
 from tests.support.onnx_models import random_inputs
@@ -161,6 +162,25 @@ async def test_loading_and_unloading_releases_under_traffic_fails_no_call(
     inputs = random_inputs(2, 3)
     embeddings = await encoder.encode(22, inputs, SECONDS)
     np.testing.assert_allclose(embeddings, repository.expected(22, inputs), rtol=0, atol=1e-5)
+
+
+async def test_servers_that_load_at_once_into_one_triton_drop_nothing_of_each_other(
+    encoder: TritonEncoder, running_triton: RunningTriton, tmp_path: Path
+) -> None:
+    numbers = [61, 62, 63]
+    for number in numbers:
+        running_triton.repository.add_tiny(number)
+    turn = LoadTurn(tmp_path / "lock")
+    others = [TritonEncoder(running_triton.address, running_triton.repository.config_path, turn=turn) for _ in numbers]
+    await asyncio.gather(*(other.load([number], [1, *numbers]) for other, number in zip(others, numbers, strict=True)))
+    assert [await encoder.is_ready(number) for number in numbers] == [True] * 3
+    # One that loads again after a restart knows nothing of what the others have loaded since its last load.
+    await others[0].load([61], [])
+    await asyncio.gather(others[1].load([62], [61, 62]), others[2].load([63], [61, 62, 63]))
+    await others[0].reload()
+    assert await encoder.is_ready(63)
+    for other in others:
+        await other.close()
 
 
 async def test_a_damaged_release_is_refused_and_the_others_still_answer(

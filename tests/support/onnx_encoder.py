@@ -62,11 +62,11 @@ class OnnxEncoder:
 
         await wait_until_async(asked)
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] = ()) -> None:
+    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
         broken = self.unloadable & set(releases)
         if self.down or broken & set(self.loaded):
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
-        self.loaded = tuple(sorted({*releases, *(set(keep) & set(self.loaded))} - broken))
+        self.loaded = tuple(sorted({*releases, *(set(keep or ()) & set(self.loaded))} - broken))
         if broken:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
 
