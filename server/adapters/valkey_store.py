@@ -10,6 +10,7 @@ loses the events that had not reached the replica.
 
 import asyncio
 import contextlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -36,6 +37,8 @@ from server.adapters.valkey_server import address_of, check_settings, connection
 from server.core.erasure import ErasureMarks, erasure_mark, new_erasure_key
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import ROW_VERSION, Event, History, event_count_of, text_hash
+
+log = logging.getLogger(__name__)
 
 READ_CHUNK = 256
 SWEEP_SECONDS, SWEEP_PAUSE_SECONDS = 1.0, 600.0
@@ -107,6 +110,7 @@ class ValkeyStore:
         self._clock = clock
         self._retention = Retention(retention_days, clock)
         self._sweeper: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
         self._erasure_key = b""
         self._replace = client.register_script(_REPLACE)
         self._closed = False
@@ -211,7 +215,7 @@ class ValkeyStore:
         while True:
             with self._translate_errors():
                 cursor, keys = await self._client.scan(cursor, match=f"{prefix}*", count=READ_CHUNK)
-            yield list(dict.fromkeys(cast("bytes", key).decode().removeprefix(prefix) for key in keys))
+            yield list(dict.fromkeys(cast("bytes", key).decode(errors="replace").removeprefix(prefix) for key in keys))
             if not cursor:
                 return
 
@@ -224,10 +228,10 @@ class ValkeyStore:
 
     async def close(self) -> None:
         """Close the connections. Later calls raise `StoreUnavailable`."""
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
         self._closed = True
+        self._stopping.set()
+        if self._sweeper is not None:
+            await self._sweeper
         await self._client.aclose()
         await self._client.connection_pool.disconnect()
 
@@ -306,15 +310,26 @@ class ValkeyStore:
         return b"%d" % max(1, int(History(row).timestamps[-1]) + self._retention.milliseconds)
 
     async def _sweep_forever(self) -> None:
-        """Delete events beyond the retention, some rows a second; what fails is tried again in the next round."""
-        while True:
+        """Delete events beyond the retention, some rows a second; what fails is tried again in the next round.
+
+        Ends when the store is closed. Nothing cancels it: on Python 3.11 the client may lose a cancellation.
+        """
+        while not self._closed:
             try:
                 async for user_ids in self._scan():
                     await self._sweep(user_ids)
-                    await asyncio.sleep(SWEEP_SECONDS)
-            except StoreUnavailable:
+                    await self._rest(SWEEP_SECONDS)
+            except StoreUnavailable:  # the calls that it fails too say so
                 pass
-            await asyncio.sleep(SWEEP_PAUSE_SECONDS)
+            except Exception:
+                log.exception("the sweep for old events failed")
+            await self._rest(SWEEP_PAUSE_SECONDS)
+
+    async def _rest(self, seconds: float) -> None:
+        """Wait, until the store is closed at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _sweep(self, user_ids: Sequence[str]) -> None:
         oldest_ms = self._retention.oldest_ms

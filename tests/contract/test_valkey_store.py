@@ -14,6 +14,7 @@ from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import Event
 from tests.support.certificates import Authority
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import pause
 
 LIMIT = 5
 
@@ -151,6 +152,16 @@ async def test_a_server_that_hangs_fails_a_call_once_and_in_its_time(redis_serve
     found = await asyncio.gather(*(store.get(f"u{number}") for number in range(50)))
     assert [history.item_ids for history in found] == [[f"item-{number}"] for number in range(50)]
     await store.close()
+
+
+async def test_a_store_that_sweeps_closes_at_once_whatever_it_does(redis_server: RedisServer) -> None:
+    """On Python 3.11 the client may lose a cancellation, and a sweep that has lost it would go on for ever."""
+    for turns in range(60):
+        store = await ValkeyStore.connect(redis_server.url, LIMIT, retention_days=10)
+        for _ in range(turns):
+            await pause(0)
+        async with asyncio.timeout(5):
+            await store.close()
 
 
 async def test_valkey_by_tls(tmp_path: Path) -> None:
