@@ -39,7 +39,8 @@ class SegrecServiceStub:
     """Recommends items to one user. Users without history get the popular items of the whole population."""
     StreamSegment: _grpc.StreamStreamMultiCallable[_segrec_service_pb2.StreamSegmentRequest, _segrec_service_pb2.StreamSegmentResponse]
     """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-    never ends the stream. After the client's last chunk a summary follows.
+    never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
+    it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
     """
     StreamRecommend: _grpc.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]
     """Recommends items to many users, in the manner of StreamSegment."""
@@ -59,7 +60,8 @@ class SegrecServiceAsyncStub(SegrecServiceStub):
     """Recommends items to one user. Users without history get the popular items of the whole population."""
     StreamSegment: _aio.StreamStreamMultiCallable[_segrec_service_pb2.StreamSegmentRequest, _segrec_service_pb2.StreamSegmentResponse]  # type: ignore[assignment]
     """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-    never ends the stream. After the client's last chunk a summary follows.
+    never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
+    it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
     """
     StreamRecommend: _aio.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]  # type: ignore[assignment]
     """Recommends items to many users, in the manner of StreamSegment."""
@@ -94,7 +96,8 @@ class SegrecServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_segrec_service_pb2.StreamSegmentResponse], _abc.AsyncIterator[_segrec_service_pb2.StreamSegmentResponse]]:
         """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-        never ends the stream. After the client's last chunk a summary follows.
+        never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
+        it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
         """
 
     @_abc_1.abstractmethod
