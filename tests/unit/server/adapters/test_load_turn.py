@@ -7,6 +7,7 @@ import pytest
 
 from server.adapters import load_turn
 from server.adapters.load_turn import LoadTurn
+from tests.support.waiting import pause
 
 
 async def test_turns_come_one_after_the_other(tmp_path: Path) -> None:
@@ -17,7 +18,7 @@ async def test_turns_come_one_after_the_other(tmp_path: Path) -> None:
         async with LoadTurn(tmp_path / "lock")():
             inside += 1
             most = max(most, inside)
-            await asyncio.sleep(0)
+            await pause(0)
             inside -= 1
 
     await asyncio.gather(*(load() for _ in range(5)))
