@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,7 @@ from server.core.errors import SetupError
 from server.core.repository.layout import MODEL_NAME, ensure_repository
 from server.core.repository.signature import read_release_key
 from server.monitoring.canary_guard import CanaryGuard
+from server.monitoring.health import HealthWatch
 from server.monitoring.metrics import Metrics
 from server.monitoring.observed_store import ObservedStore
 from server.monitoring.shadow import Shadow
@@ -65,6 +66,8 @@ VERIFIED = Path("verified_releases")
 """Default of `verified_directory`."""
 LOAD_LOCK = ".load.lock"
 """File in the repository by which servers that share a Triton take turns."""
+LONGEST_CLOSED_SECONDS = 30.0
+"""The public address answers after this time at the latest, with or without a release."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +92,8 @@ class _Background:
     traffic: TrafficWatcher
     guard: CanaryGuard
     shadow: Shadow
+    health: HealthWatch
+    public: Endpoint
     poll_seconds: float
 
 
@@ -161,13 +166,28 @@ async def running(
         )
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds, stopping)
-        for endpoint in (models, public):
-            await endpoint.start()
+        await models.start()
         if settings.bootstrap_events is not None:
+            await public.start()  # loading histories may take minutes, in which health must be heard
             await _bootstrap(store, settings.bootstrap_events, on_progress or _no_progress)
         serving = asyncio.Event()
-        background = _Background(releases, loader, traffic, guard, shadow, settings.poll_seconds)
-        task = asyncio.create_task(_run_background(background, [public, models], serving, stop))
+
+        async def say(is_serving: bool) -> None:
+            await public.start()
+            await asyncio.gather(public.set_serving(is_serving), models.set_serving(True))
+            serving.set()
+
+        health = HealthWatch(
+            lambda: releases.active is not None,
+            lambda: releases.encoder_healthy,
+            store.get,
+            say,
+            settings.unhealthy_seconds,
+        )
+        releases.on_change.append(health.changed.set)
+        background = _Background(releases, loader, traffic, guard, shadow, health, public, settings.poll_seconds)
+        task = asyncio.create_task(_run_background(background, stop))
+        task.add_done_callback(log_failure)
         stack.push_async_callback(_stop_background, task, stop)
         yield Running(public.port, models.port, metrics_port, releases, triton, serving)
 
@@ -349,6 +369,7 @@ def _export(
     metrics.failed_releases.set_function(releases.failed_count)
     metrics.cached_embeddings.set_function(lambda: len(cache))
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
+    metrics.triton_aborts.set_function(lambda: triton.abort_count if triton else 0)
 
 
 def _export_guard(metrics: Metrics, guard: CanaryGuard) -> None:
@@ -375,36 +396,41 @@ async def _bootstrap(store: HistoryStore, events: Path, on_progress: LoadProgres
         log.info("histories of %d users were loaded from %s", count, events)
 
 
-async def _run_background(
-    background: _Background, endpoints: list[Endpoint], serving: asyncio.Event, stop: asyncio.Event
-) -> None:
-    """Follow the repository until `stop` is set. Health says SERVING as soon as a release is active."""
-    changed = asyncio.Event()
-    background.releases.on_change.append(changed.set)
-    health = asyncio.create_task(_set_serving(background.releases, endpoints, serving, changed))
-    comparison = asyncio.create_task(background.shadow.work())
+async def _run_background(background: _Background, stop: asyncio.Event) -> None:
+    """Follow the repository until `stop` is set."""
+    others = [asyncio.create_task(background.shadow.work()), asyncio.create_task(_open(background))]
+    for task in others:
+        task.add_done_callback(log_failure)
     try:
         await background.traffic.refresh()
+    except Exception:
+        log.exception("the traffic could not be read; trying again")
+    try:
         await asyncio.gather(
             background.traffic.follow(stop),
             background.loader.follow(background.poll_seconds, stop),
             background.guard.watch(stop),
+            background.health.watch(stop),
         )
     finally:
-        health.cancel()
-        comparison.cancel()
+        for task in others:
+            task.cancel()
 
 
-async def _set_serving(
-    releases: ReleaseRegistry, endpoints: list[Endpoint], serving: asyncio.Event, changed: asyncio.Event
-) -> None:
-    while True:
-        await changed.wait()
-        changed.clear()
-        if releases.active is not None and not serving.is_set():
-            for endpoint in endpoints:
-                await endpoint.set_serving(True)
-            serving.set()
+async def _open(background: _Background) -> None:
+    """Answer calls although no release is active: once none could be loaded, or loading takes long.
+
+    Before that, callers of several servers stay with the servers that have a release.
+    """
+    with suppress(TimeoutError):
+        await asyncio.wait_for(background.loader.tried.wait(), LONGEST_CLOSED_SECONDS)
+    await background.public.start()
+
+
+def log_failure(task: asyncio.Task[None]) -> None:
+    """Log the exception of a task that nobody waits for; a done-callback of the task."""
+    if not task.cancelled() and task.exception() is not None:
+        log.critical("a part of the server has ended", exc_info=task.exception())
 
 
 async def _drain(endpoints: list[Endpoint], seconds: float, stopping: asyncio.Event) -> None:

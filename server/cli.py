@@ -70,7 +70,7 @@ def _settings(arguments: Sequence[str]) -> Settings:
 
 
 async def _serve(settings: Settings) -> None:
-    from server.assembly import running
+    from server.assembly import log_failure, running
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -91,6 +91,7 @@ async def _serve(settings: Settings) -> None:
             ):
                 print(f"{name} on {address.rpartition(':')[0]}:{port}", flush=True)
             announcer = asyncio.create_task(_announce(server.serving))
+            announcer.add_done_callback(log_failure)
             await stop.wait()
             announcer.cancel()
             print("draining", flush=True)

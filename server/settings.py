@@ -82,6 +82,9 @@ class Settings(BaseSettings):
     trace_share: float = Field(default=0.01, ge=0, le=1, description="Share of the traces begun here that are kept.")
     log_format: LogFormat = Field(default="text", description="'text', or 'json' with one object a line.")
     access_log: bool = Field(default=False, description="Write one log record for each call that ends.")
+    unhealthy_seconds: float = Field(
+        default=30.0, gt=0, description="Health says NOT_SERVING when Triton or the store is away for this long."
+    )
     drain_seconds: float = Field(default=30.0, ge=0, description="Longest wait for accepted calls at shutdown.")
     tls_certificate: Path | None = Field(default=None, description="PEM certificate chain; turns TLS on.")
     tls_key: Path | None = Field(default=None, description="PEM private key of the certificate.")

@@ -44,6 +44,8 @@ ABANDONED_MAX = 64
 """Largest number of abandoned calls; at this number, new calls fail without being sent."""
 LOAD_SECONDS = 120.0
 QUERY_SECONDS = 5.0
+_NOT_LOADED = ("not available", "unknown model")
+"""Parts of Triton's error when no version of the model is loaded."""
 _CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -123,7 +125,9 @@ class TritonEncoder:
         try:
             statistics = await self._call(self._triton.ModelStatistics, request, QUERY_SECONDS)
         except grpc.aio.AioRpcError as error:
-            if "not available" in (error.details() or ""):  # no version of the model is loaded
+            if error.code() is grpc.StatusCode.NOT_FOUND or any(
+                text in (error.details() or "") for text in _NOT_LOADED
+            ):
                 return {}
             raise EncoderUnavailable(f"Triton at {self._address} gives no statistics: {error.details()}") from error
         return {int(model.version): model.inference_count for model in statistics.model_stats}

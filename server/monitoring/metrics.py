@@ -89,6 +89,11 @@ class Metrics:
         self.triton_restarts = Gauge(
             "segrec_triton_restarts", "Restarts of the embedded Triton.", registry=self.registry
         )
+        self.triton_aborts = Gauge(
+            "segrec_triton_aborts",
+            "Times that the embedded Triton ended itself (SIGABRT), as it does when a stub crashes during a load.",
+            registry=self.registry,
+        )
         self.cached_embeddings = Gauge("segrec_cached_embeddings", "Embeddings in memory.", registry=self.registry)
         self.shadow_dropped = Counter(
             "segrec_shadow_dropped",

@@ -61,6 +61,8 @@ class Loader:
         self._problem = ""
         self._wake = asyncio.Event()
         self._round_ended = asyncio.Event()
+        self.tried = asyncio.Event()
+        """Is set when the first round has ended: what can be loaded is loaded."""
         self.warm_up: Callable[[Release], Awaitable[None]] = _no_warm_up
         """Runs histories of stored users through a release before it answers. Raises `SegrecError` on failure."""
 
@@ -77,6 +79,7 @@ class Loader:
                 log.exception("the model repository could not be read; trying again")
             else:
                 self._problem = ""
+            self.tried.set()
             self._round_ended.set()
             self._round_ended = asyncio.Event()
             waking = asyncio.ensure_future(self._wake.wait())
@@ -245,8 +248,11 @@ class Loader:
         self._releases.remove(number)
 
     async def _are_ready(self) -> bool:
-        """Whether Triton has all loaded releases. It may have restarted, or another server unloaded one."""
-        return all([await self._encoder.is_ready(number) for number in self._releases.loaded_numbers()])
+        """Whether Triton has all loaded releases: it may have restarted, or another server unloaded one.
+
+        Raises `EncoderUnavailable` when Triton does not answer, since loading would then wait for long.
+        """
+        return set(self._releases.loaded_numbers()) <= (await self._encoder.inference_counts()).keys()
 
     async def _probe_canary(self) -> None:
         """Give a canary that fails its golden inputs no traffic until it passes them again."""

@@ -1,5 +1,6 @@
 """One listening gRPC server: services, interceptor, health, reflection, TLS."""
 
+import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,8 @@ class Endpoint:
         self._services = services
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
+        self._is_started = False
+        self._start_lock = asyncio.Lock()
         self._server = grpc.aio.server(
             interceptors=[
                 CallInterceptor(
@@ -89,9 +92,12 @@ class Endpoint:
             ) from error
 
     async def start(self) -> None:
-        """Start to answer calls; health still says NOT_SERVING."""
-        await self.set_serving(False)
-        await self._server.start()
+        """Start to answer calls, with NOT_SERVING as the health; does nothing after the first call."""
+        async with self._start_lock:
+            if not self._is_started:
+                await self.set_serving(False)
+                await self._server.start()
+                self._is_started = True
 
     async def set_serving(self, serving: bool) -> None:
         """Set the health of the server and of each service."""

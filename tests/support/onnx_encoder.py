@@ -71,6 +71,8 @@ class OnnxEncoder:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
 
     async def inference_counts(self) -> dict[int, int]:
+        if self.down:
+            raise EncoderUnavailable("no answer")
         return {number: self.counts[number] for number in self.loaded}
 
     async def is_ready(self, release: int) -> bool:

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -84,6 +85,8 @@ class EmbeddedTriton:
     ) -> None:
         self.restart_count = 0
         """Number of restarts since `start`."""
+        self.abort_count = 0
+        """Number of times that Triton ended itself by SIGABRT, which it does when a stub crashes while it loads."""
         self.repair_count = 0
         """Number of repairs of versions whose stub had ended."""
         self._repository = repository.absolute()
@@ -202,6 +205,7 @@ class EmbeddedTriton:
             started = loop.time()
             exit_code = await self._process.wait()
             self._ready.clear()
+            self.abort_count += exit_code == -signal.SIGABRT
             if loop.time() - started > STABLE_SECONDS:
                 backoff = FIRST_BACKOFF_SECONDS
             logger.error("Triton ended with exit code %d; starting it again in %.1f s", exit_code, backoff)
