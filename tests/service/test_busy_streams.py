@@ -1,5 +1,6 @@
 """Streams that ask for more than the encoder can do at once, and streams whose callers leave early."""
 
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -44,16 +45,29 @@ def users(count: int) -> Iterator[str]:
     return (f"u{number % 4}" for number in range(count))
 
 
-def test_streams_that_wait_for_each_other_lose_no_segment(server: ServerProcess) -> None:
+def test_ten_streams_beside_unary_calls_lose_no_segment(server: ServerProcess) -> None:
     """Ten chunks at once take several times the two seconds that one call to Triton may take."""
+    ended = threading.Event()
 
     def segments(_: int) -> Counter[tuple[bool, int]]:
-        with SegrecClient(server.address) as client, client.stream_segment(users(2 * CHUNK), chunk_size=CHUNK) as rows:
+        with SegrecClient(server.address) as client, client.stream_segment(users(CHUNK)) as rows:
             return Counter((row.result.info.degraded, row.result.assignment.segment_id) for row in rows)
 
-    with ThreadPoolExecutor(5) as pool:
-        found = list(pool.map(segments, range(5)))
-    assert found == [{(False, segment_id): CHUNK // 2 for segment_id in (1, 2, 3, 4)}] * 5
+    def calls() -> Counter[tuple[bool, int]]:
+        found: Counter[tuple[bool, int]] = Counter()
+        events = [event_message(event) for event in group_history(2).events()]
+        with SegrecClient(server.address) as client:
+            while not ended.is_set():
+                answer = client.segment(events=events)
+                found[answer.info.degraded, answer.assignment.segment_id] += 1
+        return found
+
+    with ThreadPoolExecutor(11) as pool:
+        unary = pool.submit(calls)
+        found = list(pool.map(segments, range(10)))
+        ended.set()
+    assert found == [{(False, segment_id): CHUNK // 4 for segment_id in (1, 2, 3, 4)}] * 10
+    assert unary.result().keys() == {(False, 3)}
 
 
 def test_a_stream_left_early_lets_go_of_its_release(server: ServerProcess, tmp_path: Path) -> None:
