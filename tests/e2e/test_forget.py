@@ -169,6 +169,8 @@ def test_what_cannot_be_done_is_one_sentence(place: Place) -> None:
     (place.runs / "one" / "segment" / "assignments.parquet").write_bytes(b"damaged")
     done = forget(place, "--user-id", USER)
     assert (done.exit_code, "cannot be rewritten" in done.stderr) == (1, True)
+    missing_directory = forget(place, "--user-id", USER, "--json", str(place.path / "absent" / "receipt.json"))
+    assert (missing_directory.exit_code, "absent" in missing_directory.stderr) == (2, True)
     assert "--user-id ID, or with --erasures FILE" in forget(place).stderr
     missing = CliRunner().invoke(app, ["forget", "--user-id", USER, "--runs", str(place.path / "absent")])
     assert (missing.exit_code, "There is no directory" in missing.stderr) == (1, True)

@@ -86,6 +86,33 @@ def test_pruning_by_age_says_what_stays_though_it_is_old(repository: Path, tmp_p
         assert "such as 400d" in call(repository, "prune", "--retention", words, code=2)
 
 
+@pytest.mark.parametrize(
+    ("file", "why"),
+    [
+        ("repository/.pruned", "Old releases of"),
+        ("repository/.traffic.lock/x", "Old releases of"),
+        ("repository/audit.jsonl/x", "Old releases of"),
+        ("runs/.pruned", "Runs under"),
+        ("runs/.rewrite.lock/x", "cannot be written"),
+    ],
+)
+def test_where_nothing_can_be_written_pruning_is_refused_in_one_sentence(tmp_path: Path, file: str, why: str) -> None:
+    for number in (1, 2, 3):
+        tiny_release(tmp_path / "repository", number)
+    for run_id in ("one", "two"):
+        Run.create(tmp_path / "runs", run_id=run_id)
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text("in the way")
+    words = ["--retain", "1", "--retain-runs", "1", "--runs", str(tmp_path / "runs")]
+    output = call(tmp_path / "repository", "prune", *words, code=1)
+    assert why in output
+    assert "Traceback" not in output
+    assert "Unexpected error" not in output
+    if "repository" in file:
+        assert release_numbers(tmp_path / "repository") == [1, 2, 3]
+    assert {path.parent.name for path in (tmp_path / "runs").glob("*/run.json")} == {"one", "two"}
+
+
 @pytest.mark.parametrize("command", ["traffic", "rollback", "audit", "prune"])
 def test_without_a_repository_there_is_a_sentence(tmp_path: Path, command: str) -> None:
     assert "There is no model repository" in call(tmp_path / "none", command, code=1)
