@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -23,7 +23,6 @@ from segrec.v1 import (
 )
 
 from server import tracing
-from server.access.control import AccessControl, AccessFile, is_loopback
 from server.adapters import lmdb_copy, valkey_server
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
@@ -47,8 +46,10 @@ from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
 from server.releases.verified import VerifiedReleases
+from server.rpc.access_controls import access_controls
 from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
+from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.event_service import EventServicer
 from server.rpc.model_service import ModelServicer
 from server.rpc.segrec_service import SegrecServicer, StreamLimits
@@ -111,7 +112,7 @@ async def running(
     if verified is not None:
         config = verified.config_path
     metrics = Metrics()
-    access = _access(settings, metrics)
+    access = access_controls(settings, metrics)
     certificates = certificates_of(settings)
     if certificates is not None:
         metrics.certificate_ends.set_function(lambda: certificates.ends_seconds)
@@ -154,7 +155,8 @@ async def running(
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
         stopping = asyncio.Event()
-        services = _services(pipeline, releases, metrics, clock, settings, shadow, stopping)
+        audit = ErasureAudit(store, settings.repository)
+        services = _services(pipeline, releases, metrics, clock, settings, shadow, audit, stopping)
         public = Endpoint(settings, settings.address, services, metrics, access(settings.address), certificates)
         models = Endpoint(
             settings,
@@ -231,26 +233,6 @@ def _warn_of_short_histories(releases: ReleaseRegistry, history_limit: int, warn
         )
 
 
-def _access(settings: Settings, metrics: Metrics) -> Callable[[str], AccessControl]:
-    """The access control of an address. Raises `SetupError` when the access file cannot be used."""
-    file = AccessFile(settings.access_file) if settings.access_file is not None else None
-    remote = [address for address in (settings.address, settings.model_address) if not is_loopback(address)]
-    if file is not None and file.callers.has_tokens and settings.tls_certificate is None and remote:
-        log.warning("tokens travel unencrypted to %s: set tls_certificate and tls_key", " and ".join(remote))
-    if file is None and remote:
-        log.warning(
-            "without access_file, callers of other machines may only read%s at %s",
-            " and record" if settings.tls_client_ca is not None else "",
-            " and ".join(remote),
-        )
-
-    def observe(caller: str, outcome: str) -> None:
-        metrics.caller_calls.labels(caller, outcome).inc()
-
-    has_mutual_tls = settings.tls_client_ca is not None
-    return lambda address: AccessControl(file, address, observe, has_mutual_tls=has_mutual_tls)
-
-
 def _verified_releases(settings: Settings) -> VerifiedReleases | None:
     """The copies of signed releases; None without a release key. Raises `SetupError`."""
     if settings.release_key is None:
@@ -317,6 +299,7 @@ def _services(
     clock: Clock,
     settings: Settings,
     shadow: Shadow,
+    audit: ErasureAudit,
     stopping: asyncio.Event,
 ) -> list[Service]:
     segrec = SegrecServicer(
@@ -330,7 +313,7 @@ def _services(
         stopping,
     )
     note = lmdb_copy.ERASURE_NOTE if settings.store.startswith("lmdb:") else valkey_server.ERASURE_NOTE
-    events = EventServicer(pipeline, releases, metrics, clock, note)
+    events = EventServicer(pipeline, releases, metrics, clock, note, audit)
 
     def add_segrec(server: Server) -> None:
         segrec_service_pb2_grpc.add_SegrecServiceServicer_to_server(segrec, server)

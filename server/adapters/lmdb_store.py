@@ -147,6 +147,10 @@ class LmdbStore:
 
         return await self._writer.write(remove, len(key))
 
+    async def erasure_mark(self, user_id: str) -> bytes:
+        """See `HistoryStore.erasure_mark`."""
+        return erasure_mark(self._erasure_key, user_id)
+
     async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
         event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)

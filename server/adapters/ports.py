@@ -86,6 +86,10 @@ class HistoryStore(Protocol):
         """
         ...
 
+    async def erasure_mark(self, user_id: str) -> bytes:
+        """The mark that names the user in the store's erasures: a hash under its key. Raises `StoreUnavailable`."""
+        ...
+
     async def bulk_load(self, source: Path, on_progress: "LoadProgress") -> int:
         """Load a prepared log into the store once; returns the number of users, 0 for a log that was loaded before.
 

@@ -182,6 +182,11 @@ class ValkeyStore:
                 row, _ = await pipe.execute()
         return 0 if row is None else event_count_of(row)
 
+    async def erasure_mark(self, user_id: str) -> bytes:
+        """See `HistoryStore.erasure_mark`."""
+        with self._translate_errors():
+            return await self._mark(user_id)
+
     async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         """See `HistoryStore.bulk_load`. Raises `SetupError` when `source` cannot be read."""
         event_log = await asyncio.to_thread(BootstrapLog.open, source, self._limit)

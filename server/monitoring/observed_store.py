@@ -43,6 +43,9 @@ class ObservedStore:
         with self._timed("erase"):
             return await self._store.erase(user_id)
 
+    async def erasure_mark(self, user_id: str) -> bytes:
+        return await self._store.erasure_mark(user_id)
+
     async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         return await self._store.bulk_load(source, on_progress)
 

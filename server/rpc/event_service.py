@@ -12,6 +12,7 @@ from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
 from server.rpc.conversion import event_message
 from server.rpc.deadlines import seconds_left
+from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.erasure_receipt import remainders
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
@@ -27,7 +28,13 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     """Validates the requests and passes them to the pipeline, which reads and writes the history store."""
 
     def __init__(
-        self, pipeline: Pipeline, releases: ReleaseRegistry, metrics: Metrics, clock: Clock, store_note: str
+        self,
+        pipeline: Pipeline,
+        releases: ReleaseRegistry,
+        metrics: Metrics,
+        clock: Clock,
+        store_note: str,
+        audit: ErasureAudit,
     ) -> None:
         """`store_note` says what the files of the store keep of an erased user, and until when."""
         self._pipeline = pipeline
@@ -35,6 +42,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         self._metrics = metrics
         self._clock = clock
         self._store_note = store_note
+        self._audit = audit
 
     async def RecordEvents(self, request: pb.RecordEventsRequest, context: Context) -> pb.RecordEventsResponse:
         """Store the valid events durably; the response names the refused events by their index.
@@ -110,6 +118,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         erased = await self._pipeline.erase(
             user_id, self._releases.loaded_numbers(), seconds_left(context, STORE_SECONDS)
         )
+        await self._audit.add(user_id, erased, context.peer())
         manifests = [self._releases.get(number).manifest for number in self._releases.loaded_numbers()]
         return pb.EraseUserResponse(erased_event_count=erased, remainders=remainders(self._store_note, manifests))
 

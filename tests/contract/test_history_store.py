@@ -16,6 +16,7 @@ from server.adapters.lmdb_store import LmdbStore
 from server.adapters.lmdb_writer import Operation
 from server.adapters.ports import HistoryStore, Recorded
 from server.adapters.valkey_store import ValkeyStore
+from server.core.erasure import MARK_BYTES
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import EMPTY, Event, History, event_count_of
 from tests.support.memory_store import MemoryStore
@@ -165,6 +166,14 @@ async def test_erasing_a_user_removes_all_events_of_this_user_only(store: Histor
     assert await store.erase("u") == 0
     assert len(await store.get("v")) == 1
     assert await store.record("u", [view(1)]) == Recorded(1, 0)
+
+
+async def test_the_mark_of_an_erasure_tells_users_apart_and_shows_no_id(open_store: Open) -> None:
+    store = await open_store(100)
+    mark = await store.erasure_mark("a user")
+    await store.erase("a user")
+    assert mark == await store.erasure_mark("a user") != await store.erasure_mark("another user")
+    assert len(mark) == MARK_BYTES
 
 
 async def test_events_from_before_an_erasure_are_refused_by_their_place(store: HistoryStore, now: Clock) -> None:

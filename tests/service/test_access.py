@@ -17,11 +17,13 @@ from segrec.v1 import event_service_pb2, model_service_pb2, segrec_service_pb2
 
 from server.access.new_token import add_caller
 from server.access.roles import ROLES, ROLES_OF_METHOD
+from server.core.erasure import MARK_BYTES
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import read_traffic
 from tests.support.releases import tiny_release
 from tests.support.server import ServerProcess, StartServer
 from tests.support.waiting import wait_until
+from training.cli.traffic_tables import details_in_short
 
 SERVICES = [
     service
@@ -129,6 +131,13 @@ async def test_clients_and_commands_send_the_token_and_changes_are_audited_under
     with ModelClient(server.model_address, token=tokens["operate"], timeout_seconds=20) as models:
         models.rollback()
     assert read_audit(tmp_path / "repository")[-1].who == "operate"
+    with SegrecClient(server.address, token=tokens["erase"], timeout_seconds=20) as client:
+        client.erase("somebody-unheard-of")
+    entry = read_audit(tmp_path / "repository")[-1]
+    assert (entry.who, entry.what, entry.details["erased_event_count"]) == ("erase", "erase", 0)
+    assert len(entry.details["user_mark"]) == 2 * MARK_BYTES
+    assert "somebody-unheard-of" not in (tmp_path / "repository" / "audit.jsonl").read_text()
+    assert "user with mark" in details_in_short(entry)
 
 
 def test_beyond_its_quota_a_caller_is_told_when_to_come_back_and_others_are_answered(guarded: Guarded) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from server.adapters.bulk_load import BootstrapLog, Users, load
 from server.adapters.history_rows import Kept, Retention, loaded_row, read_row, read_row_or_none, recorded_row
 from server.adapters.ports import LoadProgress, Recorded
+from server.core.erasure import KEY_BYTES, erasure_mark
 from server.core.errors import StoreUnavailable
 from server.core.history import Event, History, event_count_of
 
@@ -57,6 +58,10 @@ class MemoryStore:
         self._erased_ms[user_id] = int(self._clock() * 1000)
         row = self.rows.pop(user_id, None)
         return 0 if row is None else event_count_of(row)
+
+    async def erasure_mark(self, user_id: str) -> bytes:
+        self._check()
+        return erasure_mark(b"k" * KEY_BYTES, user_id)
 
     async def bulk_load(self, source: Path, on_progress: LoadProgress) -> int:
         event_log = BootstrapLog.open(source, self._limit)

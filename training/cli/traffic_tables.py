@@ -89,6 +89,8 @@ def details_in_short(entry: AuditEntry) -> str:
     if "gone" in details:
         gone = ", ".join(map(str, details["gone"]))
         return f"deleted {gone}; {details['freed_bytes'] / 1e6:,.1f} MB"
+    if "user_mark" in details:
+        return f"{details['erased_event_count']} events of the user with mark {details['user_mark']}"
     parts = [f"from {details['source']}"] if "source" in details else []
     parts += [f"{name} {value:.4f}" for name, value in details.get("measured", {}).items()]
     parts += [f"forced: {problem}" for problem in details.get("forced", [])]

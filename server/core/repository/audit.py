@@ -1,4 +1,4 @@
-"""`audit.jsonl` of the model repository: one line per publication, change of traffic, roll-back and prune."""
+"""`audit.jsonl` of the model repository: one line per publication, change of traffic, roll-back, prune and erasure."""
 
 import errno
 import fcntl
@@ -14,11 +14,11 @@ from server.core.frozen_model import FrozenModel
 
 AUDIT = "audit.jsonl"
 
-AuditKind = Literal["publish", "traffic", "rollback", "guard", "prune"]
+AuditKind = Literal["publish", "traffic", "rollback", "guard", "prune", "erase"]
 
 
 class AuditEntry(FrozenModel):
-    """Who did what to which release, when and why; `details` has figures and states of the action."""
+    """Who did what to which release (0 for none), when and why; `details` has figures and states of the action."""
 
     time: datetime = Field(default_factory=lambda: datetime.now(UTC))
     who: str
