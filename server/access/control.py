@@ -34,6 +34,7 @@ log = logging.getLogger(__name__)
 METADATA_KEY = "authorization"
 _PREFIX = "Bearer "
 _THIS_MACHINE = frozenset({"127.0.0.1", "::1"})
+_USUAL_LOCAL_PEERS = ("ipv4:127.0.0.1:", "ipv6:%5B::1%5D:", "unix:")
 _HINT = "give a token with --token-file, or a client certificate that the access file names"
 
 T = TypeVar("T")
@@ -196,11 +197,10 @@ def is_loopback(address: str) -> bool:
 
 def is_local(peer: str) -> bool:
     """Whether a peer in gRPC's notation, such as `ipv4:127.0.0.1:5000`, is a process of this machine."""
-    scheme, _, host_and_port = unquote(peer).partition(":")
-    if scheme == "unix":
+    if peer.startswith(_USUAL_LOCAL_PEERS):
         return True
     try:
-        address = ip_address(host_and_port.rpartition(":")[0].strip("[]"))
+        address = ip_address(unquote(peer).partition(":")[2].rpartition(":")[0].strip("[]"))
     except ValueError:
         return False
     mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None

@@ -2,54 +2,18 @@
 
 import datetime
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
-import grpc
 import pytest
-from google.protobuf.message import Message
 from segrec import AsyncModelClient, SegrecClient, Tls
 from segrec.errors import InvalidArgument, Unavailable
-from segrec.v1 import model_service_pb2
 
-from server.access.control import AccessControl
 from server.core.errors import SetupError
-from server.monitoring.metrics import Metrics
 from server.rpc.certificates import ServerCertificates, TlsFiles
-from server.rpc.endpoint import Endpoint, Service
-from server.rpc.grpc_types import Context
-from server.settings import Settings
 from tests.support.certificates import Authority, Pair
+from tests.support.endpoint import serving
 
 DAY = datetime.timedelta(days=1)
-LIST = model_service_pb2.ListReleasesResponse
-
-
-async def list_releases(request: Message, context: Context) -> LIST:
-    """An answer without a release."""
-    return LIST()
-
-
-def add_models(server: grpc.aio.Server) -> None:
-    handler: Any = grpc.unary_unary_rpc_method_handler(
-        list_releases, model_service_pb2.ListReleasesRequest.FromString, LIST.SerializeToString
-    )
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("segrec.v1.ModelService", {"ListReleases": handler}),)
-    )
-
-
-@asynccontextmanager
-async def serving(certificates: ServerCertificates | None) -> AsyncIterator[str]:
-    """An endpoint of the server's own kind; yields its address."""
-    service = Service(model_service_pb2.DESCRIPTOR.services_by_name["ModelService"], add_models)
-    access = AccessControl(None, "127.0.0.1:0", lambda *_: None, has_mutual_tls=True)
-    endpoint = Endpoint(Settings(), "127.0.0.1:0", [service], Metrics(), access, certificates)
-    await endpoint.start()
-    yield f"127.0.0.1:{endpoint.port}"
-    await endpoint.stop(0.0)
 
 
 async def ask(address: str, tls: Tls | None) -> None:
@@ -87,7 +51,7 @@ async def test_callers_read_what_is_wrong_with_the_connection(authority: Authori
     async with serving(ServerCertificates(TlsFiles(other.certificate, other.key))) as address:
         with pytest.raises(Unavailable, match=r"certificate is not for the name in 127\.0\.0\.1"):
             await ask(address, shown(authority.root))
-    async with serving(None) as address:
+    async with serving() as address:
         with pytest.raises(Unavailable, match="does not use TLS"):
             await ask(address, shown(authority.root))
     with pytest.raises(Unavailable, match="No server answers"):

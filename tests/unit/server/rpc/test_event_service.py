@@ -29,8 +29,9 @@ class FullFor:
 
 async def record(pipeline: FullFor, *user_ids: str) -> pb.RecordEventsResponse:
     releases: Any = None
+    audit: Any = None
     context: Any = SimpleNamespace(time_remaining=lambda: None)
-    servicer = EventServicer(pipeline, releases, Metrics(), lambda: 1000.0, "")  # type: ignore[arg-type]
+    servicer = EventServicer(pipeline, releases, Metrics(), lambda: 1000.0, "", audit)  # type: ignore[arg-type]
     event = EventMessage(item_id="a", action="view")
     request = pb.RecordEventsRequest(events=[pb.UserEvent(user_id=user_id, event=event) for user_id in user_ids])
     return await servicer.RecordEvents(request, context)
