@@ -19,7 +19,7 @@ from segrec.v1.model_service_pb2 import RELEASE_STATE_ACTIVE, RELEASE_STATE_FAIL
 from server.core.release import Manifest
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 from server.core.repository.read import record_of
-from tests.e2e.test_kill_under_load import NO_CACHE, USERS, serving
+from tests.e2e.test_kill_under_load import NO_CACHE, USERS, children, serving
 from tests.support.load import Load
 from tests.support.releases import tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
@@ -187,6 +187,30 @@ def test_triton_killed_in_the_middle_of_a_swap_is_loaded_with_both(
         load.wait_for_answers(500, timeout=60)
     assert set(load.seen.counts()) <= {"OK", "DEGRADED"}
     assert load.seen.outcomes[-1][1] == "OK"
+
+
+def test_an_active_release_that_a_restarted_triton_cannot_load_is_replaced_until_it_is_mended(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = serving(start_server, tmp_path, *NO_CACHE)
+    tiny_release(server.repository, 2)
+    wait_until(lambda: state_of(server, 2) == RELEASE_STATE_ACTIVE)
+    model = server.repository / MODEL_NAME / "2" / "model.onnx"
+    sound = model.read_bytes()
+    with Load(server.address, USERS) as load:
+        load.wait_for_answers(100)
+        model.write_bytes(b"damaged")
+        children(server, "tritonserver")[0].kill()
+        wait_until(lambda: state_of(server, 1) == RELEASE_STATE_ACTIVE, timeout=30)
+        load.wait_for_answers(300)
+        failed = release_of(server, 2)
+        assert failed is not None
+        assert failed.state == RELEASE_STATE_FAILED
+        assert "release 2 cannot be loaded" in failed.failure
+        model.write_bytes(sound)
+        wait_until(lambda: state_of(server, 2) == RELEASE_STATE_ACTIVE, timeout=60)
+        load.wait_for_answers(100)
+    assert set(load.seen.counts()) <= {"OK", "DEGRADED"}
 
 
 def test_a_server_killed_in_the_middle_of_a_swap_answers_from_the_new_release_when_it_is_back(

@@ -281,6 +281,26 @@ async def test_a_triton_that_lost_its_releases_is_loaded_again(
     await wait_until_async(lambda: answers(own_encoder, 1))
 
 
+async def test_the_inferences_of_the_loaded_releases_are_counted(
+    embedded_triton: EmbeddedTriton, model_repository: ModelRepository
+) -> None:
+    encoder = TritonEncoder(embedded_triton.address, model_repository.config_path)
+    assert await encoder.inference_counts() == {}
+    for number in (1, 2):
+        model_repository.add_tiny(number)
+    await encoder.load([1])
+    await encoder.load([2], keep={1, 3})
+    assert await encoder.inference_counts() == {1: 0, 2: 0}
+    assert await answers(encoder, 2)
+    assert await encoder.inference_counts() == {1: 0, 2: 1}
+    await encoder.load([])
+    assert await encoder.inference_counts() == {}
+    await embedded_triton.stop()
+    with pytest.raises(EncoderUnavailable):
+        await encoder.inference_counts()
+    await encoder.close()
+
+
 @pytest.mark.parametrize("killed", [1, 2])
 async def test_killed_stubs_are_replaced_while_the_other_release_answers(
     embedded_triton: EmbeddedTriton, own_encoder: TritonEncoder, model_repository: ModelRepository, killed: int

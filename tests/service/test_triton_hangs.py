@@ -66,6 +66,20 @@ async def test_a_hung_triton_is_restarted(
     print(f"restarted and loaded {time.monotonic() - started:.1f} s after it hung")
 
 
+async def test_a_triton_that_ends_itself_is_counted_and_started_again(
+    embedded_triton: EmbeddedTriton,
+    own_encoder: TritonEncoder,  # noqa: F811
+) -> None:
+    assert embedded_triton.pid
+    os.kill(embedded_triton.pid, signal.SIGABRT)
+
+    async def restarted() -> bool:
+        return embedded_triton.restart_count == 1 and await answers(own_encoder, 1)
+
+    await wait_until_async(restarted)
+    assert embedded_triton.abort_count == 1
+
+
 async def test_wrong_embeddings_restart_triton_twice_and_no_more(
     embedded_triton: EmbeddedTriton,
     own_encoder: TritonEncoder,  # noqa: F811
