@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := demo
 
-.PHONY: run setup test check lint types protos protos-check services wheels lock clean
+.PHONY: run setup test nightly check lint types protos protos-check services wheels lock clean
 
 run: setup
 	@$(BIN)/segrec-train run --demo --run $(RUN)
@@ -34,6 +34,10 @@ services:
 
 test: setup services
 	@$(BIN)/python -m pytest
+
+# What takes too long for each change: a hundred thousand simulated histories, some eight hours on two cores.
+nightly: setup
+	@$(BIN)/python -m tests.simulation --histories 100000
 
 check: setup lint types protos-check test
 
