@@ -19,6 +19,7 @@ from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
+from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.event_service import EventServicer
 from server.rpc.segrec_service import SegrecServicer, StreamLimits
 from server.serving.batching import MicroBatcher
@@ -116,7 +117,8 @@ class Server:
             self.stop,
         )
         clock = lambda: world.wall_time() + self.clock_error  # noqa: E731
-        self.events = EventServicer(pipeline, self.releases, metrics, clock, "")
+        audit = ErasureAudit(self.store, world.repository)
+        self.events = EventServicer(pipeline, self.releases, metrics, clock, "", audit)
         self.started = world.loop.time()
         self.run(self._background())
 
