@@ -21,6 +21,9 @@ from server.settings import Settings, load_settings
 EXIT_SETUP = 1
 EXIT_USAGE = 2
 
+SWITCH_SECONDS = 0.0005
+"""A thread of a stream's chunk lets the event loop go on after this time; Python's own default is ten times as long."""
+
 THREAD_COUNT_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 """Environment variables that the libraries read at import; each is set to 1. The server's arrays are small and its
 cores are busy with other requests: threads of a pool that wait for each other took half of the processor time."""
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(EXIT_USAGE) from None
     for name in THREAD_COUNT_VARIABLES:
         os.environ.setdefault(name, "1")
+    sys.setswitchinterval(SWITCH_SECONDS)
     logs.configure(settings.log_format, access=settings.access_log)
     try:
         asyncio.run(_serve(settings))
