@@ -1,9 +1,11 @@
 """Where callers come from, and the access file read again."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from server.access import control as control_module
 from server.access.callers import Caller
 from server.access.control import AccessControl, AccessFile, current_caller, is_local, is_loopback
 from server.access.new_token import add_caller
@@ -14,6 +16,14 @@ LOCAL, REMOTE, ISTIO = "ipv4:127.0.0.1:50000", "ipv4:192.0.2.7:50000", "ipv4:127
 LOOPBACK, EVERYWHERE = "127.0.0.1:50051", "0.0.0.0:50051"
 SEGMENT, RECORD = "segrec.v1.SegrecService/Segment", "segrec.v1.EventService/RecordEvents"
 ERASE, SET_TRAFFIC = "segrec.v1.EventService/EraseUser", "segrec.v1.ModelService/SetTraffic"
+
+
+@pytest.fixture(autouse=True)
+def _own_caller() -> Iterator[None]:
+    """Callers of these tests are not those of later ones, which run in the same context."""
+    token = control_module._current.set(control_module._ANYBODY)
+    yield
+    control_module._current.reset(token)
 
 
 class Call:
