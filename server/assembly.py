@@ -26,6 +26,7 @@ from server import tracing
 from server.adapters import lmdb_copy, valkey_server
 from server.adapters.embedded_triton import EmbeddedTriton
 from server.adapters.lmdb_store import LmdbStore
+from server.adapters.lmdb_writer import LmdbWriter
 from server.adapters.load_turn import LoadTurn
 from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
 from server.adapters.triton import TritonEncoder
@@ -119,7 +120,10 @@ async def running(
     async with AsyncExitStack() as stack:
         if settings.trace_endpoint is not None:
             stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
-        store = ObservedStore(await open_store(settings), metrics)
+        opened = await open_store(settings)
+        if isinstance(opened, LmdbStore):
+            _export_writer(metrics, opened.writer)
+        store = ObservedStore(opened, metrics)
         stack.push_async_callback(store.close)
         executor, unary_executor = _threads(stack, "features"), _threads(stack, "unary")
         triton = _embedded_triton(settings, verified)
@@ -166,6 +170,7 @@ async def running(
             access(settings.model_address),
             certificates,
         )
+        _export_rooms(metrics, public)
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds, stopping)
         await models.start()
@@ -353,6 +358,17 @@ def _export(
     metrics.cached_embeddings.set_function(lambda: len(cache))
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
     metrics.triton_aborts.set_function(lambda: triton.abort_count if triton else 0)
+
+
+def _export_writer(metrics: Metrics, writer: LmdbWriter) -> None:
+    metrics.waiting_writes.set_function(lambda: writer.waiting_count)
+    writer.on_batch = metrics.write_batch_size.observe
+
+
+def _export_rooms(metrics: Metrics, endpoint: Endpoint) -> None:
+    for kind, room in endpoint.rooms.items():
+        metrics.in_progress.labels(kind).set_function(partial(getattr, room, "count"))
+        metrics.most_in_progress.labels(kind).set(room.most)
 
 
 def _export_guard(metrics: Metrics, guard: CanaryGuard) -> None:

@@ -79,7 +79,7 @@ class LmdbStore:
             self._erasure_key = transaction.get(b"erasure_key", b"")
         self._closed = False
         self._readers = ThreadPoolExecutor(1, "history-reader")
-        self._writer = LmdbWriter(environment, self._explain, self._sweep)
+        self.writer = LmdbWriter(environment, self._explain, self._sweep)
 
     @classmethod
     def open(
@@ -131,7 +131,7 @@ class LmdbStore:
             return recorded
 
         texts = sum(len(event.item_id) + len(event.action) + len(event.event_id) for event in events)
-        return await self._writer.write(add, texts + _EVENT_BYTES * len(events))
+        return await self.writer.write(add, texts + _EVENT_BYTES * len(events))
 
     async def erase(self, user_id: str) -> int:
         """See `HistoryStore.erase`."""
@@ -145,7 +145,7 @@ class LmdbStore:
             transaction.put(erasure_mark(self._erasure_key, user_id), erased_ms.to_bytes(8, "big"), db=self._erased)
             return 0 if row is None else event_count_of(row)
 
-        return await self._writer.write(remove, len(key))
+        return await self.writer.write(remove, len(key))
 
     async def erasure_mark(self, user_id: str) -> bytes:
         """See `HistoryStore.erasure_mark`."""
@@ -161,14 +161,14 @@ class LmdbStore:
                 return 0
         loaded = await load(event_log, self._load_users, on_progress)
         self._check_open()
-        await self._writer.write(lambda transaction, _: transaction.put(mark, b"", db=self._meta), len(mark))
+        await self.writer.write(lambda transaction, _: transaction.put(mark, b"", db=self._meta), len(mark))
         return loaded
 
     async def close(self) -> None:
         """Finish the queued writes, then close. Later calls raise `StoreUnavailable`."""
         if not self._closed:
             self._closed = True
-            await self._writer.close()
+            await self.writer.close()
             self._readers.shutdown()
             self._environment.close()
             self._lock.close()
@@ -183,7 +183,7 @@ class LmdbStore:
                     transaction.put(key, new_row, db=self._histories)
 
         self._check_open()
-        await self._writer.write(add, 0, bounded=False)
+        await self.writer.write(add, 0, bounded=False)
 
     def _kept(self, transaction: Transaction, user_id: str) -> Kept:
         erased = transaction.get(erasure_mark(self._erasure_key, user_id), db=self._erased)

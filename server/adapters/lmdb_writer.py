@@ -58,8 +58,15 @@ class LmdbWriter:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._waiting_writes = self._waiting_bytes = 0
         self._health = WriteHealth()
+        self.on_batch: Callable[[int], None] = lambda _: None
+        """Called, in the writer's thread, with the number of writes of each transaction."""
         self._thread = threading.Thread(target=self._work, name="history-writer", daemon=True)
         self._thread.start()
+
+    @property
+    def waiting_count(self) -> int:
+        """Writes that wait, those in progress included."""
+        return self._waiting_writes
 
     async def write(self, operation: Operation[Result], size_bytes: int, *, bounded: bool = True) -> Result:
         """Carry out `operation` durably, in its place in the queue; `size_bytes` is roughly what it holds in memory.
@@ -140,6 +147,7 @@ class LmdbWriter:
                 revision = self._next_revision(transaction)
                 results = [_attempt(job.operation, transaction, revision) for job in wanted]
             self._health.report(None)
+            self.on_batch(len(wanted))
         except Exception as error:
             failure = self._explain(error) if isinstance(error, lmdb.Error) else _unexpected(error)
             self._health.report(failure)

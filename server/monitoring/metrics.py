@@ -60,6 +60,24 @@ class Metrics:
         self.waiting_calls = Gauge(
             "segrec_waiting_calls", "Unary calls that wait for a micro-batch.", registry=self.registry
         )
+        self.in_progress = Gauge(
+            "segrec_in_progress", "Unary calls and streams in progress, by kind.", ["kind"], registry=self.registry
+        )
+        self.most_in_progress = Gauge(
+            "segrec_most_in_progress",
+            "Most unary calls and streams in progress, by kind; more are refused.",
+            ["kind"],
+            registry=self.registry,
+        )
+        self.waiting_writes = Gauge(
+            "segrec_waiting_writes", "Writes that wait for the LMDB store.", registry=self.registry
+        )
+        self.write_batch_size = Histogram(
+            "segrec_write_batch_size",
+            "Writes that the LMDB store made durable together.",
+            buckets=(1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+            registry=self.registry,
+        )
         self.events = Counter("segrec_events", "Recorded events, by outcome.", ["outcome"], registry=self.registry)
         self.active_release = Gauge(
             "segrec_active_release", "Number of the active release; 0 while there is none.", registry=self.registry

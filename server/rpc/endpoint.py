@@ -54,14 +54,16 @@ class Endpoint:
         self._health = health.aio.HealthServicer()
         self._is_started = False
         self._start_lock = asyncio.Lock()
+        self.rooms = {"calls": Room("calls", settings.max_calls), "streams": Room("streams", settings.max_streams)}
+        """The limits of unary calls and of streams in progress, by kind."""
         self._server = grpc.aio.server(
             interceptors=[
                 CallInterceptor(
                     metrics,
                     _request_types(services),
                     access,
-                    Room("calls", settings.max_calls),
-                    Room("streams", settings.max_streams),
+                    self.rooms["calls"],
+                    self.rooms["streams"],
                 )
             ],
             options=[

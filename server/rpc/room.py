@@ -11,18 +11,18 @@ class Room:
     def __init__(self, kind: str, most: int) -> None:
         """`kind` names the calls in the refusal, such as "streams"."""
         self._kind = kind
-        self._most = most
+        self.most = most
         self.count = 0
         """Calls in progress."""
 
     @property
     def is_full(self) -> bool:
         """Whether the next call is refused."""
-        return self.count >= self._most
+        return self.count >= self.most
 
     def refusal(self) -> Overloaded:
         """The error of a call that finds no room."""
-        return Overloaded(f"{self._most} {self._kind} are in progress already: try again after the delay")
+        return Overloaded(f"{self.most} {self._kind} are in progress already: try again after the delay")
 
     def __enter__(self) -> None:
         if self.is_full:

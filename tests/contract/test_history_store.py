@@ -497,7 +497,7 @@ async def damage(store: HistoryStore, user_id: str, place: str) -> None:
 
 
 async def write(store: LmdbStore, operation: Operation[object]) -> None:
-    await store._writer.write(operation, 0)
+    await store.writer.write(operation, 0)
 
 
 async def test_lmdb_survives_reopening(tmp_path: Path) -> None:

@@ -146,7 +146,7 @@ class Stuck:
 
 
 async def write(store: LmdbStore, operation: Operation[object]) -> None:
-    await store._writer.write(operation, 0)
+    await store.writer.write(operation, 0)
 
 
 async def stuck(store: LmdbStore) -> Stuck:
@@ -181,7 +181,7 @@ async def test_a_write_whose_caller_has_gone_before_it_began_is_dropped(store: L
     await holder.let_go()
     assert await stays == Recorded(1)
     assert len(await store.get("gone")) == 0
-    assert store._writer._waiting_writes == store._writer._waiting_bytes == 0
+    assert store.writer._waiting_writes == store.writer._waiting_bytes == 0
 
 
 async def test_any_error_of_one_write_fails_that_write_only(store: LmdbStore) -> None:

@@ -1,6 +1,9 @@
 """Traces, logs and the access log of a running server, as a collector and a log reader get them."""
 
 import json
+import threading
+import urllib.request
+from collections.abc import Iterator
 
 import grpc
 import pytest
@@ -91,6 +94,29 @@ def test_the_log_is_one_json_object_a_line_and_names_the_request(start_server: S
     assert (access["method"], access["code"], access["request_id"]) == ("Segment", "OK", "request-7")
     assert access["milliseconds"] > 0
     assert USER not in server.output
+
+
+def test_metrics_show_queues_limits_and_what_is_in_progress(start_server: StartServer) -> None:
+    server, stubs = served(start_server, "--max-streams", "7")
+    record(stubs, USER, 1)
+    go_on = threading.Event()
+
+    def requests() -> Iterator[pb.StreamSegmentRequest]:
+        yield pb.StreamSegmentRequest(user_ids=[USER])
+        go_on.wait(20)
+
+    stream = stubs.segrec.StreamSegment(requests())
+    next(stream)
+    with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
+        lines = page.read().decode().splitlines()
+    go_on.set()
+    list(stream)
+    stubs.close()
+    assert 'segrec_in_progress{kind="streams"} 1.0' in lines
+    assert 'segrec_most_in_progress{kind="streams"} 7.0' in lines
+    assert "segrec_waiting_writes 0.0" in lines
+    assert "segrec_write_batch_size_count 1.0" in lines
+    assert 'segrec_store_seconds_count{operation="record"} 1.0' in lines
 
 
 def test_without_the_setting_no_call_is_logged(running_server: ServerProcess, stubs: Stubs) -> None:
