@@ -38,6 +38,7 @@ test: setup services
 # What takes too long for each change: a hundred thousand simulated histories, some eight hours on two cores.
 nightly: setup
 	@$(BIN)/python -m tests.simulation --histories 100000
+	@! $(BIN)/python -m tests.simulation --histories 1000 --planted guard || { echo "error: the planted fault of the guard was not found"; exit 1; }
 
 check: setup lint types protos-check test
 

@@ -1,4 +1,4 @@
-"""A thousand simulated histories; `make nightly` plays a hundred thousand."""
+"""A thousand simulated histories; `make nightly` plays a hundred thousand, and finds the planted fault that is rare."""
 
 import os
 import subprocess
@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from tests.simulation.many import played
-from tests.simulation.planted import PLANTED
+from tests.simulation.planted import PLANTED, RARE
 
 HISTORIES = 1000
 ENOUGH_FOR_A_PLANTED_FAULT = 400
@@ -19,7 +19,7 @@ def test_no_history_breaks_a_rule() -> None:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", sorted(PLANTED))
+@pytest.mark.parametrize("name", sorted(set(PLANTED) - RARE))
 def test_a_planted_fault_is_found(name: str) -> None:
     _, rule = PLANTED[name]
     problem = next((one for one in played(range(ENOUGH_FOR_A_PLANTED_FAULT), name) if one), "no rule is broken")
