@@ -59,7 +59,7 @@ def trust(key: ReleaseKey = None) -> None:
     """Options of all commands."""
     from training.repository import trust_only
 
-    with command_console():
+    with command_console(Processes.from_environment()):
         trust_only(release_key(key))
 
 
