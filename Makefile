@@ -35,8 +35,9 @@ services:
 test: setup services
 	@$(BIN)/python -m pytest
 
-# What takes too long for each change: a hundred thousand simulated histories, some eight hours on two cores.
-nightly: setup
+# What takes too long for each change: long tests, and a hundred thousand simulated histories: some eight hours on two cores.
+nightly: setup services
+	@$(BIN)/python -m pytest -m nightly
 	@$(BIN)/python -m tests.simulation --histories 100000
 	@! $(BIN)/python -m tests.simulation --histories 1000 --planted guard || { echo "error: the planted fault of the guard was not found"; exit 1; }
 

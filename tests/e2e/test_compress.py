@@ -33,7 +33,7 @@ from training.publish.publish import publish
 from training.runs import Run
 from training.segments.segment import segment
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.nightly]
 
 LAST_EVENTS = SplitSettings(method="leave_one_out")
 

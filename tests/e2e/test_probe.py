@@ -16,7 +16,7 @@ from training.evaluation.user_vectors import MEAN, SEGMENT, SVD
 from training.fit.train import train
 from training.runs import Run
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.nightly]
 
 SETTINGS = TrainSettings(embedding_dim=16, layers=1, max_length=16, epochs=4, learning_rate=0.01, batch_size=32)
 
