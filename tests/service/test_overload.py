@@ -27,7 +27,7 @@ BURST = 2000
 @pytest.fixture
 def server(start_server: StartServer, tmp_path: Path) -> ServerProcess:
     tiny_release(tmp_path / "repository", 1)
-    server = start_server("--max-calls", "64", "--max-streams", "2")
+    server = start_server("--max-calls", "8", "--max-streams", "2")
     server.wait_until_serving()
     return server
 
@@ -51,7 +51,7 @@ def counted(server: ServerProcess, method: str) -> int:
     with urllib.request.urlopen(f"http://{server.metrics_address}/metrics") as page:
         lines = page.read().decode().splitlines()
     name = f'segrec_calls_total{{code="RESOURCE_EXHAUSTED",method="{method}"}} '
-    return int(float(next(line for line in lines if line.startswith(name)).removeprefix(name)))
+    return sum(int(float(line.removeprefix(name))) for line in lines if line.startswith(name))
 
 
 async def test_a_burst_ends_in_answers_and_refusals_with_a_delay(server: ServerProcess) -> None:
