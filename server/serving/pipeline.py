@@ -37,6 +37,9 @@ BATCH_STORE_SECONDS = 10.0
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.05, 1.0
 """Pauses of `answer_users` before it asks a part again that does not answer; each is twice the one before."""
 
+CANARY_PATIENCE_SECONDS = 5.0
+"""How long a batch asks a canary that fails while Triton answers others; a model process is replaced within it."""
+
 _NO_EMBEDDING = Embedded(None)
 NO_ANSWER = Answer(_NO_EMBEDDING, EMPTY)
 """The answer for a user without history."""
@@ -48,7 +51,8 @@ _UNREADABLE = Answer(_NO_EMBEDDING, EMPTY, Degraded.STORE_UNAVAILABLE, tells_of_
 class Patience:
     """How long a batch asks a store or an encoder that does not answer: for `seconds`, or until `stopping` is set.
 
-    `for_release`: whether it also waits for a release that Triton has not loaded.
+    `for_release`: whether it also waits for a release that Triton has not loaded, and for so long for a release that
+    fails while Triton answers others; else only for `CANARY_PATIENCE_SECONDS`.
     """
 
     seconds: float = 0.0
@@ -304,11 +308,14 @@ async def _patiently(ask: Callable[[], Awaitable[T]], end: float, patience: Pati
     """Ask until there is an answer, with growing pauses; at the monotonic time `end` the last failure is raised."""
     stopping = patience.stopping or asyncio.Event()
     pause = FIRST_PAUSE_SECONDS
+    end_for_canary = monotonic() + CANARY_PATIENCE_SECONDS
     while True:
         try:
             return await ask()
         except (StoreUnavailable, EncoderUnavailable) as error:
             is_final = isinstance(error, ReleaseNotLoaded) and not patience.for_release
+            if isinstance(error, EncoderUnavailable) and _tells_of_release(error) and not patience.for_release:
+                end = min(end, end_for_canary)
             if is_final or stopping.is_set() or monotonic() + pause > end:
                 raise
         with contextlib.suppress(TimeoutError):

@@ -12,6 +12,7 @@ from server.core.errors import EncoderUnavailable, StoreUnavailable
 from server.core.history import EMPTY, History
 from server.core.release import Release
 from server.core.repository.read import read_release
+from server.serving import pipeline as serving_pipeline
 from server.serving.answer import Degraded
 from server.serving.batching import MicroBatcher
 from server.serving.breaker import SLOW_FAILURES, SLOW_SECONDS, TRIAL_SECONDS
@@ -266,6 +267,18 @@ async def test_a_batch_waits_while_the_encoder_and_the_store_are_away(
     assert not batch.done()
     encoder.down = False
     assert [answer.embedded.segment_index for answer in await batch] == [number % 4 for number in range(20)]
+
+
+async def test_a_batch_does_not_wait_long_for_a_canary_that_fails_by_itself(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_pipeline, "CANARY_PATIENCE_SECONDS", 0.2)
+    await record(store, "u", group_history(2))
+    encoder.down = True
+    start = monotonic()
+    [answer] = await pipeline.answer_users(release, ["u"], 1.0, Patience(30.0, for_release=False))
+    assert answer.degraded is Degraded.ENCODER_UNAVAILABLE
+    assert monotonic() - start < 5
 
 
 async def test_the_patience_of_a_batch_ends(

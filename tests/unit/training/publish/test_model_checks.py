@@ -24,9 +24,10 @@ ENOUGH = SandboxLimits(8 << 30, 60)
 
 
 def proved(directory: Path, name: str = "model.onnx") -> dict[str, float]:
+    model = (directory / name).rename(directory.parent / name) if name != "model.onnx" else directory / name
     release = read_release(directory)
     manifest = release.manifest
-    found = check_model(directory / name, manifest.golden, release.preprocessing, manifest.item_count)
+    found = check_model(model, manifest.golden, release.preprocessing, manifest.item_count)
     return {key: float(value) for key, value in found.items()}
 
 
