@@ -1,4 +1,4 @@
-"""A thousand simulated histories; `make nightly` plays a hundred thousand, and finds the planted fault that is rare."""
+"""Four hundred simulated histories; `make nightly` plays a hundred thousand, and finds the planted fault that is rare."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.many import played
 from tests.simulation.planted import PLANTED, RARE
 
-HISTORIES = 1000
+HISTORIES = 400
 ENOUGH_FOR_A_PLANTED_FAULT = 400
 
 
