@@ -1,4 +1,4 @@
-"""Four hundred simulated histories; `make nightly` plays a hundred thousand, and finds the planted fault that is rare."""
+"""Simulated histories; `make nightly` plays a hundred thousand, and finds the planted fault that is rare."""
 
 import os
 import subprocess
