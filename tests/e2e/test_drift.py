@@ -16,6 +16,8 @@ from training.reports.drift import Drift
 from training.repository import find_release
 from training.segments.drift_reference import DRIFT_REFERENCE, read_reference
 
+pytestmark = pytest.mark.nightly
+
 NEW_ITEM = pl.concat_str(pl.lit("new-"), "item_id").alias("item_id")
 SHAPE = {"items": 40, "segments": 4, "events_per_user": 16}
 

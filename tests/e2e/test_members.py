@@ -16,6 +16,8 @@ from tests.support.segments import Place, released
 from tests.support.server import START_SECONDS, StartServer
 from training.data.tables import scan_table
 
+pytestmark = pytest.mark.nightly
+
 COLUMNS = {"user_id": pl.String, "segment_id": pl.Int64, "distance": pl.Float32}
 DOUBT = {"confidence": pl.Float32, "runner_up_segment_id": pl.Int64, "confident": pl.Boolean} | {
     "short_history": pl.Boolean
