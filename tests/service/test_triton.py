@@ -374,12 +374,17 @@ def test_triton_ends_when_its_parent_is_killed_under_load(
 
 
 INTRUDER = """
+import os
 import sys
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 model = service_pb2.RepositoryModelLoadRequest(model_name="evil")
 model.parameters["config"].string_param = '{"backend": "python", "max_batch_size": 0}'
 model.parameters["file:1/model.py"].bytes_param = b"raise SystemExit"
+if sys.argv[2] == "nobody":  # after the imports: another user may not read the project's folder
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
 try:
     service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1])).RepositoryModelLoad(model, timeout=5)
 except grpc.RpcError as error:
@@ -397,14 +402,14 @@ async def test_only_its_own_user_can_have_triton_load_a_model(embedded_triton: E
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_another_user_cannot_have_triton_load_a_model(running_triton: RunningTriton) -> None:
-    command = [sys.executable, "-c", INTRUDER, running_triton.address]
-    ours = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "SystemExit" in ours.stdout  # the code ran
-    theirs = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd="/", user=65534, group=65534, extra_groups=[]
-    )
-    assert "UNAVAILABLE" in theirs.stdout
-    assert "Permission denied" in theirs.stdout
+    def load_as(user: str) -> str:
+        command = [sys.executable, "-c", INTRUDER, running_triton.address, user]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    assert "SystemExit" in load_as("root")  # the code ran
+    theirs = load_as("nobody")
+    assert "UNAVAILABLE" in theirs
+    assert "Permission denied" in theirs
 
 
 def test_the_socket_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
