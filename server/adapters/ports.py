@@ -1,6 +1,6 @@
 """The Protocols of the encoder and of the history store. Each implementation passes the same contract tests."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -28,10 +28,11 @@ class EncoderClient(Protocol):
         """When the latest answer to any call came, in monotonic seconds; an error of a model is an answer too."""
         ...
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
+    async def load(self, releases: Sequence[int], keep: Callable[[], Collection[int]] | None = None) -> None:
         """Load these releases and unload all others; a release that is loaded already answers throughout.
 
-        Of a Triton that other servers use too, those of `keep` that are loaded or being loaded stay. Raises
+        Of a Triton that other servers use too, those of `keep` that are loaded or being loaded stay; it is called, in a
+        thread, when no other server loads: while this one waited, others may have loaded new releases. Raises
         `EncoderUnavailable` with Triton's reason when one of `releases` cannot be loaded; the others answer.
         """
         ...

@@ -113,7 +113,7 @@ class TritonEncoder:
         parts = [{name: array[start : start + limit] for name, array in inputs.items()} for start in starts]
         return np.concatenate(await asyncio.gather(*(self._infer(release, part, timeout_seconds) for part in parts)))
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
+    async def load(self, releases: Sequence[int], keep: Callable[[], Collection[int]] | None = None) -> None:
         """Load these releases; see `EncoderClient.load` and the notes of this module."""
         async with self._load_lock, self._turn():
             self._requested, self._is_shared = tuple(sorted(set(releases))), keep is not None
@@ -216,7 +216,7 @@ class TritonEncoder:
         except EncoderUnavailable as error:
             logger.warning("loading the releases again failed: %s", error)
 
-    async def _load_requested(self, keep: Collection[int] | None = None) -> None:
+    async def _load_requested(self, keep: Callable[[], Collection[int]] | None = None) -> None:
         """Load all requested releases; if Triton refuses, add them one by one to the loaded releases.
 
         A shared Triton keeps what it has, without `keep` all of it: others may have loaded it since the last `load`.
@@ -224,7 +224,7 @@ class TritonEncoder:
         requested = set(self._requested)
         try:
             kept = await self._releases_in_triton() if self._is_shared else set()
-            kept &= kept if keep is None else set(keep)
+            kept &= kept if keep is None else set(await asyncio.to_thread(keep))
             if not await self._load_exactly(sorted(requested | kept), requested):
                 return
             loaded, reasons = await self._ready_releases() & (requested | kept), {}

@@ -180,8 +180,13 @@ class Loader:
         try:
             await self._check_golden_inputs(release, GOLDEN_TIMEOUT_SECONDS)
             await self.warm_up(release)
-        except SegrecError:
+        except DamagedRelease:
             await self._unload_others(() if is_of_others else {number})
+            raise
+        except SegrecError:
+            # On a shared Triton others may answer from it by now; what nobody uses goes later (`_unload_unused`).
+            if not self._shared:
+                await self._unload_others()
             raise
         self._releases.add(release)
         self._releases.set_healthy(True)
@@ -291,8 +296,8 @@ class Loader:
     async def _load_into_triton(self, numbers: Sequence[int], unload: Collection[int] = ()) -> None:
         """Load these releases. A shared Triton keeps all others but those in `unload` and those without a directory."""
         await asyncio.to_thread(self._directory.check_for_triton)
-        keep = set(await asyncio.to_thread(self._directory.numbers)) - set(unload) if self._shared else None
-        await self._encoder.load(numbers, keep)
+        keep = lambda: set(self._directory.numbers()) - set(unload)  # noqa: E731
+        await self._encoder.load(numbers, keep if self._shared else None)
 
     async def check_active(self) -> None:
         """Check the active release by its golden inputs. Raises `SegrecError` when their embeddings differ."""

@@ -172,11 +172,13 @@ async def test_servers_that_load_at_once_into_one_triton_drop_nothing_of_each_ot
         running_triton.repository.add_tiny(number)
     turn = LoadTurn(tmp_path / "lock")
     others = [TritonEncoder(running_triton.address, running_triton.repository.config_path, turn=turn) for _ in numbers]
-    await asyncio.gather(*(other.load([number], [1, *numbers]) for other, number in zip(others, numbers, strict=True)))
+    await asyncio.gather(
+        *(other.load([number], lambda: [1, *numbers]) for other, number in zip(others, numbers, strict=True))
+    )
     assert [await encoder.is_ready(number) for number in numbers] == [True] * 3
     # One that loads again after a restart knows nothing of what the others have loaded since its last load.
-    await others[0].load([61], [])
-    await asyncio.gather(others[1].load([62], [61, 62]), others[2].load([63], [61, 62, 63]))
+    await others[0].load([61], list)
+    await asyncio.gather(others[1].load([62], lambda: [61, 62]), others[2].load([63], lambda: [61, 62, 63]))
     await others[0].reload()
     assert await encoder.is_ready(63)
     for other in others:
@@ -289,7 +291,7 @@ async def test_the_inferences_of_the_loaded_releases_are_counted(
     for number in (1, 2):
         model_repository.add_tiny(number)
     await encoder.load([1])
-    await encoder.load([2], keep={1, 3})
+    await encoder.load([2], keep=lambda: {1, 3})
     assert await encoder.inference_counts() == {1: 0, 2: 0}
     assert await answers(encoder, 2)
     assert await encoder.inference_counts() == {1: 0, 2: 1}
@@ -381,12 +383,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 model = service_pb2.RepositoryModelLoadRequest(model_name="evil")
 model.parameters["config"].string_param = '{"backend": "python", "max_batch_size": 0}'
 model.parameters["file:1/model.py"].bytes_param = b"raise SystemExit"
+triton = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1]))
 if sys.argv[2] == "nobody":  # after the imports: another user may not read the project's folder
     os.setgroups([])
     os.setgid(65534)
     os.setuid(65534)
 try:
-    service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(sys.argv[1])).RepositoryModelLoad(model, timeout=5)
+    triton.RepositoryModelLoad(model, timeout=5)
 except grpc.RpcError as error:
     print(error.code().name, error.details())
 """

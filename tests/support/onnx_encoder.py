@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,11 +62,11 @@ class OnnxEncoder:
 
         await wait_until_async(asked)
 
-    async def load(self, releases: Sequence[int], keep: Collection[int] | None = None) -> None:
+    async def load(self, releases: Sequence[int], keep: Callable[[], Collection[int]] | None = None) -> None:
         broken = self.unloadable & set(releases)
         if self.down or broken & set(self.loaded):
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
-        self.loaded = tuple(sorted({*releases, *(set(keep or ()) & set(self.loaded))} - broken))
+        self.loaded = tuple(sorted({*releases, *(set(keep() if keep else ()) & set(self.loaded))} - broken))
         if broken:
             raise EncoderUnavailable(f"cannot load {sorted(broken)}")
 
