@@ -32,8 +32,11 @@ services:
 	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium >/dev/null; } \
 	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus and chromium"; exit 1; }
 
+# Tests of the running server measure times, and have the machine to themselves; the simulation takes all cores itself.
 test: setup services
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
+	  --ignore=tests/service --ignore=tests/simulation
+	@$(BIN)/python -m pytest tests/service tests/simulation
 
 # What takes too long for each change: long tests, and a hundred thousand simulated histories: some eight hours on two cores.
 nightly: setup services

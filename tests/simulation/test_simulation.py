@@ -9,7 +9,7 @@ import pytest
 from tests.simulation.many import played
 from tests.simulation.planted import PLANTED, RARE
 
-HISTORIES = 400
+HISTORIES = 1000
 ENOUGH_FOR_A_PLANTED_FAULT = 400
 
 

@@ -48,7 +48,7 @@ def fit(points: NDArray[np.float32], k: int, settings: KMeansSettings, start: ND
 def local_cluster() -> Any:
     """A Dask cluster on this machine with one worker process per core."""
     cluster: Any = distributed.LocalCluster
-    return cluster(threads_per_worker=1, dashboard_address=None)
+    return cluster(threads_per_worker=1, dashboard_address="127.0.0.1:0")
 
 
 @contextmanager
