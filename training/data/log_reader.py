@@ -1,12 +1,13 @@
-"""Reads a behaviour log into five typed columns, and the item and user tables."""
+"""Reads a behaviour log into five typed columns."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
-from training.config import Columns, ItemColumns, UserColumns
+from training.config import Columns
 from training.data.columns import DEFAULT_ACTION, ROLES, find_columns, require_columns
+from training.data.ids import raw_text
 from training.data.tables import column_names, readable, scan_table
 from training.data.timestamps import numbers_to_milliseconds, time_parsers
 from training.errors import LogError
@@ -62,57 +63,6 @@ def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
             f'log may have at most {ACTIONS_MAX} actions; choose another column: [columns] action = "...".'
         )
     return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in by_role, by_role)
-
-
-def read_items(path: Path, columns: ItemColumns, scratch: Path) -> pl.DataFrame:
-    """The item table, one row per item: item_id, title and description (text, null if empty), category (list of text).
-
-    A table with a description column and no title column gets the descriptions as titles. Raises LogError as
-    `read_raw_log` does.
-    """
-    frame = scan_table(path, scratch)
-    names = column_names(frame)
-    category = columns.category
-    category_columns = list(category) if isinstance(category, tuple) else None
-    configured = columns.model_dump(include={"item_id", "title", "description"})
-    configured["category"] = None if category_columns else category
-    roles = ("item_id", "title", "description", *(() if category_columns else ("category",)))
-    by_role = find_columns(names, configured, roles, "items", str(path))
-    if "title" not in by_role and "description" in by_role:
-        by_role["title"] = by_role.pop("description")
-    require_columns(by_role, names, ("item_id",), "items", str(path))
-    for name in category_columns or []:
-        find_columns(names, {"category": name}, ("category",), "items", str(path))
-    list_columns = category_columns or ([by_role["category"]] if "category" in by_role else [])
-    schema = frame.collect_schema()
-    lists = [_categories(name, schema[name], columns.category_separator) for name in list_columns]
-    title, description = (
-        _text(by_role[role], schema[by_role[role]]) if role in by_role else pl.lit(None, pl.String)
-        for role in ("title", "description")
-    )
-    with readable(path):
-        table = frame.select(
-            _text(by_role["item_id"], schema[by_role["item_id"]]).alias("item_id"),
-            title.alias("title"),
-            (pl.concat_list(lists) if lists else pl.lit([], pl.List(pl.String))).alias("category"),
-            description.alias("description"),
-        ).collect()
-    return table.drop_nulls("item_id").unique("item_id", keep="first", maintain_order=True)
-
-
-def read_users(path: Path, columns: UserColumns, scratch: Path) -> pl.DataFrame:
-    """The user table, one row per user: user_id (text), then its other columns unchanged. Raises LogError."""
-    frame = scan_table(path, scratch)
-    names = column_names(frame)
-    by_role = find_columns(names, columns.model_dump(), ("user_id",), "users", str(path))
-    require_columns(by_role, names, ("user_id",), "users", str(path))
-    id_column = by_role["user_id"]
-    with readable(path):
-        table = frame.select(
-            _text(id_column, frame.collect_schema()[id_column]).alias("user_id"),
-            pl.exclude(id_column, "user_id"),
-        ).collect()
-    return table.drop_nulls("user_id").unique("user_id", keep="first", maintain_order=True)
 
 
 def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Path) -> pl.DataFrame:
@@ -179,25 +129,7 @@ def _value(column: str, sample: pl.DataFrame, path: Path) -> list[pl.Expr]:
 
 def _id(column: str, sample: pl.DataFrame) -> pl.Expr:
     """Ids as a Categorical, which stores each distinct id once; a whole float gives `17`, not `17.0`."""
-    return _raw_text(column, sample.schema[column]).cast(pl.Categorical(pl.Categories.random()))
-
-
-def _raw_text(column: str, dtype: pl.DataType) -> pl.Expr:
-    raw = pl.col(column)
-    if dtype.is_float():
-        whole = raw == raw.round()
-        return (
-            pl.when(whole)
-            .then(raw.cast(pl.Int64, strict=False).cast(pl.String))
-            .otherwise(raw.fill_nan(None).cast(pl.String))
-        )
-    return raw.cast(pl.String)
-
-
-def _text(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Trimmed text, null if empty."""
-    text = _raw_text(column, dtype).str.strip_chars()
-    return pl.when(text != "").then(text)
+    return raw_text(column, sample.schema[column]).cast(pl.Categorical(pl.Categories.random()))
 
 
 def _as_enum(ids: pl.Series) -> pl.Series:
@@ -211,10 +143,3 @@ def _as_enum(ids: pl.Series) -> pl.Series:
     codes_in = distinct.to_physical()
     enum_codes = pl.Series([None], dtype=codes.dtype).new_from_index(0, int(codes_in.max() or 0) + 1)  # type: ignore[arg-type]
     return enum_codes.scatter(codes_in, codes).gather(ids.to_physical()).cat.to(enum).alias(ids.name)
-
-
-def _categories(column: str, dtype: pl.DataType, separator: str) -> pl.Expr:
-    """A list of trimmed texts without empty ones."""
-    column_list = pl.col(column) if isinstance(dtype, pl.List) else pl.col(column).cast(pl.String).str.split(separator)
-    trimmed = column_list.cast(pl.List(pl.String)).list.eval(pl.element().str.strip_chars())
-    return trimmed.list.eval(pl.element().filter(pl.element() != "")).fill_null([])

@@ -13,9 +13,10 @@ from server.core.repository.layout import PREPROCESSING
 from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import ActionWeights, action_weights
+from training.data.item_table import read_items, read_users
 from training.data.item_text import add_text
 from training.data.left_out import leave_out, read_erasures
-from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
+from training.data.log_reader import RawLog, read_raw_log
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
 from training.data.visits import find_visits

@@ -18,7 +18,8 @@ from server.core.segments import Nearest, margin, normalised, segment_part
 from server.core.visits import visit_starts
 from training.config import Config
 from training.data.cleaning import clean
-from training.data.log_reader import read_raw_log, read_users
+from training.data.item_table import read_users
+from training.data.log_reader import read_raw_log
 from training.data.prepare import named_actions
 from training.data.sequences import in_canonical_order
 from training.errors import LogError

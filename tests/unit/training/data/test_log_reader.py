@@ -8,8 +8,8 @@ import polars as pl
 import pytest
 
 from tests.support.logs import planted_log
-from training.config import Columns, ItemColumns, UserColumns
-from training.data.log_reader import RawLog, read_items, read_raw_log, read_users
+from training.config import Columns
+from training.data.log_reader import RawLog, read_raw_log
 from training.errors import LogError
 
 CHINESE = "用户ID,商品ID,行为类型,行为值\n小明,手机,浏览,\n小明,手机,购买,1999.5\n小红,书 ,搜索,1\n"
@@ -192,29 +192,3 @@ def test_a_value_column_of_lists(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": ["a"], "item_id": ["x"], "value": [[1.0]]}).write_parquet(path)
     with pytest.raises(LogError, match=r"`value` \(value\).*not numbers"):
         read(path)
-
-
-def test_items_with_one_category_column_or_several(tmp_path: Path) -> None:
-    path = written(tmp_path, "movieId,title,genres,kind\n1, Up ,Animation|Drama,film\n2,,,\n1,again,x,y\n", "items.csv")
-    one = read_items(path, ItemColumns(), tmp_path)
-    assert one.rows() == [("1", "Up", ["Animation", "Drama"], None), ("2", None, [], None)]
-    several = read_items(path, ItemColumns(category=("kind", "genres")), tmp_path)
-    assert several["category"].to_list() == [["film", "Animation", "Drama"], []]
-    with pytest.raises(LogError, match=r"no column `sort`"):
-        read_items(path, ItemColumns(category=("sort",)), tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("header", "title", "description"),
-    [("item_id,title,Description", "b", "c"), ("item_id,name,简介", "b", "c"), ("item_id,Description,x", "b", None)],
-)
-def test_a_description_alone_is_the_title(tmp_path: Path, header: str, title: str, description: str | None) -> None:
-    table = read_items(written(tmp_path, f"{header}\na,b,c\n", "items.csv"), ItemColumns(), tmp_path)
-    assert table.select("title", "description").row(0) == (title, description)
-
-
-def test_users_keep_their_labels(tmp_path: Path) -> None:
-    path = written(tmp_path, "用户ID,age,city\na,30,X\n a ,31,Y\nb,,\n", "users.csv")
-    users = read_users(path, UserColumns(), tmp_path)
-    assert users.columns == ["user_id", "age", "city"]
-    assert users["user_id"].to_list() == ["a", "b"]
