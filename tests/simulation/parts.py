@@ -142,7 +142,7 @@ class Triton:
     async def _answer_time(self) -> None:
         start = self._starts
         await asyncio.sleep(self.rng.uniform(0.0005, 0.01))
-        while self.is_up and self.hangs_until > self.clock():  # it may be mended meanwhile
+        while self.is_up and self.hangs_until > self.clock():  # noqa: ASYNC110 - simulated time; it may be mended meanwhile
             await asyncio.sleep(min(0.2, self.hangs_until - self.clock()))
         if not self.is_up or start != self._starts:
             raise _error(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
