@@ -159,7 +159,12 @@ def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(
     assert main.main(["record", "events.csv"]) == 5
     output = capsys.readouterr()
     assert output.out == "read 1,505 = stored 1,501 + already there 0 + refused 4\n"
-    assert [line.split(":")[0] for line in output.err.splitlines()] == ["Row 1502", "Row 1503", "Row 1504", "Row 1501"]
+    assert [line.split(":")[0] for line in output.err.splitlines()] == [
+        "Line 1503",
+        "Line 1504",
+        "Line 1505",
+        "Line 1502",
+    ]
     assert main.main(["record", "events.csv", "--json"]) == 5
     assert records(capsys.readouterr().out)[-1] == {
         "read": 1505,
@@ -169,6 +174,57 @@ def test_recording_lists_refused_rows_adds_up_and_can_be_repeated(
         "refused": 4,
         "not_sent": 0,
     }
+
+
+def test_a_file_that_cannot_be_read_to_its_end_stores_nothing(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    title = 'user_id,item_id,action,title\nu,1,view,tea\nu,2,view,"12 inch\nu,3,view,cup\nu,4,view,"7 inch\n'
+    Path("events.csv").write_text(title, encoding="utf-8")
+    assert main.main(["record", "events.csv"]) == 2
+    assert "events.csv, line 3: a field begins with a double quote that is never closed" in capsys.readouterr().err
+    assert fake.script.stored == {}
+
+
+def test_options_say_how_events_are_read(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "buyer;商品ID;price;day\n None ;17850.0;9,5;31.01.2024\nguest;1;;\n"
+    Path("events.csv").write_text(text, encoding="utf-8")
+    arguments = ["record", "events.csv", "--column", "user_id=buyer", "--column", "value=", "--column", "timestamp=day"]
+    settings = ["--missing-words", "guest", "--timestamp-format", "%d.%m.%Y", "--timezone", "Asia/Shanghai"]
+    assert main.main([*arguments, *settings]) == 5
+    output = capsys.readouterr()
+    assert (output.out, output.err) == (
+        "read 2 = stored 1 + already there 0 + refused 1\n",
+        "Line 3: user_id is missing\n",
+    )
+    [event] = fake.script.stored["None"]
+    assert (event.item_id, event.action, event.timestamp.seconds) == ("17850", "event", 1706630400)
+    assert not event.HasField("value")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--column", "price=x"], "price=x is not ROLE=NAME with a role among user_id, item_id"),
+        (["--timezone", "Mars"], "'Mars' is no time zone"),
+        (["--timestamp-format", "%H:%M"], "lacks the year, month or day"),
+    ],
+)
+def test_wrong_options_of_reading_are_usage_errors(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["record", "events.csv", *options])
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_stream_says_how_many_users_have_no_history(fake: FakeSegrec, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("users.csv").write_text("user_id;name\nab;x\ncold-1;y\ncold-2;z\n", encoding="utf-8")
+    assert main.main(["stream", "--users", "users.csv", "--out", "out.csv"]) == 0
+    assert "segrec: 2 of 3 users have no history (column `state`)" in capsys.readouterr().err
+    assert main.main(["stream", "--users", "users.csv", "--out", "out.csv", "--json"]) == 0
+    assert records(capsys.readouterr().out)[0]["no_history"] == 2
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".ndjson", ".parquet"])

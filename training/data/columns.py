@@ -13,7 +13,7 @@ from training.errors import LogError
 ROLES = ("user_id", "item_id", "action", "value", "timestamp")
 """The columns of an event, in the order of the event table."""
 
-DEFAULT_ACTION = "event"
+DEFAULT_ACTION = reading.DEFAULT_ACTION
 """The action of every event in a log without an action column."""
 
 _COMMON_WEIGHTS: Mapping[str, float] = {

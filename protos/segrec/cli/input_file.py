@@ -1,145 +1,171 @@
-"""Reads users and events from CSV, NDJSON, Parquet or one id per line, without loading the whole file."""
+"""Reads users and events from delimited text, NDJSON, Parquet or one id per line, without loading the whole file."""
 
 import csv
-import io
-import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from types import ModuleType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
+from segrec.cli.input_tables import JsonTable, ParquetTable, Table, TextTable
+from segrec.cli.reading_options import Rules, column_option
 from segrec.errors import InvalidArgument
+from segrec.reading.columns import find_columns, is_common_name, require_columns
+from segrec.reading.delimited import Delimited, delimiter_of
+from segrec.reading.refusals import Refused, Unreadable
+from segrec.reading.text_file import TextFile
+from segrec.reading.values import NUMBER
+from segrec.reading.words import BLANKS, is_missing
 
 NDJSON_SUFFIXES = (".ndjson", ".jsonl", ".json")
-_PARQUET_ROWS = 16_384
-_LONGEST_FIELD = 64 * 1024 * 1024
+_COMPRESSED = (".gz", ".zst")
+_SAMPLE_ROWS = 100
+_DAY_SECONDS = 86_400
+_YEAR_2000_MS = 946_684_800_000
 
 
-def polars() -> ModuleType:
-    """Polars, which only Parquet needs. Raises InvalidArgument when Polars is not installed."""
-    try:
-        import polars as module
-    except ImportError:
-        message = "Parquet needs Polars, which is not installed: `pip install polars`, or use CSV or NDJSON"
-        raise InvalidArgument(message) from None
-    return module
+@dataclass(frozen=True)
+class InputRow:
+    """The values of one row by role, such as `user_id`, as the file has them."""
+
+    number: int
+    """The row's number from 1, without the header and blank lines."""
+    line: int | None
+    """The line of a text file at which the row begins, from 1."""
+    values: Mapping[str, Any]
+
+    @property
+    def place(self) -> str:
+        """Where the row is, for the beginning of a sentence."""
+        return f"Row {self.number}" if self.line is None else f"Line {self.line}"
 
 
 class InputFile:
-    """A file of rows. Bytes that are not UTF-8 are read as surrogates, so that one bad id costs one row.
+    """A file of rows, read by `rules`. A text file is checked to its end before the first row is given.
 
     Raises InvalidArgument, also while reading, when the file cannot be read.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, rules: Rules | None = None) -> None:
         self.path = path
-        self.suffix = Path(path).suffix.lower()
-        self._text: io.TextIOWrapper | None = None
-        self._total = 0
-        self._position: Callable[[], int] = int
+        self.rules = rules or Rules()
+        suffixes = [suffix.lower() for suffix in Path(path).suffixes]
+        self.suffix = next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSED), "")
+        self._text: TextFile | None = None
+        self._parquet: ParquetTable | None = None
         try:
-            self._raw = open(path, "rb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise InvalidArgument(f"Cannot read {path}: {error.strerror}") from error
+            if self.suffix == ".parquet":
+                self._parquet = ParquetTable(path)
+            else:
+                self._text = TextFile(path)
+        except Refused as error:
+            raise InvalidArgument(str(error)) from error
 
     @property
     def fraction(self) -> float | None:
-        """Share of the file that has been read, 0 to 1; None before reading starts."""
-        return min(self._position() / self._total, 1.0) if self._total else None
+        """Share of the file that has been read, 0 to 1; None for an empty file."""
+        source = self._text or self._parquet
+        return source.fraction if source else None
 
     def users(self) -> Iterator[str]:
-        """The ids of column or field `user_id`; without such a column, one id per line. Skips blank lines."""
-        if self.suffix == ".parquet":
-            for row in self._parquet_rows(["user_id"]):
-                yield _text(row["user_id"])
-        elif self.suffix in NDJSON_SUFFIXES:
-            for value in self._json_values():
-                yield _text(value.get("user_id") if isinstance(value, dict) else value)
+        """The ids of the user column or field; without such a column, one id per line. Skips blank lines.
+
+        A missing id and a value that is no id give an empty text, which the server refuses as a row.
+        """
+        try:
+            yield from (_id_or_nothing(value, self.rules) for value in self._users())
+        except Refused as error:
+            raise InvalidArgument(str(error)) from error
+
+    def rows(self, required: Sequence[str], optional: Sequence[str]) -> Iterator[InputRow]:
+        """Rows with the columns of these roles. Raises InvalidArgument when a required column is missing.
+
+        Asks, by raising InvalidArgument, for the time column when none is recognised and an unused column holds times.
+        """
+        try:
+            table = self._table()
+            by_role = self._columns(table.names, [*required, *optional])
+            require_columns(by_role, table.names, required, self.path, column_option)
+            if "timestamp" in optional and "timestamp" not in by_role and self.rules.columns.get("timestamp") is None:
+                self._ask_about_times(table, by_role)
+            for number, (line, values) in enumerate(table.rows(list(dict.fromkeys(by_role.values()))), start=1):
+                yield InputRow(number, line, {role: values.get(name) for role, name in by_role.items()})
+        except Refused as error:
+            raise InvalidArgument(str(error)) from error
+
+    def _columns(self, names: Sequence[str], roles: Sequence[str]) -> dict[str, str]:
+        return find_columns(names, self.rules.columns, roles, self.path, column_option)
+
+    def _table(self) -> Table:
+        if self._parquet:
+            return self._parquet
+        assert self._text is not None
+        if self.suffix in NDJSON_SUFFIXES:
+            return JsonTable(self._text)
+        return TextTable(self._text, self.suffix)
+
+    def _users(self) -> Iterator[object]:
+        if self._text and self.suffix in NDJSON_SUFFIXES:
+            yield from self._json_users(JsonTable(self._text))
+        elif self._text and not self._has_user_column(self._text):
+            yield from self._listed_users(self._text)
         else:
-            yield from self._csv_users()
+            table = self._table()
+            by_role = self._columns(table.names, ["user_id"])
+            require_columns(by_role, table.names, ["user_id"], self.path, column_option)
+            yield from (values[by_role["user_id"]] for _, values in table.rows([by_role["user_id"]]))
 
-    def rows(self, required: Iterable[str], optional: Iterable[str]) -> Iterator[dict[str, Any]]:
-        """Rows by column name. Raises InvalidArgument when a required column is missing."""
-        if self.suffix == ".parquet":
-            yield from self._parquet_rows(list(required), list(optional))
-        elif self.suffix in NDJSON_SUFFIXES:
-            for value in self._json_values():
-                yield value if isinstance(value, dict) else {}
-        else:
-            yield from self._csv_rows(list(required))
+    def _json_users(self, table: JsonTable) -> Iterator[object]:
+        by_role = self._columns(table.names, ["user_id"])
+        if table.names:
+            require_columns(by_role, table.names, ["user_id"], self.path, column_option)
+        for _, value in table.values():
+            yield value.get(by_role["user_id"]) if isinstance(value, dict) else value
 
-    def _lines(self) -> Iterator[str]:
-        self._total, self._position = os.fstat(self._raw.fileno()).st_size, self._raw.tell
-        self._text = io.TextIOWrapper(self._raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        return self._text
+    def _has_user_column(self, text: TextFile) -> bool:
+        """Whether the file is a table, which may still lack a user column; if not, the file is a list of ids."""
+        first = next((line for line in text.lines() if line.strip(BLANKS)), "")
+        if first.lstrip(BLANKS).startswith(("{", "[")):
+            raise Refused(f"{self.path} looks like JSON: write one object or id on each line, and name it .ndjson")
+        if not first or "user_id" in self.rules.columns or first.lower().startswith(("sep=", '"sep=')):
+            return bool(first)
+        delimiter = "\t" if self.suffix == ".tsv" else delimiter_of(first)
+        try:
+            names = next(csv.reader([first], delimiter=delimiter))
+        except csv.Error:  # a line too long for a header
+            return False
+        if any(is_common_name(name, "user_id") for name in names):
+            return True
+        return len(names) > 1 and (self.suffix in (".csv", ".tsv") or "\t" in first)
 
-    def _csv_users(self) -> Iterator[str]:
-        lines = self._lines()
-        first = next(lines, "")
-        header = [name.strip() for name in next(csv.reader([first]), [])]
-        if "user_id" in header:
-            column = header.index("user_id")
-            for row in self._csv_lists(lines):
-                yield row[column] if column < len(row) else ""
+    def _listed_users(self, text: TextFile) -> Iterator[object]:
+        if self.suffix in (".csv", ".tsv") and any(line.strip(BLANKS) for line in text.lines()):
+            yield from (row[0] for _, row in Delimited(text.lines(), self.path, has_header=False).rows())
             return
-        if self.suffix == ".csv" and len(header) > 1:
-            raise InvalidArgument(f"{self.path} has no column user_id; its columns are {', '.join(header)}")
-        for line in chain([first], lines):
-            user_id = line.rstrip("\r\n")
-            if user_id:
+        for line in text.lines():
+            user_id = line.strip(BLANKS)
+            if user_id[:1] == user_id[-1:] == '"' and len(user_id) > 1:
+                yield user_id[1:-1].replace('""', '"')
+            elif user_id:
                 yield user_id
 
-    def _csv_rows(self, required: list[str]) -> Iterator[dict[str, Any]]:
-        lists = self._csv_lists(self._lines())
-        header = [name.strip() for name in next(lists, [])]
-        self._require(required, header)
-        for values in lists:
-            yield dict(zip(header, values, strict=False))
-
-    def _csv_lists(self, lines: Iterator[str]) -> Iterator[list[str]]:
-        csv.field_size_limit(_LONGEST_FIELD)
-        try:
-            for row in csv.reader(lines):
-                if row:
-                    yield row
-        except csv.Error as error:
-            raise InvalidArgument(f"{self.path} is not readable as CSV: {error}") from error
-
-    def _json_values(self) -> Iterator[Any]:
-        for number, line in enumerate(self._lines(), start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InvalidArgument(f"{self.path}, line {number}, is not JSON: {error}") from error
-
-    def _parquet_rows(self, required: list[str], optional: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-        pl = polars()
-        try:
-            frame = pl.scan_parquet(self.path)
-            columns = frame.collect_schema().names()
-            self._require(required, columns)
-            self._total = frame.select(pl.len()).collect().item()
-            selected = frame.select([name for name in [*required, *optional] if name in columns])
-            read_count = 0
-            self._position = lambda: read_count
-            for batch in selected.collect_batches(chunk_size=_PARQUET_ROWS, maintain_order=True):
-                yield from batch.iter_rows(named=True)
-                read_count += batch.height
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise InvalidArgument(f"{self.path} is not readable as Parquet: {error}") from error
-
-    def _require(self, required: Iterable[str], columns: list[str]) -> None:
-        missing = [name for name in required if name not in columns]
-        if missing:
-            existing = ", ".join(columns) or "none"
-            raise InvalidArgument(f"{self.path} lacks the column {', '.join(missing)}; its columns are {existing}")
+    def _ask_about_times(self, table: Table, by_role: Mapping[str, str]) -> None:
+        unused = [name for name in table.names if name not in by_role.values()]
+        sample = [values for _, values in islice(table.rows(unused), _SAMPLE_ROWS)]
+        for name in unused:
+            if _are_times([values.get(name) for values in sample], self.rules):
+                raise Refused(
+                    f"{self.path} has no column of a common name for the timestamp, but `{name}` holds times: give "
+                    f"{column_option('timestamp', name)}, or `--column timestamp=` for events without a time."
+                )
 
     def close(self) -> None:
-        (self._text or self._raw).close()
+        if self._text:
+            self._text.close()
 
     def __enter__(self) -> Self:
         return self
@@ -148,8 +174,25 @@ class InputFile:
         self.close()
 
 
-def _text(value: object) -> str:
-    """An id as text; empty for a value that is not an id, so that the server refuses the row."""
-    if isinstance(value, str):
-        return value
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else ""
+def _id_or_nothing(value: object, rules: Rules) -> str:
+    try:
+        return rules.id_of(value) or ""
+    except Unreadable:
+        return ""
+
+
+def _are_times(values: Sequence[object], rules: Rules) -> bool:
+    """Whether the values are dates, nine of ten at least, or numbers that all are times from 2000 until tomorrow."""
+    given = [value for value in values if value is not None and not is_missing(str(value), rules.words)]
+    times = [moment for moment in map(partial(_time_or_none, rules), given) if moment is not None]
+    if any(re.match(NUMBER, str(value).strip(BLANKS)) for value in given):
+        tomorrow = (time.time() + _DAY_SECONDS) * 1000
+        return len(times) == len(given) and len({*times}) > 1 and _YEAR_2000_MS <= min(times) <= max(times) <= tomorrow
+    return bool(times) and len(times) >= 0.9 * len(given)
+
+
+def _time_or_none(rules: Rules, value: object) -> int | None:
+    try:
+        return rules.milliseconds_of(value)
+    except Unreadable:
+        return None

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
-from segrec.cli import commands, exit_codes, record, stream, traffic
+from segrec.cli import commands, exit_codes, reading_options, record, stream, traffic
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import RecommendArguments, strategy_of
@@ -20,6 +20,7 @@ _MODEL_COMMANDS: dict[str, Callable[[ModelClient, argparse.Namespace], int]] = {
     "traffic": traffic.traffic,
     "rollback": traffic.rollback,
 }
+_EVENT_ROLES = (*record.REQUIRED, *record.OPTIONAL)
 _RECOMMEND_FIELDS = {
     "top_k": "top_k",
     "strategy": "strategy",
@@ -122,6 +123,12 @@ Without --shadow the shadow stays; without --guard the guard stays with its cana
 _ROLLBACK_DETAILS = """Removes the canary; without a canary, the previous stable release answers again."""
 
 
+_FILES = """Files: delimited text (comma, semicolon, tab or bar; UTF-8, UTF-16 or GB18030), NDJSON (.ndjson, .jsonl,
+.json), both also as .gz or .zst, and Parquet, which needs Polars. They are read as `segrec-train` reads them: columns
+by their common names (userId, "User ID", 用户ID), ids without blanks around and 17850.0 as 17850, and words such as
+NULL as missing. A row that cannot be read is refused and counted; a file that cannot be read is refused as a whole."""
+
+
 class _Commands:
     """Adds commands that share the common options."""
 
@@ -204,10 +211,11 @@ def _add_file_commands(commands_: _Commands) -> None:
         "write the segments of, or items for, all users of a file",
         "--resume continues an interrupted run.\n"
         "Each user is written once, in the order of the input; a failed user is written with its status.\n"
-        "Users with a degraded answer are counted at the end and give exit code 7; a second run requests them again.",
+        "Users with a degraded answer are counted at the end and give exit code 7; a second run requests them again.\n"
+        + _FILES,
     )
     stream.add_argument(
-        "--users", required=True, metavar="FILE", help="CSV, NDJSON or Parquet with user_id, or one id per line"
+        "--users", required=True, metavar="FILE", help="a table with a column of user ids, or one id per line"
     )
     stream.add_argument(
         "--out", required=True, metavar="FILE", help=".csv, .ndjson or .parquet; named FILE.part until it is complete"
@@ -221,14 +229,16 @@ def _add_file_commands(commands_: _Commands) -> None:
     stream.add_argument("--recommend", action="store_true", help="write items instead of segments")
     _add_release(stream)
     _add_recommend_options(stream)
+    reading_options.add_options(stream, ("user_id",))
     record = commands_.add(
         "record",
         "store the events of a file",
-        "Columns: user_id, item_id, action; optional: value, timestamp, event_id.\n"
-        "Times are ISO 8601 (UTC without a zone), or seconds or milliseconds since 1970.\n"
-        "A second run on the same file stores no event twice.",
+        "Columns: user_id, item_id; optional: action (without one: event), value, timestamp, event_id.\n"
+        "Times are ISO 8601, dates such as 20240131, or seconds, ms, µs or ns since 1970; they are cut off to ms.\n"
+        "A second run on the same file stores no event twice.\n" + _FILES,
     )
-    record.add_argument("file", metavar="FILE", help="CSV, NDJSON or Parquet")
+    record.add_argument("file", metavar="FILE", help="a table of events")
+    reading_options.add_options(record, _EVENT_ROLES)
 
 
 def _add_release(parser: argparse.ArgumentParser) -> None:

@@ -15,7 +15,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from segrec.cli.input_file import NDJSON_SUFFIXES, polars
+from segrec.cli.input_file import NDJSON_SUFFIXES
+from segrec.cli.input_tables import polars
 from segrec.cli.records import (
     ITEM_COLUMNS,
     SEGMENT_COLUMNS,
@@ -26,7 +27,7 @@ from segrec.cli.records import (
     segment_record,
 )
 from segrec.errors import InvalidArgument
-from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow
+from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, SegmentState
 from segrec.window import readable
 
 Row = SegmentRow | RecommendRow
@@ -47,6 +48,7 @@ class OutputProgress:
     answered_count: int = 0
     failed_count: int = 0
     degraded_count: int = 0
+    no_history_count: int = 0
     base_release: int = 0
     """The release of the stream, with which a resumed run goes on; 0 until it is known."""
     users_digest: str = ""
@@ -127,7 +129,9 @@ class Output:
         self._file.write(data)
         self._add_to_digest(row.user_id for row in rows)
         failed = sum(row.HasField("status") for row in rows)
-        degraded = sum(row.result.info.degraded for row in rows if row.HasField("result"))
+        results = [row.result for row in rows if row.HasField("result")]
+        degraded = sum(result.info.degraded for result in results)
+        no_history = sum(result.assignment.state == SegmentState.SEGMENT_STATE_NO_HISTORY for result in results)
         # One assignment: after an earlier interrupt the counts are still right, and resuming cuts the new bytes off.
         self.progress = OutputProgress(
             request=self.progress.request,
@@ -136,6 +140,7 @@ class Output:
             answered_count=self.progress.answered_count + len(rows) - failed,
             failed_count=self.progress.failed_count + failed,
             degraded_count=self.progress.degraded_count + degraded,
+            no_history_count=self.progress.no_history_count + no_history,
             base_release=base_release,
             users_digest=self._digest.hexdigest(),
         )

@@ -2,26 +2,28 @@
 
 import argparse
 import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from segrec.cli.exit_codes import OK, ROWS_FAILED
-from segrec.cli.input_file import InputFile
+from segrec.cli.input_file import InputFile, InputRow
+from segrec.cli.reading_options import Rules, rules_of
 from segrec.cli.records import json_line
 from segrec.client import SegrecClient
 from segrec.errors import InvalidArgument
+from segrec.reading.columns import DEFAULT_ACTION
+from segrec.reading.refusals import Unreadable
 from segrec.requests import MAX_EVENTS_PER_CALL, id_problem
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import UserEvent
 
-_REQUIRED = ("user_id", "item_id", "action")
-_OPTIONAL = ("value", "timestamp", "event_id")
+ValueT = TypeVar("ValueT")
+REQUIRED = ("user_id", "item_id")
+OPTIONAL = ("action", "value", "timestamp", "event_id")
 _MAX_PRINTED_REFUSALS = 50
-_MILLISECONDS_FROM = 1e11
-"""Larger numbers are milliseconds since 1970; as seconds they would be after the year 5000."""
 
 
 @dataclass
@@ -36,15 +38,18 @@ class _Counts:
 def record_file(client: SegrecClient, options: argparse.Namespace) -> int:
     """Runs the command and returns its exit code. Raises SegrecError. A repeated run stores no event twice."""
     counts = _Counts()
-    with InputFile(options.file) as source:
-        chunk: list[tuple[int, UserEvent]] = []
+    rules = rules_of(options)
+    with InputFile(options.file, rules) as source:
+        chunk: list[tuple[InputRow, UserEvent]] = []
         try:
-            for number, row in enumerate(source.rows(_REQUIRED, _OPTIONAL), start=1):
+            for row in source.rows(REQUIRED, OPTIONAL):
                 counts.read += 1
                 try:
-                    chunk.append((number, event_of(row, f"{Path(options.file).name}\0{number}")))
+                    event = event_of(row.values, f"{Path(options.file).name}\0{row.number}", rules)
                 except InvalidArgument as error:
-                    _refuse(counts, number, "INVALID_ARGUMENT", str(error), as_json=options.json)
+                    _refuse(counts, row, "INVALID_ARGUMENT", str(error), as_json=options.json)
+                else:
+                    chunk.append((row, event))
                 if len(chunk) == MAX_EVENTS_PER_CALL:
                     _send(client, chunk, counts, as_json=options.json)
                     chunk = []
@@ -54,7 +59,7 @@ def record_file(client: SegrecClient, options: argparse.Namespace) -> int:
     return ROWS_FAILED if counts.refused else OK
 
 
-def _send(client: SegrecClient, chunk: list[tuple[int, UserEvent]], counts: _Counts, *, as_json: bool) -> None:
+def _send(client: SegrecClient, chunk: list[tuple[InputRow, UserEvent]], counts: _Counts, *, as_json: bool) -> None:
     if not chunk:
         return
     response = client.record(event for _, event in chunk)
@@ -66,12 +71,13 @@ def _send(client: SegrecClient, chunk: list[tuple[int, UserEvent]], counts: _Cou
         _refuse(counts, chunk[refused.index][0], status.reason, status.message, as_json=as_json)
 
 
-def _refuse(counts: _Counts, number: int, reason: str, message: str, *, as_json: bool) -> None:
+def _refuse(counts: _Counts, row: InputRow, reason: str, message: str, *, as_json: bool) -> None:
     counts.refused += 1
     if as_json:
-        print(json_line({"row": number, "reason": reason, "message": message}))
+        place = {"row": row.number} if row.line is None else {"row": row.number, "line": row.line}
+        print(json_line({**place, "reason": reason, "message": message}))
     elif counts.refused <= _MAX_PRINTED_REFUSALS:
-        print(f"Row {number}: {message}", file=sys.stderr)
+        print(f"{row.place}: {message}", file=sys.stderr)
     elif counts.refused == _MAX_PRINTED_REFUSALS + 1:
         print("More rows are refused; --json lists all of them", file=sys.stderr)
 
@@ -99,62 +105,40 @@ def _report(counts: _Counts, *, as_json: bool) -> None:
     )
 
 
-def event_of(row: dict[str, Any], place: str) -> UserEvent:
-    """The event of a row. An event without id and time gets an id made from its content and `place`, file and row.
+def event_of(row: Mapping[str, Any], place: str, rules: Rules) -> UserEvent:
+    """The event of a row's values by role. An event without id and time gets an id made from its content and `place`.
 
     Raises InvalidArgument, which says what is wrong with the row.
     """
-    user_id, item_id, action = (_text(row, name) for name in _REQUIRED)
-    event = Event(item_id=item_id, action=action, event_id=_text(row, "event_id", is_required=False))
-    value = row.get("value")
-    if value not in (None, ""):
-        event.value = _number(value, "value")
-    time = row.get("timestamp")
-    if time not in (None, ""):
-        _set_time(event, time)
+    user_id, item_id = (_id(row, name, rules) for name in REQUIRED)
+    action = _id(row, "action", rules) if "action" in row else DEFAULT_ACTION
+    event = Event(item_id=item_id, action=action, event_id=_id(row, "event_id", rules, is_required=False))
+    value = _read("value", row.get("value"), rules.number_of)
+    if value is not None:
+        event.value = value
+    milliseconds = _read("timestamp", row.get("timestamp"), rules.milliseconds_of)
+    if milliseconds is not None:
+        event.timestamp.FromMilliseconds(milliseconds)
     elif not event.event_id:
-        content = f"{place}\0{user_id}\0{item_id}\0{action}\0{value}"
-        event.event_id = blake2b(content.encode(), digest_size=16).hexdigest()
+        content = f"{place}\0{user_id}\0{item_id}\0{action}\0{row.get('value')}"
+        event.event_id = blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()
     return UserEvent(user_id=user_id, event=event)
 
 
-def _text(row: dict[str, Any], name: str, *, is_required: bool = True) -> str:
-    value = row.get(name)
-    if value is None or value == "":
+def _id(row: Mapping[str, Any], name: str, rules: Rules, *, is_required: bool = True) -> str:
+    text = _read(name, row.get(name), rules.id_of)
+    if text is None:
         if is_required:
             raise InvalidArgument(f"{name} is missing")
         return ""
-    text = str(value)
     problem = id_problem(text)
     if problem:
         raise InvalidArgument(f"{name} {problem}")
     return text
 
 
-def _number(value: object, name: str) -> float:
+def _read(name: str, value: object, read: Callable[[object], ValueT | None]) -> ValueT | None:
     try:
-        return float(str(value))
-    except ValueError:
-        raise InvalidArgument(f"{name} {str(value)[:40]!r} is not a number") from None
-
-
-def _set_time(event: Event, value: object) -> None:
-    try:
-        event.timestamp.FromMilliseconds(_milliseconds(value))
-    except (ValueError, OverflowError):
-        raise InvalidArgument(
-            f"timestamp {str(value)[:40]!r} is neither ISO 8601 nor seconds or milliseconds since 1970"
-        ) from None
-
-
-def _milliseconds(value: object) -> int:
-    if isinstance(value, datetime):
-        moment = value
-    else:
-        try:
-            number = float(str(value))
-        except ValueError:
-            moment = datetime.fromisoformat(str(value).strip())
-        else:
-            return round(number if abs(number) >= _MILLISECONDS_FROM else number * 1000)
-    return round((moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() * 1000)
+        return read(value)
+    except Unreadable as error:
+        raise InvalidArgument(f"{name} {error}") from None

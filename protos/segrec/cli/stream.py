@@ -10,6 +10,7 @@ from contextlib import closing, suppress
 from segrec.cli.exit_codes import OK, ROWS_DEGRADED, ROWS_FAILED
 from segrec.cli.input_file import InputFile
 from segrec.cli.output_file import Output
+from segrec.cli.reading_options import rules_of
 from segrec.cli.records import json_line
 from segrec.client import SegrecClient
 from segrec.errors import DataLoss, SegrecError
@@ -25,7 +26,7 @@ _LOG_SECONDS = 10.0
 def stream_users(client: SegrecClient, options: argparse.Namespace, arguments: RecommendArguments) -> int:
     """Runs the command and returns its exit code. Raises SegrecError; all but DataLoss leave a run to resume."""
     request = {"recommend": options.recommend, "release": options.release, "choice": arguments}
-    with InputFile(options.users) as source:
+    with InputFile(options.users, rules_of(options)) as source:
         users = source.users()
         output = Output(options.out, request, resume=options.resume)
         meter = Meter(source, output)
@@ -102,6 +103,7 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
         "answered": progress.answered_count,
         "failed": progress.failed_count,
         "degraded": progress.degraded_count,
+        "no_history": progress.no_history_count,
         "resumed_after": output.resumed_count,
         "server_received": summary.received_count if summary else 0,
         "server_answered": summary.answered_count if summary else 0,
@@ -119,6 +121,12 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
     if as_json:
         print(json_line(record))
         return
+    if progress.no_history_count:
+        print(
+            f"segrec: {progress.no_history_count:,} of {progress.read_count:,} users have no history (column `state`): "
+            "they are new, or the file writes their ids in another way than the events do",
+            file=sys.stderr,
+        )
     print(
         f"{output.path}: read {progress.read_count:,} = answered {progress.answered_count:,} "
         f"+ failed {progress.failed_count:,}; degraded {progress.degraded_count:,}; "

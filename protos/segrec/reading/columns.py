@@ -5,6 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from segrec.reading.refusals import Refused
 
+DEFAULT_ACTION = "event"
+"""The action of every event in a log without an action column."""
+
 COMMON_NAMES: Mapping[str, frozenset[str]] = {
     role: frozenset(names.split())
     for role, names in {
@@ -62,6 +65,8 @@ def find_columns(
                     f"{setting(role, chosen)} names the column `{chosen}`, but {where} has no column `{chosen}`; "
                     f"{_known_columns(columns)}."
                 )
+            if columns.count(chosen) > 1:
+                raise Refused(f"{where} has the column `{chosen}` twice: rename one of them.")
             by_role[role] = chosen
         elif chosen is not False:
             free = [name for name in columns if name not in taken]

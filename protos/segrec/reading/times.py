@@ -9,7 +9,6 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
-from zoneinfo import ZoneInfo
 
 from segrec.reading.refusals import Unreadable, shown
 from segrec.reading.values import NUMBER
@@ -75,6 +74,8 @@ def zone_of(name: str) -> tzinfo:
     """The time zone of an IANA name such as Asia/Shanghai. Raises Unreadable for an unknown name."""
     if name.upper() == "UTC":
         return UTC
+    from zoneinfo import ZoneInfo  # slow to import, and rarely needed
+
     try:
         return ZoneInfo(name)
     except (OSError, ValueError, KeyError):  # a folder, an absolute path, an unknown name
