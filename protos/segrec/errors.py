@@ -27,6 +27,8 @@ STATUS_METADATA_KEY = "segrec-error-bin"
 # grpc.aio reports this text when a stream ends during a write, whatever the cause (grpc/grpc#36066). The next
 # connection shows the real cause.
 _FAILED_WRITE = "Internal error from Core"
+_OWN_CANCELS = ("Locally cancelled", "Channel closed")
+"""Starts of gRPC's words for a call that the caller itself has cancelled; otherwise the server did."""
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -168,6 +170,8 @@ def _code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     details = error.details() if hasattr(error, "details") else str(error)
     if code is grpc.StatusCode.INTERNAL and details == _FAILED_WRITE:
         code = grpc.StatusCode.UNAVAILABLE
+    if code is grpc.StatusCode.CANCELLED and not (details or "").startswith(_OWN_CANCELS):
+        code = grpc.StatusCode.UNAVAILABLE
     return code or grpc.StatusCode.UNKNOWN, details or ""
 
 
@@ -194,6 +198,8 @@ def _sentence(code: grpc.StatusCode, details: str, address: str, timeout_seconds
 
 
 def _unavailable_sentence(details: str, address: str) -> str:
+    if "cancelled" in details.lower():
+        return f"{address} ended the call before it had answered, as a server that stops does: try again"
     if details == _FAILED_WRITE:
         return f"The connection to {address} was lost"
     for text, sentence in _CONNECTION_FAILURES:

@@ -58,14 +58,14 @@ class Embedder:
     """
 
     def __init__(self, encoder: EncoderClient, executor: Executor, gives_way_to: UnaryLane | None = None) -> None:
-        """`gives_way_to`: while this lane is busy, calls are small and made one at a time.
+        """`gives_way_to`: while this lane is busy, `embed` works for one caller at a time, in small calls one by one.
 
-        One instance of the encoder then stays free, and a unary call waits for a few milliseconds at most.
+        One instance of the encoder and most threads then stay free, and a unary call waits for a few milliseconds.
         """
         self._encoder = encoder
         self._executor = executor
         self._lane = gives_way_to or UnaryLane()
-        self._turn = asyncio.Lock()
+        self._turn, self._call_turn = asyncio.Lock(), asyncio.Lock()
         self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
         self._last_answer = monotonic()
 
@@ -80,22 +80,22 @@ class Embedder:
         Raises `EncoderUnavailable` when Triton does not answer a call within `call_seconds`, or answers no call at all
         while a call waits for its turn for `call_seconds`.
         """
-        with tracing.span("features", histories=len(histories)):
-            size = CHUNK_SIZE
-            if len(histories) >= LARGE_FROM_HISTORIES and not self._lane.is_busy:
-                size = LARGE_CALL_HISTORIES
-            work = await self._run(len(histories), _prepare, release, histories, size)
-        tasks = [
-            asyncio.ensure_future(self._encode(release.number, inputs, call_seconds)) for _, inputs in work.batches
-        ]
-        try:
-            encoded = await asyncio.gather(*tasks)
-        except BaseException:
-            for task in tasks:
-                task.cancel()
-            raise
-        with tracing.span("nearest"):
-            return await self._run(len(histories), _assign, release, work, encoded)
+        async with self._turn if self._lane.is_busy else nullcontext():
+            with tracing.span("features", histories=len(histories)):
+                is_large = len(histories) >= LARGE_FROM_HISTORIES and not self._lane.is_busy
+                size = LARGE_CALL_HISTORIES if is_large else CHUNK_SIZE
+                work = await self._run(len(histories), _prepare, release, histories, size)
+            tasks = [
+                asyncio.ensure_future(self._encode(release.number, inputs, call_seconds)) for _, inputs in work.batches
+            ]
+            try:
+                encoded = await asyncio.gather(*tasks)
+            except BaseException:
+                for task in tasks:
+                    task.cancel()
+                raise
+            with tracing.span("nearest"):
+                return await self._run(len(histories), _assign, release, work, encoded)
 
     async def _run(self, count: int, function: Callable[..., T], *arguments: object) -> T:
         """Call a function: here for few histories, which is cheaper; in a thread for many, to free the event loop."""
@@ -108,7 +108,7 @@ class Embedder:
         async with self._in_flight:
             if self._last_answer <= waiting_since <= monotonic() - call_seconds:
                 raise EncoderUnavailable(f"the encoder has answered no call for {call_seconds:.3f} s")
-            async with self._turn if self._lane.is_busy else nullcontext():
+            async with self._call_turn if self._lane.is_busy else nullcontext():
                 with tracing.span("encode", release=release):
                     embeddings = await self._encoder.encode(release, inputs, call_seconds)
             self._last_answer = monotonic()

@@ -75,6 +75,9 @@ def main() -> None:
                 seen = _ask(server.address, "Segment", -float(calls), 1.0)
                 figures[f"burst of {calls}"] = seen
                 rows.append((f"{calls:,} calls at once", "", "", "", _text(seen)))
+            refusal = asyncio.run(_bare_refusal(max(options.times) * capacity, options.seconds))
+            figures["bare_refusal_ms"] = refusal
+            rows.append((f"a bare server that refuses all: {refusal:.2f} ms of CPU a call", "", "", "", ""))
             figures["memory_mib"] = psutil.Process(server.process.pid).memory_info().rss >> 20
         finally:
             server.end()
@@ -82,6 +85,27 @@ def main() -> None:
     show("More than the server can answer", columns, rows, figures | {"goal": GOAL, "least": round(min(shares), 3)})
     if min(shares) < GOAL:
         sys.exit(f"Goodput fell to {min(shares):.0%} of the capacity, below {GOAL:.0%}.")
+
+
+async def _bare_refusal(rate: float, seconds: float) -> float:
+    """Milliseconds of CPU for each call that a gRPC server of nothing else refuses: what no limit of calls can save."""
+
+    async def refuse(_: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED)
+
+    class Refuse(grpc.aio.ServerInterceptor):
+        async def intercept_service(self, *_: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(refuse)
+
+    server = grpc.aio.server(interceptors=[Refuse()])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    begun = time.process_time()
+    seen = await asyncio.to_thread(_ask, f"127.0.0.1:{port}", "Segment", rate, seconds)
+    spent = time.process_time() - begun
+    await server.stop(None)
+    calls: int = sum(seen["outcomes"].values())
+    return round(1e3 * spent / calls, 3)
 
 
 def _text(seen: dict[str, Any]) -> str:
