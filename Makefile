@@ -26,11 +26,12 @@ $(STAMP): pyproject.toml protos/pyproject.toml requirements.lock
 
 # Programs that the tests run and that no Python package brings.
 services:
-	@command -v redis-server >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null || { \
-	  echo "Installing redis-server, prometheus and chromium for the tests"; \
+	@command -v redis-server >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null \
+	  && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
+	  echo "Installing redis-server, prometheus, chromium and postgresql for the tests"; \
 	  SUDO=$$(test "$$(id -u)" = 0 || echo sudo); \
-	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium >/dev/null; } \
-	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus and chromium"; exit 1; }
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium postgresql >/dev/null; } \
+	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus, chromium and postgresql"; exit 1; }
 
 # Tests of the running server measure times, and have the machine to themselves; the simulation takes all cores itself.
 test: setup services

@@ -7,4 +7,5 @@ pytest_plugins = [
     "tests.support.dask_cluster",
     "tests.support.browser",
     "tests.support.collector",
+    "tests.support.postgres_server",
 ]

@@ -11,13 +11,14 @@ from pydantic import ValidationError
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
 from training.data.prepare import prepare
+from training.data.sources import Log, fingerprint_of
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
 from training.fit.train import train
 from training.model.export import export
 from training.profiles.llm_names import require_client
 from training.publish.publish import Push, publish
-from training.runs import UPSTREAM, Progress, Run, fingerprint
+from training.runs import UPSTREAM, Progress, Run
 from training.segments.segment import segment
 
 STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
@@ -28,9 +29,9 @@ _FIRST_STAGE: Mapping[str, str] = {"train": "train", "segment": "segment", "publ
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """The input files, the configuration, the repository for the release, and a file of erased users to leave out."""
+    """The log, the tables, the configuration, the repository for the release, and a file of erased users."""
 
-    events: Path
+    events: Log
     items: Path | None
     users: Path | None
     config: Config
@@ -39,9 +40,9 @@ class RunInputs:
 
     def fingerprints(self) -> dict[str, object]:
         """The fingerprint of each input file, by role."""
-        files = {"events": self.events, "items": self.items, "users": self.users}
+        files: dict[str, Log | None] = {"events": self.events, "items": self.items, "users": self.users}
         files |= {"vectors": self.config.text.vectors, "erasures": self.erasures}
-        return {role: fingerprint(path) for role, path in files.items() if path}
+        return {role: fingerprint_of(path) for role, path in files.items() if path}
 
 
 def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:

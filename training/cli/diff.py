@@ -7,7 +7,7 @@ import typer
 
 from server.core.repository.traffic import read_traffic
 from training.cli.console import command_console
-from training.cli.options import REPOSITORY, RUNS, ConfigFile, Repository, Runs, check_files, release_number
+from training.cli.options import REPOSITORY, RUNS, ConfigFile, Repository, Runs, log_of, release_number
 from training.config import load_config
 from training.errors import ConfigError
 from training.runs import write_atomically
@@ -22,7 +22,7 @@ def diff(
     before: ReleaseArgument,
     after: ReleaseArgument,
     events: Annotated[
-        Path | None, typer.Option("--events", help="Log of real users; default: the log of a release's run.")
+        str | None, typer.Option("--events", help="Log of real users; default: the log of a release's run.")
     ] = None,
     users: Annotated[int, typer.Option("--users", min=1, help="Number of users to compare, drawn at random.")] = 2_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
@@ -39,7 +39,7 @@ def diff(
         from training.reports.diff.page import write_page
         from training.reports.diff.wording import tables
 
-        check_files(events)
+        log = log_of(events) if events is not None else None
         if events is None and config is not None:
             raise ConfigError("--config describes the log of --events; give both, or none.")
         for path in (out, json_file):
@@ -47,7 +47,7 @@ def diff(
                 check_directory(path)
         numbers = number_of_release(before, repository), number_of_release(after, repository)
         progress = console.start_stage("diff")
-        result = compare_releases(repository, numbers, runs, events, load_config(config), users, seed, progress)
+        result = compare_releases(repository, numbers, runs, log, load_config(config), users, seed, progress)
         console.end_stage()
         console.print(tables(result))
         if json_file:

@@ -8,6 +8,7 @@ import typer
 from training.cli import diff, privacy, prune, segments, traffic
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
+    EVENTS_HELP,
     REPOSITORY,
     RUNS,
     By,
@@ -28,6 +29,7 @@ from training.cli.options import (
     Sign,
     Users,
     check_files,
+    log_of,
     parse_k,
     release_key,
     release_number,
@@ -65,7 +67,7 @@ def trust(key: ReleaseKey = None) -> None:
 
 @app.command()
 def run(
-    events: Annotated[Path | None, typer.Option("--events", help="The log: CSV, Parquet or NDJSON.")] = None,
+    events: Annotated[str | None, typer.Option("--events", help=EVENTS_HELP)] = None,
     items: Items = None,
     users: Users = None,
     config: ConfigFile = None,
@@ -94,12 +96,13 @@ def run(
         settings = load_config(config) if config or not demo else demo_log.CONFIG
         settings = with_overrides(settings, k=parse_k(k), max_minutes=max_minutes, seed=seed)
         if events is None:
-            log = demo_log.write_demo(runs / ".demo")
-            events, items, users = log.events, log.items, log.users
-        check_files(events, items, users, settings.text.vectors, erasures)
+            written = demo_log.write_demo(runs / ".demo")
+            items, users = written.items, written.users
+        log = written.events if events is None else log_of(events)
+        check_files(items, users, settings.text.vectors, erasures)
         push = _push(console, settings.publish, force, by, sign)
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
-        inputs = RunInputs(events, items, users, settings, repository, erasures)
+        inputs = RunInputs(log, items, users, settings, repository, erasures)
         console.resume = f"segrec-train run … --run {run.path.name}"
         finished_stages = run_all(run, inputs, push, console.start_stage)
         if not finished_stages:
@@ -122,10 +125,10 @@ def prepare(
     with command_console() as console:
         from training.data.prepare import prepare as work
 
-        settings = load_config(config)
-        check_files(events, items, users, settings.text.vectors, erasures)
+        settings, log = load_config(config), log_of(events)
+        check_files(items, users, settings.text.vectors, erasures)
         console.run = run = _open_or_create(runs, run_id, "run")
-        result = work(run, events, items, users, settings, console.start_stage("prepare"), erasures=erasures)
+        result = work(run, log, items, users, settings, console.start_stage("prepare"), erasures=erasures)
         console.end_stage()
         console.print(result.account.table())
         console.print(f"Prepared {run.path}; continue with `segrec-train train --run {run.path.name}`.")

@@ -2,7 +2,7 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -10,6 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from server.core.errors import SetupError
 from server.core.repository.signature import read_release_key, read_signing_key
 from training.errors import ConfigError, LogError, PublishError
+
+if TYPE_CHECKING:
+    from training.data.sources import Log
 
 Runs = Annotated[Path, typer.Option("--runs", help="Directory of all runs.")]
 
@@ -23,7 +26,10 @@ NewRunId = Annotated[str | None, typer.Option("--run", help="Name of the run; an
 Repository = Annotated[Path, typer.Option("--repository", help="Triton's model repository.")]
 
 
-Events = Annotated[Path, typer.Option("--events", help="The log: CSV, Parquet or NDJSON.")]
+EVENTS_HELP = "The log: CSV, Parquet or NDJSON; a Delta or Iceberg table; postgresql://…?query=…."
+
+
+Events = Annotated[str, typer.Option("--events", help=EVENTS_HELP)]
 
 
 Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, title, category.")]
@@ -122,6 +128,16 @@ def release_key(path: Path | None) -> Ed25519PublicKey | None:
         return read_release_key(path)
     except SetupError as error:
         raise ConfigError(f"--release-key: {error}.") from error
+
+
+def log_of(events: str) -> "Log":
+    """The log that `--events` names. Raises LogError for a path that is neither a file nor a table."""
+    from training.data.sources import source_of
+
+    log = source_of(events)
+    if isinstance(log, Path):
+        check_files(log)
+    return log
 
 
 def check_files(*paths: Path | None) -> None:

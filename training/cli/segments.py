@@ -16,6 +16,7 @@ from training.cli.options import (
     RunId,
     Runs,
     check_files,
+    log_of,
     release_number,
 )
 from training.config import load_config
@@ -44,11 +45,12 @@ def drift(
         from training.reports.drift import EXIT_CODES
         from training.reports.drift import drift as measure
 
-        check_files(events, users)
+        log = log_of(events)
+        check_files(users)
         if json_file:
             check_directory(json_file)
         number = release_number(release, repository)
-        result = measure(repository, number, events, load_config(config), users, console.start_stage("drift"))
+        result = measure(repository, number, log, load_config(config), users, console.start_stage("drift"))
         console.end_stage()
         if json_file:
             write_atomically(json_file, result.model_dump_json(indent=1) + "\n")
@@ -64,7 +66,7 @@ def members(
         int | None, typer.Option("--segment", min=1, help="Id of a segment; default: all segments.")
     ] = None,
     events: Annotated[
-        Path | None,
+        str | None,
         typer.Option("--events", help="Assign the users of this log, not those of the run."),
     ] = None,
     config: ConfigFile = None,
@@ -81,15 +83,15 @@ def members(
             raise ConfigError("Members come from the log of --events or from the run of --run; give only one of them.")
         if events is None and config is not None:
             raise ConfigError("--config describes the log of --events; give both, or none.")
-        check_files(events)
+        log = log_of(events) if events is not None else None
         check_writable(out)
         number = release_number(release, repository)
         unknown_users = 0
-        if events is None:
+        if log is None:
             users = members_of_run(repository, number, segment, runs, run_id)
         else:
             progress = console.start_stage("members")
-            users, unknown_users = members_of_log(repository, number, segment, events, load_config(config), progress)
+            users, unknown_users = members_of_log(repository, number, segment, log, load_config(config), progress)
         console.end_stage()
         write_table(users, out)
         console.print(f"{len(users):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}.")

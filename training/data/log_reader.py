@@ -8,6 +8,7 @@ import polars as pl
 from training.config import Columns
 from training.data.columns import DEFAULT_ACTION, ROLES, find_columns, require_columns
 from training.data.ids import raw_text
+from training.data.sources import Log, Source
 from training.data.tables import column_names, readable, scan_table
 from training.data.timestamps import numbers_to_milliseconds, time_parsers
 from training.errors import LogError
@@ -36,16 +37,22 @@ class RawLog:
     """The name of the file's column for each role, such as `user_id`."""
 
 
-def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
-    """Read the log in `path`; `scratch` is a directory for a UTF-8 copy, if the file has another encoding.
+def read_raw_log(path: Log, columns: Columns, scratch: Path) -> RawLog:
+    """Read the log at `path`; `scratch` is a directory for a UTF-8 copy, if the file has another encoding.
 
-    Raises LogError for a file that `scan_table` refuses, a log without rows, a missing or ambiguous column, and
-    unreadable times and values; names the column and the first bad rows.
+    Raises LogError for a file that `scan_table` refuses, a source that `Source.frame` refuses or that has neither times
+    nor an order of its rows, a log without rows, a missing or ambiguous column, and unreadable times and values; names
+    the column and the first bad rows.
     """
-    frame = scan_table(path, scratch)
+    frame = path.frame() if isinstance(path, Source) else scan_table(path, scratch)
     names = column_names(frame)
     by_role = find_columns(names, columns.model_dump(), ROLES, "columns", str(path))
     require_columns(by_role, names, ("user_id", "item_id"), "columns", str(path))
+    if "timestamp" not in by_role and isinstance(path, Source) and not path.has_row_order:
+        raise LogError(
+            f"{path} has no time column, and its rows have no order of their own; name the column of the time: "
+            '[columns] timestamp = "...", or, in a query, add ORDER BY.'
+        )
     with readable(path):
         sample = frame.select(by_role.values()).head(_SAMPLE_ROWS).collect()
     if sample.is_empty():
@@ -65,7 +72,7 @@ def read_raw_log(path: Path, columns: Columns, scratch: Path) -> RawLog:
     return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in by_role, by_role)
 
 
-def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Path) -> pl.DataFrame:
+def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Log) -> pl.DataFrame:
     """The five columns, rows in the order of the file; times may still be numbers of unknown unit."""
     ids = {role: _id(by_role[role], sample) for role in ("user_id", "item_id", "action") if role in by_role}
     value = _value(by_role["value"], sample, path) if "value" in by_role else [pl.lit(None, pl.Float64)]
@@ -94,7 +101,7 @@ def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, p
 
 
 def _repaired(
-    events: pl.DataFrame, frame: pl.LazyFrame, role: str, column: str, parsers: list[pl.Expr], path: Path
+    events: pl.DataFrame, frame: pl.LazyFrame, role: str, column: str, parsers: list[pl.Expr], path: Log
 ) -> pl.DataFrame:
     """Retry rows that the first parser left null with the last parser. Raises LogError for rows that also fail then."""
     failed = (events[role].is_null() & events[f"{role}_given"]).arg_true()
@@ -115,7 +122,7 @@ def _repaired(
     return events.with_columns(events[role].scatter(failed, retried["parsed"].cast(events[role].dtype)).alias(role))
 
 
-def _value(column: str, sample: pl.DataFrame, path: Path) -> list[pl.Expr]:
+def _value(column: str, sample: pl.DataFrame, path: Log) -> list[pl.Expr]:
     dtype = sample.schema[column]
     if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
         raise LogError(f"The column `{column}` (value) of {path} holds {dtype}, not numbers.")

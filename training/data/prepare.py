@@ -17,11 +17,12 @@ from training.data.item_table import read_items, read_users
 from training.data.item_text import add_text
 from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_raw_log
+from training.data.sources import Log, Source, fingerprint_of
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
 from training.data.visits import find_visits
 from training.errors import ConfigError, LogError
-from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
+from training.runs import Progress, Run, no_progress, write_atomically
 
 REPEATS_MAX = 0.1
 """Limit of `repeat_share`: at or above it, recommendations may contain items that the user has seen."""
@@ -48,7 +49,7 @@ class PrepareResult:
 
 def prepare(
     run: Run,
-    events: Path,
+    events: Log,
     items: Path | None,
     users: Path | None,
     config: Config,
@@ -65,6 +66,8 @@ def prepare(
     """
     if erasures is None and "erasures" in run.record().get("data", {}):
         raise ConfigError(f"{run.path} left out erased users; give it the file with --erasures again.")
+    if config.visits.ordered and isinstance(events, Source) and not events.has_row_order:
+        raise ConfigError(f"[visits] ordered = true needs an order of the rows, and {events} has none; leave it out.")
     erased = read_erasures(erasures) if erasures else None
     with run.stage("prepare") as stage:
         scratch = stage.directory / "utf8"
@@ -114,7 +117,7 @@ def prepare(
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
         files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
         files["erasures"] = erasures
-        fingerprints = {name: fingerprint(path) for name, path in files.items() if path}
+        fingerprints = {name: fingerprint_of(path) for name, path in files.items() if path}
         run.describe(config, fingerprints | {"columns": log.columns})
         user_count = cleaned.events["user_id"].n_unique()
         stage.figures |= {"rows_in": rows_in, "events": rows_out, "users": user_count, "items": len(catalogue)}

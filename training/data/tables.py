@@ -12,6 +12,7 @@ from typing import IO
 import polars as pl
 from polars.exceptions import PolarsError
 
+from training.data.sources import Log, Source
 from training.errors import ConfigError, LogError
 
 SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
@@ -81,13 +82,14 @@ def check_directory(path: Path) -> None:
 
 
 @contextmanager
-def readable(path: Path) -> Iterator[None]:
+def readable(path: Log) -> Iterator[None]:
     """Turn errors that Polars raises about the content of `path` into a LogError."""
     try:
         yield
     except (PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise LogError(f"{path} cannot be read as {_kind(path)}: {reason}.") from error
+        kind = "" if isinstance(path, Source) else f" as {_kind(path)}"
+        raise LogError(f"{path} cannot be read{kind}: {reason}.") from error
 
 
 def column_names(frame: pl.LazyFrame) -> list[str]:

@@ -27,6 +27,7 @@ from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
+from training.data.sources import Log
 from training.errors import LogError
 from training.repository import find_release
 from training.runs import Progress, no_progress
@@ -114,7 +115,7 @@ class Drift(FrozenModel):
 def drift(
     repository: Path,
     number: int,
-    events: Path,
+    events: Log,
     config: Config,
     users: Path | None = None,
     progress: Progress = no_progress,

@@ -10,6 +10,7 @@ import polars as pl
 
 from server.core.release import Release
 from training.config import Config
+from training.data.sources import Log
 from training.errors import ConfigError, RunError
 from training.repository import find_release, read_ledger, release_numbers
 from training.runs import Progress, Run, no_progress
@@ -41,7 +42,7 @@ def members_of_log(
     repository: Path,
     number: int,
     segment_id: int | None,
-    events: Path,
+    events: Log,
     config: Config,
     progress: Progress = no_progress,
 ) -> tuple[pl.DataFrame, int]:

@@ -22,6 +22,7 @@ from training.data.item_table import read_users
 from training.data.log_reader import read_raw_log
 from training.data.prepare import named_actions
 from training.data.sequences import in_canonical_order
+from training.data.sources import Log
 from training.errors import LogError
 from training.kmeans.fit import assign
 from training.model.onnx_inference import embed
@@ -59,7 +60,7 @@ class PlacedUsers:
     confidence: NDArray[np.float64] | None
 
 
-def read_events(path: Path, config: Config, release: Release, users: Path | None = None) -> pl.DataFrame:
+def read_events(path: Log, config: Config, release: Release, users: Path | None = None) -> pl.DataFrame:
     """Events of the log at `path`, ordered by user and time, cleaned by `config` as before training.
 
     Items with few events are kept, since the release has its own item list. `users` is the path of a table that limits

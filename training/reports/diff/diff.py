@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from server.core.profiles import Migration
 from server.core.release import Release
 from training.config import Config
+from training.data.sources import Log
 from training.data.split import read_split
 from training.errors import ConfigError, PublishError, RunError
 from training.reports.diff.answers import NO_ITEM, AnswerPair, Answers, Sample, answers, common_items, draw_sample
@@ -40,7 +41,7 @@ def diff(
     repository: Path,
     numbers: tuple[int, int],
     runs: Path,
-    events: Path | None,
+    events: Log | None,
     config: Config,
     users: int = 2_000,
     seed: int = 0,
@@ -56,7 +57,7 @@ def diff(
     check_numbers(repository, numbers)
     before, after = (find_release(repository, number) for number in numbers)
     progress("reading", 0, 0)
-    log = events or _log_of(repository, (after, before), runs)
+    log: Log = events or _log_of(repository, (after, before), runs)
     clocked = before if before.preprocessing.has_clock else after
     sample = draw_sample(read_events(log, config, clocked), users, seed)
     pair = answers(repository, before, after, sample, progress)
