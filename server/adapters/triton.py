@@ -27,11 +27,11 @@ import numpy as np
 from google.protobuf import json_format, text_format
 from google.protobuf.message import Message
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from server import tracing
 from server.adapters.load_turn import LoadTurn
-from server.adapters.triton_access import TritonAccess, explained
+from server.adapters.triton_access import TritonAccess, TritonConnection, explained
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 
@@ -77,8 +77,7 @@ class TritonEncoder:
         self._address = address
         self._secret = access.secret
         self._config = read_config(config_path)
-        self._channel = access.channel(address, _CHANNEL_OPTIONS)
-        self._triton = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._connection = TritonConnection(address, access, _CHANNEL_OPTIONS)
         self._abandoned: set[asyncio.Task[Any]] = set()
         self._requested: tuple[int, ...] = ()
         self._is_shared = False
@@ -123,7 +122,7 @@ class TritonEncoder:
         """See `EncoderClient.inference_counts`."""
         request = service_pb2.ModelStatisticsRequest(name=MODEL_NAME)
         try:
-            statistics = await self._call(self._triton.ModelStatistics, request, QUERY_SECONDS)
+            statistics = await self._call(self._connection.stub.ModelStatistics, request, QUERY_SECONDS)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.NOT_FOUND or any(
                 text in (error.details() or "") for text in _NOT_LOADED
@@ -142,7 +141,7 @@ class TritonEncoder:
         """See `EncoderClient.is_ready`."""
         request = service_pb2.ModelReadyRequest(name=MODEL_NAME, version=str(release))
         try:
-            return bool((await self._call(self._triton.ModelReady, request, QUERY_SECONDS)).ready)
+            return bool((await self._call(self._connection.stub.ModelReady, request, QUERY_SECONDS)).ready)
         except (EncoderUnavailable, grpc.aio.AioRpcError):
             return False
 
@@ -153,7 +152,7 @@ class TritonEncoder:
             await asyncio.gather(self._reload_task, return_exceptions=True)
         if self._abandoned:
             await asyncio.wait(self._abandoned, timeout=QUERY_SECONDS)
-        await self._channel.close()
+        await self._connection.close()
 
     async def _infer(
         self, release: int, inputs: Mapping[str, NDArray[np.generic]], timeout_seconds: float
@@ -161,7 +160,7 @@ class TritonEncoder:
         """Make one call with at most `max_batch_size` histories."""
         request = build_request(release, inputs)
         try:
-            response = await self._call(self._triton.ModelInfer, request, timeout_seconds)
+            response = await self._call(self._connection.stub.ModelInfer, request, timeout_seconds)
         except grpc.aio.AioRpcError as error:
             details = error.details() or ""
             problem = f"Triton at {self._address}: {error.code().name}: {details}"
@@ -246,10 +245,12 @@ class TritonEncoder:
         """Have Triton load these releases and no other; returns why not all `needed` are there, or an empty string."""
         if not releases:
             request = service_pb2.RepositoryModelUnloadRequest(model_name=MODEL_NAME)
-            await self._call(self._triton.RepositoryModelUnload, request, LOAD_SECONDS)
+            await self._call(self._connection.stub.RepositoryModelUnload, request, LOAD_SECONDS)
             return ""
         try:
-            await self._call(self._triton.RepositoryModelLoad, build_load_request(self._config, releases), LOAD_SECONDS)
+            await self._call(
+                self._connection.stub.RepositoryModelLoad, build_load_request(self._config, releases), LOAD_SECONDS
+            )
         except grpc.aio.AioRpcError as error:
             if error.code() == grpc.StatusCode.UNAVAILABLE:  # the transport failed: Triton did not answer
                 raise
@@ -263,7 +264,7 @@ class TritonEncoder:
     async def _releases_in_triton(self, ready: bool = False) -> set[int]:
         """The releases that are ready, with `ready` False also those that are being loaded."""
         request = service_pb2.RepositoryIndexRequest(ready=ready)
-        index = await self._call(self._triton.RepositoryIndex, request, QUERY_SECONDS)
+        index = await self._call(self._connection.stub.RepositoryIndex, request, QUERY_SECONDS)
         return {
             int(model.version)
             for model in index.models

@@ -8,12 +8,15 @@ where PROTOCOLS are `RESTRICTED_PROTOCOLS`. The embedded Triton needs no secret:
 user reaches its socket.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import grpc
+from tritonclient.grpc import service_pb2_grpc
 
 from server.core.errors import SetupError
 from server.watched_files import WatchedFiles
@@ -23,6 +26,8 @@ logger = logging.getLogger(__name__)
 RESTRICTED_PROTOCOLS = "model-repository,model-config,shared-memory,statistics,trace,logging,inference"
 """Parts of Triton's API that need the secret: all but health and metadata."""
 SECRET_HEADER = "triton-grpc-protocol-segrec"  # noqa: S105  the name of a header
+LONGEST_CALL_SECONDS = 150.0
+"""So long an earlier connection stays open for its calls: longer than any call to Triton, which is never cancelled."""
 _CLEAR: tuple[tuple[str, str], ...] = ()
 
 
@@ -33,6 +38,11 @@ class TritonTls:
     root_ca: Path
     certificate: Path | None = None
     key: Path | None = None
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All files that are given."""
+        return tuple(path for path in (self.root_ca, self.certificate, self.key) if path)
 
     def credentials(self) -> grpc.ChannelCredentials:
         """Raises `SetupError` when a file cannot be read."""
@@ -76,6 +86,54 @@ class TritonAccess:
         if self.tls is None:
             return grpc.aio.insecure_channel(address, options=options)
         return grpc.aio.secure_channel(address, self.tls.credentials(), options=options)
+
+
+class TritonConnection:
+    """A connection to Triton that is made anew when a certificate or key has changed.
+
+    Use it in an event loop. Raises `SetupError` when a file cannot be read. Files that cannot be read later leave the
+    connection as it was.
+    """
+
+    def __init__(self, address: str, access: TritonAccess, options: Sequence[tuple[str, int]]) -> None:
+        self._address, self._access, self._options = address, access, options
+        self._files = WatchedFiles(access.tls.files if access.tls else ())
+        self._closing: set[asyncio.Task[None]] = set()
+        self._connect()
+
+    @property
+    def stub(self) -> Any:
+        """The methods of Triton's gRPC service, for the next call."""
+        if self._access.tls is not None and self._files.have_changed():
+            earlier = self._channel
+            try:
+                self._connect()
+            except SetupError as error:
+                logger.error("%s; the earlier connection to Triton stays in use", error)
+            else:
+                logger.info("Triton's certificates or keys have changed: connecting anew")
+                task = asyncio.create_task(_close_later(earlier))
+                self._closing.add(task)
+                task.add_done_callback(self._closing.discard)
+        return self._stub
+
+    def _connect(self) -> None:
+        self._channel = self._access.channel(self._address, self._options)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def close(self) -> None:
+        """Close this connection and the earlier ones, with all calls in flight."""
+        for task in self._closing:
+            task.cancel()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._channel.close()
+
+
+async def _close_later(channel: grpc.aio.Channel) -> None:
+    try:
+        await asyncio.sleep(LONGEST_CALL_SECONDS)
+    finally:
+        await channel.close()
 
 
 def explained(details: str | None) -> str:

@@ -111,3 +111,30 @@ def test_a_damaged_secret_leaves_the_earlier_one_in_use(tmp_path: Path, monkeypa
     secret = TritonSecret(tmp_path / "secret")
     (tmp_path / "secret").write_bytes(b"")
     assert secret.metadata()[0][1] == SECRET
+
+
+async def test_a_new_certificate_is_used_without_a_restart(
+    guarded: Guarded, model_repository: ModelRepository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.watched_files.CHECK_SECONDS", 0.0)
+    (tmp_path / "strangers").mkdir()
+    stranger = Authority(tmp_path / "strangers").issue("client")
+    (tmp_path / "secret").write_text(SECRET)
+    access = TritonAccess(guarded.tls(stranger), TritonSecret(tmp_path / "secret"))
+    encoder = TritonEncoder(guarded.address, model_repository.config_path, access)
+
+    async def loaded() -> bool:
+        try:
+            await encoder.load([1])
+        except EncoderUnavailable:
+            return False
+        return True
+
+    with pytest.raises(EncoderUnavailable):
+        await encoder.load([1])
+    for old, new in ((stranger.certificate, guarded.client.certificate), (stranger.key, guarded.client.key)):
+        old.write_bytes(new.read_bytes())
+    await wait_until_async(loaded)
+    stranger.key.unlink()
+    assert (await encoder.encode(1, random_inputs(2, 4), 10.0)).shape[0] == 2
+    await encoder.close()
