@@ -31,10 +31,10 @@ def check_pinned(image: str) -> None:
     assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-\w+)?", tag), f"{image} is not pinned"
 
 
-def check_triton(image: str, flags: Sequence[str]) -> None:
+def check_triton(image: str, flags: Sequence[str], repository: str = "/models") -> None:
     """Triton's container treats models as the embedded Triton does, and can load what training exports."""
     found = {name: value for name, _, value in (flag.partition("=") for flag in flags)}
-    ours = _server_flags(TritonEnvironment(Path()), Path("/models"), "0.0.0.0", "")
+    ours = _server_flags(TritonEnvironment(Path()), Path(repository), "0.0.0.0", "")
     expected = {name: value for name, _, value in (flag.partition("=") for flag in ours)}
     for flag in (
         "--model-repository",

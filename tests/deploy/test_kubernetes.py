@@ -20,7 +20,7 @@ from training.cli.main import app
 from training.cli.options import parse_days
 
 Object = dict[str, Any]
-OVERLAYS = ("base", "overlays/single-node", "overlays/gpu")
+OVERLAYS = ("base", "overlays/single-node", "overlays/gpu", "overlays/signed")
 
 
 @cache
@@ -143,7 +143,8 @@ class TestOverlay:
 
     def test_triton_is_as_the_embedded_one(self, overlay: str) -> None:
         triton = container(overlay, "triton")
-        check_triton(triton["image"], triton["args"])
+        repository = server_settings(overlay).get("SEGREC_VERIFIED_DIRECTORY", "/models")
+        check_triton(triton["image"], triton["args"], repository)
         assert {port["name"]: port["containerPort"] for port in triton["ports"]} == TRITON_PORTS
         assert {"name": "models", "mountPath": "/models", "readOnly": True} in triton["volumeMounts"]
 
@@ -268,3 +269,20 @@ def test_an_answered_event_is_on_disk() -> None:
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert (options["--appendonly"], options["--appendfsync"]) == ("yes", "always")
     assert options["--maxmemory-policy"] == "noeviction"
+
+
+def test_with_signed_releases_triton_reads_nothing_but_the_copies() -> None:
+    settings = server_settings("overlays/signed")
+    triton = container("overlays/signed", "triton")
+    assert f"--model-repository={settings['SEGREC_VERIFIED_DIRECTORY']}" in triton["args"]
+    claims = {
+        name: {
+            volume["name"]: volume["persistentVolumeClaim"]["claimName"]
+            for volume in templates("overlays/signed")[name]["spec"]["volumes"]
+            if "persistentVolumeClaim" in volume
+        }
+        for name in ("server", "triton")
+    }
+    assert claims == {"server": {"models": "models", "verified": "verified"}, "triton": {"verified": "verified"}}
+    assert next(mount for mount in triton["volumeMounts"] if mount["name"] == "verified")["readOnly"] is True
+    assert "SEGREC_RELEASE_KEY" in settings
