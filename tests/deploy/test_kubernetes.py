@@ -216,7 +216,7 @@ def test_training_reads_the_documented_files_and_signs() -> None:
     documented = (ROOT / "deploy/kubernetes/base/storage.yaml").read_text().split("---")[-1]
     for name in ("events", "config"):
         assert mounted("training", Path(options[name]))["persistentVolumeClaim"]["claimName"] == "data"
-        assert options[name].name in documented
+        assert Path(options[name]).name in documented
     secret = mounted("training", options["sign"])["secret"]["secretName"]
     assert (
         f"create secret generic {secret} --from-file={options['sign'].name}" in (ROOT / "deploy/README.md").read_text()
