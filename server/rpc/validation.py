@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable, Iterable
 
+from segrec.reading.words import BLANKS
 from segrec.v1.common_pb2 import Event as EventMessage
 from segrec.v1.common_pb2 import EventList, ReleaseAlias
 from segrec.v1.segrec_service_pb2 import (
@@ -58,11 +59,20 @@ Pinning = (
 
 def is_plain(value: str) -> bool:
     """Whether an id is printable ASCII of an allowed length: a fast check that nearly all ids pass."""
-    return 0 < len(value) <= ID_MAX_BYTES and value.isascii() and value.isprintable()
+    return (
+        0 < len(value) <= ID_MAX_BYTES
+        and value.isascii()
+        and value.isprintable()
+        and value[0] != " "
+        and value[-1] != " "
+    )
 
 
 def checked_id(value: str, field: str) -> str:
-    """The id itself. Raises `InvalidArgument` unless the id is 1 to 256 bytes of UTF-8 without control characters."""
+    """The id itself. Raises `InvalidArgument` unless the id is 1 to 256 bytes of UTF-8 without control characters.
+
+    Blanks at its ends are refused too: readers of files cut them, so such an id would never be found.
+    """
     if is_plain(value):
         return value
     if not value:
@@ -74,6 +84,8 @@ def checked_id(value: str, field: str) -> str:
         raise InvalidArgument(f"{field} has {size} bytes; at most {ID_MAX_BYTES} are allowed", field)
     if _CONTROL.search(value):
         raise InvalidArgument(f"{field} has a control character", field)
+    if value != value.strip(BLANKS):
+        raise InvalidArgument(f"{field} begins or ends with a blank: cut it off", field)
     return value
 
 

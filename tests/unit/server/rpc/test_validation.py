@@ -31,6 +31,9 @@ def test_ids_of_every_script_are_allowed(value: str) -> None:
         (NOT_UTF8 + "a\ufffd", "not valid UTF-8"),
         ("\0a", "control character"),
         ("é\x7f", "control character"),
+        (" a", "begins or ends with a blank"),
+        ("a ", "begins or ends with a blank"),
+        ("\u3000é", "begins or ends with a blank"),
     ],
 )
 def test_the_error_of_a_bad_id_names_the_field_and_the_problem(value: str, message: str) -> None:
