@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
+from segrec.visible import visible
 
 from server import logs
 from server.core.errors import SegrecError
@@ -40,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ValidationError as error:
         for problem in error.errors():
             name = ".".join(map(str, problem["loc"])) or "settings"
-            print(f"error: {name}: {problem['msg']}", file=sys.stderr)
+            print(visible(f"error: {name}: {problem['msg']}"), file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
     except (OSError, tomllib.TOMLDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from None
     for name in THREAD_COUNT_VARIABLES:
         os.environ.setdefault(name, "1")
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         asyncio.run(_serve(settings))
     except SegrecError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None
 
 
@@ -62,7 +63,7 @@ def _token(arguments: Sequence[str]) -> None:
     try:
         token_command(arguments)
     except SegrecError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None
 
 

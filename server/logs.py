@@ -1,9 +1,12 @@
 """The server's log: text or JSON, one line a record, with the id of the request that a record belongs to."""
 
+import json
 import logging
 import secrets
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal
+
+from segrec.visible import visible, visible_lines
 
 LogFormat = Literal["text", "json"]
 
@@ -56,7 +59,7 @@ def _add_request_id(record: logging.LogRecord) -> bool:
 
 def _formatter(log_format: LogFormat) -> logging.Formatter:
     if log_format == "text":
-        return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(request)s")
+        return _TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s%(request)s")
     from pythonjsonlogger.core import RESERVED_ATTRS
     from pythonjsonlogger.json import JsonFormatter
 
@@ -66,4 +69,19 @@ def _formatter(log_format: LogFormat) -> logging.Formatter:
         reserved_attrs=[*RESERVED_ATTRS, "request"],
         timestamp=True,
         json_ensure_ascii=False,
+        json_serializer=_json_line,
     )
+
+
+class _TextFormatter(logging.Formatter):
+    """One line a record, whatever texts of callers and files it has, then the lines of its traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is logging's
+        return visible(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - the name is logging's
+        return visible_lines(super().formatException(ei))
+
+
+def _json_line(record: dict[str, Any], **options: Any) -> str:
+    return visible(json.dumps(record, **options))

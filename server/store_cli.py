@@ -9,6 +9,8 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
+from segrec.visible import visible
+
 from server.adapters import lmdb_maintenance
 from server.adapters.lmdb_copy import compact
 from server.adapters.lmdb_file import DATA
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = options.run(options)
     except (SegrecError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None
     raise SystemExit(code)
 

@@ -4,10 +4,13 @@ import logging
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
+from segrec.visible import visible, visible_lines
 
 from server.core.errors import SegrecError
 from training.errors import ConfigError, LogError, TrainingError
@@ -20,6 +23,17 @@ _PLAIN_WIDTH = 140
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 
 
+class TextConsole(Console):
+    """A console to which every text is data: markup, emoji codes and control characters are printed as they stand."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """See `Console.render_str`, through which rich turns all texts, those of tables too, into what it prints."""
+        return super().render_str(visible_lines(text), **options)
+
+
 class TrainConsole:
     """Prints progress bars while a stage runs, one line when the stage ends, and errors on stderr.
 
@@ -28,10 +42,10 @@ class TrainConsole:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._output = Console(quiet=not processes.is_first)
+        self._output = TextConsole(quiet=not processes.is_first)
         if not self._output.is_terminal:
-            self._output = Console(width=_PLAIN_WIDTH, quiet=not processes.is_first)
-        self._errors = Console(stderr=True)
+            self._output = TextConsole(width=_PLAIN_WIDTH, quiet=not processes.is_first)
+        self._errors = TextConsole(stderr=True)
         self.run: Run | None = None
         self.resume = ""
         self._stage = ""
@@ -49,7 +63,7 @@ class TrainConsole:
             self._output.print(f"{stage} …")
         columns = (
             SpinnerColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -61,7 +75,9 @@ class TrainConsole:
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if self._bars is not None and self._task is not None:
-            self._bars.update(self._task, description=f"{self._stage}: {what}", completed=done, total=total or None)
+            self._bars.update(
+                self._task, description=visible(f"{self._stage}: {what}"), completed=done, total=total or None
+            )
 
     def end_stage(self) -> None:
         """Print the summary line of the stage that runs, if any."""
@@ -82,7 +98,7 @@ class TrainConsole:
         self._remove_bars()
         if self._processes.count > 1:
             message = f"Process {self._processes.rank} of {self._processes.count}: {message}"
-        self._errors.print(message, style="red", markup=False, highlight=False, soft_wrap=True)
+        self._errors.print(visible(message), style="red", highlight=False, soft_wrap=True)
         return typer.Exit(code)
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
 from server.core.profiles import SegmentProfile
@@ -103,8 +102,7 @@ def segments_table(profiles: Sequence[SegmentProfile]) -> Table:
     table.add_column("description")
     for profile in sorted(profiles, key=lambda profile: -profile.user_count):
         users = f"{profile.user_count:,}" if profile.user_count else "few"
-        label, sentence = escape(profile.label), escape(profile.description)
-        table.add_row(str(profile.segment_id), label, users, f"{profile.share:.1%}", sentence)
+        table.add_row(str(profile.segment_id), profile.label, users, f"{profile.share:.1%}", profile.description)
     return table
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 from segrec.traffic import TrafficState, notation, origin_sentences, sentences
+from segrec.visible import visible
 
 from server.core.errors import DamagedRelease, DamagedTraffic
 from server.core.repository.audit import AuditEntry
@@ -23,7 +23,7 @@ _ROLES = {"stable": "answers", "canary": "canary", "shadow": "shadow, compared a
 def traffic_in_force(repository: Path, traffic: Traffic) -> RenderableType:
     """The releases with their shares, the traffic in sentences, and who set the traffic, when and why."""
     origin = origin_sentences(traffic.previous, traffic.changed_time, traffic.changed_by, traffic.reason)
-    return Group(_table(repository, traffic), *map(escape, [*sentences(state_of(traffic)), *origin]))
+    return Group(_table(repository, traffic), *map(visible, [*sentences(state_of(traffic)), *origin]))
 
 
 def after_publishing(repository: Path, number: int) -> str:
@@ -45,14 +45,14 @@ def after_publishing(repository: Path, number: int) -> str:
 
 
 def _table(repository: Path, traffic: Traffic) -> Table:
-    table = Table("release", "made", "share", "what it does", title=f"Releases in {escape(str(repository))}")
+    table = Table("release", "made", "share", "what it does", title=f"Releases in {repository}")
     roles = roles_of(repository, traffic)
     for number in sorted({*release_numbers(repository), *roles}, reverse=True):
         role, share = roles.get(number, ("not in use", 0.0))
         try:
             made = f"{read_manifest(repository / MODEL_NAME / str(number)).created_time:%Y-%m-%d %H:%M}"
         except DamagedRelease as error:
-            made, role = "?", f"{role}; but {escape(str(error))}"
+            made, role = "?", f"{role}; but {error}"
         table.add_row(str(number), made, f"{share:g} %" if share else "–", role)
     return table
 
@@ -77,7 +77,7 @@ def audit_table(entries: Sequence[AuditEntry]) -> Table:
     for entry in entries:
         when = f"{entry.time:%Y-%m-%d %H:%M:%S}"
         cells = (entry.who, entry.what, str(entry.release or "–"), details_in_short(entry), entry.reason)
-        table.add_row(when, *map(escape, cells))
+        table.add_row(when, *cells)
     return table
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 from rich.table import Table
+from segrec.visible import visible
 
 from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
@@ -56,7 +57,7 @@ class Account(FrozenModel):
             if step.rows_dropped or step.rows_changed:
                 table.add_row(step.name, f"{step.rows_dropped:,}", f"{step.rows_changed:,}", step.why)
         for note in self.notes:
-            table.add_row("note", "", "", note)
+            table.add_row("note", "", "", visible(note))
         return table
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from rich.table import Table
+from rich.text import Text
 from scipy.stats import permutation_test
 
 from training.data.split import read_split
@@ -81,7 +82,7 @@ def comparison_table(comparisons: Sequence[RunComparison]) -> Table:
         table.add_column(heading, justify="right")
     first = comparisons[0].run
     for comparison in comparisons:
-        cells = [f"{comparison.training_seconds:,.0f}"]
+        cells: list[str | Text] = [f"{comparison.training_seconds:,.0f}"]
         for figure in (comparison.ndcg, comparison.hr):
             cells.append(f"{figure.value:.4f}")
             cells += ["–", "–"] if comparison.run == first else _cells(figure)
@@ -89,10 +90,10 @@ def comparison_table(comparisons: Sequence[RunComparison]) -> Table:
     return table
 
 
-def _cells(figure: PairedDifference) -> list[str]:
+def _cells(figure: PairedDifference) -> list[str | Text]:
     low, high = figure.interval
     text = f"{figure.difference:+.4f} ({low:+.4f} – {high:+.4f})"
-    return [f"[bold]{text}[/bold]" if figure.p < SIGNIFICANT else text, f"{figure.p:.4f}"]
+    return [Text(text, "bold") if figure.p < SIGNIFICANT else text, f"{figure.p:.4f}"]
 
 
 def _ranks(run: Run) -> pl.DataFrame:

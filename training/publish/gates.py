@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.markup import escape
 from rich.table import Table
 
 from server.core.errors import DamagedRelease
@@ -122,5 +121,5 @@ def gates_table(gates: Sequence[Gate], forced: bool) -> Table:
     table = Table("gate", "measured", "required", "", title="Gates of the release")
     for gate in gates:
         verdict = "passed" if not gate.problem else "forced" if forced and gate.can_be_forced else "failed"
-        table.add_row(gate.name, escape(gate.measured), escape(gate.required), verdict)
+        table.add_row(gate.name, gate.measured, gate.required, verdict)
     return table

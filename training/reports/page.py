@@ -9,6 +9,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from segrec.visible import visible, visible_lines
 
 from training.reports import wording
 from training.reports.style import NARROW, WIDE, Chart, Page, styled
@@ -38,16 +39,22 @@ def rendered(template: str, **variables: Any) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shown,
     )
     for text_filter in (wording.percent, wording.signed_percent, wording.count, wording.figure):
         environment.filters[text_filter.__name__] = text_filter
     return environment.get_template(template).render(**variables)
 
 
+def _shown(value: object) -> object:
+    """A variable of a template: control characters of a text are shown, its markup is escaped by the template."""
+    return visible(value) if type(value) is str else value
+
+
 def _svg(chart: Chart) -> str:
     buffer = io.StringIO()
     styled(chart).save(buffer, format="svg")
-    return buffer.getvalue()
+    return visible_lines(buffer.getvalue())  # XML cannot hold control characters
 
 
 def all_inlined(picture: Picture, svgs: dict[Page, str]) -> Markup:
@@ -72,4 +79,4 @@ def inlined(picture: Picture, page: Page, svg: str) -> Markup:
     head = Markup('<svg xmlns="http://www.w3.org/2000/svg" class="{}" role="img" aria-label="{}" {}>')
     size = Markup('viewBox="{}" width="{}"').format(box[1], box[1].split()[2])
     rest = Markup(svg[svg.index(">") + 1 :])  # noqa: S704  Vega escapes the texts in its SVG
-    return head.format(shown, picture.alt, size) + rest
+    return head.format(shown, visible(picture.alt), size) + rest

@@ -1,7 +1,6 @@
 """The commands of `segrec` that print the answers of unary calls."""
 
 import argparse
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -10,6 +9,7 @@ from google.protobuf.message import Message
 from segrec.cli.exit_codes import OK, exit_code
 from segrec.cli.records import iso_time, json_line, plain_float, recommend_record, segment_record, table
 from segrec.cli.release_stats import live_record, live_sentences
+from segrec.cli.terminal import complain, say
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
 from segrec.requests import RecommendArguments
@@ -29,16 +29,12 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
         _print_json(records)
     elif records:
         columns = ("user_id", "segment_id", "label", "confidence", "distance", "release", "history_event_count")
-        print(
-            table(
-                ("user", "segment", "label", "confidence", "distance", "release", "events", "note"),
-                [
-                    [_shown_id(record[name]) if name == "user_id" else record[name] for name in columns]
-                    + [_note(record)]
-                    for record in records
-                ],
-            )
-        )
+        headers = ("user", "segment", "label", "confidence", "distance", "release", "events", "note")
+        lines = [
+            [_shown_id(record[name]) if name == "user_id" else record[name] for name in columns] + [_note(record)]
+            for record in records
+        ]
+        say(*table(headers, lines))
     return code
 
 
@@ -52,12 +48,12 @@ def recommend(client: SegrecClient, options: argparse.Namespace, arguments: Reco
     for record in records:
         segment_text = f"segment {record['segment_id']} ({record['label']})" if record["segment_id"] else "no segment"
         facts = [segment_text, f"release {record['release']}", f"{record['history_event_count']:,} events"]
-        print(f"{record['user_id']}: {', '.join(fact for fact in (*facts, _note(record)) if fact)}")
+        say(f"{record['user_id']}: {', '.join(fact for fact in (*facts, _note(record)) if fact)}")
         items = [
             (str(rank), _shown_id(item["item_id"]), item["title"], item["score"], item["reason"], "seen" * item["seen"])
             for rank, item in enumerate(record["items"], start=1)
         ]
-        print(table(("rank", "item", "title", "score", "reason", ""), items) if items else "no items")
+        say(*(table(("rank", "item", "title", "score", "reason", ""), items) if items else ["no items"]))
     return code
 
 
@@ -68,7 +64,7 @@ def _answers(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[s
         try:
             rows.append((user, call(user)))
         except (InvalidArgument, NotFound) as error:
-            print(f"segrec: {user!r}: {error}", file=sys.stderr)
+            complain(f"segrec: {user!r}: {error}")
             code = code or exit_code(error)
     return rows, code
 
@@ -100,12 +96,12 @@ def segments(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.json:
         _print_json([_profile_record(profile, response.release) for profile in response.segments])
         return OK
-    print(f"release {response.release}")
+    say(f"release {response.release}")
     lines = [
         (profile.segment_id, profile.label, profile.user_count, f"{profile.share:.1%}", _traits(profile))
         for profile in response.segments
     ]
-    print(table(("segment", "label", "users", "share", "what sets it apart"), lines))
+    say(*table(("segment", "label", "users", "share", "what sets it apart"), lines))
     _print_migration(response.migration)
     return OK
 
@@ -115,42 +111,42 @@ def _traits(profile: SegmentProfile) -> str:
 
 
 def _print_profile(profile: SegmentProfile, release: int) -> None:
-    print(f"Segment {profile.segment_id}: {profile.label} (release {release})")
+    say(f"Segment {profile.segment_id}: {profile.label} (release {release})")
     if profile.description:
-        print(profile.description)
-    print(f"{profile.user_count:,} users, {profile.share:.1%} of all")
-    print(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}\n")
+        say(profile.description)
+    say(f"{profile.user_count:,} users, {profile.share:.1%} of all")
+    say(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}", "")
     traits = [(trait.kind, trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
-    print(table(("trait", "name", "share", "lift"), traits) + "\n")
+    say(*table(("trait", "name", "share", "lift"), traits), "")
     _print_items("What most of its users chose, by share of users:", profile.top_items)
     _print_items("What it is particular about, by the lower bound of the lift:", profile.particular_items)
     sizes = [(record.release, record.user_count, f"{record.share:.1%}") for record in profile.history]
-    print(table(("release", "users", "share"), sizes))
+    say(*table(("release", "users", "share"), sizes))
 
 
 def _print_items(heading: str, items: Iterable[SegmentItem]) -> None:
     """Prints a list of items; nothing if it is empty."""
     lines = [(item.item_id, item.title, f"{item.user_share:.1%}", item.lift, item.lift_low) for item in items]
     if lines:
-        print(f"{heading}\n{table(('item', 'title', 'users', 'lift', 'at least'), lines)}\n")
+        say(heading, *table(("item", "title", "users", "lift", "at least"), lines), "")
 
 
 def _print_migration(migration: Migration) -> None:
     """Prints how users and segments changed since the previous release; nothing without a previous release."""
     if not migration.previous_release:
         return
-    print(f"\nsince release {migration.previous_release}, of {migration.user_count:,} users known to both releases:")
+    say("", f"since release {migration.previous_release}, of {migration.user_count:,} users known to both releases:")
     lines = [
         (flow.from_segment_id or "elsewhere", flow.to_segment_id, flow.user_count, f"{flow.share:.1%}")
         for flow in migration.flows
     ]
-    print(table(("from", "to", "users", "share"), lines))
+    say(*table(("from", "to", "users", "share"), lines))
     for name, segment_ids in (("new", migration.born_segment_ids), ("retired", migration.retired_segment_ids)):
         if segment_ids:
-            print(f"{name}: {_ids(segment_ids)}")
+            say(f"{name}: {_ids(segment_ids)}")
     for name, changes in (("split", migration.splits), ("merged", migration.merges)):
         for change in changes:
-            print(f"{name}: {_ids(change.from_segment_ids)} → {_ids(change.to_segment_ids)}")
+            say(f"{name}: {_ids(change.from_segment_ids)} → {_ids(change.to_segment_ids)}")
 
 
 def _ids(segment_ids: Iterable[int]) -> str:
@@ -178,10 +174,10 @@ def history(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.json:
         _print_json([_event_record(event) for event in answer.events])
         return OK
-    print(f"{options.user}: {answer.stored_event_count:,} events stored, {len(answer.events):,} shown")
+    say(f"{options.user}: {answer.stored_event_count:,} events stored, {len(answer.events):,} shown")
     if answer.events:
         records = [_event_record(event) for event in answer.events]
-        print(table(("time", "action", "item", "value"), [list(record.values()) for record in records]))
+        say(*table(("time", "action", "item", "value"), [list(record.values()) for record in records]))
     return OK
 
 
@@ -202,10 +198,10 @@ def erase(client: SegrecClient, options: argparse.Namespace) -> int:
         count = receipt.erased_event_count
         _print_json([{"user_id": options.user, "erased_event_count": count, "remainders": left}])
         return OK
-    print(f"{options.user}: {receipt.erased_event_count:,} events erased; events from before now are refused")
+    say(f"{options.user}: {receipt.erased_event_count:,} events erased; events from before now are refused")
     for remainder in receipt.remainders:
         until = f" (until {iso_time(remainder.until)})" if remainder.HasField("until") else ""
-        print(f"- {remainder.description}{until}")
+        say(f"- {remainder.description}{until}")
     return OK
 
 
@@ -226,11 +222,11 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
         _print_json(records)
     elif options.number is not None:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
-        print("\n".join([*facts, *live_sentences(messages[0])]))
+        say(*facts, *live_sentences(messages[0]))
     else:
         columns = ("release", "state", "traffic_percent", "created_time", "item_count", "segment_count", "failure")
         lines = [[record[name] for name in columns] for record in records]
-        print(table(("release", "state", "traffic %", "created", "items", "segments", "failure"), lines))
+        say(*table(("release", "state", "traffic %", "created", "items", "segments", "failure"), lines))
     return OK
 
 
@@ -279,4 +275,4 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
 
 def _print_json(records: list[dict[str, Any]]) -> None:
     for record in records:
-        print(json_line(record))
+        say(json_line(record))

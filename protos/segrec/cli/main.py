@@ -9,6 +9,7 @@ from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
 from segrec.cli import commands, exit_codes, reading_options, record, stream, traffic
+from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import RecommendArguments, strategy_of
@@ -43,17 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except SegrecError as error:
-        print(f"segrec: {error}", file=sys.stderr)
+        complain(f"segrec: {error}")
         return exit_codes.exit_code(error)
     except KeyboardInterrupt:
-        print("segrec: interrupted", file=sys.stderr)
+        complain("segrec: interrupted")
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
         # The reader closed the pipe. Python writes to stdout once more at exit; /dev/null keeps that from failing.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.BROKEN_PIPE
     except OSError as error:
-        print(f"segrec: {error.filename or 'input/output'}: {error.strerror}", file=sys.stderr)
+        complain(f"segrec: {error.filename or 'input/output'}: {error.strerror}")
         return exit_codes.OTHER
 
 

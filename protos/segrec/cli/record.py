@@ -1,7 +1,6 @@
 """`segrec record`: sends the events of a file to the server."""
 
 import argparse
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,6 +11,7 @@ from segrec.cli.exit_codes import OK, ROWS_FAILED
 from segrec.cli.input_file import InputFile, InputRow
 from segrec.cli.reading_options import Rules, rules_of
 from segrec.cli.records import json_line
+from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient
 from segrec.errors import InvalidArgument
 from segrec.reading.columns import DEFAULT_ACTION
@@ -75,11 +75,11 @@ def _refuse(counts: _Counts, row: InputRow, reason: str, message: str, *, as_jso
     counts.refused += 1
     if as_json:
         place = {"row": row.number} if row.line is None else {"row": row.number, "line": row.line}
-        print(json_line({**place, "reason": reason, "message": message}))
+        say(json_line({**place, "reason": reason, "message": message}))
     elif counts.refused <= _MAX_PRINTED_REFUSALS:
-        print(f"{row.place}: {message}", file=sys.stderr)
+        complain(f"{row.place}: {message}")
     elif counts.refused == _MAX_PRINTED_REFUSALS + 1:
-        print("More rows are refused; --json lists all of them", file=sys.stderr)
+        complain("More rows are refused; --json lists all of them")
 
 
 def _report(counts: _Counts, *, as_json: bool) -> None:
@@ -95,11 +95,11 @@ def _report(counts: _Counts, *, as_json: bool) -> None:
         "not_sent": counts.read - done,
     }
     if as_json:
-        print(json_line(record))
+        say(json_line(record))
         return
     too_old = f"+ older than what is kept {counts.too_old:,} " if counts.too_old else ""
     rest = f" + not sent {counts.read - done:,}" if counts.read != done else ""
-    print(
+    say(
         f"read {counts.read:,} = stored {counts.stored:,} + already there {counts.duplicate:,} "
         f"{too_old}+ refused {counts.refused:,}{rest}"
     )

@@ -18,6 +18,7 @@ from segrec.v1.segrec_service_pb2 import (
     SegmentRow,
     SegmentState,
 )
+from segrec.visible import visible
 
 Record = dict[str, Any]
 
@@ -141,18 +142,16 @@ def iso_time(time: Timestamp) -> str:
 
 def json_line(record: Record) -> str:
     """One JSON object on one line."""
-    return json.dumps(record, ensure_ascii=False)
+    return visible(json.dumps(record, ensure_ascii=False))
 
 
-def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns aligned by their width on a terminal, numbers on the right. None and False become blanks."""
+def table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """Lines of columns aligned by their width on a terminal, numbers on the right. None and False become blanks."""
     cells = [[_cell(value) for value in row] for row in rows]
     is_number = [_holds_numbers(column) for column in zip(*cells, strict=True)] or [False] * len(headers)
     lines = [list(headers), *cells]
     widths = [max(_width(line[n]) for line in lines) for n in range(len(headers))]
-    return "\n".join(
-        "  ".join(_padded(*cell) for cell in zip(line, widths, is_number, strict=True)).rstrip() for line in lines
-    )
+    return ["  ".join(_padded(*cell) for cell in zip(line, widths, is_number, strict=True)).rstrip() for line in lines]
 
 
 def _cell(value: object) -> str:
@@ -162,7 +161,7 @@ def _cell(value: object) -> str:
         return f"{value:.4f}"
     if isinstance(value, int):
         return f"{value:,}"
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in str(value))
+    return visible(str(value))
 
 
 def _holds_numbers(column: Iterable[str]) -> bool:

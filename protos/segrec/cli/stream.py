@@ -12,6 +12,7 @@ from segrec.cli.input_file import InputFile
 from segrec.cli.output_file import Output
 from segrec.cli.reading_options import rules_of
 from segrec.cli.records import json_line
+from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient
 from segrec.errors import DataLoss, SegrecError
 from segrec.requests import RecommendArguments
@@ -93,7 +94,7 @@ def _suspend(output: Output) -> None:
     if not written_count:
         return
     command = shlex.join(argument for argument in sys.argv[1:] if argument != "--resume")
-    print(f"{written_count:,} users are written; continue with:\n  segrec {command} --resume", file=sys.stderr)
+    complain(f"{written_count:,} users are written; continue with:", f"  segrec {command} --resume")
 
 
 def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as_json: bool) -> None:
@@ -112,22 +113,20 @@ def _report(output: Output, summary: StreamSummary | None, meter: "Meter", *, as
         "out": str(output.path),
     }
     if progress.degraded_count:
-        print(
+        complain(
             f"segrec: {progress.degraded_count:,} of {progress.read_count:,} users have a degraded answer (column "
             "`degraded`, the cause in `reason`): the server's encoder or history store did not answer, twice. "
-            "Run the same command again without --resume, or stream only these users",
-            file=sys.stderr,
+            "Run the same command again without --resume, or stream only these users"
         )
     if as_json:
-        print(json_line(record))
+        say(json_line(record))
         return
     if progress.no_history_count:
-        print(
+        complain(
             f"segrec: {progress.no_history_count:,} of {progress.read_count:,} users have no history (column `state`): "
-            "they are new, or the file writes their ids in another way than the events do",
-            file=sys.stderr,
+            "they are new, or the file writes their ids in another way than the events do"
         )
-    print(
+    say(
         f"{output.path}: read {progress.read_count:,} = answered {progress.answered_count:,} "
         f"+ failed {progress.failed_count:,}; degraded {progress.degraded_count:,}; "
         f"the server's own counts agree ({record['server_received']:,} on the last connection); "

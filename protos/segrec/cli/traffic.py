@@ -7,6 +7,7 @@ from typing import Any
 
 from segrec.cli.exit_codes import OK
 from segrec.cli.records import iso_time, json_line
+from segrec.cli.terminal import say
 from segrec.client import ModelClient
 from segrec.errors import DeadlineExceeded, SegrecError, Unavailable
 from segrec.requests import TRAFFIC_CHANGE_SECONDS
@@ -75,7 +76,7 @@ def rollback(client: ModelClient, options: argparse.Namespace) -> int:
     except (Unavailable, DeadlineExceeded) as error:
         record = _changed_despite(error, client, before, changed_by)
         summary = " ".join(["The server's answer was lost. In force now:", *sentences(state_of(record.traffic))])
-    print(json_line({"summary": summary} | _record(record, "")) if options.json else summary)
+    say(json_line({"summary": summary} | _record(record, "")) if options.json else summary)
     return OK
 
 
@@ -132,13 +133,13 @@ def guard_message(bounds: GuardBounds) -> Guard:
 
 def _print(record: TrafficRecord, failure: str, options: argparse.Namespace) -> None:
     if options.json:
-        print(json_line(_record(record, failure)))
+        say(json_line(_record(record, failure)))
         return
     changed_time = record.changed_time.ToDatetime(UTC) if record.HasField("changed_time") else None
     origin = origin_sentences(record.previous_releases, changed_time, record.changed_by, record.reason)
-    print("\n".join([*sentences(state_of(record.traffic)), *origin]))
+    say(*sentences(state_of(record.traffic)), *origin)
     if failure:
-        print(f"The traffic file cannot be used, so the last good traffic is in force: {failure}")
+        say(f"The traffic file cannot be used, so the last good traffic is in force: {failure}")
 
 
 def _record(record: TrafficRecord, failure: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from segrec.visible import visible
 
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, install_environment
 from server.adapters.embedded_triton.supervisor import EmbeddedTriton
@@ -49,5 +50,5 @@ def main() -> None:
     try:
         app()
     except SetupError as error:
-        typer.echo(f"error: {error}", err=True)
+        typer.echo(visible(f"error: {error}"), err=True)
         raise SystemExit(1) from None

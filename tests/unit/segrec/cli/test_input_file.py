@@ -256,6 +256,6 @@ def test_a_status_becomes_the_error_of_its_code() -> None:
 
 
 def test_tables_align_wide_characters_and_numbers() -> None:
-    text = table(("name", "count"), [("茶叶", 1234), ("a\tb", None)])
-    assert text.splitlines() == ["name  count", "茶叶  1,234", "a\N{REPLACEMENT CHARACTER}b"]
-    assert table(("name", "count"), []) == "name  count"
+    lines = table(("name", "count"), [("茶叶", 1234), ("a\tb", None)])
+    assert lines == ["name  count", "茶叶  1,234", r"a\tb"]
+    assert table(("name", "count"), []) == ["name  count"]

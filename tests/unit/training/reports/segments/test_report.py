@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from segrec.visible import visible_lines
 
 from server.core.profiles import Change, Flow, SegmentProfile
 from tests.e2e.test_segment import GROUPS, exported_run
@@ -28,7 +29,7 @@ from training.runs import Run
 from training.segments.result import Segmentation
 from training.segments.segment import segment
 
-EVIL = "<script>alert(1)</script>"
+EVIL = "<script>alert(1)</script>[/view]\x1b[31m\x9b\u202e\n\tend"
 
 
 def segmented_run(directory: Path) -> Run:
@@ -109,7 +110,7 @@ def test_a_stale_evaluation_is_not_told(own: Run) -> None:
     assert "repeated after evaluate" in content_of(own).absent["quality"]
 
 
-def test_texts_of_the_log_are_no_html(own: Run) -> None:
+def test_texts_of_the_log_are_neither_html_nor_control_characters(own: Run) -> None:
     fill(own, f"A note with {EVIL}.", trait=EVIL)
     items = own.path / "segment" / "items.parquet"
     pl.read_parquet(items).with_columns(pl.lit(f"Title {EVIL}").alias("title")).write_parquet(items)
@@ -118,8 +119,9 @@ def test_texts_of_the_log_are_no_html(own: Run) -> None:
         profile["label"] = f"{EVIL} {profile['segment_id']}"
     (own.path / "segment" / "segmentation.json").write_text(json.dumps(segmentation))
     text = page(own)
-    assert "alert(1)" in text
+    assert r"alert(1)&lt;/script&gt;[/view]\u001b[31m\u009b\u202e\n\tend" in text
     assert "<script" not in text
+    assert visible_lines(text) == text
 
 
 def test_small_groups_are_told_nowhere(own: Run) -> None:
