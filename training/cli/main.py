@@ -342,7 +342,9 @@ def items_add(
         console.end_stage()
         console.print(
             f"Release {result.release} is in {repository}: release {result.source} with {result.added:,} new items, "
-            f"{result.items:,} in all."
+            f"{result.items:,} in all.",
+            *result.notes,
+            sep="\n",
         )
 
 

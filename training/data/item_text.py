@@ -18,6 +18,7 @@ from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
 from training.config import Text
 from training.data.columns import find_columns, require_columns
+from training.data.ids import id_of
 from training.data.tables import column_names, readable, scan_table
 from training.data.text_encoders import choose_model, encode_texts
 from training.errors import LogError
@@ -81,7 +82,7 @@ class VectorFile:
             raise LogError(f"{path} must have one column of lists of numbers, the vectors; it has {len(lists)}.")
         with readable(path):
             table = frame.select(
-                pl.col(id_column["item_id"]).cast(pl.String).str.strip_chars().alias("item_id"),
+                id_of(id_column["item_id"], schema[id_column["item_id"]], path).alias("item_id"),
                 pl.col(lists[0]).cast(pl.List(pl.Float32)).alias("vector"),
             ).collect()
         return cls(path, table["item_id"], _checked(table, path))
@@ -223,6 +224,8 @@ def _checked(table: pl.DataFrame, path: Path) -> NDArray[np.float32]:
 
 
 def _at_length_one(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    largest = np.abs(vectors).max(1, keepdims=True, initial=0.0)  # squares of large numbers are no float32
+    vectors = np.divide(vectors, largest, out=np.zeros_like(vectors), where=largest > 0)
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     scaled: NDArray[np.float32] = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
     return scaled

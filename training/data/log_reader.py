@@ -74,7 +74,7 @@ def read_raw_log(path: Log, columns: Columns, scratch: Path) -> RawLog:
 
 def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Log) -> pl.DataFrame:
     """The five columns, rows in the order of the file; times may still be numbers of unknown unit."""
-    ids = {role: _id(by_role[role], sample) for role in ("user_id", "item_id", "action") if role in by_role}
+    ids = {role: _id(by_role[role], sample, path) for role in ("user_id", "item_id", "action") if role in by_role}
     value = _value(by_role["value"], sample, path) if "value" in by_role else [pl.lit(None, pl.Float64)]
     time = (
         time_parsers(by_role["timestamp"], sample[by_role["timestamp"]]) if "timestamp" in by_role else [pl.lit(None)]
@@ -134,9 +134,9 @@ def _value(column: str, sample: pl.DataFrame, path: Log) -> list[pl.Expr]:
     ]
 
 
-def _id(column: str, sample: pl.DataFrame) -> pl.Expr:
+def _id(column: str, sample: pl.DataFrame, path: Path) -> pl.Expr:
     """Ids as a Categorical, which stores each distinct id once; a whole float gives `17`, not `17.0`."""
-    return raw_text(column, sample.schema[column]).cast(pl.Categorical(pl.Categories.random()))
+    return raw_text(column, sample.schema[column], path).cast(pl.Categorical(pl.Categories.random()))
 
 
 def _as_enum(ids: pl.Series) -> pl.Series:

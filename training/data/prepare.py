@@ -13,7 +13,7 @@ from server.core.repository.layout import PREPROCESSING
 from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import ActionWeights, action_weights
-from training.data.item_table import read_items, read_users
+from training.data.item_table import IdTable, read_items, read_users
 from training.data.item_text import add_text
 from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_raw_log
@@ -97,21 +97,23 @@ def prepare(
         if training_events.is_empty():
             raise LogError(f"Cleaning left no events to train on ({split.describe()}).")
         catalogue = _catalogue(cleaned.events, training_events, weights)
-        table = read_items(items, config.items, scratch) if items else None
-        catalogue, title_notes = _with_titles(catalogue, table)
+        item_table = read_items(items, config.items, scratch) if items else None
+        table = item_table.rows if item_table else None
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
+        catalogue, title_notes = _with_titles(catalogue, item_table, log_ids)
         store = run.path.parent / _TEXT_STORE
         catalogue, text_notes = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
-        labels = read_users(users, config.users, scratch) if users else None
+        user_table = read_users(users, config.users, scratch) if users else None
+        user_notes = _user_notes(user_table, log.events["user_id"]) if user_table else []
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
         preprocessing = preprocessing.model_copy(update={"visits": found.visits, "value_cleaning": cleaned.values})
         rows_in, rows_out = len(raw_log.events), len(cleaned.events)
-        notes += title_notes + text_notes
+        notes += [*title_notes, *text_notes, *user_notes]
         account = Account(rows_in=rows_in, rows_out=rows_out, steps=(*left_out, *cleaned.steps), notes=tuple(notes))
-        _write_tables(stage.directory, cleaned.events, catalogue, labels)
+        _write_tables(stage.directory, cleaned.events, catalogue, user_table.rows if user_table else None)
         write_split(stage.directory, split)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
@@ -236,18 +238,39 @@ def _catalogue(events: pl.DataFrame, training_events: pl.DataFrame, weights: Act
     )
 
 
-def _with_titles(catalogue: pl.DataFrame, table: pl.DataFrame | None) -> tuple[pl.DataFrame, list[str]]:
-    """The catalogue with titles and categories from the item table, and notes."""
+def _with_titles(catalogue: pl.DataFrame, table: IdTable | None, log_ids: pl.Series) -> tuple[pl.DataFrame, list[str]]:
+    """The catalogue with titles and categories from the item table, and notes; `log_ids` are all items of the log."""
     if table is None:
         empty = (pl.lit(None, pl.String).alias("title"), pl.lit([], pl.List(pl.String)).alias("category"))
         joined, notes = catalogue.with_columns(*empty), []
     else:
-        joined = catalogue.join(table, on="item_id", how="left", maintain_order="left").with_columns(
+        joined = catalogue.join(table.rows, on="item_id", how="left", maintain_order="left").with_columns(
             pl.col("category").fill_null([])
         )
-        absent = catalogue.join(table, on="item_id", how="anti").height
-        notes = [f"{absent:,} of {len(catalogue):,} items are not in the item table"] if absent else []
+        absent = catalogue.join(table.rows, on="item_id", how="anti", maintain_order="left")["item_id"]
+        notes = [f"{len(absent):,} of {len(catalogue):,} items are not in the item table"] if len(absent) else []
+        notes += _unmatched("item table", table.rows["item_id"], log_ids)
+        notes += table.notes
     return joined.select("item_id", "title", "category", "event_count", "weight"), notes
+
+
+def _user_notes(table: IdTable, log_ids: pl.Series) -> list[str]:
+    """Notes on the user table; `log_ids` are the user ids of the events."""
+    known = log_ids.unique().drop_nulls().cast(pl.String)
+    absent = len(known) - int(known.is_in(table.rows["user_id"].implode()).sum())
+    notes = [f"{absent:,} of {len(known):,} users are not in the user table"] if absent else []
+    return [*notes, *_unmatched("user table", table.rows["user_id"], known), *table.notes]
+
+
+def _unmatched(name: str, ids: pl.Series, log_ids: pl.Series) -> list[str]:
+    """A note on the ids of a table that no event has; if none matches, with an id of each side."""
+    unmatched = ids.filter(~ids.is_in(log_ids.implode()))
+    if unmatched.is_empty():
+        return []
+    note = f"{len(unmatched):,} of {len(ids):,} ids of the {name} are in no event of the log"
+    if len(unmatched) == len(ids) and len(log_ids):
+        note += f": the table has `{ids[0]}`, the log `{log_ids.sort()[0]}`"
+    return [note]
 
 
 def _write_tables(directory: Path, events: pl.DataFrame, catalogue: pl.DataFrame, labels: pl.DataFrame | None) -> None:

@@ -45,12 +45,13 @@ _CHANGED_FILES = (
 
 @dataclass(frozen=True)
 class AddResult:
-    """Numbers of the new release and of its source; counts of all items and of the added items."""
+    """Numbers of the new release and of its source; counts of all items and of the added items; notes on the table."""
 
     release: int
     source: int
     items: int
     added: int
+    notes: tuple[str, ...] = ()
 
 
 def add_items(
@@ -77,7 +78,8 @@ def add_items(
         directory = repository / MODEL_NAME / str(old.number)
         projection = _projection(old, directory)
         progress("reading items", 0, 0)
-        table = _new_items(read_items(items, columns or ItemColumns(), repository / ".staging"), items, old, skip_known)
+        read = read_items(items, columns or ItemColumns(), repository / ".staging")
+        table = _new_items(read.rows, items, old, skip_known)
         embeddings = projection(_vectors(table, items, vectors, projection, progress))
         model = _with_rows(directory / "model.onnx", old.item_embeddings, embeddings)
 
@@ -102,7 +104,7 @@ def add_items(
         pushed = replace(push or Push(), settings=settings)
         source = f"release {old.number} with {len(table):,} new items"
         number = add_release(repository, assemble, judge, pushed, source, progress)
-    return AddResult(number, old.number, len(old.items) + len(table), len(table))
+    return AddResult(number, old.number, len(old.items) + len(table), len(table), read.notes)
 
 
 def _release(repository: Path, number: int | None) -> Release:
