@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from server.adapters.ports import LoadProgress
 from server.core.errors import SetupError
 from server.core.history import ID_MAX_BYTES, History, content_keys, repeated_keys, text_hash
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _TEXTS = ("user_id", "item_id", "action")
 _SCHEMA = {**dict.fromkeys(_TEXTS, pl.String()), "value": pl.Float64(), "timestamp": pl.Int64()}
 
 _HASHES_KEPT = 1 << 18
+_LONGEST_AHEAD_SECONDS = 86_400
 _Hash = Callable[[str], int]
 
 Users = Sequence[tuple[str, History]]
@@ -43,31 +46,44 @@ class BootstrapLog:
     path: Path
     mark: str
     """Identifies the content of this log and the history limit; a store keeps the mark of each loaded log."""
-    user_count: int
     history_limit: int
 
     @classmethod
     def open(cls, path: Path, history_limit: int) -> "BootstrapLog":
-        """Check the log's columns and count its users. Raises `SetupError` when it cannot be read."""
-        try:
-            schema = pl.read_parquet_schema(path)
-            missing = [name for name in _SCHEMA if name not in schema]
-            if missing:
+        """The log at `path`. Raises `SetupError` when it cannot be read."""
+        with _readable(path):
+            return cls(path, f"{_content_hash(path)}-{history_limit}", history_limit)
+
+    def check(self, now_seconds: float) -> int:
+        """The number of users; for a log that is not loaded yet.
+
+        Raises `SetupError` for a log that `segrec-train prepare` did not write, and for times before 1970 or more than
+        a day after `now_seconds`, which would stand before or after all events to come.
+        """
+        with _readable(self.path):
+            schema = pl.read_parquet_schema(self.path)
+            clock = pl.read_parquet_metadata(self.path).get(EVENTS_MARK)
+            if clock is None or any(schema.get(name) != dtype for name, dtype in _SCHEMA.items()):
                 raise SetupError(
-                    f"the log {path} has no column {', '.join(missing)}; give a log that `segrec-train prepare` wrote"
+                    f"the log {self.path} was not written by `segrec-train prepare` of this version, so its times "
+                    "and ids may mean something else; run `segrec-train prepare`, and give the events.parquet of the run"
                 )
-            users = pl.scan_parquet(path).select(pl.col("user_id").n_unique()).collect(engine="streaming").item()
-            return cls(path, f"{_content_hash(path)}-{history_limit}", users, history_limit)
-        except (OSError, pl.exceptions.PolarsError) as error:
-            reason = str(error).strip().split("\n")[0]
+            time = pl.col("timestamp")
+            columns = time.min().alias("first"), time.max().alias("last"), pl.col("user_id").n_unique().alias("users")
+            row = pl.scan_parquet(self.path, glob=False).select(columns).collect(engine="streaming").row(0, named=True)
+        latest = (now_seconds + _LONGEST_AHEAD_SECONDS) * 1000
+        if clock == WITH_CLOCK and row["users"] and not 0 <= row["first"] <= row["last"] <= latest:
             raise SetupError(
-                f"the log {path} cannot be read: {reason}; give a log that `segrec-train prepare` wrote"
-            ) from error
+                f"the log {self.path} has events before 1970 or more than a day in the future; check the clock of this "
+                "machine, or run `segrec-train prepare` again, which leaves such events out"
+            )
+        return int(row["users"])
 
     def chunks(self) -> Iterator[Users]:
         """The histories of the log, in its order, about `CHUNK_ROWS` events at a time."""
         columns = [pl.col(name).cast(dtype) for name, dtype in _SCHEMA.items()]
-        frame = pl.scan_parquet(self.path).select(columns).with_columns(pl.col("value").fill_null(float("nan")))
+        frame = pl.scan_parquet(self.path, glob=False).select(columns)
+        frame = frame.with_columns(pl.col("value").fill_null(float("nan")))
         buffer, dropped, hash_of = pl.DataFrame(schema=_SCHEMA), 0, lru_cache(_HASHES_KEPT)(text_hash)
         for batch in frame.collect_batches(chunk_size=CHUNK_ROWS, maintain_order=True, lazy=True, engine="streaming"):
             valid = batch.filter(_is_valid())
@@ -87,18 +103,33 @@ class BootstrapLog:
             yield _histories(events, self.history_limit, hash_of)
 
 
-async def load(event_log: BootstrapLog, write: Callable[[Users], Awaitable[None]], on_progress: LoadProgress) -> int:
-    """Pass each chunk of the log to `write`, which stores it durably; returns the number of users.
+async def load(
+    event_log: BootstrapLog, now_seconds: float, write: Callable[[Users], Awaitable[None]], on_progress: LoadProgress
+) -> int:
+    """Check the log, then pass each chunk to `write`, which stores it durably; returns the number of users.
 
-    Reads in a thread. Progress counts users.
+    Reads in a thread. Progress counts users. Raises `SetupError` as `BootstrapLog.check` does.
     """
+    user_count = await asyncio.to_thread(event_log.check, now_seconds)
     done, chunks = 0, event_log.chunks()
-    on_progress(0, event_log.user_count)
+    on_progress(0, user_count)
     while users := await asyncio.to_thread(next, chunks, None):
         await write(users)
         done += len(users)
-        on_progress(min(done, event_log.user_count), event_log.user_count)
-    return event_log.user_count
+        on_progress(min(done, user_count), user_count)
+    return user_count
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn errors of reading the log into `SetupError`."""
+    try:
+        yield
+    except (OSError, pl.exceptions.PolarsError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise SetupError(
+            f"the log {path} cannot be read: {reason}; give the events.parquet that `segrec-train prepare` wrote"
+        ) from error
 
 
 def _content_hash(path: Path) -> str:

@@ -159,7 +159,7 @@ class LmdbStore:
         with self._translate_errors(), self._environment.begin(self._meta) as transaction:
             if transaction.get(mark) is not None:
                 return 0
-        loaded = await load(event_log, self._load_users, on_progress)
+        loaded = await load(event_log, self._clock(), self._load_users, on_progress)
         self._check_open()
         await self.writer.write(lambda transaction, _: transaction.put(mark, b"", db=self._meta), len(mark))
         return loaded

@@ -194,7 +194,7 @@ class ValkeyStore:
         with self._translate_errors():
             if await self._client.exists(mark):
                 return 0
-        loaded = await load(event_log, self._load_users, on_progress)
+        loaded = await load(event_log, self._clock(), self._load_users, on_progress)
         with self._translate_errors():
             await self._client.set(mark, b"")
         return loaded

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from server.core.release import Golden, Manifest
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
 from server.core.repository.read import record_of
 from server.core.segments import normalised
 from tests.support.releases import ACTIONS, encode_with_onnx, item_id, tiny_release
@@ -156,5 +157,5 @@ def write_histories(path: Path, users: int, seed: int = 0) -> list[str]:
             "value": rng.lognormal(1, 1, total),
             "timestamp": START_MS + place * 3_600_000,
         }
-    ).write_parquet(path)
+    ).write_parquet(path, metadata={EVENTS_MARK: WITH_CLOCK})
     return user_ids

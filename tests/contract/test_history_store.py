@@ -5,6 +5,7 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from server.adapters.valkey_store import ValkeyStore
 from server.core.erasure import MARK_BYTES
 from server.core.errors import SetupError, StoreUnavailable
 from server.core.history import EMPTY, Event, History, event_count_of
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK, WITHOUT_CLOCK
 from tests.support.memory_store import MemoryStore
 from tests.support.redis_server import RedisServer
 from tests.support.ticking import Clock
@@ -78,10 +80,11 @@ def view(number: int, item: str = "") -> Event:
     return Event(item or f"item-{number}", "view", float(number), number * 1000)
 
 
-def write_log(path: Path, rows: list[tuple[str, Event]]) -> Path:
+def write_log(path: Path, rows: list[tuple[str, Event]], clock: str = WITH_CLOCK) -> Path:
     columns = ("item_id", "action", "value", "timestamp")
     data = {name: [getattr(event, name) for _, event in rows] for name in columns}
-    pl.DataFrame({"user_id": [user_id for user_id, _ in rows], **data}).write_parquet(path)
+    events = pl.DataFrame({"user_id": [user_id for user_id, _ in rows], **data})
+    events.write_parquet(path, metadata={EVENTS_MARK: clock})
     return path
 
 
@@ -436,9 +439,58 @@ async def test_a_file_that_is_no_log_gives_an_error_with_its_path(store: History
     text.write_text("user_id,item_id")
     with pytest.raises(SetupError, match=r"text\.parquet cannot be read"):
         await store.bulk_load(text, ignore)
-    pl.DataFrame({"user_id": ["u"], "item_id": ["a"]}).write_parquet(tmp_path / "short.parquet")
-    with pytest.raises(SetupError, match="no column action, value, timestamp"):
-        await store.bulk_load(tmp_path / "short.parquet", ignore)
+
+
+@pytest.mark.parametrize(
+    ("change", "mark"),
+    [
+        ({}, {}),  # not from `prepare`
+        ({"timestamp": pl.Series([1_700_000_000], dtype=pl.UInt32)}, {EVENTS_MARK: WITH_CLOCK}),
+        ({"timestamp": pl.Series([datetime(2024, 1, 31)])}, {EVENTS_MARK: WITH_CLOCK}),
+        ({"user_id": pl.Series([7])}, {EVENTS_MARK: WITH_CLOCK}),
+        ({"action": None}, {EVENTS_MARK: WITH_CLOCK}),
+    ],
+)
+async def test_only_logs_that_were_prepared_are_loaded(
+    store: HistoryStore, tmp_path: Path, change: dict[str, pl.Series | None], mark: dict[str, str]
+) -> None:
+    path = write_log(tmp_path / "events.parquet", [("u", view(1))])
+    columns = pl.read_parquet(path).to_dict() | change
+    pl.DataFrame({name: column for name, column in columns.items() if column is not None}).write_parquet(
+        path, metadata=mark
+    )
+    with pytest.raises(SetupError, match=r"events\.parquet was not written by `segrec-train prepare` of this version"):
+        await store.bulk_load(path, ignore)
+    assert len(await store.get("u")) == 0
+
+
+async def test_a_log_that_is_loaded_already_is_not_judged_again(
+    store: HistoryStore, now: Clock, tmp_path: Path
+) -> None:
+    path, now.now = write_log(tmp_path / "events.parquet", [("u", view(1))]), DAY_SECONDS
+    assert await store.bulk_load(path, ignore) == 1
+    now.now = -2 * DAY_SECONDS  # a log that an earlier version took
+    assert await store.bulk_load(path, ignore) == 0
+
+
+@pytest.mark.parametrize(("second", "is_loaded"), [(-0.001, False), (0, True), (86_400.0, True), (86_400.001, False)])
+async def test_times_are_from_1970_to_a_day_from_now(
+    store: HistoryStore, tmp_path: Path, second: float, is_loaded: bool
+) -> None:
+    odd = Event("odd", "view", 1.0, int(second * 1000))
+    path = write_log(tmp_path / "events.parquet", [("u", odd), ("u", view(1)), ("v", view(1))])
+    if is_loaded:
+        assert await store.bulk_load(path, ignore) == 2
+        return
+    with pytest.raises(SetupError, match=r"events before 1970 or more than a day in the future"):
+        await store.bulk_load(path, ignore)
+    assert [len(await store.get(user_id)) for user_id in ("u", "v")] == [0, 0]
+
+
+async def test_without_a_clock_times_are_any_numbers(store: HistoryStore, tmp_path: Path) -> None:
+    events = [("u", Event("a", "view", 1.0, -5)), ("u", Event("b", "view", 1.0, 10**15))]
+    assert await store.bulk_load(write_log(tmp_path / "events.parquet", events, WITHOUT_CLOCK), ignore) == 1
+    assert (await store.get("u")).timestamps.tolist() == [-5, 10**15]
 
 
 async def test_a_closed_store_is_unavailable(store: HistoryStore) -> None:

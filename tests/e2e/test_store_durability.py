@@ -18,6 +18,7 @@ from server.adapters.lmdb_store import LmdbStore
 from server.adapters.ports import Recorded
 from server.adapters.valkey_store import ValkeyStore
 from server.core.history import Event
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
 from tests.support.redis_server import RedisServer
 
 ROOT = Path(__file__).parents[2]
@@ -103,7 +104,8 @@ async def test_every_event_that_lmdb_acknowledged_survives(tmp_path: Path) -> No
 async def test_a_bulk_load_that_was_killed_is_completed_by_the_next(tmp_path: Path) -> None:
     log = tmp_path / "events.parquet"
     rows = [(f"u{user:03}", f"item-{n}", "view", float(n), n) for user in range(100) for n in range(10)]
-    pl.DataFrame(rows, ["user_id", "item_id", "action", "value", "timestamp"], orient="row").write_parquet(log)
+    events = pl.DataFrame(rows, ["user_id", "item_id", "action", "value", "timestamp"], orient="row")
+    events.write_parquet(log, metadata={EVENTS_MARK: WITH_CLOCK})
     kill_after(start(LOADER, tmp_path / "store", log), 6)
     store = LmdbStore.open(tmp_path / "store", 100)
     histories = await store.get_many([f"u{user:03}" for user in range(100)])

@@ -25,6 +25,7 @@ from segrec.v1.common_pb2 import (
 )
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
 from server.rpc.conversion import event_message
 from tests.support.redis_server import RedisServer
 from tests.support.releases import group_history, tiny_release
@@ -213,7 +214,7 @@ def test_histories_are_filled_from_the_training_log_on_the_first_start(
             "value": history.values,
             "timestamp": history.timestamps,
         }
-    ).write_parquet(tmp_path / "events.parquet")
+    ).write_parquet(tmp_path / "events.parquet", metadata={EVENTS_MARK: WITH_CLOCK})
     for expected in ("histories of 1 users were loaded", None):
         server = start_server("--bootstrap-events", str(tmp_path / "events.parquet"))
         server.wait_until_serving()

@@ -68,7 +68,7 @@ class MemoryStore:
         self._check()
         if event_log.mark in self._loaded:
             return 0
-        loaded = await load(event_log, self._load_users, on_progress)
+        loaded = await load(event_log, self._clock(), self._load_users, on_progress)
         self._loaded.add(event_log.mark)
         return loaded
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import polars as pl
 
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.repository.layout import PREPROCESSING
+from server.core.repository.layout import EVENTS_MARK, PREPROCESSING, WITH_CLOCK, WITHOUT_CLOCK
 from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import ActionWeights, action_weights
@@ -113,7 +113,8 @@ def prepare(
         rows_in, rows_out = len(raw_log.events), len(cleaned.events)
         notes += [*title_notes, *text_notes, *user_notes]
         account = Account(rows_in=rows_in, rows_out=rows_out, steps=(*left_out, *cleaned.steps), notes=tuple(notes))
-        _write_tables(stage.directory, cleaned.events, catalogue, user_table.rows if user_table else None)
+        labels = user_table.rows if user_table else None
+        _write_tables(stage.directory, cleaned.events, log.has_clock, catalogue, labels)
         write_split(stage.directory, split)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
@@ -273,9 +274,12 @@ def _unmatched(name: str, ids: pl.Series, log_ids: pl.Series) -> list[str]:
     return [note]
 
 
-def _write_tables(directory: Path, events: pl.DataFrame, catalogue: pl.DataFrame, labels: pl.DataFrame | None) -> None:
+def _write_tables(
+    directory: Path, events: pl.DataFrame, has_clock: bool, catalogue: pl.DataFrame, labels: pl.DataFrame | None
+) -> None:
     texts = pl.col("user_id", "item_id", "action").cast(pl.String)
-    events.lazy().with_columns(texts).sink_parquet(directory / "events.parquet", compression="lz4")
+    mark = {EVENTS_MARK: WITH_CLOCK if has_clock else WITHOUT_CLOCK}
+    events.lazy().with_columns(texts).sink_parquet(directory / "events.parquet", compression="lz4", metadata=mark)
     catalogue.write_parquet(directory / "items.parquet")
     (directory / "users.parquet").unlink(missing_ok=True)
     if labels is not None:

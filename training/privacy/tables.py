@@ -16,7 +16,7 @@ import numpy as np
 import polars as pl
 
 from server.core.preprocessing import Preprocessing
-from server.core.repository.layout import PREPROCESSING
+from server.core.repository.layout import EVENTS_MARK, PREPROCESSING
 from training.data.cleaning import Account, Step
 from training.data.left_out import ERASED, EXPIRED, Erasures, erasures_of, is_erased
 from training.errors import RunError
@@ -192,8 +192,9 @@ def _rewrite(path: Path, gone: pl.Expr) -> int:
     """Take the rows `gone` out of a table; returns their number."""
     table = pl.scan_parquet(path)
     rows = int(table.select(gone.sum()).collect().item())
+    kept = {key: text for key, text in pl.read_parquet_metadata(path).items() if key == EVENTS_MARK}
     with _replaced(path) as temporary:
-        table.filter(~gone).sink_parquet(temporary, compression="lz4")
+        table.filter(~gone).sink_parquet(temporary, compression="lz4", metadata=kept)
     return rows
 
 

@@ -1,21 +1,24 @@
 """HTML pages that open offline: pictures are inline SVG, one for a wide page and one for a phone; no scripts."""
 
-import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from segrec.visible import visible, visible_lines
+from segrec.visible import visible
 
 from training.reports import wording
 from training.reports.style import NARROW, WIDE, Chart, Page, styled
 
 _TEMPLATES = Path(__file__).parent
 """Root of the templates; a template is named by its path below it."""
+_VEGA_LITE = alt.SCHEMA_VERSION.rpartition(".")[0]
+"""The version of Vega-Lite for which Altair writes, as in `v6.1`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,18 @@ def _shown(value: object) -> object:
 
 
 def _svg(chart: Chart) -> str:
-    buffer = io.StringIO()
-    styled(chart).save(buffer, format="svg")
-    return visible_lines(buffer.getvalue())  # XML cannot hold control characters
+    with alt.data_transformers.disable_max_rows():
+        drawing = _all_visible(styled(chart).to_dict())
+    return vl_convert.vegalite_to_svg(drawing, vl_version=_VEGA_LITE)
+
+
+def _all_visible(part: Any) -> Any:
+    """A part of a drawing with `visible` texts: SVG cannot hold control characters, and Vega ends the process."""
+    if isinstance(part, str):
+        return visible(part)
+    if isinstance(part, dict):
+        return {key: _all_visible(inner) for key, inner in part.items()}
+    return list(map(_all_visible, part)) if isinstance(part, list) else part
 
 
 def all_inlined(picture: Picture, svgs: dict[Page, str]) -> Markup:

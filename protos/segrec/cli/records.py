@@ -135,8 +135,14 @@ def plain_float(value: float) -> float:
 
 
 def iso_time(time: Timestamp) -> str:
-    """ISO 8601 in UTC, with milliseconds when the time has a fraction of a second."""
-    moment = time.ToDatetime(UTC)
+    """ISO 8601 in UTC, with milliseconds when the time has a fraction of a second.
+
+    A time outside the years 1 to 9999, as a damaged store may have, is given in seconds since 1970.
+    """
+    try:
+        moment = time.ToDatetime(UTC)
+    except (ValueError, OverflowError):
+        return f"{time.seconds} s since 1970"
     return moment.isoformat(timespec="milliseconds" if moment.microsecond else "seconds").replace("+00:00", "Z")
 
 

@@ -18,6 +18,11 @@ CONFIG_NAME = "config.pbtxt"
 PREPROCESSING = "preprocessing.json"
 """File name of `Preprocessing` in a release and in the stages of a run."""
 
+EVENTS_MARK = "segrec.events"
+"""Key in the metadata of the Parquet file of prepared events: its times are clean, int64 milliseconds since 1970."""
+WITH_CLOCK, WITHOUT_CLOCK = "clock", "order"
+"""Values of `EVENTS_MARK`; in events without a clock, times only give the order."""
+
 RELEASE_NAME = re.compile(r"[1-9][0-9]{0,17}")
 """The name of a release directory. `2.tmp` and `02` are not releases."""
 

@@ -9,6 +9,7 @@ import pytest
 
 from server.core.history import text_hash
 from server.core.preprocessing import Preprocessing
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK, WITHOUT_CLOCK
 from tests.support.logs import planted_log, write_planted
 from training.config import Clean, Config, TrainSettings, VisitSettings
 from training.data.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
@@ -44,6 +45,7 @@ def test_everything_a_later_stage_reads_is_there(tmp_path: Path) -> None:
     directory = run.require("prepare")
     cleaned = pl.read_parquet(directory / "events.parquet")
     assert dict(cleaned.schema) == SCHEMA
+    assert pl.read_parquet_metadata(directory / "events.parquet")[EVENTS_MARK] == WITH_CLOCK
     assert cleaned.equals(planted_log(12, 8, 2, 10)[0].sort("user_id", "timestamp", maintain_order=True))
 
     catalogue = pl.read_parquet(directory / "items.parquet")
@@ -196,3 +198,40 @@ def test_seen_items_are_left_out_where_nobody_repeats(tmp_path: Path, lines: str
     preprocessing = prepared(tmp_path, path, asked).preprocessing
     assert preprocessing.exclude_seen is not expected
     assert preprocessing.max_length == 7
+
+
+def notes_of(tmp_path: Path, items: str | None = None, users: str | None = None) -> list[str]:
+    """The notes of a log of users u1 to u3 and items 71053, 71054, with an item and a user table."""
+    paths = {}
+    log = "user_id,item_id\n" + "".join(f"u{user},{item}\n" for user in (1, 2, 3) for item in (71053, 71054, 71053))
+    for name, text in {"events": log, "items": items, "users": users}.items():
+        if text is not None:
+            paths[name] = tmp_path / f"{name}.csv"
+            paths[name].write_text(text)
+    run = Run.create(tmp_path / "runs")
+    return list(prepare(run, paths["events"], paths.get("items"), paths.get("users"), Config()).account.notes)
+
+
+def test_ids_of_tables_that_match_no_event_are_said(tmp_path: Path) -> None:
+    notes = notes_of(tmp_path, "item_id,title\n71053.0,Mug\n9,Cup\n9,Cup\n", "user_id,age\nu1,3\nx,4\n")
+    for note in (
+        "1 of 2 items are not in the item table",
+        "1 of 2 ids of the item table are in no event of the log",
+        "1 ids are in several rows of the item table (`9`): the first value of each column counts, categories are "
+        "joined",
+        "2 of 3 users are not in the user table",
+        "1 of 2 ids of the user table are in no event of the log",
+    ):
+        assert note in notes
+
+
+def test_tables_of_which_no_id_matches_show_an_id_of_each_side(tmp_path: Path) -> None:
+    notes = notes_of(tmp_path, "item_id,title\n071053,Mug\n", "user_id,age\nU1,3\n")
+    assert "1 of 1 ids of the item table are in no event of the log: the table has `071053`, the log `71053`" in notes
+    assert "1 of 1 ids of the user table are in no event of the log: the table has `U1`, the log `u1`" in notes
+
+
+def test_events_without_a_clock_are_marked_as_such(tmp_path: Path) -> None:
+    notes_of(tmp_path)
+    [events] = (tmp_path / "runs").glob("*/prepare/events.parquet")
+    assert pl.read_parquet_metadata(events)[EVENTS_MARK] == WITHOUT_CLOCK

@@ -9,7 +9,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core.repository.layout import MODEL_NAME
+from server.core.repository.layout import EVENTS_MARK, MODEL_NAME, WITH_CLOCK
 from tests.support.logs import DAY_MS, START_MS
 from training.config import Config
 from training.data.cleaning import Account
@@ -90,6 +90,7 @@ def test_old_events_leave_the_runs_and_then_the_runs_go(tmp_path: Path) -> None:
     done = pruned(tmp_path, day=135)
     assert (done.gone, {file.path: file.rows for file in done.cut}) == ((), {"one/prepare/events.parquet": 39})
     left = pl.read_parquet(prepared / "events.parquet")
+    assert pl.read_parquet_metadata(prepared / "events.parquet")[EVENTS_MARK] == WITH_CLOCK
     assert left["timestamp"].min() == START_MS + 35 * DAY_MS
     account = Account.model_validate_json((prepared / "account.json").read_bytes())
     assert account.rows_in - sum(step.rows_dropped for step in account.steps) == account.rows_out == len(left) == 12
