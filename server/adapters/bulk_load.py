@@ -65,8 +65,8 @@ class BootstrapLog:
             clock = pl.read_parquet_metadata(self.path).get(EVENTS_MARK)
             if clock is None or any(schema.get(name) != dtype for name, dtype in _SCHEMA.items()):
                 raise SetupError(
-                    f"the log {self.path} was not written by `segrec-train prepare` of this version, so its times "
-                    "and ids may mean something else; run `segrec-train prepare`, and give the events.parquet of the run"
+                    f"the log {self.path} was not written by `segrec-train prepare` of this version, so its "
+                    "times and ids may mean something else; run `segrec-train prepare`, and give its events.parquet"
                 )
             time = pl.col("timestamp")
             columns = time.min().alias("first"), time.max().alias("last"), pl.col("user_id").n_unique().alias("users")
