@@ -1,5 +1,6 @@
 """Plays many histories on all cores."""
 
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from tests.simulation.world import run_history
 
 def played(seeds: Sequence[int], planted: str = "") -> Iterator[str]:
     """The rule that each history breaks, as a sentence, in the order of the seeds; empty where it breaks none."""
-    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"))
+    pool = ProcessPoolExecutor(os.cpu_count(), get_context("spawn"), _collect_rarely)
     try:
         yield from pool.map(partial(broken_rule, planted=planted), seeds, chunksize=8)
     finally:
@@ -28,4 +29,12 @@ def broken_rule(seed: int, planted: str = "") -> str:
             run_history(seed)
         except Violation as violation:
             return f"seed {seed}: {violation}"
+        finally:
+            gc.collect()
     return ""
+
+
+def _collect_rarely() -> None:
+    """Collect garbage after each history only, and nothing of the modules: it would take a fifth of the time."""
+    gc.freeze()
+    gc.disable()
