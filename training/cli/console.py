@@ -13,14 +13,14 @@ from rich.text import Text
 from segrec.visible import visible, visible_lines
 
 from server.core.errors import SegrecError
-from training.errors import ConfigError, LogError, TrainingError
+from training.errors import ConfigError, ContractError, LogError, TrainingError
 from training.fit.processes import Processes
 from training.runs import Run
 
 _PLAIN_WIDTH = 140
 """Width of tables, in characters, when the output is no terminal."""
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BAD_INPUT, FAILED, CONTRACT_BROKEN, INTERRUPTED = 2, 1, 5, 130
 
 
 class TextConsole(Console):
@@ -117,6 +117,8 @@ def command_console(processes: Processes | None = None) -> Iterator[TrainConsole
         console.end_stage()
     except (ConfigError, LogError) as error:
         raise console.fail(str(error), BAD_INPUT) from None
+    except ContractError as error:
+        raise console.fail(str(error), CONTRACT_BROKEN) from None
     except (TrainingError, SegrecError) as error:
         raise console.fail(str(error), FAILED) from None
     except (KeyboardInterrupt, SystemExit) as stop:

@@ -13,6 +13,7 @@ from training.cli.options import (
     RUNS,
     By,
     ConfigFile,
+    Contract,
     Erasures,
     Events,
     Force,
@@ -27,8 +28,10 @@ from training.cli.options import (
     Runs,
     Seed,
     Sign,
+    Since,
     Users,
     check_files,
+    check_night,
     log_of,
     parse_k,
     release_key,
@@ -72,6 +75,8 @@ def run(
     users: Users = None,
     config: ConfigFile = None,
     erasures: Erasures = None,
+    since: Since = None,
+    contract: Contract = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="Train on the built-in demo log, a year of grocery purchases.")
     ] = False,
@@ -99,10 +104,11 @@ def run(
             written = demo_log.write_demo(runs / ".demo")
             items, users = written.items, written.users
         log = written.events if events is None else log_of(events)
-        check_files(items, users, settings.text.vectors, erasures)
+        check_files(items, users, settings.text.vectors, erasures, contract)
+        check_night(since, contract)
         push = _push(console, settings.publish, force, by, sign)
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
-        inputs = RunInputs(log, items, users, settings, repository, erasures)
+        inputs = RunInputs(log, items, users, settings, repository, erasures, since, contract)
         console.resume = f"segrec-train run … --run {run.path.name}"
         finished_stages = run_all(run, inputs, push, console.start_stage)
         if not finished_stages:
@@ -118,6 +124,8 @@ def prepare(
     users: Users = None,
     config: ConfigFile = None,
     erasures: Erasures = None,
+    since: Since = None,
+    contract: Contract = None,
     runs: Runs = RUNS,
     run_id: NewRunId = None,
 ) -> None:
@@ -126,9 +134,11 @@ def prepare(
         from training.data.prepare import prepare as work
 
         settings, log = load_config(config), log_of(events)
-        check_files(items, users, settings.text.vectors, erasures)
+        check_files(items, users, settings.text.vectors, erasures, contract)
+        check_night(since, contract)
         console.run = run = _open_or_create(runs, run_id, "run")
-        result = work(run, log, items, users, settings, console.start_stage("prepare"), erasures=erasures)
+        progress = console.start_stage("prepare")
+        result = work(run, log, items, users, settings, progress, erasures=erasures, since=since, contract=contract)
         console.end_stage()
         console.print(result.account.table())
         console.print(f"Prepared {run.path}; continue with `segrec-train train --run {run.path.name}`.")

@@ -49,6 +49,23 @@ Erasures = Annotated[
 ]
 
 
+Since = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="start|last|TIME",
+        help="start: keep the events for later nights; last: add the log to those of the last run; a time: take the "
+        "log from that time on, and the last run's events before it.",
+    ),
+]
+
+
+Contract = Annotated[
+    Path | None,
+    typer.Option("--contract", help="TOML file of limits for the log; beyond one of them the exit code is 5."),
+]
+
+
 ReleaseName = Annotated[str, typer.Option("--release", help="Number of a release, or newest.")]
 
 
@@ -138,6 +155,17 @@ def log_of(events: str) -> "Log":
     if isinstance(log, Path):
         check_files(log)
     return log
+
+
+def check_night(since: str | None, contract: Path | None) -> None:
+    """Raises ConfigError for an unusable value of `--since` or file of `--contract`, before there is a run."""
+    from training.data.contract import read_contract
+    from training.data.nightly import check_since
+
+    if since is not None:
+        check_since(since)
+    if contract is not None:
+        read_contract(contract)
 
 
 def check_files(*paths: Path | None) -> None:

@@ -1,16 +1,16 @@
 """Ids and other texts of a table's column, as Polars expressions of the rules in `segrec.reading`."""
 
 from collections.abc import Collection
-from pathlib import Path
 
 import polars as pl
 from segrec.reading.ids import LARGEST_WHOLE_FLOAT, WHOLE_FLOAT, WHOLE_FLOAT_DIGITS
 from segrec.reading.words import MISSING_WORDS
 
+from training.data.sources import Log
 from training.errors import LogError
 
 
-def id_of(column: str, dtype: pl.DataType, path: Path, words: Collection[str] = MISSING_WORDS) -> pl.Expr:
+def id_of(column: str, dtype: pl.DataType, path: Log, words: Collection[str] = MISSING_WORDS) -> pl.Expr:
     """`segrec.reading.ids.id_of` of a column; null where an id is missing, and in rows of `unreadable_ids`.
 
     Raises LogError, which names `path` and the column, for a type that holds no ids.
@@ -39,7 +39,7 @@ def trimmed(text: pl.Expr, words: Collection[str] = MISSING_WORDS) -> pl.Expr:
     return pl.when(~text.str.to_lowercase().is_in(list(words))).then(text)
 
 
-def raw_text(column: str, dtype: pl.DataType, path: Path) -> pl.Expr:
+def raw_text(column: str, dtype: pl.DataType, path: Log) -> pl.Expr:
     """The values of a column as text; a whole float gives `17`, not `17.0`, and NaN is null.
 
     Raises LogError, which names `path` and the column, for booleans, lists, objects and times.

@@ -134,7 +134,7 @@ def _value(column: str, sample: pl.DataFrame, path: Log) -> list[pl.Expr]:
     ]
 
 
-def _id(column: str, sample: pl.DataFrame, path: Path) -> pl.Expr:
+def _id(column: str, sample: pl.DataFrame, path: Log) -> pl.Expr:
     """Ids as a Categorical, which stores each distinct id once; a whole float gives `17`, not `17.0`."""
     return raw_text(column, sample.schema[column], path).cast(pl.Categorical(pl.Categories.random()))
 

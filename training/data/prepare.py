@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import polars as pl
 
@@ -13,16 +14,18 @@ from server.core.repository.layout import EVENTS_MARK, PREPROCESSING, WITH_CLOCK
 from training.config import Config
 from training.data.cleaning import Account, clean
 from training.data.columns import ActionWeights, action_weights
+from training.data.contract import check_contract, contract_notes, read_contract
 from training.data.item_table import IdTable, read_items, read_users
 from training.data.item_text import add_text
 from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_raw_log
+from training.data.nightly import RAW_EVENTS, Continued, check_since, continued, write_raw_events
 from training.data.sources import Log, Source, fingerprint_of
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
 from training.data.visits import find_visits
 from training.errors import ConfigError, LogError
-from training.runs import Progress, Run, no_progress, write_atomically
+from training.runs import Progress, Run, fingerprint, no_progress, write_atomically
 
 REPEATS_MAX = 0.1
 """Limit of `repeat_share`: at or above it, recommendations may contain items that the user has seen."""
@@ -56,14 +59,21 @@ def prepare(
     progress: Progress = no_progress,
     *,
     erasures: Path | None = None,
+    since: str | None = None,
+    contract: Path | None = None,
     clock: Callable[[], float] = time.time,
 ) -> PrepareResult:
     """Write `events.parquet`, `items.parquet`, `users.parquet` (if given), `preprocessing.json` and `account.json`.
 
     With `[text]` also the files of `item_text.add_text`. Events of users before their erasure, according to the file
-    `erasures`, are left out; `clock` gives seconds since 1970. Raises LogError and ConfigError, also when the run was
-    prepared with erasures and none are given.
+    `erasures`, are left out. With `since` the events of an earlier run go before those of the log (`continued`), and
+    `raw_events.parquet` keeps all of them for later nights. `clock` gives seconds since 1970. Raises LogError;
+    ContractError for a log beyond the limits in the file `contract`; and ConfigError, also when the run was prepared
+    with erasures and none are given.
     """
+    limits = read_contract(contract) if contract else None
+    if since is not None:
+        check_since(since)
     if erasures is None and "erasures" in run.record().get("data", {}):
         raise ConfigError(f"{run.path} left out erased users; give it the file with --erasures again.")
     if config.visits.ordered and isinstance(events, Source) and not events.has_row_order:
@@ -74,8 +84,18 @@ def prepare(
         progress(_STEPS[0], 0, len(_STEPS))
         now_ms = int(clock() * 1000)
         raw_log = read_raw_log(events, config.columns, scratch)
-        log, left_out = leave_out(raw_log, erased, config.privacy.retention_days, now_ms)
-        log, weights, notes = named_actions(log, config)
+        item_table = read_items(items, config.items, scratch) if items else None
+        table = item_table.rows if item_table else None
+        log_rows = len(raw_log.events)
+        known_items = table["item_id"] if table is not None else None
+        lines = check_contract(limits, raw_log, known_items, run, now_ms) if limits else ()
+        night = Continued(raw_log)
+        if since is not None:
+            night = continued(raw_log, since, run, config, erasures is not None, now_ms)
+        rows_in = night.steps[0].rows_in if night.steps else len(raw_log.events)
+        raw_log, left_out = leave_out(night.log, erased, config.privacy.retention_days, now_ms)
+        log, weights, notes = named_actions(raw_log, config)
+        notes = [*(contract_notes(lines) if limits else ()), *night.notes, *notes]
         if not log.has_clock:
             kind = "rows" if log.ordered_by_row else "times"
             notes.append(f"no clock: {kind} give the order of events, not their date and time")
@@ -97,8 +117,6 @@ def prepare(
         if training_events.is_empty():
             raise LogError(f"Cleaning left no events to train on ({split.describe()}).")
         catalogue = _catalogue(cleaned.events, training_events, weights)
-        item_table = read_items(items, config.items, scratch) if items else None
-        table = item_table.rows if item_table else None
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
         catalogue, title_notes = _with_titles(catalogue, item_table, log_ids)
         store = run.path.parent / _TEXT_STORE
@@ -110,25 +128,32 @@ def prepare(
         repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
         preprocessing = preprocessing.model_copy(update={"visits": found.visits, "value_cleaning": cleaned.values})
-        rows_in, rows_out = len(raw_log.events), len(cleaned.events)
+        rows_out = len(cleaned.events)
         notes += [*title_notes, *text_notes, *user_notes]
-        account = Account(rows_in=rows_in, rows_out=rows_out, steps=(*left_out, *cleaned.steps), notes=tuple(notes))
+        steps = (*night.steps, *left_out, *cleaned.steps)
+        account = Account(rows_in=rows_in, rows_out=rows_out, steps=steps, notes=tuple(notes))
         labels = user_table.rows if user_table else None
         _write_tables(stage.directory, cleaned.events, log.has_clock, catalogue, labels)
+        write_raw_events(raw_log, stage.directory, since)
         write_split(stage.directory, split)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
         files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
-        files["erasures"] = erasures
+        files |= {"erasures": erasures, "contract": contract}
         fingerprints = {name: fingerprint_of(path) for name, path in files.items() if path}
-        run.describe(config, fingerprints | {"columns": log.columns})
+        asked: dict[str, Any] = {"since": since} if since is not None else {}
+        if night.earlier:
+            kept = fingerprint(night.earlier.path / "prepare" / RAW_EVENTS)
+            asked["earlier"] = kept | {"run": night.earlier.path.name}
+        run.describe(config, fingerprints | asked | {"columns": log.columns})
         user_count = cleaned.events["user_id"].n_unique()
         stage.figures |= {"rows_in": rows_in, "events": rows_out, "users": user_count, "items": len(catalogue)}
         stage.figures |= {"has_clock": log.has_clock, "max_length": preprocessing.max_length}
         stage.figures |= {"exclude_seen": preprocessing.exclude_seen, "repeats": round(repeats, 4)}
         stage.figures |= {"ties": round(found.ties, 4), "visit_repeats": round(found.repeats, 4)}
         stage.figures |= {"visits_a_user": found.visits_a_user, "events_a_visit": round(found.events_a_visit, 2)}
-        stage.figures |= {"split": split.describe()}
+        stage.figures |= {"split": split.describe(), "log_rows": log_rows}
+        stage.figures |= {"contract": {line.text: line.seen for line in lines}} if lines else {}
         progress(_STEPS[3], 4, len(_STEPS))
     return PrepareResult(stage.directory, preprocessing, account, user_count, len(catalogue))
 

@@ -118,12 +118,11 @@ class IcebergSource(Source):
     @cached_property
     def _table(self) -> "Table":
         with _library("pyiceberg", "pyarrow"):
-            import pyarrow as _
             from pyiceberg.catalog import load_catalog
             from pyiceberg.table import StaticTable
         with _readable(self, Exception):  # each catalog and each file system has errors of its own
             if self.place.startswith("//"):
-                catalog, _, name = self.place.removeprefix("//").partition("/")
+                catalog, _slash, name = self.place.removeprefix("//").partition("/")
                 return load_catalog(catalog).load_table(name)
             return StaticTable.from_metadata(_metadata_file(self.place))
 

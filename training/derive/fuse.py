@@ -124,7 +124,7 @@ def _prepared(run: Run) -> dict[str, Any]:
     """The properties that must be equal for two runs to have the same items, inputs and held-back events."""
     prepared, record = run.require("prepare"), run.record()
     return {
-        "their log": record["data"].get("events"),
+        "their log": run.log_identity(),
         "their cleaning": record["config"]["clean"],
         "their split": read_split(prepared),
         "their preprocessing": read_preprocessing(prepared),

@@ -101,8 +101,7 @@ def _ranks(run: Run) -> pl.DataFrame:
 
 
 def _data_of(run: Run) -> dict[str, Any]:
-    log = run.record()["data"]["events"]
-    return {"their log": log["sha256"], "their split": read_split(run.require("prepare"))}
+    return {"their log": run.log_identity(), "their split": read_split(run.require("prepare"))}
 
 
 def paired_difference(values: NDArray[np.float64], base: NDArray[np.float64]) -> PairedDifference:

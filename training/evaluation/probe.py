@@ -327,8 +327,7 @@ def _stability(
 
 def _check_same_log(run: Run, other: Run) -> None:
     other.require("train")
-    first, second = (one.record()["data"]["events"]["sha256"] for one in (run, other))
-    if first != second:
+    if run.log_identity() != other.log_identity():
         raise RunError(f"{run.path} and {other.path} were trained on different logs; probe two runs of one log.")
 
 

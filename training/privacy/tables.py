@@ -19,6 +19,7 @@ from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import EVENTS_MARK, PREPROCESSING
 from training.data.cleaning import Account, Step
 from training.data.left_out import ERASED, EXPIRED, Erasures, erasures_of, is_erased
+from training.data.nightly import RAW_EVENTS
 from training.errors import RunError
 from training.runs import Run, write_atomically
 
@@ -121,6 +122,8 @@ def _cut_log(runs: Path, log: Path, directories: list[Path], cut: Cut) -> Iterat
     path = log / EVENTS
     try:
         loses, stays, mask = _users_of(path, cut) if path.is_file() else (set[str](), set[str](), pl.lit(False))
+        if (log / RAW_EVENTS).is_file():
+            yield from _cut_raw(runs, log / RAW_EVENTS, cut)
         for table in _tables(log, directories):
             yield from _cut_table(runs, table, cut, loses, stays)
         if loses:
@@ -132,6 +135,14 @@ def _cut_log(runs: Path, log: Path, directories: list[Path], cut: Cut) -> Iterat
             yield Removed(_name(runs, log / _SCRATCH), None)
     except (OSError, pl.exceptions.PolarsError, ValueError) as error:
         raise RunError(f"The data in {log} cannot be rewritten: {error}. Delete the run, or try again.") from error
+
+
+def _cut_raw(runs: Path, path: Path, cut: Cut) -> Iterator[Removed]:
+    """Rewrite the events that a log keeps for later nights, which have times, and users that cleaning has dropped."""
+    user_ids = pl.scan_parquet(path).select(pl.col("user_id").unique().drop_nulls()).collect().to_series()
+    mask = cut.events(user_ids, True).fill_null(False)
+    if pl.scan_parquet(path).select(mask.any()).collect().item():
+        yield Removed(_name(runs, path), _rewrite(path, mask))
 
 
 def _users_of(path: Path, cut: Cut) -> tuple[set[str], set[str], pl.Expr]:
@@ -153,7 +164,7 @@ def _has_clock(log: Path) -> bool:
 
 def _tables(log: Path, directories: list[Path]) -> list[Path]:
     """Every Parquet file with a row per user beside the log and in the runs that read it, `assignments` last."""
-    found = {path for path in log.glob("*.parquet") if path.name != EVENTS}
+    found = {path for path in log.glob("*.parquet") if path.name not in (EVENTS, RAW_EVENTS)}
     for directory in directories:
         found |= {path for path in directory.rglob("*.parquet") if path.parent.resolve() != log}
     tables = [path for path in found if "user_id" in pl.read_parquet_schema(path)]

@@ -151,7 +151,7 @@ def _log_of(repository: Path, releases: Sequence[Release], runs: Path) -> Path:
 
 
 def _tested_on(run: Run) -> tuple[object, object]:
-    return run.record()["data"]["events"]["sha256"], read_split(run.require("prepare"))
+    return run.log_identity(), read_split(run.require("prepare"))
 
 
 def _segments(before: Release, after: Release, pair: AnswerPair, least: int) -> tuple[SegmentComparison, ...]:
