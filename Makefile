@@ -39,9 +39,12 @@ test: setup services
 	  --ignore=tests/service --ignore=tests/simulation
 	@$(BIN)/python -m pytest tests/service tests/simulation
 
-# What takes too long for each change: long tests, and a hundred thousand simulated histories: some eight hours on two cores.
+# What takes too long for each change: long tests, ten minutes of fuzzing (atheris has wheels for Linux on x86-64 alone),
+# and a hundred thousand simulated histories: some eight hours on two cores.
 nightly: setup services
 	@$(BIN)/python -m pytest -m nightly
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps atheris==3.0.0
+	@$(BIN)/python -m tests.fuzz.fuzz_readers --seconds 600
 	@$(BIN)/python -m tests.simulation --histories 100000
 	@! $(BIN)/python -m tests.simulation --histories 1000 --planted guard || { echo "error: the planted fault of the guard was not found"; exit 1; }
 
@@ -81,7 +84,7 @@ wheels: setup
 # Pin what is installed now, after a pyproject.toml has changed.
 lock:
 	@{ sed -n '/^#/p' requirements.lock; echo "torch==$$($(BIN)/python -c 'import torch; print(torch.__version__.split("+")[0])')"; \
-	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(torch|pip)=='; } > requirements.lock.new
+	  $(BIN)/uv pip freeze --python $(BIN)/python --exclude-editable | grep -vE '^(torch|pip|atheris)=='; } > requirements.lock.new
 	@mv requirements.lock.new requirements.lock
 
 clean:

@@ -15,6 +15,7 @@ LONGEST_FIELD = 1 << 20
 
 _SEP_LINE = re.compile(r'^"?sep=([^"\r\n\0])"?[\r\n]*$', re.IGNORECASE)
 _QUOTED = re.compile(r'"(?:[^"]|"")*"')
+_LINE_END = re.compile(r"\r\n|\r|\n")
 _NAME_BLANKS = BLANKS + "\ufeff"
 _KNOWN_NAMES = frozenset().union(*COMMON_NAMES.values())
 
@@ -153,8 +154,7 @@ def _opening_line(lines: list[str], delimiter: str) -> int | None:
         position += 1
     if opened < 0:
         return None
-    before = text[:opened]
-    return before.count("\n") or before.count("\r")
+    return len(_LINE_END.findall(text[:opened]))
 
 
 def _shown(delimiter: str) -> str:

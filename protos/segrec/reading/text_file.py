@@ -123,8 +123,7 @@ class TextFile:
     def _first_bad_line(self, encoding: str) -> tuple[int, bytes] | None:
         """The line of the first bytes that are not of this encoding, and a block of bytes from there on."""
         decoder = codecs.getincrementaldecoder(encoding)()
-        feeds = returns = 0
-        source = self._bytes()
+        source, line, last = self._bytes(), 1, ""
         block = b"-"
         while block:
             block = source.read(_BLOCK_BYTES)
@@ -132,10 +131,15 @@ class TextFile:
                 text = decoder.decode(block, final=not block)
             except UnicodeDecodeError as error:
                 text = error.object[: error.start].decode(encoding, errors="ignore")
-                lines = feeds + text.count("\n") or returns + text.count("\r")
-                return 1 + lines, error.object[error.start :]
-            feeds, returns = feeds + text.count("\n"), returns + text.count("\r")
+                return line + _line_ends(text, last), error.object[error.start :]
+            line, last = line + _line_ends(text, last), text[-1:] or last
         return None
+
+
+def _line_ends(text: str, before: str) -> int:
+    """How many LF, CR LF and CR the text holds; `before` is the character before it."""
+    split = before == "\r" and text.startswith("\n")
+    return text.count("\n") + text.count("\r") - text.count("\r\n") - split
 
 
 def _seekable(path: Path) -> IO[bytes]:
