@@ -44,6 +44,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=20.0)
+    parser.add_argument("--no-pushes", action="store_true", help="leave the release as it is")
     parser.add_argument("--triton-environment", type=Path, default=Path(".triton"))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -54,7 +55,7 @@ def main() -> None:
         server = ServerProcess(directory, options.triton_environment.absolute(), *flags)
         try:
             server.wait_until_serving()
-            readings, outcomes = asyncio.run(_soak(server, 60 * options.minutes))
+            readings, outcomes = asyncio.run(_soak(server, 60 * options.minutes, pushes=not options.no_pushes))
         finally:
             server.end()
     _report(readings, outcomes)
@@ -80,11 +81,11 @@ def _report(readings: NDArray[np.float64], outcomes: Counter[str]) -> None:
         sys.exit(f"Memory grows by {memory.slope:.1f} ± {1.96 * memory.stderr:.1f} MiB an hour.")
 
 
-async def _soak(server: ServerProcess, seconds: float) -> tuple[NDArray[np.float64], Counter[str]]:
+async def _soak(server: ServerProcess, seconds: float, *, pushes: bool) -> tuple[NDArray[np.float64], Counter[str]]:
     churn = Churn(server, time.monotonic() + seconds)
     process, start = psutil.Process(server.process.pid), time.monotonic()
     readings = []
-    life = asyncio.gather(*(churn.repeat(act) for act in churn.acts), churn.push_releases())
+    life = asyncio.gather(*(churn.repeat(act) for act in churn.acts), *([churn.push_releases()] if pushes else ()))
     while not life.done():
         readings.append((time.monotonic() - start, _anonymous_mib(process.pid), process.num_fds()))
         await asyncio.wait([life], timeout=1.0)
