@@ -151,6 +151,9 @@ def _are_in(events: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
     newest = others["timestamp"].max()
     is_later = pl.lit(False) if newest is None else pl.col("timestamp") > newest
     numbered = events.with_row_index("row").filter(~is_later.fill_null(False))
+    oldest = numbered["timestamp"].min()
+    is_older = pl.lit(False) if oldest is None else pl.col("timestamp") < oldest
+    others = others.filter(~is_older.fill_null(False))
     copies = pl.int_range(pl.len()).over(_KEY).alias("copy")
     found = numbered.with_columns(copies).join(
         others.with_columns(copies), on=[*_KEY, "copy"], how="semi", nulls_equal=True

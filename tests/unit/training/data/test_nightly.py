@@ -8,7 +8,7 @@ import pytest
 
 from server.core.erasure import ErasureMarks, new_erasure_key
 from tests.support.logs import DAY_MS, START_MS, planted_log
-from training.config import Clean, Columns, Config, PrivacySettings, SplitSettings
+from training.config import Clean, Columns, Config, PrivacySettings, SplitSettings, VisitSettings
 from training.data.cleaning import Account
 from training.data.nightly import RAW_EVENTS
 from training.data.prepare import PrepareResult, prepare
@@ -118,6 +118,18 @@ def test_the_last_night_is_the_whole_log(tmp_path: Path, kind: str) -> None:
     assert not (at_once.directory / RAW_EVENTS).exists()
 
 
+def test_kept_events_come_first_and_a_second_equal_event_is_a_second_one(tmp_path: Path) -> None:
+    config = Config(clean=Clean(drop_duplicates=False), visits=VisitSettings(ordered=True))
+    names = ["user_id", "item_id", "timestamp"]
+    first = pl.DataFrame([("a", "z", START_MS), ("b", "x", START_MS)], schema=names, orient="row")
+    second = pl.DataFrame([("a", "y", START_MS), *[("a", "z", START_MS)] * 2], schema=names, orient="row")
+    prepared(tmp_path, first, "start", config=config)
+    result = prepared(tmp_path, second, "last", config=config)
+    events = pl.read_parquet(result.directory / "events.parquet")
+    assert events.filter(user_id="a")["item_id"].to_list() == ["z", "y", "z"]
+    assert step_of(result, "read before") == 1
+
+
 def test_late_events_are_named_and_counted(tmp_path: Path) -> None:
     *earlier, last = late_and_overlapping(whole_log())
     for number, night in enumerate(earlier):
@@ -163,6 +175,7 @@ def test_the_newest_earlier_run_that_keeps_events_is_taken(tmp_path: Path) -> No
     assert [other.path.name for other in earlier_runs(run)] == ["0002-run", "0001-run"]
     assert twin not in earlier_runs(newest)
     third = prepared(tmp_path, days[2], "last")
+    assert [other.path.name for other in earlier_runs(run)] == ["0002-run", "0001-run"]
     again = prepare(Run(third.directory.parent), tmp_path / "0.parquet", None, None, CONFIG)
     assert not (again.directory / RAW_EVENTS).exists()  # it was not asked for
 
