@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from server.core.frozen_model import FrozenModel
+from server.core.preprocessing import VALUE_MAX
 from training.errors import ConfigError
 
 Settings = TypeVar("Settings", bound=FrozenModel)
@@ -106,6 +107,8 @@ class MissingColumns(FrozenModel):
             missing = getattr(self, column)
             if isinstance(missing.fill, str):
                 raise ValueError(f"{column} needs a number as `fill`; a time is milliseconds since 1970")
+            if missing.fill is not None and not abs(missing.fill) <= VALUE_MAX:
+                raise ValueError(f"{column} needs a number from {-VALUE_MAX:g} to {VALUE_MAX:g} as `fill`")
         if self.timestamp.method == "keep":
             raise ValueError("an event without a time cannot be kept; drop it, or fill it in")
         return self
@@ -119,6 +122,7 @@ class Outliers(FrozenModel):
     threshold: float | None = Field(
         default=None,
         gt=0,
+        le=1e9,
         description="z_score: standard deviations, default 3. iqr: interquartile ranges beyond the quartiles, "
         "default 1.5. isolation_forest: share of outliers, at most 0.5, default scikit-learn's `auto`.",
     )

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from server.core.hash_index import HashIndex
 from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
-from server.core.preprocessing import Preprocessing, ValueNormaliser
+from server.core.preprocessing import NORMALISED_MAX, Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of, rows_of
 from server.core.value_cleaning import cleaned_values, usable_values
 from server.core.visits import canonical_order
@@ -108,7 +108,8 @@ def _normalised(normaliser: ValueNormaliser) -> pl.Expr:
     value = pl.col("value").cast(pl.Float64)
     if normaliser.method == "log":
         value = value.sign() * value.abs().log1p()
-    scaled = ((value - normaliser.center) / normaliser.scale).fill_nan(0.0).fill_null(0.0).cast(pl.Float32)
+    scaled = ((value - normaliser.center) / normaliser.scale).fill_nan(0.0).fill_null(0.0)
+    scaled = scaled.clip(-NORMALISED_MAX, NORMALISED_MAX).cast(pl.Float32)
     return pl.when(scaled == 0).then(pl.lit(0.0, pl.Float32)).otherwise(scaled)  # no negative zero
 
 
@@ -187,8 +188,10 @@ def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[n
     if preprocessing.value.method == "log":
         # math.log1p gives the same bits as Polars; np.log1p differs between machines.
         value = np.array([math.copysign(math.log1p(abs(x)), x) for x in value.tolist()])
-    value = (value - preprocessing.value.center) / preprocessing.value.scale
-    value32: NDArray[np.float32] = np.where(np.isnan(value), 0.0, value).astype(np.float32)
+    with np.errstate(over="ignore"):  # by a tiny scale; infinities are clipped too
+        value = (value - preprocessing.value.center) / preprocessing.value.scale
+    clipped = np.clip(np.where(np.isnan(value), 0.0, value), -NORMALISED_MAX, NORMALISED_MAX)
+    value32: NDArray[np.float32] = clipped.astype(np.float32)
     value32[value32 == 0] = 0.0  # no negative zero
     gap_index = np.full(len(value), GAP_START, np.int32)
     if preprocessing.has_clock and len(value) > 1:

@@ -6,6 +6,11 @@ from pydantic import Field
 
 from server.core.frozen_model import FrozenModel
 
+VALUE_MAX = 1e150
+"""Values of a larger size count as missing: tools write such numbers where there is none, and sums overflow."""
+NORMALISED_MAX = 1e9
+"""Normalised values are clipped to this size, as the encoder computes in float32."""
+
 ID_PATTERN = r"^[^\x00-\x1f\x7f]+$"
 
 

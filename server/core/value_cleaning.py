@@ -6,7 +6,7 @@ Values of a cleaned log stay as they are.
 import numpy as np
 from numpy.typing import NDArray
 
-from server.core.preprocessing import ValueCleaning
+from server.core.preprocessing import VALUE_MAX, ValueCleaning
 
 Values = NDArray[np.float64]
 
@@ -14,8 +14,12 @@ Values = NDArray[np.float64]
 def cleaned_values(values: Values, row: NDArray[np.int64], cleaning: ValueCleaning) -> Values:
     """Values (N,) filled in and clipped; NaN is a missing value. `row` (N,) is the history of each event.
 
-    A missing value is interpolated between its neighbours among the events that are given.
+    Values beyond `VALUE_MAX` are missing too. A missing value is interpolated between its neighbours among the events
+    that are given.
     """
+    beyond = np.abs(values) > VALUE_MAX
+    if beyond.any():
+        values = np.where(beyond, np.nan, values)
     missing = np.isnan(values) if cleaning.missing in ("fill", "interpolate") else np.zeros(0, np.bool_)
     if missing.any():
         values = values.copy()

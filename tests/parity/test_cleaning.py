@@ -28,6 +28,7 @@ OUTLIERS = [
     for method in ("z_score", "iqr", "isolation_forest")
     for action in ("clip", "drop")
 ]
+NORMALISED = ["none", "z_score", "min_max", "robust", "log"]
 MISSING = ["keep", "drop", "mean", "median", "most_frequent", "interpolate", {"method": "constant", "fill": 7}]
 
 
@@ -38,6 +39,7 @@ def raw_log(seed: int = 0) -> pl.DataFrame:
     value = np.round(rng.lognormal(2.0, 0.5, count), 2)
     value[rng.random(count) < 0.05] *= 1_000
     value[rng.random(count) < 0.2] = np.nan
+    value[:8] = [1e200, -1.7976931348623157e308, 1e150, -1e150, 1e-300, 5e-324, 0.0, -0.0]
     return pl.DataFrame(
         {
             "user_id": [f"u{number:02}" for number in rng.integers(0, 40, count)],
@@ -64,7 +66,11 @@ def histories(log: pl.DataFrame, user_ids: list[str]) -> list[History]:
         *({"clean": {"outliers": outliers, "missing": {"value": "median"}}} for outliers in OUTLIERS),
         *({"clean": {"missing": {"value": missing}, "outliers": "iqr"}} for missing in MISSING),
         *({"clean": {"missing": {"value": missing}, "outliers": OUTLIERS[3]}} for missing in MISSING),
-        *({"clean": {"normalise": how}} for how in ("none", "z_score", "min_max", "robust", "log")),
+        *({"clean": {"normalise": how}} for how in NORMALISED),
+        *({"clean": {"normalise": how, "missing": {"value": "drop"}, "outliers": OUTLIERS[0]}} for how in NORMALISED),
+        {"clean": {"drop_duplicates": False, "missing": {"action": "most_frequent"}}} | RENAMED,
+        {"clean": {"missing": {"action": {"method": "constant", "fill": "buy"}}}} | RENAMED,
+        {"visits": {"ordered": True}, "clean": {"missing": {"value": "interpolate"}}},
     ],
     ids=str,
 )

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 from rich.table import Table
 from segrec.visible import visible
 
 from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
-from server.core.preprocessing import ValueCleaning
+from server.core.preprocessing import VALUE_MAX, ValueCleaning
 from training.config import Clean, Missing, Outliers
 from training.data.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
@@ -189,12 +190,12 @@ def drop_impossible_times(events: pl.DataFrame, has_clock: bool, now_ms: int) ->
 
 
 def drop_infinite(events: pl.DataFrame) -> tuple[pl.DataFrame, Step]:
-    """Replace infinite values by null."""
-    infinite = int(events["value"].is_infinite().sum())
-    if infinite:
-        events = events.with_columns(pl.when(pl.col("value").is_finite()).then("value"))
-    why = "infinite, so treated as missing"
-    return events, Step(name="infinite value", rows_in=len(events), rows_changed=infinite, why=why)
+    """Replace infinite values, and those beyond `VALUE_MAX`, by null, as `server.core.value_cleaning` does."""
+    beyond = int((events["value"].abs() > VALUE_MAX).sum())
+    if beyond:
+        events = events.with_columns(pl.when(pl.col("value").abs() <= VALUE_MAX).then("value"))
+    why = f"infinite, or beyond {VALUE_MAX:g}, so treated as missing"
+    return events, Step(name="infinite value", rows_in=len(events), rows_changed=beyond, why=why)
 
 
 def drop_duplicates(events: pl.DataFrame, enabled: bool, ordered_by_row: bool) -> tuple[pl.DataFrame, Step]:
@@ -324,13 +325,19 @@ def _bounds(values: pl.Series, outliers: Outliers) -> tuple[float, float]:
     return low - reach, high + reach
 
 
+def _as_float32(values: pl.Series) -> NDArray[np.float32]:
+    """Values (n,) as a column (n, 1) in the precision of forests, the largest clipped."""
+    limit = float(np.finfo(np.float32).max)
+    return values.clip(-limit, limit).cast(pl.Float32).to_numpy().reshape(-1, 1)
+
+
 def _forest_bounds(values: pl.Series, share: float | None, seed: int) -> tuple[float, float]:
     """The lowest and the highest of the values that an isolation forest fitted on them accepts."""
     from sklearn.ensemble import IsolationForest
 
     sample = values if len(values) <= _FOREST_ROWS else values.sample(_FOREST_ROWS, seed=seed)
     forest = IsolationForest(contamination=share or "auto", random_state=seed)
-    forest.fit(sample.to_numpy().reshape(-1, 1))
+    forest.fit(_as_float32(sample))
     distinct = values.unique().sort()
-    inliers = distinct.filter(pl.Series(forest.predict(distinct.to_numpy().reshape(-1, 1)) == 1))
+    inliers = distinct.filter(pl.Series(forest.predict(_as_float32(distinct)) == 1))
     return float(inliers[0]), float(inliers[-1])

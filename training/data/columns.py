@@ -47,6 +47,10 @@ class ActionWeights:
     weight: Mapping[str, float]
     unknown: tuple[str, ...]
 
+    def by_final_name(self) -> dict[str, float]:
+        """The weight of each action by its final name."""
+        return {self.name[raw]: weight for raw, weight in self.weight.items()}
+
     def raw_names(self, name: str) -> tuple[str, ...]:
         """Names in the log that mean the action `name`, but for those that are the final name of an action."""
         return tuple(raw for raw, final in self.name.items() if final == name and raw not in self.name.values())

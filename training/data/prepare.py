@@ -17,6 +17,7 @@ from training.data.columns import ActionWeights, action_weights
 from training.data.contract import check_contract, contract_notes, read_contract
 from training.data.item_table import IdTable, read_items, read_users
 from training.data.item_text import add_text
+from training.data.learnable import check_learnable
 from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_raw_log
 from training.data.nightly import RAW_EVENTS, Continued, check_since, continued, write_raw_events
@@ -116,6 +117,7 @@ def prepare(
         training_events = split.training_part(cleaned.events.lazy()).collect() if split.by_time else cleaned.events
         if training_events.is_empty():
             raise LogError(f"Cleaning left no events to train on ({split.describe()}).")
+        check_learnable(training_events, weights.by_final_name())
         catalogue = _catalogue(cleaned.events, training_events, weights)
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
         catalogue, title_notes = _with_titles(catalogue, item_table, log_ids)
@@ -172,7 +174,7 @@ def learn_preprocessing(
         training_events.group_by("action").len(), on="action", how="left"
     )
     counts = counts.sort("len", "action", descending=[True, False], nulls_last=True)
-    by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
+    by_name = weights.by_final_name()
     exclude_seen = config.clean.exclude_seen
     return Preprocessing(
         max_length=config.train.max_length or choose_max_length(training_events),
@@ -249,7 +251,7 @@ def named_actions(log: RawLog, config: Config) -> tuple[RawLog, ActionWeights, l
 
 def _catalogue(events: pl.DataFrame, training_events: pl.DataFrame, weights: ActionWeights) -> pl.DataFrame:
     """item_id, event_count and summed weight of all `events`; most frequent in `training_events` first."""
-    by_name = {weights.name[raw]: weight for raw, weight in weights.weight.items()}
+    by_name = weights.by_final_name()
     counts = events.group_by("item_id", "action").len().with_columns(pl.col("action").cast(pl.String))
     weight = pl.col("action").replace_strict(by_name, return_dtype=pl.Float64) * pl.col("len")
     grouped = counts.group_by("item_id").agg(

@@ -46,7 +46,10 @@ def plan_epochs(log: EventLog, max_length: int, settings: TrainSettings, process
     shards = StepShards(processes.rank, processes.count, settings.accumulate)
     plan = EpochPlan(log, max_length, settings.batch_size, settings.seed, shards)
     if not plan.steps:
-        raise LogError("No user has two events to learn from; the log needs longer histories.")
+        raise LogError(
+            "No user has an event after which another is known and liked, apart from those held back for the test; the "
+            "log needs longer histories, or more items."
+        )
     return plan
 
 
