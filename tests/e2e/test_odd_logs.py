@@ -42,7 +42,7 @@ def test_the_whole_way(place: Place) -> None:
     release = read_release(place.repository / MODEL_NAME / "1")
     assert {action.name for action in release.preprocessing.actions} >= {"[/view]", "[bold]x"}
     assert release.items["title"][0].startswith(EVIL)
-    report = place.stage("report", "--run", "odd", "--repository", place.repository)
+    report = place.stage("report", "odd", "--repository", place.repository)
     assert report.exit_code == 0, report.output
     page = (place.runs / "odd" / "report" / "report.html").read_text(encoding="utf-8")
     assert visible_lines(page) == page

@@ -145,7 +145,7 @@ def test_late_events_are_named_and_counted(tmp_path: Path) -> None:
 
 def test_from_a_time_on_the_log_replaces_what_was_kept(tmp_path: Path) -> None:
     log = whole_log()
-    prepared(tmp_path, log.with_columns(pl.lit("wrong").alias("item_id")).filter(night_of() > 1), "start")
+    prepared(tmp_path, log.with_columns(pl.col("item_id") + " wrong").filter(night_of() > 1), "start")
     mended = prepared(tmp_path, log.filter(night_of() <= 1), "last")
     since = datetime.fromtimestamp((START_MS + 2 * DAY_MS) / 1000, UTC).isoformat()
     late = log.filter(night_of() == 1).head(5).with_columns(pl.lit("late").alias("item_id"))
