@@ -57,16 +57,17 @@ class BootstrapLog:
     def check(self, now_seconds: float) -> int:
         """The number of users; for a log that is not loaded yet.
 
-        Raises `SetupError` for a log that `segrec-train prepare` did not write, and for times before 1970 or more than
-        a day after `now_seconds`, which would stand before or after all events to come.
+        Raises `SetupError` for a log that neither `segrec-train prepare` nor an export wrote, and for times before 1970
+        or more than a day after `now_seconds`, which would stand before or after all events to come.
         """
         with _readable(self.path):
             schema = pl.read_parquet_schema(self.path)
             clock = pl.read_parquet_metadata(self.path).get(EVENTS_MARK)
             if clock is None or any(schema.get(name) != dtype for name, dtype in _SCHEMA.items()):
                 raise SetupError(
-                    f"the log {self.path} was not written by `segrec-train prepare` of this version, so its "
-                    "times and ids may mean something else; run `segrec-train prepare`, and give its events.parquet"
+                    f"the log {self.path} was not written by `segrec-train prepare` or `segrec-store export-events` of "
+                    "this version, so its times and ids may mean something else; give the events.parquet of a run, "
+                    "prepared again"
                 )
             time = pl.col("timestamp")
             columns = time.min().alias("first"), time.max().alias("last"), pl.col("user_id").n_unique().alias("users")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import polars as pl
 
 from server.core.history import History
+from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
 
 BATCH_EVENTS = 500_000
 """Events in memory at a time."""
@@ -33,9 +34,10 @@ class Exported(NamedTuple):
 
 
 async def export_events(histories: StoredHistories, out: Path) -> Exported:
-    """Write Parquet that `segrec-train prepare --events` reads: user_id, item_id, action, timestamp (ms, UTC), value.
+    """Write Parquet that `segrec-train prepare --events` and `bootstrap_events` read.
 
-    An event without value has null. The file appears whole or not at all. Raises OSError and polars' errors.
+    Its columns are user_id, item_id, action, timestamp (ms, UTC) and value, null for an event without value. The file
+    appears whole or not at all. Raises OSError and polars' errors.
     """
     users = events = damaged = 0
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -55,7 +57,9 @@ async def export_events(histories: StoredHistories, out: Path) -> Exported:
                 batch, batch_events, part_count = [], 0, part_count + 1
         _table(batch).write_parquet(temporary / f"{part_count:06}.parquet")
         whole = temporary / "whole"
-        pl.scan_parquet(temporary / "*.parquet").sink_parquet(whole, maintain_order=True)
+        pl.scan_parquet(temporary / "*.parquet").sink_parquet(
+            whole, maintain_order=True, metadata={EVENTS_MARK: WITH_CLOCK}
+        )
         whole.replace(out)
     finally:
         shutil.rmtree(temporary)

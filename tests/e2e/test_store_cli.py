@@ -113,7 +113,10 @@ def test_exported_events_are_what_was_recorded_and_can_be_prepared_and_loaded(
         assert await store.bulk_load(out, lambda done, total: None) == USERS
         assert [len(history or ()) for history in await store.get_many(["用户-00", "用户-06"])] == [1, 7]
 
-    with_store(lambda: _opened(tmp_path / "again"), load_again)
+    async def now() -> HistoryStore:
+        return LmdbStore.open(tmp_path / "again", 100)
+
+    with_store(now, load_again)
 
 
 def test_exported_events_are_prepared_for_the_next_training(tmp_path: Path) -> None:
