@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tests.benchmarks.next_visit_rules import TOP, Histories, Recommended
 from training.data import demo
-from training.data.timestamps import numbers_to_milliseconds
+from training.data.time_numbers import read_numbers
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 GAPS = {"demo": 0.0, "online-retail": 0.0, "taobao-sample": 1800.0, "deskdrop": 1800.0}
@@ -109,7 +109,7 @@ def _milliseconds(events: pl.DataFrame) -> pl.Series:
     times = events["timestamp"]
     if times.dtype.is_temporal():
         return times.dt.epoch("ms")
-    return numbers_to_milliseconds(times.cast(pl.Float64))[0]
+    return read_numbers(times.cast(pl.Int64), None, "UTC").milliseconds
 
 
 def visitors_of(log: SplitLog, items: Path | None = None) -> Visitors:

@@ -14,7 +14,7 @@ from server.core.erasure import ErasureMarks, new_erasure_key
 from tests.support.logs import START_MS
 from tests.support.segments import Place, released
 from training.cli.main import app
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.privacy.tables import rewriting
 from training.runs import Run
 

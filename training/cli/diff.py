@@ -22,7 +22,10 @@ def diff(
     before: ReleaseArgument,
     after: ReleaseArgument,
     events: Annotated[
-        str | None, typer.Option("--events", help="Log of real users; default: the log of a release's run.")
+        list[str] | None,
+        typer.Option(
+            "--events", help="Log of real users; repeat it for more files; default: the log of a release's run."
+        ),
     ] = None,
     users: Annotated[int, typer.Option("--users", min=1, help="Number of users to compare, drawn at random.")] = 2_000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random draw.")] = 0,
@@ -39,8 +42,8 @@ def diff(
         from training.reports.diff.page import write_page
         from training.reports.diff.wording import tables
 
-        log = log_of(events) if events is not None else None
-        if events is None and config is not None:
+        log = log_of(events) if events else None
+        if log is None and config is not None:
             raise ConfigError("--config describes the log of --events; give both, or none.")
         for path in (out, json_file):
             if path is not None:

@@ -27,6 +27,7 @@ from training.cli.options import (
     RunId,
     Runs,
     Seed,
+    SeveralEvents,
     Sign,
     Since,
     Users,
@@ -68,9 +69,9 @@ def trust(key: ReleaseKey = None) -> None:
         trust_only(release_key(key))
 
 
-@app.command()
+@app.command(cls=SeveralEvents)
 def run(
-    events: Annotated[str | None, typer.Option("--events", help=EVENTS_HELP)] = None,
+    events: Annotated[list[str] | None, typer.Option("--events", help=EVENTS_HELP)] = None,
     items: Items = None,
     users: Users = None,
     config: ConfigFile = None,
@@ -92,7 +93,7 @@ def run(
 ) -> None:
     """Run all stages, from the log to a published release. An existing run continues where it stopped."""
     with command_console() as console:
-        if (events is None) != demo:
+        if bool(events) == demo:
             raise ConfigError("Give a log with --events FILE, or --demo; not both.")
         from training.cli.summary import summary
         from training.data import demo as demo_log
@@ -100,10 +101,11 @@ def run(
 
         settings = load_config(config) if config or not demo else demo_log.CONFIG
         settings = with_overrides(settings, k=parse_k(k), max_minutes=max_minutes, seed=seed)
-        if events is None:
+        if events:
+            log = log_of(events)
+        else:
             written = demo_log.write_demo(runs / ".demo")
-            items, users = written.items, written.users
-        log = written.events if events is None else log_of(events)
+            log, items, users = written.events, written.items, written.users
         check_files(items, users, settings.text.vectors, erasures, contract)
         check_night(since, contract)
         push = _push(console, settings.publish, force, by, sign)
@@ -117,7 +119,7 @@ def run(
         console.print(summary(run, repository))
 
 
-@app.command()
+@app.command(cls=SeveralEvents)
 def prepare(
     events: Events,
     items: Items = None,

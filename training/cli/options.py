@@ -1,11 +1,14 @@
 """Options that several commands of `segrec-train` share, and functions that parse their values."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from typer.core import TyperCommand
 
 from server.core.errors import SetupError
 from server.core.repository.signature import read_release_key, read_signing_key
@@ -26,10 +29,29 @@ NewRunId = Annotated[str | None, typer.Option("--run", help="Name of the run; an
 Repository = Annotated[Path, typer.Option("--repository", help="Triton's model repository.")]
 
 
-EVENTS_HELP = "The log: CSV, Parquet or NDJSON; a Delta or Iceberg table; postgresql://…?query=…."
+EVENTS_HELP = (
+    "The log: CSV, Parquet or NDJSON, one file, several, a directory or a pattern; a Delta or Iceberg table; "
+    "postgresql://…?query=…."
+)
 
 
-Events = Annotated[str, typer.Option("--events", help=EVENTS_HELP)]
+Events = Annotated[list[str], typer.Option("--events", help=EVENTS_HELP)]
+
+
+class SeveralEvents(TyperCommand):
+    """A command whose option --events takes all values that follow it, as in `--events part-*.csv` in a shell."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before its second value and every further one."""
+        repeated: list[str] = []
+        for before, arg in pairwise(["", *args]):
+            follows = before != "--events" and not arg.startswith("-") and _last_option(repeated) == "--events"
+            repeated += ["--events", arg] if follows else [arg]
+        return super().parse_args(ctx, repeated)
+
+
+def _last_option(args: Sequence[str]) -> str | None:
+    return next((arg for arg in reversed(args) if arg.startswith("-")), None)
 
 
 Items = Annotated[Path | None, typer.Option("--items", help="Item table: id, title, category.")]
@@ -147,14 +169,18 @@ def release_key(path: Path | None) -> Ed25519PublicKey | None:
         raise ConfigError(f"--release-key: {error}.") from error
 
 
-def log_of(events: str) -> "Log":
-    """The log that `--events` names. Raises LogError for a path that is neither a file nor a table."""
+def log_of(events: Sequence[str]) -> "Log":
+    """The log that the values of `--events` name. Raises LogError for a value that is neither a file nor a table."""
+    from training.data.log_files import LogFiles
     from training.data.sources import source_of
 
-    log = source_of(events)
-    if isinstance(log, Path):
-        check_files(log)
-    return log
+    logs = [source_of(text) for text in events]
+    if len(logs) == 1 and not isinstance(logs[0], Path):
+        return logs[0]
+    paths = [log for log in logs if isinstance(log, Path)]
+    if len(paths) < len(logs):
+        raise LogError("A log of several parts is made of files; give one table or query, or files only.")
+    return LogFiles.of(paths)
 
 
 def check_night(since: str | None, contract: Path | None) -> None:

@@ -15,6 +15,7 @@ from training.cli.options import (
     Repository,
     RunId,
     Runs,
+    SeveralEvents,
     check_files,
     log_of,
     release_number,
@@ -26,7 +27,7 @@ from training.runs import Run, write_atomically
 commands = typer.Typer()
 
 
-@commands.command()
+@commands.command(cls=SeveralEvents)
 def drift(
     events: Events,
     release: ReleaseName = "newest",
@@ -58,7 +59,7 @@ def drift(
         raise typer.Exit(EXIT_CODES[result.verdict])
 
 
-@commands.command()
+@commands.command(cls=SeveralEvents)
 def members(
     out: Annotated[Path, typer.Option("--out", help="Output file; its suffix chooses Parquet, CSV, TSV or NDJSON.")],
     release: ReleaseName = "newest",
@@ -66,7 +67,7 @@ def members(
         int | None, typer.Option("--segment", min=1, help="Id of a segment; default: all segments.")
     ] = None,
     events: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option("--events", help="Assign the users of this log, not those of the run."),
     ] = None,
     config: ConfigFile = None,
@@ -79,11 +80,11 @@ def members(
         from training.data.tables import check_writable, write_table
         from training.reports.members import members_of_log, members_of_run
 
-        if events is not None and run_id is not None:
+        if events and run_id is not None:
             raise ConfigError("Members come from the log of --events or from the run of --run; give only one of them.")
-        if events is None and config is not None:
+        if not events and config is not None:
             raise ConfigError("--config describes the log of --events; give both, or none.")
-        log = log_of(events) if events is not None else None
+        log = log_of(events) if events else None
         check_writable(out)
         number = release_number(release, repository)
         unknown_users = 0

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from server.core.profiles import SegmentProfile
 from training.cli.traffic_tables import after_publishing
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.evaluation.results import EvaluateResult
 from training.runs import Run
 from training.segments.migration import migration_sentences, read_migration

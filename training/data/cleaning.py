@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
-from rich.table import Table
-from segrec.visible import visible
 
-from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
 from server.core.preprocessing import VALUE_MAX, ValueCleaning
 from training.config import Clean, Missing, Outliers
+from training.data.account import Step, dropping_step, lowest
 from training.data.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
 from training.errors import LogError
@@ -24,42 +22,6 @@ from training.errors import LogError
 DAY_MS = 86_400_000
 _CONTROL = r"[\x00-\x1f\x7f]"
 _FOREST_ROWS = 100_000
-
-
-class Step(FrozenModel):
-    """One line of the account; `rows_changed` counts changed rows that were not dropped."""
-
-    name: str
-    rows_in: int
-    rows_dropped: int = 0
-    rows_changed: int = 0
-    why: str
-
-    @property
-    def rows_out(self) -> int:
-        """Rows after the step."""
-        return self.rows_in - self.rows_dropped
-
-
-class Account(FrozenModel):
-    """The record of a cleaning, `account.json`: the steps in order, and notes. `rows_in` and `rows_out` are totals."""
-
-    rows_in: int
-    rows_out: int
-    steps: tuple[Step, ...]
-    notes: tuple[str, ...] = ()
-
-    def table(self) -> Table:
-        """A table for people: the steps that dropped or changed rows, then the notes."""
-        table = Table(title=f"{self.rows_in:,} events read, {self.rows_out:,} kept")
-        for heading, justify in (("step", "left"), ("dropped", "right"), ("changed", "right"), ("why", "left")):
-            table.add_column(heading, justify="right" if justify == "right" else "left")
-        for step in self.steps:
-            if step.rows_dropped or step.rows_changed:
-                table.add_row(step.name, f"{step.rows_dropped:,}", f"{step.rows_changed:,}", step.why)
-        for note in self.notes:
-            table.add_row("note", "", "", visible(note))
-        return table
 
 
 @dataclass(frozen=True)
@@ -73,6 +35,8 @@ class Cleaned:
 
 def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = LEAVE_ONE_OUT) -> Cleaned:
     """Clean a log whose actions have their final names. `now_ms` is the current time, `seed` is the forest's.
+
+    Steps name the first dropped rows if the events have the column `row`, which the cleaned events lack.
 
     Statistics are computed on the training part of `split`. Raises LogError if no event is left.
     """
@@ -112,7 +76,9 @@ def clean(log: RawLog, settings: Clean, now_ms: int, seed: int, split: Split = L
             f"Cleaning left none of {len(log.events):,} events; the step `{worst.name}` dropped "
             f"{worst.rows_dropped:,}: {worst.why}. Change [clean], or check which columns were read."
         )
-    return Cleaned(events, tuple(steps), _value_cleaning(missing.value, fill, settings.outliers, usual))
+    return Cleaned(
+        events.drop("row", strict=False), tuple(steps), _value_cleaning(missing.value, fill, settings.outliers, usual)
+    )
 
 
 def _value_cleaning(
@@ -162,9 +128,7 @@ def fill_missing(
         filled = events.with_columns(_filled(events[column], fill)) if fill is not None else events
         why = f"filled with {fill} ({missing.method.replace('_', ' ')})"
     kept = filled if column == "value" and missing.method != "drop" else filled.drop_nulls(column)
-    dropped = len(events) - len(kept)
-    changed = gaps - filled[column].null_count()
-    return kept, Step(name=name, rows_in=len(events), rows_dropped=dropped, rows_changed=changed, why=why)
+    return kept, dropping_step(name, events, kept, why, rows_changed=gaps - filled[column].null_count())
 
 
 def fill_of(events: pl.DataFrame, column: str, missing: Missing, split: Split = LEAVE_ONE_OUT) -> Any:
@@ -180,13 +144,13 @@ def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, 
     bad = ids.filter((ids.str.len_bytes() > ID_MAX_BYTES) | ids.str.contains(_CONTROL))
     kept = events.filter(~pl.col(column).is_in(bad.cast(events.schema[column]).implode())) if len(bad) else events
     why = f"longer than {ID_MAX_BYTES} UTF-8 bytes, or with control characters"
-    return kept, _dropped(f"unusable {column}", events, kept, why)
+    return kept, dropping_step(f"unusable {column}", events, kept, why)
 
 
 def drop_impossible_times(events: pl.DataFrame, has_clock: bool, now_ms: int) -> tuple[pl.DataFrame, Step]:
     """Drop times that the API refuses: before 1970, or more than a day in the future."""
     kept = events.filter(pl.col("timestamp").is_between(0, now_ms + DAY_MS)) if has_clock else events
-    return kept, _dropped("impossible timestamp", events, kept, "before 1970, or more than a day in the future")
+    return kept, dropping_step("impossible timestamp", events, kept, "before 1970, or more than a day in the future")
 
 
 def drop_infinite(events: pl.DataFrame) -> tuple[pl.DataFrame, Step]:
@@ -210,7 +174,7 @@ def drop_duplicates(events: pl.DataFrame, enabled: bool, ordered_by_row: bool) -
     if ordered_by_row:
         repeats = pl.all_horizontal(pl.col(name).eq_missing(pl.col(name).shift(1)) for name in columns)
         kept = events.filter((pl.int_range(pl.len()) == 0) | ~repeats)
-        return kept, _dropped("duplicates", events, kept, "the same as the user's previous row")
+        return kept, dropping_step("duplicates", events, kept, "the same as the user's previous row")
     previous = pl.all_horizontal(
         (pl.col(name) == pl.col(name).shift(1)).fill_null(False) for name in ("user_id", "timestamp")
     )
@@ -220,7 +184,7 @@ def drop_duplicates(events: pl.DataFrame, enabled: bool, ordered_by_row: bool) -
     )  # only events of the same user and time can be equal
     first = events.filter(at_once).select(pl.struct(*columns, "timestamp").is_first_distinct()).to_series()
     kept = events if first.all() else events.filter(~at_once.scatter(at_once.arg_true(), ~first))
-    return kept, _dropped("duplicates", events, kept, "equal in user, item, action, value and time")
+    return kept, dropping_step("duplicates", events, kept, "equal in user, item, action, value and time")
 
 
 def usual_values(
@@ -249,7 +213,7 @@ def treat_outliers(
     why = f"{outliers.method}: {'dropped' if outliers.action == 'drop' else 'clipped'} beyond {low:.6g} to {high:.6g}"
     if outliers.action == "drop":
         kept = events.filter(pl.col("value").is_between(low, high) | pl.col("value").is_null())
-        return kept, _dropped(name, events, kept, why)
+        return kept, dropping_step(name, events, kept, why)
     clipped = events.with_columns(pl.col("value").clip(low, high))
     changed = int((clipped["value"] != events["value"]).sum())
     return clipped, Step(name=name, rows_in=len(events), rows_changed=changed, why=why)
@@ -259,6 +223,7 @@ def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.Da
     """Drop users and items with too few events, in rounds, until all remaining users and items have enough."""
     rows_in, rounds = len(events), 0
     dropped_rows = {"user_id": 0, "item_id": 0}
+    row_numbers: dict[str, list[pl.Series]] = {"user_id": [], "item_id": []}
     dropped_ids: dict[str, int] = {"user_id": 0, "item_id": 0}
     before = -1
     while before != len(events):
@@ -269,6 +234,8 @@ def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.Da
             counts = np.bincount(codes)
             few = (counts > 0) & (counts < minimum)
             if few.any():
+                if "row" in events.columns:
+                    row_numbers[column].append(events["row"].filter(pl.Series(few[codes])))
                 events = events.filter(pl.Series(~few[codes]))
                 dropped_rows[column] += int(counts[few].sum())
                 dropped_ids[column] += int(few.sum())
@@ -279,13 +246,11 @@ def keep_core(events: pl.DataFrame, per_user: int, per_item: int) -> tuple[pl.Da
             if minimum > 1
             else "no minimum is configured"
         )
-        steps.append(Step(name=f"{kind} with few events", rows_in=rows_in, rows_dropped=dropped_rows[column], why=why))
-        rows_in -= dropped_rows[column]
+        dropped, named = dropped_rows[column], lowest(row_numbers[column])
+        name = f"{kind} with few events"
+        steps.append(Step(name=name, rows_in=rows_in, rows_dropped=dropped, why=why, first_rows=named))
+        rows_in -= dropped
     return events, steps
-
-
-def _dropped(name: str, before: pl.DataFrame, after: pl.DataFrame, why: str) -> Step:
-    return Step(name=name, rows_in=len(before), rows_dropped=len(before) - len(after), why=why)
 
 
 def _texts(column: pl.Series) -> pl.Series:

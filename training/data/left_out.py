@@ -4,13 +4,15 @@ They are left out before the log is cleaned, so that no statistic of the cleanin
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import polars as pl
 
 from server.core.erasure import ErasureMarks
 from server.core.errors import SetupError
-from training.data.cleaning import DAY_MS, Step
+from training.data.account import Step, dropping_step
+from training.data.cleaning import DAY_MS
 from training.data.log_reader import RawLog
 from training.errors import ConfigError, LogError
 
@@ -89,16 +91,16 @@ def leave_out(
         ids = events["user_id"].unique().drop_nulls().cast(pl.String)
         kept = events.filter(~is_erased(erasures_of(ids, erasures), log.has_clock).fill_null(False))
         why = "of erased users" if not log.has_clock else "of erased users, from before the erasure"
-        steps.append(Step(name=ERASED, rows_in=len(events), rows_dropped=len(events) - len(kept), why=why))
+        steps.append(dropping_step(ERASED, events, kept, why))
         events = kept
     if retention_days is not None:
         if not log.has_clock:
             raise ConfigError("[privacy] retention_days needs times, but this log has no clock; leave it out.")
         kept = events.filter((pl.col("timestamp") >= now_ms - retention_days * DAY_MS).fill_null(True))
         why = f"more than {retention_days:,} days ago"
-        steps.append(Step(name=EXPIRED, rows_in=len(events), rows_dropped=len(events) - len(kept), why=why))
+        steps.append(dropping_step(EXPIRED, events, kept, why))
         events = kept
     if events.is_empty():
         dropped = " and ".join(f"{step.rows_dropped:,} are {step.name}" for step in steps)
         raise LogError(f"None of {len(log.events):,} events is left to learn from: {dropped}.")
-    return RawLog(events, log.has_clock, log.ordered_by_row, log.columns), tuple(steps)
+    return replace(log, events=events), tuple(steps)

@@ -1,16 +1,23 @@
-"""Reads a behaviour log into five typed columns."""
+"""Reads a behaviour log into typed columns: every row of every file, or an error that names the rows."""
 
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from segrec.reading.refusals import Unreadable
+from segrec.reading.values import number_of
 
 from training.config import Columns
-from training.data.columns import DEFAULT_ACTION, ROLES, find_columns, require_columns
-from training.data.ids import raw_text
+from training.data.account import LogPart, Step, dropping_step, row_name
+from training.data.columns import DEFAULT_ACTION
+from training.data.ids import id_of_text, raw_text, unreadable_ids
+from training.data.log_files import LogFiles
+from training.data.log_parts import ID_ROLES, Part, joined, open_part, source_part, strict_part
 from training.data.sources import Log, Source
-from training.data.tables import column_names, readable, scan_table
-from training.data.timestamps import numbers_to_milliseconds, time_parsers
+from training.data.tables import readable
+from training.data.time_numbers import MixedTimes, Times
+from training.data.timestamps import TimeParser, TimeSettings, time_parser
 from training.errors import LogError
 
 ACTIONS_MAX = 256
@@ -18,16 +25,21 @@ ACTIONS_MAX = 256
 
 _SAMPLE_ROWS = 10_000
 _SHOWN_ROWS = 5
-_NOTHING = ("", "nan", "nat", "null", "none", "na", "n/a", "\\n", "-")  # texts that mean a missing number or time
+_SHOWN_CHARACTERS = 60
+_DROP = 'or leave such rows out: unreadable = "drop" in [columns]'
+_REMEDIES = {
+    "timestamp": f'name another form, such as timestamp_format = "%d.%m.%Y %H:%M", {_DROP}',
+    "value": f"write numbers such as 1234.5, or leave out the column, value = false, {_DROP}",
+}
 
 
 @dataclass(frozen=True)
 class RawLog:
-    """A log before cleaning: all rows, in the order of the file.
+    """A log before cleaning: all rows, in the order of the files.
 
-    `events` has the columns user_id, item_id and action (Enum of trimmed texts, null if empty; sorts like the texts),
-    value (float64, null if missing) and timestamp (int64 milliseconds, null if missing).
-    Without `has_clock`, timestamps only give the order. With `ordered_by_row`, they are row numbers.
+    `events` has the columns row (uint32, from 1), user_id, item_id and action (Enum of texts by `segrec.reading.ids`,
+    null if missing; sorts like the texts), value (float64, null if missing) and timestamp (int64 milliseconds, null if
+    missing). Without `has_clock`, timestamps only give the order. With `ordered_by_row`, they are row numbers.
     """
 
     events: pl.DataFrame
@@ -35,118 +47,236 @@ class RawLog:
     ordered_by_row: bool
     columns: dict[str, str]
     """The name of the file's column for each role, such as `user_id`."""
+    row_count: int = 0
+    """Rows in the files, counted from their bytes; `steps` say which of them `events` lacks."""
+    steps: tuple[Step, ...] = ()
+    notes: tuple[str, ...] = ()
+    parts: tuple[LogPart, ...] = ()
+    """The files of a log of several."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The log as one frame whose columns are named as their roles, and how messages name it."""
+
+    part: Part
+    where: str
+    parts: tuple[LogPart, ...]
+    words: frozenset[str]
+
+    def column(self, role: str) -> str:
+        return f"The column `{self.part.names[role]}` ({role}) of {self.where}"
 
 
 def read_raw_log(path: Log, columns: Columns, scratch: Path) -> RawLog:
-    """Read the log at `path`; `scratch` is a directory for a UTF-8 copy, if the file has another encoding.
+    """Read the log at `path`, which may be a directory or a pattern; `scratch` is a directory for regular copies.
 
-    Raises LogError for a file that `scan_table` refuses, a source that `Source.frame` refuses or that has neither times
-    nor an order of its rows, a log without rows, a missing or ambiguous column, and unreadable times and values; names
-    the column and the first bad rows.
+    Raises LogError for a file that `open_table` refuses, a source that `Source.frame` refuses or that has neither times
+    nor an order of its rows, a log without rows, files with different columns, a missing or ambiguous column, a column
+    of times without a name for it, and unreadable ids, times and values; names the column and the first bad rows.
     """
-    frame = path.frame() if isinstance(path, Source) else scan_table(path, scratch)
-    names = column_names(frame)
-    by_role = find_columns(names, columns.model_dump(), ROLES, "columns", str(path))
-    require_columns(by_role, names, ("user_id", "item_id"), "columns", str(path))
-    if "timestamp" not in by_role and isinstance(path, Source) and not path.has_row_order:
-        raise LogError(
-            f"{path} has no time column, and its rows have no order of their own; name the column of the time: "
-            '[columns] timestamp = "...", or, in a query, add ORDER BY.'
-        )
-    with readable(path):
-        sample = frame.select(by_role.values()).head(_SAMPLE_ROWS).collect()
+    if isinstance(path, Source):
+        return _read([source_part(path, columns)], str(path), columns)
+    files = LogFiles.of([path]) if isinstance(path, Path) else path
+    parts = [open_part(file, columns, scratch) for file in files.files]
+    try:
+        return _read(parts, str(files), columns)
+    except LogError:
+        if not any(part.is_json for part in parts):
+            raise
+    strict = [strict_part(part, columns) if part.is_json else part for part in parts]
+    return _read(strict, str(files), columns)
+
+
+def _read(parts: Sequence[Part], where: str, columns: Columns) -> RawLog:
+    words = columns.words
+    named = tuple(LogPart(file=str(part.path), rows=part.row_count) for part in parts) if len(parts) > 1 else ()
+    source = _Source(joined(parts), where, named, words)
+    with readable(source.part.path):
+        sample = source.part.frame.head(_SAMPLE_ROWS).collect()
     if sample.is_empty():
-        raise LogError(f"{path} has no rows.")
-    events = _typed(frame, by_role, sample, path)
-    if "timestamp" not in by_role:
-        times, has_clock = pl.int_range(len(events), dtype=pl.Int64, eager=True), False
-    elif events["timestamp"].dtype == pl.Int64:
-        times, has_clock = events["timestamp"], True
-    else:
-        times, has_clock = numbers_to_milliseconds(events["timestamp"])
-    if events["action"].n_unique() > ACTIONS_MAX:
-        raise LogError(
-            f"The column `{by_role.get('action')}` of {path} has {events['action'].n_unique():,} different texts; a "
-            f'log may have at most {ACTIONS_MAX} actions; choose another column: [columns] action = "...".'
-        )
-    return RawLog(events.with_columns(times.alias("timestamp")), has_clock, "timestamp" not in by_role, by_role)
-
-
-def _typed(frame: pl.LazyFrame, by_role: dict[str, str], sample: pl.DataFrame, path: Log) -> pl.DataFrame:
-    """The five columns, rows in the order of the file; times may still be numbers of unknown unit."""
-    ids = {role: _id(by_role[role], sample, path) for role in ("user_id", "item_id", "action") if role in by_role}
-    value = _value(by_role["value"], sample, path) if "value" in by_role else [pl.lit(None, pl.Float64)]
-    time = (
-        time_parsers(by_role["timestamp"], sample[by_role["timestamp"]]) if "timestamp" in by_role else [pl.lit(None)]
+        raise LogError(f"{where} has no rows.")
+    _check_value_type(source, sample.schema)
+    settings = TimeSettings(columns.timestamp_format, columns.timezone, words)
+    parser = time_parser("timestamp", sample["timestamp"], settings) if "timestamp" in sample.columns else None
+    events = _collected(source, sample.schema, parser)
+    _check_json_ids(source, events, sample.schema)
+    (values, bad_values), times = _values(source, events), _times(source, events, parser)
+    ids, notes = _ids(source, events)
+    rows = pl.int_range(1, len(events) + 1, dtype=pl.UInt32, eager=True).alias("row")
+    read = pl.DataFrame([rows, *ids, values, times.milliseconds.alias("timestamp")])
+    bad = {"timestamp": times.unreadable, "value": bad_values}
+    read, steps = _without_unreadable(source, read, bad, columns.unreadable == "drop")
+    return RawLog(
+        read,
+        has_clock=times.has_clock,
+        ordered_by_row=parser is None,
+        columns=source.part.names,
+        row_count=source.part.row_count,
+        steps=steps,
+        notes=(*notes, *times.notes),
+        parts=named,
     )
-    given = [
-        pl.col(by_role[role]).is_not_null().alias(f"{role}_given") for role in ("value", "timestamp") if role in by_role
-    ]
-    with readable(path):
-        events = frame.select(
-            *(expr.alias(role) for role, expr in ids.items()),
-            value[0].alias("value"),
-            time[0].alias("timestamp"),
-            *given,
+
+
+def _check_value_type(source: _Source, schema: Mapping[str, pl.DataType]) -> None:
+    dtype = schema.get("value")
+    if dtype is not None and not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
+        raise LogError(f"{source.column('value')} holds {dtype}, not numbers; [columns] value = false leaves it out.")
+
+
+def _check_json_ids(source: _Source, events: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> None:
+    """Raise LogError where a text may have been true, false, a list or an object, which NDJSON mixes with texts."""
+    if not source.part.is_json:
+        return
+    for role in ID_ROLES:
+        if role in events.columns and schema[role] == pl.String:
+            texts = events[role].drop_nulls().unique().cast(pl.String)
+            if texts.str.contains(r"^(true|false)$|^[\[{]").any():
+                raise LogError(f"{source.column(role)} may hold values of several types.")
+
+
+def _collected(source: _Source, schema: Mapping[str, pl.DataType], parser: TimeParser | None) -> pl.DataFrame:
+    """Ids as Categoricals, values and times as far as fast expressions read them, and which of these are given at all.
+
+    Raises LogError if the rows are not as many as the bytes of the files say, and for ids of another type.
+    """
+    ids = {role: schema[role] for role in ID_ROLES if role in schema}
+    raw = {role: raw_text(role, dtype, source.part.path) for role, dtype in ids.items()}
+    bad = {role: unreadable_ids(role, dtype) for role, dtype in ids.items() if dtype.is_float() or dtype == pl.Binary}
+    given = {role: _is_given(role, schema[role]) for role in ("value", "timestamp") if role in schema}
+    with readable(source.part.path):
+        events = source.part.frame.select(
+            *(text.cast(pl.Categorical(pl.Categories.random())).alias(role) for role, text in raw.items()),
+            *([pl.col("value").cast(pl.Float64, strict=False)] if "value" in schema else []),
+            *([parser.quick.alias("timestamp")] if parser else []),
+            *(expression.alias(f"{role} given") for role, expression in given.items()),
+            *(expression.alias(f"{role} bad") for role, expression in bad.items()),
         ).collect(engine="streaming")
-    for role, parsers in (("value", value), ("timestamp", time)):
-        if role in by_role:
-            with readable(path):
-                events = _repaired(events, frame, role, by_role[role], parsers, path)
-    codes = [_as_enum(events[role]) for role in ids]
-    if "action" not in by_role:
-        action = pl.Series("action", [DEFAULT_ACTION], pl.Enum([DEFAULT_ACTION])).new_from_index(0, len(events))
-        codes.append(action)
-    return pl.DataFrame([*codes, events["value"].fill_nan(None), events["timestamp"]])
-
-
-def _repaired(
-    events: pl.DataFrame, frame: pl.LazyFrame, role: str, column: str, parsers: list[pl.Expr], path: Log
-) -> pl.DataFrame:
-    """Retry rows that the first parser left null with the last parser. Raises LogError for rows that also fail then."""
-    failed = (events[role].is_null() & events[f"{role}_given"]).arg_true()
-    if failed.is_empty():
-        return events
-    raw = frame.select(column).with_row_index("row").filter(pl.col("row").is_in(failed.implode())).collect()
-    retried = raw.select("row", pl.col(column).cast(pl.String).alias("text"), parsers[-1].alias("parsed"))
-    means_missing = pl.col("text").str.strip_chars().str.to_lowercase().is_in(_NOTHING)
-    bad = retried.filter(pl.col("parsed").is_null() & ~means_missing)
-    if len(bad):
-        rows = ", ".join(
-            f"row {row + 1:,} `{text[:60]}`" for row, text in bad.head(_SHOWN_ROWS).select("row", "text").rows()
-        )
+    if len(events) != source.part.row_count:
         raise LogError(
-            f"The column `{column}` ({role}) of {path} is unreadable in {len(bad):,} row{'s' * (len(bad) > 1)}; the "
-            f"first: {rows}. Rows count from 1, without the header."
+            f"{source.where} holds {source.part.row_count:,} rows, but {len(events):,} were read: a fault of the "
+            "reader; save the log as Parquet, and report it."
         )
-    return events.with_columns(events[role].scatter(failed, retried["parsed"].cast(events[role].dtype)).alias(role))
+    for role in bad:
+        rows = events[f"{role} bad"].arg_true().to_list()
+        if rows:
+            raise LogError(f"{_unreadable(source, role, rows)}; save the column as text or as integers.")
+    return events
 
 
-def _value(column: str, sample: pl.DataFrame, path: Log) -> list[pl.Expr]:
-    dtype = sample.schema[column]
-    if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
-        raise LogError(f"The column `{column}` (value) of {path} holds {dtype}, not numbers.")
-    if dtype != pl.String:
-        return [pl.col(column).cast(pl.Float64)]
-    return [
-        pl.col(column).cast(pl.Float64, strict=False),
-        pl.col(column).str.strip_chars().cast(pl.Float64, strict=False),
-    ]
+def _times(source: _Source, events: pl.DataFrame, parser: TimeParser | None) -> Times:
+    if parser is None:
+        return Times(pl.int_range(len(events), dtype=pl.Int64, eager=True), has_clock=False)
+    rows, texts = _left_null(source, events, "timestamp")
+    try:
+        return parser.read(events["timestamp"], rows, texts)
+    except MixedTimes as error:
+        raise LogError(f"{source.column('timestamp')} {error}.") from error
 
 
-def _id(column: str, sample: pl.DataFrame, path: Log) -> pl.Expr:
-    """Ids as a Categorical, which stores each distinct id once; a whole float gives `17`, not `17.0`."""
-    return raw_text(column, sample.schema[column], path).cast(pl.Categorical(pl.Categories.random()))
+def _values(source: _Source, events: pl.DataFrame) -> tuple[pl.Series, dict[int, str]]:
+    """The values float64 (N,), null where missing or unreadable, and why by row from 0 where unreadable."""
+    if "value" not in events.columns:
+        return pl.Series("value", [None], pl.Float64).new_from_index(0, len(events)), {}
+    rows, texts = _left_null(source, events, "value")
+    numbers: dict[str, float | None] = {}
+    reasons: dict[str, str] = {}
+    for text in texts.unique():
+        try:
+            numbers[text] = number_of(text, source.words)
+        except Unreadable as error:
+            reasons[text] = str(error)
+    late = texts.replace_strict(numbers, default=None, return_dtype=pl.Float64)
+    values = events["value"].fill_nan(None).scatter(rows, late)
+    bad = zip(rows, texts, strict=True) if reasons else ()
+    return values, {row: reasons[text] for row, text in bad if text in reasons}
 
 
-def _as_enum(ids: pl.Series) -> pl.Series:
-    """Trimmed ids as an Enum that sorts like the texts; empty ids become null."""
+def _left_null(source: _Source, events: pl.DataFrame, role: str) -> tuple[pl.Series, pl.Series]:
+    """The rows (R,) from 0 that fast expressions left null though they hold something, and their texts (R,)."""
+    rows = (events[role].is_null() & events[f"{role} given"]).arg_true()
+    return rows, _texts(source, role, rows)
+
+
+def _texts(source: _Source, role: str, rows: pl.Series) -> pl.Series:
+    if rows.is_empty():
+        return pl.Series([], dtype=pl.String)
+    column = pl.col(role)
+    is_binary = source.part.frame.collect_schema()[role] == pl.Binary
+    text = column.bin.encode("hex") if is_binary else column.cast(pl.String)
+    raw = source.part.frame.select(text).with_row_index("row")
+    with readable(source.part.path):
+        return raw.filter(pl.col("row").is_in(rows.implode())).collect()[role]
+
+
+def _ids(source: _Source, events: pl.DataFrame) -> tuple[list[pl.Series], list[str]]:
+    """Ids and actions as Enums, and notes on words that count as missing."""
+    columns, notes = [], []
+    for role in ID_ROLES:
+        if role in events.columns:
+            codes, words = _as_enum(events[role], source.words)
+            columns.append(codes)
+            if words:
+                shown = ", ".join(f"`{word}` ({count:,})" for word, count in sorted(words))
+                notes.append(f"as {role}, {shown} count as missing; [columns] missing_words changes the list")
+        else:
+            columns.append(pl.Series(role, [DEFAULT_ACTION], pl.Enum([DEFAULT_ACTION])).new_from_index(0, len(events)))
+    distinct = columns[-1].n_unique()
+    if distinct > ACTIONS_MAX:
+        raise LogError(
+            f"{source.column('action')} has {distinct:,} different texts; a log may have at most {ACTIONS_MAX} "
+            'actions; choose another column: [columns] action = "...", or action = false for none.'
+        )
+    return columns, notes
+
+
+def _as_enum(ids: pl.Series, words: Collection[str]) -> tuple[pl.Series, list[tuple[str, int]]]:
+    """Ids as an Enum that sorts like the texts, missing ones null; and the words that count as missing, with rows."""
     distinct = ids.drop_nulls().unique()
-    texts = distinct.cast(pl.String).str.strip_chars()
-    texts = texts.set(texts == "", None)
+    raw = distinct.cast(pl.String)
+    texts = raw.to_frame().select(id_of_text(pl.first(), words)).to_series()
     enum = pl.Enum(texts.drop_nulls().unique().sort())
     codes = texts.cast(enum).to_physical()
     # `enum_codes` maps a code of the Categorical to a code of the Enum.
     codes_in = distinct.to_physical()
     enum_codes = pl.Series([None], dtype=codes.dtype).new_from_index(0, int(codes_in.max() or 0) + 1)  # type: ignore[arg-type]
-    return enum_codes.scatter(codes_in, codes).gather(ids.to_physical()).cat.to(enum).alias(ids.name)
+    nothing = distinct.filter(texts.is_null() & (raw.str.strip_chars() != ""))
+    counts = ids.filter(ids.is_in(nothing.implode())).value_counts().rows() if len(nothing) else []
+    return enum_codes.scatter(codes_in, codes).gather(ids.to_physical()).cat.to(enum).alias(ids.name), counts
+
+
+def _is_given(role: str, dtype: pl.DataType) -> pl.Expr:
+    column = pl.col(role)
+    return (column.fill_nan(None) if dtype.is_float() else column).is_not_null()
+
+
+def _without_unreadable(
+    source: _Source, events: pl.DataFrame, unreadable: Mapping[str, Mapping[int, str]], may_drop: bool
+) -> tuple[pl.DataFrame, tuple[Step, ...]]:
+    """The events without unreadable rows, and a step for each column with some. Raises LogError unless `may_drop`."""
+    steps: list[Step] = []
+    for role, reasons in unreadable.items():
+        if not reasons:
+            continue
+        if not may_drop:
+            rows = sorted(reasons)
+            raise LogError(f"{_unreadable(source, role, rows)}: {reasons[rows[0]]}; {_REMEDIES[role]}.")
+        kept = events.filter(~pl.col("row").is_in([row + 1 for row in reasons]))
+        why = f"left out, as configured; the first: {reasons[min(reasons)]}"
+        steps.append(dropping_step(f"unreadable {role}", events, kept, why))
+        events = kept
+    return events, tuple(steps)
+
+
+def _unreadable(source: _Source, role: str, rows: Sequence[int]) -> str:
+    """The beginning of a sentence about rows from 0 whose column cannot be read."""
+    texts = _texts(source, role, pl.Series(rows[:_SHOWN_ROWS], dtype=pl.UInt32))
+    shown = ", ".join(
+        f"{row_name(row + 1, source.parts)} `{(text or '')[:_SHOWN_CHARACTERS]}`"
+        for row, text in zip(rows, texts, strict=False)
+    )
+    return (
+        f"{source.column(role)} is unreadable in {len(rows):,} row{'s' * (len(rows) > 1)} (counted from 1, without "
+        f"headers and blank lines), the first: {shown}"
+    )

@@ -12,7 +12,7 @@ import polars as pl
 
 from server.core.repository.layout import read_preprocessing
 from training.config import Config
-from training.data.cleaning import Step
+from training.data.account import Step
 from training.data.log_reader import RawLog
 from training.errors import ConfigError, LogError
 from training.runs import Run, earlier_runs
@@ -61,12 +61,19 @@ def continued(log: RawLog, since: str, run: Run, config: Config, has_erasures: b
     return _replaced(log, before, new, earlier, since)
 
 
+def account_of_reading(log: RawLog, night: Continued) -> tuple[int, tuple[Step, ...]]:
+    """All rows, of the files of `log` and of the earlier run, and the steps that make the events of `night` of them."""
+    earlier_rows = night.steps[0].rows_in - len(log.events) if night.steps else 0
+    read = (step.model_copy(update={"rows_in": step.rows_in + earlier_rows}) for step in log.steps)
+    return log.row_count + earlier_rows, (*read, *night.steps)
+
+
 def write_raw_events(log: RawLog, directory: Path, since: str | None) -> None:
     """Keep the events of a log, which erasures and retention have left in, for later nights if `since` is given."""
     path = directory / RAW_EVENTS
     path.unlink(missing_ok=True)
     if since is not None:
-        log.events.lazy().with_columns(pl.col(_KEY[:3]).cast(pl.String)).sink_parquet(path, compression="lz4")
+        log.events.lazy().select(pl.col(_KEY[:3]).cast(pl.String), *_KEY[3:]).sink_parquet(path, compression="lz4")
 
 
 def watermark_ms(events: pl.DataFrame, now_ms: int) -> int | None:

@@ -12,7 +12,8 @@ import polars as pl
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
 from server.core.repository.layout import EVENTS_MARK, PREPROCESSING, WITH_CLOCK, WITHOUT_CLOCK
 from training.config import Config
-from training.data.cleaning import Account, clean
+from training.data.account import Account
+from training.data.cleaning import clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.contract import check_contract, contract_notes, read_contract
 from training.data.item_table import IdTable, read_items, read_users
@@ -20,7 +21,7 @@ from training.data.item_text import add_text
 from training.data.learnable import check_learnable
 from training.data.left_out import leave_out, read_erasures
 from training.data.log_reader import RawLog, read_raw_log
-from training.data.nightly import RAW_EVENTS, Continued, check_since, continued, write_raw_events
+from training.data.nightly import RAW_EVENTS, Continued, account_of_reading, check_since, continued, write_raw_events
 from training.data.sources import Log, Source, fingerprint_of
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
@@ -85,18 +86,18 @@ def prepare(
         progress(_STEPS[0], 0, len(_STEPS))
         now_ms = int(clock() * 1000)
         raw_log = read_raw_log(events, config.columns, scratch)
-        item_table = read_items(items, config.items, scratch) if items else None
+        item_table = read_items(items, config.items, scratch, config.columns.words) if items else None
         table = item_table.rows if item_table else None
-        log_rows = len(raw_log.events)
+        log_rows = raw_log.row_count
         known_items = table["item_id"] if table is not None else None
         lines = check_contract(limits, raw_log, known_items, run, now_ms) if limits else ()
         night = Continued(raw_log)
         if since is not None:
             night = continued(raw_log, since, run, config, erasures is not None, now_ms)
-        rows_in = night.steps[0].rows_in if night.steps else len(raw_log.events)
+        rows_in, read_steps = account_of_reading(raw_log, night)
         raw_log, left_out = leave_out(night.log, erased, config.privacy.retention_days, now_ms)
         log, weights, notes = named_actions(raw_log, config)
-        notes = [*(contract_notes(lines) if limits else ()), *night.notes, *notes]
+        notes = [*(contract_notes(lines) if limits else ()), *night.notes, *raw_log.notes, *notes]
         if not log.has_clock:
             kind = "rows" if log.ordered_by_row else "times"
             notes.append(f"no clock: {kind} give the order of events, not their date and time")
@@ -123,7 +124,7 @@ def prepare(
         catalogue, title_notes = _with_titles(catalogue, item_table, log_ids)
         store = run.path.parent / _TEXT_STORE
         catalogue, text_notes = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
-        user_table = read_users(users, config.users, scratch) if users else None
+        user_table = read_users(users, config.users, scratch, config.columns.words) if users else None
         user_notes = _user_notes(user_table, log.events["user_id"]) if user_table else []
         shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
@@ -132,16 +133,16 @@ def prepare(
         preprocessing = preprocessing.model_copy(update={"visits": found.visits, "value_cleaning": cleaned.values})
         rows_out = len(cleaned.events)
         notes += [*title_notes, *text_notes, *user_notes]
-        steps = (*night.steps, *left_out, *cleaned.steps)
-        account = Account(rows_in=rows_in, rows_out=rows_out, steps=steps, notes=tuple(notes))
+        steps = (*read_steps, *left_out, *cleaned.steps)
+        account = Account(rows_in=rows_in, rows_out=rows_out, steps=steps, notes=tuple(notes), files=raw_log.parts)
         labels = user_table.rows if user_table else None
         _write_tables(stage.directory, cleaned.events, log.has_clock, catalogue, labels)
         write_raw_events(raw_log, stage.directory, since)
         write_split(stage.directory, split)
         write_atomically(stage.directory / PREPROCESSING, preprocessing.model_dump_json(indent=2) + "\n")
         write_atomically(stage.directory / "account.json", account.model_dump_json(indent=2) + "\n")
-        files = {"events": events, "items": items, "users": users, "vectors": config.text.vectors}
-        files |= {"erasures": erasures, "contract": contract}
+        files: dict[str, Log | None] = {"events": events, "items": items, "users": users}
+        files |= {"vectors": config.text.vectors, "erasures": erasures, "contract": contract}
         fingerprints = {name: fingerprint_of(path) for name, path in files.items() if path}
         asked: dict[str, Any] = {"since": since} if since is not None else {}
         if night.earlier:
@@ -245,7 +246,7 @@ def named_actions(log: RawLog, config: Config) -> tuple[RawLog, ActionWeights, l
     if any(name != key for key, name in weights.name.items()):
         names = pl.Enum(sorted(by_name))
         renamed = log.events["action"].cast(pl.String).replace(dict(weights.name)).cast(names)
-        log = RawLog(log.events.with_columns(renamed), log.has_clock, log.ordered_by_row, log.columns)
+        log = replace(log, events=log.events.with_columns(renamed))
     return log, weights, notes
 
 

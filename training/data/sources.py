@@ -18,8 +18,8 @@ from urllib.parse import quote, unquote
 import polars as pl
 from polars.exceptions import PolarsError
 
+from training.data.log_files import LogFiles
 from training.errors import LogError
-from training.runs import fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -49,11 +49,11 @@ class Source(ABC):
         """A name under `file`, and what tells this version of the rows from others. Raises LogError as `frame` does."""
 
 
-Log = Path | Source
+Log = Path | LogFiles | Source
 """What a log is read from."""
 
 
-def source_of(text: str) -> Log:
+def source_of(text: str) -> Path | Source:
     """What `--events` names: a file, or one of the other sources.
 
     `delta:PLACE` and a directory with `_delta_log` are Delta tables. `iceberg:PLACE`, a directory with Iceberg metadata
@@ -74,7 +74,7 @@ def source_of(text: str) -> Log:
 
 def fingerprint_of(log: Log) -> dict[str, Any]:
     """A name under `file`, and what tells this content from another."""
-    return log.fingerprint() if isinstance(log, Source) else fingerprint(log)
+    return (LogFiles.of([log]) if isinstance(log, Path) else log).fingerprint()
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ LEAVE_ONE_OUT = Split()
 
 
 def choose_split(settings: SplitSettings, timestamps: pl.Series, has_clock: bool, now_ms: int) -> Split:
-    """The split of a log with these times in milliseconds; ignores nulls and times in the future.
+    """The split of a log with these times in milliseconds; ignores impossible times and those in the future.
 
     `auto` is leave-one-out until the visits of the log are known. Without `test_from` in the settings, the newest
     `test_share` of events is for the test. The newest `test_share` of the remaining events validates. Raises
@@ -68,7 +68,7 @@ def choose_split(settings: SplitSettings, timestamps: pl.Series, has_clock: bool
     if not has_clock:
         raise ConfigError("[split] method is time, but this log has no clock; use leave_one_out.")
     times = timestamps.drop_nulls()
-    times = times.filter(times <= now_ms).sort()
+    times = times.filter(times.is_between(0, now_ms)).sort()
     if times.is_empty():
         raise ConfigError("[split] method is time, but this log has no event with a time in the past.")
     if settings.test_from is None:

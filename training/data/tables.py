@@ -1,22 +1,41 @@
-"""Opens table files as Polars LazyFrames: format by suffix; detects encoding and delimiter of text. Writes tables."""
+"""Opens table files as Polars LazyFrames, and counts their rows apart from Polars. Writes tables."""
 
 import codecs
-import gzip
+import csv
+import glob
 import io
+import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import Any
 
 import polars as pl
 from polars.exceptions import PolarsError
+from segrec.reading.delimited import Delimited
+from segrec.reading.json_lines import json_values
+from segrec.reading.refusals import Refused
+from segrec.reading.text_file import TextFile
 
-from training.data.sources import Log, Source
+from training.data.sources import Log
+from training.data.text_rows import count_rows
 from training.errors import ConfigError, LogError
 
-SUFFIXES = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".parquet", ".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
-"""Suffixes that `scan_table` opens, in upper or lower case."""
+_TEXT, _JSON, _PARQUET = "delimited text", "NDJSON", "Parquet"
+_KINDS: Mapping[str, str] = {
+    ".csv": _TEXT,
+    ".tsv": _TEXT,
+    ".txt": _TEXT,
+    ".dat": _TEXT,
+    ".ndjson": _JSON,
+    ".jsonl": _JSON,
+    ".json": _JSON,
+    ".parquet": _PARQUET,
+}
+_COMPRESSED = (".gz", ".zst")
 
 _WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
     ".parquet": lambda frame, path: frame.write_parquet(path),
@@ -25,31 +44,65 @@ _WRITERS: Mapping[str, Callable[[pl.DataFrame, Path], object]] = {
     ".ndjson": lambda frame, path: frame.write_ndjson(path),
     ".jsonl": lambda frame, path: frame.write_ndjson(path),
 }
-_HEAD_BYTES = 1 << 20
-_GB2312_SHARE = 0.8  # least share of two-byte characters in Chinese text; accented Latin text has almost none
+_HEAD_BYTES = 1 << 16
+_PARQUET_MAGIC = b"PAR1"
+_NO_PLAIN_TEXT = (
+    b"\x1f\x8b",
+    b"\x28\xb5\x2f\xfd",
+    codecs.BOM_UTF16_LE,
+    codecs.BOM_UTF16_BE,
+    _PARQUET_MAGIC,
+    b"PK\x03\x04",
+)
 
 
-def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
-    """The table in `path`; every column of a CSV or TSV file is text.
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table that can be read; every column of delimited text is text.
 
-    A GB18030 or UTF-16 file is first copied as UTF-8 into `scratch`.
-    Raises LogError for a missing or empty file, an unknown suffix or another encoding.
+    `row_count` is the number of rows in the file, without a header, counted apart from the parser of `frame`.
+    """
+
+    path: Path
+    frame: pl.LazyFrame
+    row_count: int
+    doubled: tuple[str, ...] = ()
+    """Names that more than one column has."""
+
+    @property
+    def is_json(self) -> bool:
+        """Whether the file is NDJSON, where each value has a type of its own."""
+        return _kind(self.path) == _JSON
+
+
+def open_table(path: Path, scratch: Path, *, has_header: bool = True) -> Table:
+    """The table in `path`, whose suffix names its format; `.gz` and `.zst` may follow.
+
+    Text that is not regular UTF-8 is first copied into the directory `scratch`. Without a header, the columns of
+    delimited text are named 1, 2, 3 and so on. Raises LogError for a file that is missing, empty, of another kind or
+    damaged; for text it names the line.
     """
     kind = _kind(path)
     if not path.is_file():
         raise LogError(f"There is no file {path}.")
     if path.stat().st_size == 0:
         raise LogError(f"{path} is empty.")
+    if not has_header and kind != _TEXT:
+        raise LogError(f"{path} is {kind}, which names its columns: take `header = false` out of [columns].")
     with readable(path):
-        if kind == "parquet":
-            frame = pl.scan_parquet(path)
-        elif kind == "ndjson":
-            frame = pl.scan_ndjson(_as_utf8(path, scratch), infer_schema_length=10_000)
-        else:
-            source = _as_utf8(path, scratch)
-            frame = pl.scan_csv(source, separator=_separator(source, kind), infer_schema=False)
-        frame.collect_schema()
-    return frame
+        if kind == _TEXT:
+            return _open_delimited(path, scratch, has_header)
+        if kind == _JSON:
+            return _open_json(path, scratch)
+        if not _head(path).startswith(_PARQUET_MAGIC):
+            raise LogError(f"{path} is no Parquet file; name it after its format, such as {path.stem}.csv.")
+        frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+        return Table(path, frame, frame.select(pl.len()).collect().item())
+
+
+def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
+    """The frame of `open_table`."""
+    return open_table(path, scratch).frame
 
 
 def write_table(frame: pl.DataFrame, path: Path) -> None:
@@ -83,12 +136,14 @@ def check_directory(path: Path) -> None:
 
 @contextmanager
 def readable(path: Log) -> Iterator[None]:
-    """Turn errors that Polars raises about the content of `path` into a LogError."""
+    """Turn what Polars and `segrec.reading` raise about the content of `path` into a LogError."""
     try:
         yield
-    except (PolarsError, OSError, EOFError, UnicodeDecodeError) as error:
+    except Refused as error:
+        raise LogError(f"{error}.") from error
+    except (PolarsError, OSError) as error:
         reason = str(error).strip().split("\n")[0]
-        kind = "" if isinstance(path, Source) else f" as {_kind(path)}"
+        kind = f" as {_kind(path)}" if isinstance(path, Path) else ""
         raise LogError(f"{path} cannot be read{kind}: {reason}.") from error
 
 
@@ -97,72 +152,119 @@ def column_names(frame: pl.LazyFrame) -> list[str]:
     return frame.collect_schema().names()
 
 
+def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The objects of an NDJSON file, each with its line. Raises Refused, also while reading."""
+    with TextFile(path) as text:
+        for line, value in json_values(text.lines(), path):
+            if not isinstance(value, dict):
+                raise Refused(f"{path}, line {line:,} is not an object: write one {{…}} on each line")
+            yield line, value
+
+
 def _kind(path: Path) -> str:
-    name = path.name.lower()
-    suffix = next((known for known in SUFFIXES if name.endswith(known)), None)
-    if suffix is None:
-        raise LogError(f"{path} has an unknown suffix; save the table as one of {', '.join(SUFFIXES)}.")
-    kind = suffix.split(".")[1]
-    return "ndjson" if kind == "jsonl" else kind
+    suffix = _suffix(path)
+    if suffix not in _KINDS or (_KINDS[suffix] == _PARQUET and path.suffix.lower() in _COMPRESSED):
+        raise LogError(
+            f"{path} has an unknown suffix; save the table as one of {', '.join(_KINDS)}; text also .gz, .zst."
+        )
+    return _KINDS[suffix]
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+def _suffix(path: Path) -> str:
+    """The suffix that names the format, in lower case."""
+    return (Path(path.stem) if path.suffix.lower() in _COMPRESSED else path).suffix.lower()
 
 
-def _as_utf8(path: Path, scratch: Path) -> Path:
-    """`path` itself if it begins with UTF-8 text, else a UTF-8 copy in `scratch`."""
-    with _open(path) as file:
-        encoding = _encoding(file.read(_HEAD_BYTES), path)
-    if encoding == "utf-8":
-        return path
-    scratch.mkdir(parents=True, exist_ok=True)
-    copy = scratch / path.name.removesuffix(path.suffix if path.suffix.lower() == ".gz" else "")
-    with io.TextIOWrapper(_open(path), encoding=encoding, newline="") as old, copy.open("w", encoding="utf-8") as new:
-        while block := old.read(_HEAD_BYTES):
-            new.write(block)
+def _open_delimited(path: Path, scratch: Path, has_header: bool) -> Table:
+    """Regular text is read as it is, other text from a copy in regular form."""
+    delimiter = "\t" if _suffix(path) == ".tsv" else None
+    source = _utf8_copy(path, scratch) if _head(path).startswith(_NO_PLAIN_TEXT) else path
+    regular = _regular_text(source, delimiter, has_header)
+    if regular is None:
+        source, has_header = _regular_copy(source, path, scratch, delimiter, has_header), True
+        regular = _regular_text(source, ",", has_header)
+        assert regular is not None, "the copy is regular"
+    table, rows, has_quotes = regular
+    names = table.names
+    doubled = tuple({name for name in names if names.count(name) > 1})
+    frame = pl.scan_csv(
+        source,
+        separator=table.delimiter,
+        quote_char='"' if has_quotes else None,
+        has_header=has_header,
+        new_columns=None if doubled else names,
+        infer_schema=False,
+        glob=False,
+    )
+    return Table(path, frame, rows - has_header, doubled)
+
+
+def _regular_text(path: Path, delimiter: str | None, has_header: bool) -> tuple[Delimited, int, bool] | None:
+    """The columns, number of rows with header, and whether there are quotes; None for text that is not regular."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(_head(path))
+        table = Delimited(io.StringIO(text, newline=""), path, delimiter=delimiter, has_header=has_header)
+    except (UnicodeDecodeError, Refused):
+        return None
+    begins_with_mark = text.lower().startswith(("sep=", '"sep='))
+    counted = None if begins_with_mark else count_rows(path, table.delimiter, len(table.names))
+    return (table, *counted) if counted else None
+
+
+def _regular_copy(source: Path, path: Path, scratch: Path, delimiter: str | None, has_header: bool) -> Path:
+    """The rows of `source`, with a header, as regular text in `scratch`. Raises Refused that names `path`."""
+    copy = _new_file(scratch, ".csv")
+    with TextFile(source) as text, copy.open("w", encoding="utf-8", newline="") as new:
+        table = Delimited(text.lines(), path, delimiter=delimiter, has_header=has_header)
+        writer = csv.writer(new)
+        writer.writerow(table.names)
+        writer.writerows(row for _, row in table.rows())
     return copy
 
 
-def _encoding(head: bytes, path: Path) -> str:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return "utf-16"
-    if _decodes(head, "utf-8"):
-        return "utf-8"
-    if _decodes(head, "gb18030") and _gb2312_share(head) >= _GB2312_SHARE:
-        return "gb18030"
-    raise LogError(
-        f"{path} is neither UTF-8 nor GB18030 text; save it as UTF-8, for instance with "
-        f"`iconv -f ENCODING -t UTF-8 {path.name} > utf8-{path.name}`."
-    )
-
-
-def _decodes(head: bytes, encoding: str) -> bool:
-    """Whether `head` is text in `encoding`; its last character may be cut off."""
+def _open_json(path: Path, scratch: Path) -> Table:
+    """NDJSON with the keys of all lines; if Polars cannot give the columns one type each, all of them are text."""
+    is_plain = not _head(path).startswith((*_NO_PLAIN_TEXT, codecs.BOM_UTF8))
+    source = path if is_plain else _utf8_copy(path, scratch)
+    with source.open("rb") as file:
+        rows = sum(not line.isspace() for line in file)
     try:
-        codecs.getincrementaldecoder(encoding)().decode(head, final=False)
-    except UnicodeDecodeError:
-        return False
-    return True
+        frame = pl.scan_ndjson(glob.escape(str(source)), infer_schema_length=None)
+        frame.collect_schema()
+        return Table(path, frame, rows)
+    except PolarsError:
+        return Table(path, *_json_as_text(path))
 
 
-def _gb2312_share(head: bytes) -> float:
-    """Share of the non-ASCII characters whose second byte is 0xA1 or more, as in everyday Chinese."""
-    pairs = both = position = 0
-    while position < len(head) - 1:
-        if head[position] < 0x80:
-            position += 1
-            continue
-        pairs += 1
-        both += head[position + 1] >= 0xA1
-        position += 2
-    return both / pairs if pairs else 0.0
+def _json_as_text(path: Path) -> tuple[pl.LazyFrame, int]:
+    """The table with every value as text, lists and objects as JSON, and the number of rows. Raises Refused."""
+    columns: dict[str, list[str | None]] = {}
+    count = 0
+    for _, values in json_rows(path):
+        for name, value in values.items():
+            column = columns.setdefault(name, [])
+            column += [None] * (count - len(column))
+            is_text = value is None or isinstance(value, str)
+            column.append(value if is_text else json.dumps(value, ensure_ascii=False))
+        count += 1
+    padded = {name: column + [None] * (count - len(column)) for name, column in columns.items()}
+    return pl.LazyFrame(padded, dict.fromkeys(padded, pl.String)), count
 
 
-def _separator(path: Path, kind: str) -> str:
-    """The delimiter: a tab for TSV; for CSV a comma, or, if the first line has none, a semicolon, tab or bar."""
-    if kind == "tsv":
-        return "\t"
-    with _open(path) as file:
-        line = file.readline(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
-    return "," if "," in line else next((mark for mark in ";\t|" if mark in line), ",")
+def _utf8_copy(path: Path, scratch: Path) -> Path:
+    copy = _new_file(scratch, _suffix(path))
+    with TextFile(path) as text, copy.open("w", encoding="utf-8", newline="") as new:
+        new.writelines(text.lines())
+    return copy
+
+
+def _new_file(scratch: Path, suffix: str) -> Path:
+    scratch.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(suffix, dir=scratch)
+    os.close(descriptor)
+    return Path(name)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD_BYTES)

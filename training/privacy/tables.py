@@ -17,7 +17,7 @@ import polars as pl
 
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import EVENTS_MARK, PREPROCESSING
-from training.data.cleaning import Account, Step
+from training.data.account import Account, Step
 from training.data.left_out import ERASED, EXPIRED, Erasures, erasures_of, is_erased
 from training.data.nightly import RAW_EVENTS
 from training.errors import RunError

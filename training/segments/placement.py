@@ -68,7 +68,9 @@ def read_events(path: Log, config: Config, release: Release, users: Path | None 
     """
     with tempfile.TemporaryDirectory() as scratch:
         log = read_raw_log(path, config.columns, Path(scratch))
-        requested = read_users(users, config.users, Path(scratch)).rows["user_id"] if users else None
+        requested = (
+            read_users(users, config.users, Path(scratch), config.columns.words).rows["user_id"] if users else None
+        )
     if release.preprocessing.has_clock and not log.has_clock:
         raise LogError(
             f"{path} has no times, but the encoder of release {release.number} needs them; add a time column."

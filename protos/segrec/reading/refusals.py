@@ -1,10 +1,14 @@
-"""The two errors of reading: one value that cannot be read, and one file that cannot be read."""
+"""The errors of reading: one value that cannot be read, and one file that cannot be read."""
 
 _SHOWN_CHARACTERS = 40
 
 
 class Unreadable(ValueError):
     """A value that is no id, time or number; `str(error)` ends a sentence that begins with the column's name."""
+
+
+class OutOfRange(Unreadable):
+    """A time that can be read but cannot be meant: before 1970, after 2200, or a number too small for a time."""
 
 
 class Refused(ValueError):

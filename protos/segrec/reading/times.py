@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from decimal import Decimal, InvalidOperation
 
-from segrec.reading.refusals import Unreadable, shown
+from segrec.reading.refusals import OutOfRange, Unreadable, shown
 from segrec.reading.values import NUMBER
 from segrec.reading.words import BLANKS, MISSING_WORDS
 
@@ -188,7 +188,7 @@ def _of_number(number: Decimal, zone: tzinfo, value: object) -> int:
     if unit is None:
         small = number < SMALLEST
         why = "is too small a number for a time" if small else "lies after the year 2200"
-        raise Unreadable(f"{shown(value)} {why}: give ISO 8601, or seconds, ms, µs or ns since 1970")
+        raise OutOfRange(f"{shown(value)} {why}: give ISO 8601, or seconds, ms, µs or ns since 1970")
     return int((number - unit.zero) * 1000 // unit.ticks_per_second)
 
 
@@ -223,9 +223,9 @@ def _of_moment(moment: datetime, zone: tzinfo, value: object) -> int:
 
 def _in_range(milliseconds: int, value: object) -> int:
     if milliseconds < 0:
-        raise Unreadable(f"{shown(value)} lies before 1970")
+        raise OutOfRange(f"{shown(value)} lies before 1970")
     if milliseconds >= LATEST_MILLISECONDS:
-        raise Unreadable(f"{shown(value)} lies after the year 2200")
+        raise OutOfRange(f"{shown(value)} lies after the year 2200")
     return milliseconds
 
 

@@ -20,7 +20,7 @@ from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
 from server.core.segments import normalised, segment_part
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.data.origin import Origin
 from training.errors import RunError
 from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result, figures_by_user

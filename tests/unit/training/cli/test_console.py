@@ -6,7 +6,7 @@ from rich.console import Group
 from rich.table import Table
 
 from training.cli.console import BAD_INPUT, command_console
-from training.data.cleaning import Account, Step
+from training.data.account import Account, Step
 from training.errors import LogError
 
 TEXTS = [

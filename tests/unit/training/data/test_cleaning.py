@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from training.config import Clean, Missing, MissingColumns, Outliers
+from training.data.account import Account
 from training.data.cleaning import (
     DAY_MS,
-    Account,
     clean,
     drop_duplicates,
     drop_impossible_times,

@@ -10,7 +10,7 @@ from server.core.erasure import ErasureMarks, new_erasure_key
 from tests.support.logs import DAY_MS, START_MS
 from training.cli.main import app
 from training.config import Config, PrivacySettings
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.data.prepare import prepare
 from training.errors import ConfigError, LogError
 from training.pipeline import RunInputs, remaining_stages

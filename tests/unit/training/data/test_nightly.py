@@ -9,7 +9,7 @@ import pytest
 from server.core.erasure import ErasureMarks, new_erasure_key
 from tests.support.logs import DAY_MS, START_MS, planted_log
 from training.config import Clean, Columns, Config, PrivacySettings, SplitSettings, VisitSettings
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.data.nightly import RAW_EVENTS
 from training.data.prepare import PrepareResult, prepare
 from training.errors import ConfigError, LogError

@@ -12,7 +12,7 @@ import pytest
 from server.core.repository.layout import EVENTS_MARK, MODEL_NAME, WITH_CLOCK
 from tests.support.logs import DAY_MS, START_MS
 from training.config import Config
-from training.data.cleaning import Account
+from training.data.account import Account
 from training.data.prepare import prepare
 from training.errors import RunError
 from training.privacy.prune_runs import PrunedRuns, prune_runs
