@@ -73,7 +73,7 @@ def _part(path: Path | Source, frame: pl.LazyFrame, row_count: int, columns: Col
     for name in pair:
         find_columns(column_names(frame), {"timestamp": name}, ("timestamp",), "columns", str(path))
     if pair:
-        frame = frame.with_columns(_date_with_time(*pair, columns.words).alias(" ".join(pair)))
+        frame = frame.with_columns(_date_with_time(pair, columns.words).alias(" ".join(pair)))
     names = column_names(frame)
     try:
         by_role = find_columns(names, _configured(columns), ROLES, "columns", str(path))
@@ -169,9 +169,9 @@ def _date_and_time(columns: Columns) -> tuple[str, ...]:
     return tuple(str(column) for column in pair) if isinstance(pair, tuple) else ()
 
 
-def _date_with_time(date: str, time_of_day: str, words: Collection[str]) -> pl.Expr:
+def _date_with_time(pair: Sequence[str], words: Collection[str]) -> pl.Expr:
     """Both texts with a blank between; null where one of them is missing."""
-    texts = (pl.col(name).cast(pl.String).str.strip_chars(BLANKS) for name in (date, time_of_day))
+    texts = (pl.col(name).cast(pl.String).str.strip_chars(BLANKS) for name in pair)
     known = [pl.when(~text.str.to_lowercase().is_in(list(words))).then(text) for text in texts]
     return pl.concat_str(known, separator=" ")
 

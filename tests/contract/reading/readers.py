@@ -1,10 +1,12 @@
 """Every reader of people's files, in one form: the rows that it finds in a file, or its refusal."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 from segrec.cli.input_file import InputFile
 from segrec.cli.reading_options import Rules
 from segrec.cli.record import OPTIONAL, REQUIRED, event_of
@@ -13,6 +15,10 @@ from segrec.errors import InvalidArgument
 from server.adapters.bulk_load import BootstrapLog
 from server.core.errors import SetupError
 from tests.contract.reading.case import HEADER
+from training.config import Columns
+from training.data.cleaning import drop_impossible_times
+from training.data.log_reader import read_raw_log
+from training.errors import LogError
 
 Found = Sequence[tuple[Any, ...]]
 
@@ -38,7 +44,7 @@ class Reader:
     def read(self, path: Path, scratch: Path) -> Found | Refusal:
         try:
             return self.function(path, scratch)
-        except (InvalidArgument, SetupError) as error:
+        except (InvalidArgument, SetupError, LogError) as error:
             return Refusal(str(error))
 
 
@@ -68,13 +74,23 @@ def _bootstrap(path: Path, scratch: Path) -> Found:
     return [(user_id,) for users in log.chunks() for user_id, _ in users]
 
 
+def _train(path: Path, scratch: Path) -> Found:
+    log = read_raw_log(path, Columns(), scratch)
+    complete = log.events.drop_nulls(["user_id", "item_id", "action"])
+    possible, _ = drop_impossible_times(complete, log.has_clock, int(time.time() * 1000))
+    events = complete.filter(pl.col("timestamp").is_null() | pl.col("row").is_in(possible["row"].implode()))
+    return events.select(pl.col("user_id", "item_id", "action").cast(pl.String), "value", "timestamp").rows()
+
+
 _CLIENT = (
     "segrec.reading.text_file",
     "segrec.reading.delimited",
     "segrec.reading.json_lines",
     "segrec.cli.input_tables",
 )
+_TRAINING = (*_CLIENT[:3], "training.data.tables", "training.data.text_rows")
 READERS = (
+    Reader("segrec-train --events", HEADER, _TRAINING, _train),
     Reader("segrec record", HEADER, _CLIENT, _record),
     Reader("segrec stream --users", ("user_id",), _CLIENT, _stream),
 )
