@@ -121,7 +121,7 @@ def test_the_last_night_is_the_whole_log(tmp_path: Path, kind: str) -> None:
 def test_kept_events_come_first_and_a_second_equal_event_is_a_second_one(tmp_path: Path) -> None:
     config = Config(clean=Clean(drop_duplicates=False), visits=VisitSettings(ordered=True))
     names = ["user_id", "item_id", "timestamp"]
-    first = pl.DataFrame([("a", "z", START_MS), ("b", "x", START_MS)], schema=names, orient="row")
+    first = pl.DataFrame([("a", "z", START_MS), *[("b", item, START_MS) for item in "xy"]], schema=names, orient="row")
     second = pl.DataFrame([("a", "y", START_MS), *[("a", "z", START_MS)] * 2], schema=names, orient="row")
     prepared(tmp_path, first, "start", config=config)
     result = prepared(tmp_path, second, "last", config=config)
