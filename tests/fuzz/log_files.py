@@ -49,7 +49,7 @@ _MARKS = st.sampled_from([*",;\t|\"'\n\r\\[]{}%#=:", '""', "\r\n", "NULL", "1.0"
 _TEXTS = st.lists(st.one_of(_LETTERS, _MARKS), min_size=1, max_size=6).map("".join).filter(_is_plain_id)
 _NUMBERS = st.integers(-99, 10**15).map(str)
 _IDS = st.one_of(_TEXTS, _NUMBERS)
-_MOMENTS = st.integers(0, 35 * 365 * DAY_MS).map(lambda ms: int(_FROM.timestamp()) * 1000 + ms)
+_MOMENTS = st.integers(0, 26 * 365 * DAY_MS).map(lambda ms: int(_FROM.timestamp()) * 1000 + ms)
 _VALUES = st.one_of(
     st.none(), st.floats(-1e12, 1e12, allow_nan=False).map(lambda value: value + 0.0), st.integers(-9, 99)
 )

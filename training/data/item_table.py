@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
+from segrec.reading.ids import id_of as id_of_value
+from segrec.reading.refusals import Refused, Unreadable
 from segrec.reading.words import MISSING_WORDS
 
 from training.config import ItemColumns, UserColumns
 from training.data.columns import find_columns, require_columns
 from training.data.ids import id_of, id_of_text, raw_text, trimmed, unreadable_ids
 from training.data.list_texts import listed
-from training.data.tables import column_names, readable, scan_table
+from training.data.tables import column_names, is_ndjson, json_rows, readable, scan_table
 from training.errors import LogError
 
 _SHOWN = 3
@@ -105,6 +107,11 @@ def _with_ids(
     Raises LogError that names the first rows with a value that is no id.
     """
     dtype = table.schema[column]
+    if is_ndjson(path):  # where a text may have been true, a list or an object
+        dtype, table = (
+            pl.String(),
+            table.with_columns(pl.Series(column, _json_ids(path, column, role, words), pl.String)),
+        )
     read = id_of(column, dtype, path, words)
     numbered = pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias(_ROW)
     bad = table.select(numbered.filter(unreadable_ids(column, dtype))).to_series()
@@ -117,6 +124,16 @@ def _with_ids(
     rows = table.with_columns(numbered, read.alias(_ID)).filter(pl.col(_ID).is_not_null())
     missing = len(table) - len(rows)
     return rows, [f"{missing:,} rows of {path.name} have no {role} and are left out"] if missing else []
+
+
+def _json_ids(path: Path, column: str, role: str, words: Collection[str]) -> Iterator[str | None]:
+    """The ids of an NDJSON file, each value by its own type. Raises LogError that names the first bad line."""
+    with readable(path):
+        for line, values in json_rows(path):
+            try:
+                yield id_of_value(values.get(column), words)
+            except Unreadable as error:
+                raise Refused(f"{path}, line {line:,}: the column `{column}` ({role}) {error}") from None
 
 
 def _one_row_each(table: pl.DataFrame, role: str, name: str, joined: str = "") -> tuple[pl.DataFrame, list[str]]:

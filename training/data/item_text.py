@@ -18,7 +18,7 @@ from server.core.frozen_model import FrozenModel
 from server.core.history import ID_MAX_BYTES
 from training.config import Text
 from training.data.columns import find_columns, require_columns
-from training.data.ids import id_of
+from training.data.ids import id_of, unreadable_ids
 from training.data.tables import column_names, readable, scan_table
 from training.data.text_encoders import choose_model, encode_texts
 from training.errors import LogError
@@ -80,11 +80,15 @@ class VectorFile:
         lists = [name for name in names if isinstance(schema[name], pl.List | pl.Array)]
         if len(lists) != 1:
             raise LogError(f"{path} must have one column of lists of numbers, the vectors; it has {len(lists)}.")
+        ids = id_column["item_id"]
         with readable(path):
             table = frame.select(
-                id_of(id_column["item_id"], schema[id_column["item_id"]], path).alias("item_id"),
+                id_of(ids, schema[ids], path).alias("item_id"),
                 pl.col(lists[0]).cast(pl.List(pl.Float32)).alias("vector"),
+                unreadable_ids(ids, schema[ids]).alias("is_bad"),
             ).collect()
+        for row in table["is_bad"].arg_true().head(1):
+            raise LogError(f"{path}, row {row + 1:,}: the column `{ids}` (item_id) holds no id; save it as text.")
         return cls(path, table["item_id"], _checked(table, path))
 
     def require_known(self, known: pl.Series) -> None:

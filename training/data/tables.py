@@ -72,7 +72,7 @@ class Table:
     @property
     def is_json(self) -> bool:
         """Whether the file is NDJSON, where each value has a type of its own."""
-        return _kind(self.path) == _JSON
+        return is_ndjson(self.path)
 
 
 def open_table(path: Path, scratch: Path, *, has_header: bool = True) -> Table:
@@ -150,6 +150,11 @@ def readable(path: Log) -> Iterator[None]:
 def column_names(frame: pl.LazyFrame) -> list[str]:
     """Column names, in order."""
     return frame.collect_schema().names()
+
+
+def is_ndjson(path: Path) -> bool:
+    """Whether the suffix says that the file is NDJSON."""
+    return _kind(path) == _JSON
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -15,9 +15,12 @@ from segrec.errors import InvalidArgument
 from server.adapters.bulk_load import BootstrapLog
 from server.core.errors import SetupError
 from tests.contract.reading.case import HEADER
-from training.config import Columns
+from training.config import Columns, ItemColumns, UserColumns
 from training.data.cleaning import drop_impossible_times
-from training.data.log_reader import read_raw_log
+from training.data.item_table import read_items, read_users
+from training.data.item_text import VectorFile
+from training.data.log_reader import RawLog, read_raw_log
+from training.data.sources import source_of
 from training.errors import LogError
 
 Found = Sequence[tuple[Any, ...]]
@@ -40,11 +43,15 @@ class Reader:
     function: Callable[[Path, Path], Found]
     is_table: bool = False
     """Whether the reader keeps one row per id."""
+    suffixes: Sequence[str] = ()
+    """The only suffixes that the reader opens; empty: all."""
+    refuses_missing: bool = False
+    """Whether a row without an id refuses the file."""
 
     def read(self, path: Path, scratch: Path) -> Found | Refusal:
         try:
             return self.function(path, scratch)
-        except (InvalidArgument, SetupError, LogError) as error:
+        except (InvalidArgument, LogError, SetupError) as error:
             return Refusal(str(error))
 
 
@@ -68,31 +75,67 @@ def _stream(path: Path, scratch: Path) -> Found:
         return [(user_id,) for user_id in file.users() if user_id]
 
 
+def _log(path: Path, scratch: Path) -> Found:
+    return _rows(read_raw_log(path, Columns(unreadable="drop"), scratch))
+
+
+def _rows(log: RawLog) -> Found:
+    """The rows that cleaning keeps at the least: with ids, and without times before 1970 or far in the future."""
+    complete = log.events.drop_nulls(["user_id", "item_id", "action"])
+    possible, _ = drop_impossible_times(complete, log.has_clock, int(time.time() * 1000))
+    events = complete.filter(pl.col("timestamp").is_null() | pl.col("row").is_in(possible["row"].implode()))
+    timestamp = pl.lit(None) if log.ordered_by_row else pl.col("timestamp")
+    return events.select("user_id", "item_id", "action", "value", timestamp).rows()
+
+
+def _items(path: Path, scratch: Path) -> Found:
+    return read_items(path, ItemColumns(), scratch).rows.select("item_id").rows()
+
+
+def _users(path: Path, scratch: Path) -> Found:
+    return read_users(path, UserColumns(), scratch).rows.select("user_id").rows()
+
+
+def _delta(path: Path, scratch: Path) -> Found:
+    table = scratch / path.name  # the path itself stands in a refusal
+    pl.read_parquet(path, glob=False).write_delta(table)
+    return _rows(read_raw_log(source_of(str(table)), Columns(unreadable="drop"), scratch))
+
+
+def _vectors(path: Path, scratch: Path) -> Found:
+    """The items of the file, once each, as a file of vectors has them."""
+    items = pl.read_parquet(path, glob=False).select("item_id").unique(maintain_order=True)
+    vectors = scratch / path.name
+    items.with_columns(vector=pl.Series([[1.0, 2.0]] * len(items))).write_parquet(vectors)
+    return [(item_id,) for item_id in VectorFile.read(vectors).item_ids]
+
+
 def _bootstrap(path: Path, scratch: Path) -> Found:
     log = BootstrapLog.open(path, history_limit=10)
     log.check(now_seconds=4e9)
     return [(user_id,) for users in log.chunks() for user_id, _ in users]
 
 
-def _train(path: Path, scratch: Path) -> Found:
-    log = read_raw_log(path, Columns(), scratch)
-    complete = log.events.drop_nulls(["user_id", "item_id", "action"])
-    possible, _ = drop_impossible_times(complete, log.has_clock, int(time.time() * 1000))
-    events = complete.filter(pl.col("timestamp").is_null() | pl.col("row").is_in(possible["row"].implode()))
-    return events.select(pl.col("user_id", "item_id", "action").cast(pl.String), "value", "timestamp").rows()
-
-
-_CLIENT = (
-    "segrec.reading.text_file",
-    "segrec.reading.delimited",
-    "segrec.reading.json_lines",
-    "segrec.cli.input_tables",
-)
-_TRAINING = (*_CLIENT[:3], "training.data.tables", "training.data.text_rows")
+_RULES = ("segrec.reading.text_file", "segrec.reading.delimited", "segrec.reading.json_lines")
+_CLIENT = (*_RULES, "segrec.cli.input_tables", "segrec.cli.input_file")
+_LOG = ("training.data.tables", "training.data.log_parts")
+_TABLE = ("training.data.tables", "training.data.item_table")
 READERS = (
-    Reader("segrec-train --events", HEADER, _TRAINING, _train),
     Reader("segrec record", HEADER, _CLIENT, _record),
     Reader("segrec stream --users", ("user_id",), _CLIENT, _stream),
+    Reader("segrec-train --events", HEADER, _LOG, _log),
+    Reader("segrec-train --events delta", HEADER, ("training.data.sources",), _delta, suffixes=(".parquet",)),
+    Reader("segrec-train --items, items add", ("item_id",), _TABLE, _items, is_table=True),
+    Reader("segrec-train --users", ("user_id",), _TABLE, _users, is_table=True),
+    Reader(
+        "segrec-train --vectors",
+        ("item_id",),
+        ("training.data.item_text",),
+        _vectors,
+        is_table=True,
+        suffixes=(".parquet",),
+        refuses_missing=True,
+    ),
 )
 PREPARED = Reader("--bootstrap-events", ("user_id",), ("server.adapters.bulk_load",), _bootstrap)
 """Reads only what `segrec-train prepare` wrote, and refuses every file of the table."""
