@@ -3,6 +3,7 @@
 import csv
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from segrec.reading.columns import COMMON_NAMES, plain_name
 from segrec.reading.refusals import Refused
@@ -34,7 +35,7 @@ class Delimited:
     ) -> None:
         self._where = where
         self._source = iter(lines)
-        self._line = 0  # number of the last line taken from the source
+        self._line = 0  # number of the line at which the row begins, once rows are read
         self._row_lines: list[str] = []
         first = self._first_line()
         mark = _SEP_LINE.match(first)
@@ -81,19 +82,17 @@ class Delimited:
         return ""
 
     def _lines(self) -> Iterator[str]:
-        """The lines that one row takes from the file, kept in `_row_lines`."""
-        for line in self._pending:
-            self._row_lines.append(line)
-            yield line
-        for line in self._source:
-            self._line += 1
-            self._row_lines.append(line)
+        """The lines that the rows take from the file; those of the row that is read are in `_row_lines`."""
+        keep = self._row_lines.append
+        for line in chain(self._pending, self._source):
+            keep(line)
             yield line
 
     def _parsed(self) -> Iterator[tuple[int, list[str]]]:
         csv.field_size_limit(LONGEST_FIELD)
         reader = csv.reader(self._lines(), delimiter=self.delimiter, strict=True)
         blanks = BLANKS.replace(self.delimiter, "")
+        row_lines, self._line = self._row_lines, self._line - len(self._pending) + 1
         while True:
             try:
                 row = next(reader)
@@ -101,11 +100,10 @@ class Delimited:
                 return
             except csv.Error as error:
                 row = self._leniently(error)
-            first = self._line - len(self._row_lines) + 1
-            is_blank = not any(line.strip(blanks) for line in self._row_lines)
-            self._row_lines.clear()
-            if not is_blank:
-                yield first, row
+            if len(row) > 1 or any(line.strip(blanks) for line in row_lines):
+                yield self._line, row
+            self._line += len(row_lines)
+            row_lines.clear()
 
     def _leniently(self, error: csv.Error) -> list[str]:
         """A row with text after a closing quote: on one line the quotes are taken out, over lines one is unclosed."""
@@ -115,12 +113,11 @@ class Delimited:
             row = next(csv.reader([line], delimiter=self.delimiter))
             if not row[-1].endswith("\n"):
                 return row
-        first = self._line - len(self._row_lines) + 1
         opened = _opening_line(self._row_lines, self.delimiter)
         if opened is None:
-            raise Refused(f"{self._where}, line {first:,}: a field is longer than {LONGEST_FIELD:,} characters")
+            raise Refused(f"{self._where}, line {self._line:,}: a field is longer than {LONGEST_FIELD:,} characters")
         raise Refused(
-            f"{self._where}, line {first + opened:,}: a field begins with a double quote that is never closed; "
+            f"{self._where}, line {self._line + opened:,}: a field begins with a double quote that is never closed; "
             'close it, or write the field as """…", with the quotes of the text doubled'
         )
 

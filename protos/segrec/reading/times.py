@@ -127,6 +127,8 @@ def _of_text(text: str, form: str | None, zone: tzinfo) -> int:
     if form is not None:
         return _of_format(text, form, zone)
     if len(text) <= _MOST_DIGITS and _NUMBER.match(text):
+        if text.isdecimal():
+            return _of_number(int(text), zone, text)
         try:
             number = Decimal(text)
         except InvalidOperation:  # an exponent of twenty digits
@@ -177,19 +179,21 @@ def _of_format(text: str, form: str, zone: tzinfo) -> int:
     return _of_moment(moment, zone, text)
 
 
-def _of_number(number: Decimal, zone: tzinfo, value: object) -> int:
-    if not number.is_finite():
-        raise _no_time(value)
-    if number == number.to_integral_value() and 0 < number < LATEST_MILLISECONDS * 10:
-        moment = _compact(str(int(number)))
+def _of_number(number: int | Decimal, zone: tzinfo, value: object) -> int:
+    if isinstance(number, Decimal):
+        if not number.is_finite():
+            raise _no_time(value)
+        if 0 < number < LATEST_MILLISECONDS * 10 and number == int(number):
+            number = int(number)
+    if isinstance(number, int):
+        moment = _compact(str(number))
         if moment is not None:
             return _of_moment(moment, zone, value)
-    unit = next((unit for unit in UNITS if unit.low <= number < unit.high), None)
-    if unit is None:
-        small = number < SMALLEST
-        why = "is too small a number for a time" if small else "lies after the year 2200"
-        raise OutOfRange(f"{shown(value)} {why}: give ISO 8601, or seconds, ms, µs or ns since 1970")
-    return int((number - unit.zero) * 1000 // unit.ticks_per_second)
+    for unit in UNITS:
+        if unit.low <= number < unit.high:
+            return int((number - unit.zero) * 1000 // unit.ticks_per_second)
+    why = "is too small a number for a time" if number < SMALLEST else "lies after the year 2200"
+    raise OutOfRange(f"{shown(value)} {why}: give ISO 8601, or seconds, ms, µs or ns since 1970")
 
 
 def _compact(digits: str) -> datetime | None:
@@ -203,9 +207,9 @@ def _compact(digits: str) -> datetime | None:
         return None
 
 
-def _exact(number: int | float | Decimal) -> Decimal:
+def _exact(number: int | float | Decimal) -> int | Decimal:
     """The number as people see it: the float 1700000000.123 has 123 milliseconds, not 122.9999."""
-    return Decimal(repr(number)) if isinstance(number, float) else Decimal(number)
+    return Decimal(repr(number)) if isinstance(number, float) else number
 
 
 def _of_moment(moment: datetime, zone: tzinfo, value: object) -> int:
