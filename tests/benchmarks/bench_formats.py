@@ -42,9 +42,9 @@ FORMS: Mapping[str, tuple[str, Callable[[pl.DataFrame, Path], object]]] = {
         "log.csv",
         lambda log, path: log.write_csv(path, quote_style="always", line_terminator="\r\n"),
     ),
-    "csv, one stray quote": (
-        "log.csv",
-        lambda log, path: log.with_columns(note=pl.lit('7"')).write_csv(path, quote_style="never"),
+    "tsv, stray quotes": (
+        "log.tsv",
+        lambda log, path: log.with_columns(note=pl.lit('7"')).write_csv(path, separator="\t", quote_style="never"),
     ),
     "csv, semicolons, UTF-16": ("log.csv", lambda log, path: path.write_text(log.write_csv(separator=";"), "utf-16")),
     "csv.gz": ("log.csv.gz", lambda log, path: path.write_bytes(gzip.compress(log.write_csv().encode(), 1))),

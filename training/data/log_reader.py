@@ -263,8 +263,7 @@ def _without_unreadable(
             rows = sorted(reasons)
             raise LogError(f"{_unreadable(source, role, rows)}: {reasons[rows[0]]}; {_REMEDIES[role]}.")
         kept = events.filter(~pl.col("row").is_in([row + 1 for row in reasons]))
-        why = f"left out, as configured; the first: {reasons[min(reasons)]}"
-        steps.append(dropping_step(f"unreadable {role}", events, kept, why))
+        steps.append(dropping_step(f"unreadable {role}", events, kept, "left out, as configured"))
         events = kept
     return events, tuple(steps)
 

@@ -24,13 +24,14 @@ class MixedTimes(ValueError):
 class Times:
     """Milliseconds int64 (N,), null where a time is missing or unreadable, and why by row from 0 where unreadable.
 
-    Without a clock the numbers only give the order. `notes` say what was recognised.
+    Without a clock the numbers only give the order. `notes` say what was recognised. `is_naive`: some name no zone.
     """
 
     milliseconds: pl.Series
     has_clock: bool
     notes: tuple[str, ...] = ()
     unreadable: Mapping[int, str] = field(default_factory=dict)
+    is_naive: bool = False
 
 
 def read_numbers(whole: pl.Series, real: pl.Series | None, zone: str) -> Times:
@@ -52,7 +53,7 @@ def read_numbers(whole: pl.Series, real: pl.Series | None, zone: str) -> Times:
     has_fractions = bool((real != real.floor()).any())
     if has_fractions and low >= EXCEL_DAYS[0] and high < EXCEL_DAYS[1]:
         days = ((size - EXCEL_DAYS[0]) * _DAY_MS).round(2).floor().cast(pl.Int64)
-        return Times(localised(days, zone), True, ("times are days of Excel",))
+        return Times(localised(days, zone), True, ("times are days of Excel",), is_naive=True)
     digits, dates = _dates(numbers, high, zone)
     positive = size.filter(size > 0)
     is_order = positive.is_empty() or int((positive < SMALLEST).sum()) * 2 > len(positive)
@@ -137,4 +138,4 @@ def _of_dates(size: pl.Series, digits: pl.Series, dates: pl.Series, zone: str) -
     unreadable = dict.fromkeys(no_date.arg_true(), "is no date")
     unreadable |= dict.fromkeys((is_date & dates.is_null()).arg_true(), f"does not exist in the time zone {zone}")
     others = (size.is_not_null() & ~is_date & ~no_date).arg_true()
-    return Times(dates.scatter(others, IMPOSSIBLE), True, (), unreadable)
+    return Times(dates.scatter(others, IMPOSSIBLE), True, (), unreadable, is_naive=True)

@@ -37,6 +37,7 @@ _FORMS = (  # formats without fractions first: parsing a fraction is three times
 )
 """Polars' formats of common times; `milliseconds_of` reads the other ones, a hundred times as slowly."""
 _NUMBER = re.compile(NUMBER)
+_ZONE = r"(?i)(?:Z|UTC|GMT|[T ][0-9:.,]+ *[+-][0-9:]{2,5})\s*$"  # how texts of times end that name their zone
 _YEAR_1000_MS = -30_610_224_000_000  # Polars takes two digits for %Y, as a year before 100
 _DAY_MS = 86_400_000
 _YEAR_2000_MS = 946_684_800_000
@@ -92,9 +93,10 @@ class TimeParser:
         bad = late["reason"].is_not_null()
         unreadable |= zip(rows.filter(bad), late["reason"].filter(bad), strict=True)
         notes = times.notes
-        if self.is_naive and self.settings.zone is None:
+        is_naive = self.is_naive or times.is_naive or not texts.filter(known).str.contains(_ZONE).all()
+        if is_naive and times.has_clock and self.settings.zone is None:
             notes = (*notes, "times without a zone count as UTC; [columns] timezone names another zone")
-        return Times(milliseconds, times.has_clock, notes, unreadable)
+        return Times(milliseconds, times.has_clock, notes, unreadable, is_naive)
 
 
 def time_parser(column: str, sample: pl.Series, settings: TimeSettings) -> TimeParser:

@@ -428,6 +428,17 @@ def test_the_zone_of_times_without_one_is_said(tmp_path: Path) -> None:
     assert note in log(tmp_path, text).notes
     assert note not in log(tmp_path, text, timezone="UTC").notes
     assert note not in log(tmp_path, text.replace("20:00", "20:00Z")).notes
+    for moment in ("20240131", "41000.5"):
+        assert note in log(tmp_path, text.replace("2024-01-31 20:00", moment)).notes
+    for time, is_naive in (
+        ("2024-01-31", True),
+        ("2024-01-31 20:00", True),
+        ("2024-01-31 20:00 +08", False),
+        (S, False),
+    ):
+        assert (
+            note in log(tmp_path, f"{text}u,i,{S}\nu,i,{S}\n".replace("2024-01-31 20:00", f"{time}")).notes
+        ) == is_naive
 
 
 def test_unreadable_rows_can_be_left_out(tmp_path: Path) -> None:
