@@ -164,6 +164,13 @@ def call(*words: object) -> Result:
         ("item_id,title\nnew1,red wine\n", ["--release", "last"], "its number or `newest`"),
         ("item_id,title\nnew1,red wine\n", ["--vectors", "{table}"], "trained without vectors"),
         ("title\nred wine\n", [], "lacks a column for the item_id"),
+        (
+            f"item_id,title\nnew1,red wine\nNULL,red\n{'x' * 257},red wine\n",
+            [],
+            "1 item ids that the server refuses, longer than 256 UTF-8 bytes or with control characters; the first is "
+            "in row 3: `xxxx",
+        ),
+        ('item_id,title\n"new\x1b1",red wine\n', [], "the first is in row 1: `new\\u001b1`. Correct"),
     ],
 )
 def test_what_cannot_be_added_is_said(

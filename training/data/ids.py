@@ -3,11 +3,14 @@
 from collections.abc import Collection
 
 import polars as pl
-from segrec.reading.ids import LARGEST_WHOLE_FLOAT, WHOLE_FLOAT, WHOLE_FLOAT_DIGITS
+from segrec.reading.ids import LARGEST_WHOLE_FLOAT, SMALLEST_FRACTION, WHOLE_FLOAT, WHOLE_FLOAT_DIGITS
 from segrec.reading.words import MISSING_WORDS
 
+from server.core.history import ID_MAX_BYTES
 from training.data.sources import Log
 from training.errors import LogError
+
+_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 def id_of(column: str, dtype: pl.DataType, path: Log, words: Collection[str] = MISSING_WORDS) -> pl.Expr:
@@ -19,13 +22,19 @@ def id_of(column: str, dtype: pl.DataType, path: Log, words: Collection[str] = M
 
 
 def unreadable_ids(column: str, dtype: pl.DataType) -> pl.Expr:
-    """Which rows of a column have a value that is no id: floats too large to tell ids apart, and bytes without text."""
+    """Which rows of a column have a value that is no id: floats too large or too near to 0, and bytes without text."""
     raw = pl.col(column)
     if dtype.is_float():
-        return (raw.abs() >= LARGEST_WHOLE_FLOAT).fill_null(False) & raw.is_not_nan().fill_null(False)
+        size = raw.fill_nan(None).abs()
+        return ((size >= LARGEST_WHOLE_FLOAT) | ((size > 0) & (size < SMALLEST_FRACTION))).fill_null(False)
     if dtype == pl.Binary:
         return raw.is_not_null() & _decoded(raw).is_null()
     return pl.lit(False)
+
+
+def unusable_ids(ids: pl.Expr) -> pl.Expr:
+    """Which ids the API refuses: those longer than `ID_MAX_BYTES` in UTF-8, and those with control characters."""
+    return (ids.str.len_bytes() > ID_MAX_BYTES) | ids.str.contains(_CONTROL)
 
 
 def id_of_text(text: pl.Expr, words: Collection[str] = MISSING_WORDS) -> pl.Expr:

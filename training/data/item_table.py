@@ -23,9 +23,13 @@ _ROW, _ID = "\0row", "\0id"
 
 @dataclass(frozen=True)
 class IdTable:
-    """A table with one row per id, in the order of the file, and what a person should know of the reading."""
+    """A table with one row per id, in the order of the file, and what a person should know of the reading.
+
+    `row_numbers` are the rows of the file, from 1 without the header, in which the ids first stand.
+    """
 
     rows: pl.DataFrame
+    row_numbers: pl.Series
     notes: tuple[str, ...]
 
 
@@ -60,7 +64,7 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     )
     with_categories = merged.join(by_item, on="item_id", how="left", maintain_order="left")
     items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description")
-    return IdTable(items, (*notes, *merge_notes))
+    return IdTable(items, _first_rows(rows), (*notes, *merge_notes))
 
 
 def read_users(path: Path, columns: UserColumns, scratch: Path, words: Collection[str] = MISSING_WORDS) -> IdTable:
@@ -80,7 +84,7 @@ def read_users(path: Path, columns: UserColumns, scratch: Path, words: Collectio
         notes.append(f"the column `user_id` of {path.name} is no label: the ids are in `{by_role['user_id']}`")
     read = rows.select(pl.col(_ID).alias("user_id"), *(_label(name, rows.schema[name], words) for name in labels))
     merged, merge_notes = _one_row_each(read, "user_id", "the user table")
-    return IdTable(merged, (*notes, *merge_notes))
+    return IdTable(merged, _first_rows(rows), (*notes, *merge_notes))
 
 
 def _item_columns(names: Sequence[str], columns: ItemColumns, path: Path) -> tuple[dict[str, str], list[str]]:
@@ -116,7 +120,7 @@ def _with_ids(
     numbered = pl.int_range(1, pl.len() + 1, dtype=pl.UInt32).alias(_ROW)
     bad = table.select(numbered.filter(unreadable_ids(column, dtype))).to_series()
     if len(bad):
-        kind = "bytes that are no UTF-8 text" if dtype == pl.Binary else "floats too large to tell ids apart"
+        kind = "bytes that are no UTF-8 text" if dtype == pl.Binary else "floats too large or too near to 0"
         raise LogError(
             f"The column `{column}` ({role}) of {path} has {kind} in {len(bad):,} rows, the first in row {bad[0]:,}; "
             "save it as text."
@@ -134,6 +138,10 @@ def _json_ids(path: Path, column: str, role: str, words: Collection[str]) -> Ite
                 yield id_of_value(values.get(column), words)
             except Unreadable as error:
                 raise Refused(f"{path}, line {line:,}: the column `{column}` ({role}) {error}") from None
+
+
+def _first_rows(rows: pl.DataFrame) -> pl.Series:
+    return rows.unique(_ID, keep="first", maintain_order=True)[_ROW]
 
 
 def _one_row_each(table: pl.DataFrame, role: str, name: str, joined: str = "") -> tuple[pl.DataFrame, list[str]]:

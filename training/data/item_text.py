@@ -4,7 +4,7 @@ The text of an item is its title, categories and description. With such a vector
 catalogue and be recommended by its content.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,12 +13,12 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 from pydantic import Field
+from segrec.reading.words import MISSING_WORDS
 
 from server.core.frozen_model import FrozenModel
-from server.core.history import ID_MAX_BYTES
 from training.config import Text
 from training.data.columns import find_columns, require_columns
-from training.data.ids import id_of, unreadable_ids
+from training.data.ids import id_of, unreadable_ids, unusable_ids
 from training.data.tables import column_names, readable, scan_table
 from training.data.text_encoders import choose_model, encode_texts
 from training.errors import LogError
@@ -28,7 +28,6 @@ VECTORS = "text_vectors.npy"
 SOURCE = "text.json"
 
 _PROBE = "Segrec"
-_CONTROL = r"[\x00-\x1f\x7f]"
 
 
 class TextSource(FrozenModel):
@@ -67,8 +66,11 @@ class VectorFile:
     values: NDArray[np.float32]
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """Read a Parquet file with an item id and a list of numbers. Raises LogError that names the first bad row."""
+    def read(cls, path: Path, words: Collection[str] = MISSING_WORDS) -> Self:
+        """Read a Parquet file with an item id and a list of numbers; `words` mean a missing id.
+
+        Raises LogError that names the first bad row.
+        """
         if path.suffix.lower() != ".parquet":
             raise LogError(
                 f"Item vectors must be a Parquet file with an item id and a list of numbers; {path} is not Parquet."
@@ -83,7 +85,7 @@ class VectorFile:
         ids = id_column["item_id"]
         with readable(path):
             table = frame.select(
-                id_of(ids, schema[ids], path).alias("item_id"),
+                id_of(ids, schema[ids], path, words).alias("item_id"),
                 pl.col(lists[0]).cast(pl.List(pl.Float32)).alias("vector"),
                 unreadable_ids(ids, schema[ids]).alias("is_bad"),
             ).collect()
@@ -114,16 +116,18 @@ def add_text(
     store: Path,
     directory: Path,
     progress: Progress = no_progress,
+    words: Collection[str] = MISSING_WORDS,
 ) -> tuple[pl.DataFrame, list[str]]:
     """Write the items' text vectors into `directory`, and return the extended catalogue and notes.
 
     Items of the item table and the vector file that are not in the catalogue are appended to it, if they have a vector.
-    `log_ids` are the item ids of the log before cleaning; `store` is the directory that keeps vectors between runs.
+    `log_ids` are the item ids of the log before cleaning; `store` is the directory that keeps vectors between runs;
+    `words` mean a missing id in the vector file.
     Writes `VECTORS`, float32 (V, T), zeros for items without text, and `SOURCE`; removes both if `[text]` is off.
     """
     for name in (VECTORS, SOURCE):
         (directory / name).unlink(missing_ok=True)
-    file = VectorFile.read(settings.vectors) if settings.vectors else None
+    file = VectorFile.read(settings.vectors, words) if settings.vectors else None
     if settings.model == "none" and file is None:
         return catalogue, []
     table = pl.DataFrame(schema=_TABLE) if table is None else table.select(list(_TABLE))
@@ -198,9 +202,8 @@ _TABLE: Mapping[str, pl.DataType | type[pl.DataType]] = {
 
 
 def _usable(items: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    """The items with ids that the API accepts, as in `cleaning.drop_unusable_ids`, and notes."""
-    bad = (pl.col("item_id").str.len_bytes() > ID_MAX_BYTES) | pl.col("item_id").str.contains(_CONTROL)
-    kept = items.filter(~bad)
+    """The items with ids that the API accepts, and notes."""
+    kept = items.filter(~unusable_ids(pl.col("item_id")))
     dropped = len(items) - len(kept)
     return kept, [f"{dropped:,} items of the item table have unusable ids and are left out"] if dropped else []
 

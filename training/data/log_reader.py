@@ -126,13 +126,13 @@ def _check_value_type(source: _Source, schema: Mapping[str, pl.DataType]) -> Non
 
 
 def _check_json_ids(source: _Source, events: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> None:
-    """Raise LogError where a text may have been true, false, a list or an object, which NDJSON mixes with texts."""
+    """Raise LogError where a text may have been true, false, a list, an object or a float near to 0, among texts."""
     if not source.part.is_json:
         return
     for role in ID_ROLES:
         if role in events.columns and schema[role] == pl.String:
             texts = events[role].drop_nulls().unique().cast(pl.String)
-            if texts.str.contains(r"^(true|false)$|^[\[{]").any():
+            if texts.str.contains(r"^(true|false)$|^[\[{]|^-?0\.0000").any():
                 raise LogError(f"{source.column(role)} may hold values of several types.")
 
 

@@ -14,12 +14,15 @@ import onnx
 import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from segrec.visible import visible
 
+from server.core.history import ID_MAX_BYTES
 from server.core.next_visit import ITEM_STATISTICS
 from server.core.release import MIGRATION, SEARCH_LISTS, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
 from training.config import ItemColumns, PublishSettings
-from training.data.item_table import read_items
+from training.data.ids import unusable_ids
+from training.data.item_table import IdTable, read_items
 from training.data.item_text import VectorFile, item_vectors
 from training.errors import ConfigError, LogError, PublishError
 from training.model.text_projection import ITEM_TEXT, TextProjection
@@ -32,7 +35,7 @@ from training.runs import Progress, no_progress
 from training.segments.migration import unchanged_migration, write_migration
 from training.segments.search_lists import with_new_items, write_search_lists
 
-_SHOWN = 5
+_SHOWN, _SHOWN_CHARACTERS = 5, 60
 _SAME_MODEL = 0.99
 """Smallest cosine between the vectors that two copies of one language model give for one text."""
 
@@ -79,6 +82,7 @@ def add_items(
         projection = _projection(old, directory)
         progress("reading items", 0, 0)
         read = read_items(items, columns or ItemColumns(), repository / ".staging")
+        _check_ids(read, items)
         table = _new_items(read.rows, items, old, skip_known)
         embeddings = projection(_vectors(table, items, vectors, projection, progress))
         model = _with_rows(directory / "model.onnx", old.item_embeddings, embeddings)
@@ -121,6 +125,18 @@ def _projection(release: Release, directory: Path) -> TextProjection:
             '[text] model = "auto", or with vectors, and publish that run.'
         )
     return TextProjection.read(directory / ITEM_TEXT)
+
+
+def _check_ids(table: IdTable, path: Path) -> None:
+    """Raise LogError, which names the first row, for ids that the API refuses."""
+    bad = table.rows.select(unusable_ids(pl.col("item_id")).arg_true()).to_series()
+    if len(bad):
+        first = visible(table.rows["item_id"][bad[0]][:_SHOWN_CHARACTERS])
+        raise LogError(
+            f"{path} has {len(bad):,} item ids that the server refuses, longer than {ID_MAX_BYTES} UTF-8 bytes or with "
+            f"control characters; the first is in row {table.row_numbers[bad[0]]:,}: `{first}`. Correct or remove "
+            "these rows."
+        )
 
 
 def _new_items(table: pl.DataFrame, path: Path, release: Release, skip_known: bool) -> pl.DataFrame:

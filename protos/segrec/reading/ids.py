@@ -13,6 +13,8 @@ WHOLE_FLOAT_DIGITS = "${1}${2}"
 """Polars' replacement of `WHOLE_FLOAT`: the digits before the point."""
 LARGEST_WHOLE_FLOAT = 2.0**53
 """A float of this size or more no longer tells neighbouring ids apart."""
+SMALLEST_FRACTION = 1e-4
+"""Floats nearer to 0 are written with an exponent, which every tool spells in its own way."""
 
 _WHOLE_FLOAT = re.compile(WHOLE_FLOAT.removesuffix("$") + r"\Z")
 
@@ -21,7 +23,8 @@ def id_of(value: object, words: Collection[str] = MISSING_WORDS) -> str | None:
     """The id as text without blanks around; None if it is missing.
 
     Whole floats are integers, as number and as text: 17850.0 gives `17850`. Texts with leading zeros or an exponent
-    stay as they are. Raises Unreadable for booleans, lists, objects, dates, and bytes that are not UTF-8.
+    stay as they are. Raises Unreadable for booleans, lists, objects, dates, bytes that are not UTF-8, and floats that
+    are too large or too near to 0.
     """
     if isinstance(value, str):
         return _of_text(value, words)
@@ -53,6 +56,8 @@ def _of_float(number: float) -> str | None:
         return None
     if abs(number) >= LARGEST_WHOLE_FLOAT:
         raise Unreadable(f"is the float {number:g}, too large to tell ids apart: save the column as text or integers")
+    if 0 < abs(number) < SMALLEST_FRACTION:
+        raise Unreadable(f"is the float {number:g}, too near to 0 for an id: save the column as text or integers")
     return str(int(number)) if number.is_integer() else repr(number)
 
 

@@ -47,6 +47,8 @@ def test_polars_says_the_same_by_the_same_expression() -> None:
         (42.0, "42"),
         (-0.0, "0"),
         (1.5, "1.5"),
+        (0.0001, "0.0001"),
+        (-0.00012, "-0.00012"),
         (float(2**53 - 1), "9007199254740991"),
         (12345678901234567890, "12345678901234567890"),
         (Decimal("17850.00"), "17850"),
@@ -71,6 +73,8 @@ def test_other_values(value: object, expected: str | None) -> None:
         (date(2024, 1, 1), "is a date, not an id"),
         (2.0**53, "too large to tell ids apart"),
         (float("inf"), "too large to tell ids apart"),
+        (1e-7, "is the float 1e-07, too near to 0 for an id"),
+        (-9.9e-5, "too near to 0"),
         (b"\xff\x00", "is binary data, not an id: ff00"),
     ],
 )

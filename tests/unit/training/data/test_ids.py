@@ -31,7 +31,7 @@ def read(column: pl.Series, **words: Any) -> list[str | None]:
         pl.Series(WORDS),
         pl.Series(WORDS, dtype=pl.Categorical),
         pl.Series([42, 7, None]),
-        pl.Series([42.0, -0.0, 1.5, None, float("nan"), 2.0**53 - 1, 123_456.75]),
+        pl.Series([42.0, -0.0, 1.5, None, float("nan"), 2.0**53 - 1, 123_456.75, 0.0001, -0.00012]),
         pl.Series([2**64 - 1], dtype=pl.UInt64),
         pl.Series([Decimal("17850.00"), Decimal("0.50")]),
         pl.Series([b" u1 ", "用户".encode(), b"NULL", None]),
@@ -48,12 +48,14 @@ def test_own_words() -> None:
 
 
 def test_rows_without_a_readable_id() -> None:
-    for column in (pl.Series([1e16, 2.0**53, float("inf"), 1.0]), pl.Series([b"\xff", b"\xfe\x00", b"\xe7", b"1"])):
+    floats = pl.Series([1e16, 2.0**53, float("inf"), 1.0]), pl.Series([1e-7, -9.9e-5, 5e-324, 1.0])
+    for column in (*floats, pl.Series([b"\xff", b"\xfe\x00", b"\xe7", b"1"])):
         bad = column.to_frame("id").select(unreadable_ids("id", column.dtype)).to_series()
         assert bad.to_list() == [True, True, True, False]
         assert column.to_frame("id").select(id_of("id", column.dtype, HERE)).to_series()[3] == "1"
-        with pytest.raises(Unreadable):
-            id_of_value(column[0])
+        for value in column[:3]:
+            with pytest.raises(Unreadable):
+                id_of_value(value)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+from segrec.reading.words import missing_words
 
 from tests.support.logs import write_planted
 from training.config import Config, Text
@@ -111,6 +112,17 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
 def test_a_bad_vector_is_named(tmp_path: Path, item_ids: list[str | None], vectors: list[object], problem: str) -> None:
     with pytest.raises(LogError, match=problem):
         VectorFile.read(written(tmp_path, item_ids, vectors))
+
+
+def test_ids_of_vectors_are_read_by_the_rule_of_logs(tmp_path: Path) -> None:
+    path = tmp_path / "vectors.parquet"
+    pl.DataFrame({"item_id": [7.0, 1e-7], "vector": [[1.0], [2.0]]}).write_parquet(path)
+    with pytest.raises(LogError, match=r"row 2: .*holds no id"):
+        VectorFile.read(path)
+    pl.DataFrame({"item_id": ["7.0", "NULL"], "vector": [[1.0], [2.0]]}).write_parquet(path)
+    with pytest.raises(LogError, match=r"row 2: .*no item id"):
+        VectorFile.read(path)
+    assert VectorFile.read(path, missing_words([])).item_ids.to_list() == ["7", "NULL"]
 
 
 def test_a_vector_file_needs_its_columns(tmp_path: Path) -> None:
