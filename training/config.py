@@ -62,7 +62,9 @@ class Columns(FrozenModel):
         default=None, description="IANA name of the zone of times that name none; left out: UTC."
     )
     missing_words: tuple[str, ...] | None = Field(
-        default=None, description="Texts that mean a missing value, in place of NULL, nan, None, N/A, - and the like."
+        default=None,
+        description="Texts that mean a missing value in the log, item and user tables and vectors, in place of NULL, "
+        "nan, None, N/A, - and the like.",
     )
     unreadable: Literal["refuse", "drop"] = Field(
         default="refuse", description="drop: rows with an unreadable time or value are left out, and counted."

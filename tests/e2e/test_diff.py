@@ -59,7 +59,7 @@ def diff(place: Place, *words: object) -> Diff:
 def test_answers_are_those_of_the_server(start_server: StartServer, place: Place) -> None:
     """Segment and first items of every user by release 3, through Triton and gRPC."""
     before, after = (read_release(place.repository / MODEL_NAME / str(number)) for number in (2, 3))
-    sample = draw_sample(read_events(place.events, Config(), before), USERS, 0)
+    sample = draw_sample(read_events(place.events, Config(), before).events, USERS, 0)
     pair = answers(place.repository, before, after, sample)
     assert pair.users == USERS
     server = start_server(

@@ -1,6 +1,7 @@
 """Items that training never saw: recommended for their text, and added to a release without training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -186,6 +187,19 @@ def test_what_cannot_be_added_is_said(
     assert result.exit_code in (1, 2), result.output
     assert problem in " ".join(result.output.split())
     assert sorted(path.name for path in (repository / MODEL_NAME).iterdir()) == before
+
+
+def test_words_for_nothing_are_ids_and_titles_when_told(done: tuple[Run, Path], tmp_path: Path) -> None:
+    repository, table, config = tmp_path / "repository", tmp_path / "new.csv", tmp_path / "words.toml"
+    shutil.copytree(done[1], repository)
+    table.write_text("item_id,title\nnil,NULL\n")
+    config.write_text("[columns]\nmissing_words = []\n")
+    refused = call("items", "add", "--items", table, "--repository", repository)
+    assert (refused.exit_code, "has no new item" in " ".join(refused.output.split())) == (2, True)
+    added = call("items", "add", "--items", table, "--repository", repository, "--config", config)
+    assert added.exit_code == 0, added.output
+    items = release_of(repository, max(int(path.name) for path in (repository / MODEL_NAME).glob("[0-9]*"))).items
+    assert items.select("item_id", "title").row(-1) == ("nil", "NULL")
 
 
 def test_another_language_model_is_noticed(done: tuple[Run, Path], tmp_path: Path) -> None:

@@ -347,6 +347,7 @@ def items_add(
             release=None if release == "newest" else release_number(release, repository),
             vectors=vectors,
             columns=settings.items,
+            words=settings.columns.words,
             skip_known=skip_known,
             push=_push(console, settings.publish, force, by, sign),
             progress=console.start_stage("items add"),

@@ -87,17 +87,20 @@ def members(
         log = log_of(events) if events else None
         check_writable(out)
         number = release_number(release, repository)
-        unknown_users = 0
-        if log is None:
-            users = members_of_run(repository, number, segment, runs, run_id)
-        else:
+        found = None
+        if log is not None:
             progress = console.start_stage("members")
-            users, unknown_users = members_of_log(repository, number, segment, log, load_config(config), progress)
+            found = members_of_log(repository, number, segment, log, load_config(config), progress)
+        users = found.users if found else members_of_run(repository, number, segment, runs, run_id)
         console.end_stage()
         write_table(users, out)
+        if found:
+            console.print(found.account.table())
         console.print(f"{len(users):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}.")
-        if unknown_users:
-            console.print(f"Left out: {unknown_users:,} users, since release {number} knows none of their events.")
+        if found and found.unknown_users:
+            console.print(
+                f"Left out: {found.unknown_users:,} users, since release {number} knows none of their events."
+            )
 
 
 @commands.command()

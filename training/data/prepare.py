@@ -123,7 +123,9 @@ def prepare(
         log_ids = log.events["item_id"].unique().drop_nulls().cast(pl.String)
         catalogue, title_notes = _with_titles(catalogue, item_table, log_ids)
         store = run.path.parent / _TEXT_STORE
-        catalogue, text_notes = add_text(catalogue, table, log_ids, config.text, store, stage.directory, progress)
+        catalogue, text_notes = add_text(
+            catalogue, table, log_ids, config.text, store, stage.directory, progress, config.columns.words
+        )
         user_table = read_users(users, config.users, scratch, config.columns.words) if users else None
         user_notes = _user_notes(user_table, log.events["user_id"]) if user_table else []
         shutil.rmtree(scratch, ignore_errors=True)

@@ -5,6 +5,7 @@ All other files are copied. The new release is published through the same checks
 """
 
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ import onnx
 import polars as pl
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from segrec.reading.words import MISSING_WORDS
 from segrec.visible import visible
 
 from server.core.history import ID_MAX_BYTES
@@ -64,16 +66,18 @@ def add_items(
     release: int | None = None,
     vectors: Path | None = None,
     columns: ItemColumns | None = None,
+    words: Collection[str] = MISSING_WORDS,
     skip_known: bool = False,
     push: Push | None = None,
     progress: Progress = no_progress,
 ) -> AddResult:
     """Publish a release that has the items of `release` (default: the newest) and those of a table.
 
-    `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one. `skip_known` skips items
-    that the release already has; otherwise they are an error. Quality is not measured again, since old items keep their
-    embeddings and users their segments. Raises LogError for an unusable table or unusable vectors, ConfigError for a
-    missing language model, PublishError for a release that cannot take new items or fails a gate.
+    `vectors` is a Parquet file like `[text] vectors`, for a release that was trained with one; `words` mean a missing
+    value in both files. `skip_known` skips items that the release already has; otherwise they are an error. Quality is
+    not measured again, since old items keep their embeddings and users their segments. Raises LogError for an unusable
+    table or unusable vectors, ConfigError for a missing language model, PublishError for a release that cannot take new
+    items or fails a gate.
     """
     settings = (push and push.settings) or PublishSettings()
     with locked(repository):
@@ -81,10 +85,10 @@ def add_items(
         directory = repository / MODEL_NAME / str(old.number)
         projection = _projection(old, directory)
         progress("reading items", 0, 0)
-        read = read_items(items, columns or ItemColumns(), repository / ".staging")
+        read = read_items(items, columns or ItemColumns(), repository / ".staging", words)
         _check_ids(read, items)
         table = _new_items(read.rows, items, old, skip_known)
-        embeddings = projection(_vectors(table, items, vectors, projection, progress))
+        embeddings = projection(_vectors(table, items, vectors, words, projection, progress))
         model = _with_rows(directory / "model.onnx", old.item_embeddings, embeddings)
 
         def assemble(staged: Path) -> None:
@@ -154,7 +158,12 @@ def _new_items(table: pl.DataFrame, path: Path, release: Release, skip_known: bo
 
 
 def _vectors(
-    table: pl.DataFrame, items: Path, vectors: Path | None, projection: TextProjection, progress: Progress
+    table: pl.DataFrame,
+    items: Path,
+    vectors: Path | None,
+    words: Collection[str],
+    projection: TextProjection,
+    progress: Progress,
 ) -> NDArray[np.float32]:
     """Text vectors of new items, from the same sources as in training."""
     source = projection.source
@@ -164,7 +173,7 @@ def _vectors(
                 f"The release was trained with vectors; give --vectors with {source.file_dim} numbers each."
             )
         raise ConfigError("The release was trained without vectors; leave out --vectors.")
-    file = VectorFile.read(vectors) if vectors else None
+    file = VectorFile.read(vectors, words) if vectors else None
     if file and file.values.shape[1] != source.file_dim:
         raise LogError(f"{file.path} has vectors of {file.values.shape[1]} numbers; training had {source.file_dim}.")
     embeddings, current = item_vectors(table, source.model or None, file, None, progress)

@@ -27,6 +27,7 @@ from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
+from training.data.account import Account
 from training.data.sources import Log
 from training.errors import LogError
 from training.repository import find_release
@@ -95,14 +96,23 @@ class Drift(FrozenModel):
     figures: tuple[Figure, ...]
     segments: tuple[SegmentDrift, ...]
     notes: tuple[str, ...] = ()
+    account: Account = Field(description="Which rows of the log are compared.")
 
     def measure(self, name: str) -> DriftMeasure:
         """The measure with this name. Raises KeyError."""
         return {measure.name: measure for measure in self.measures}[name]
 
     def tables(self) -> RenderableType:
-        """Tables of measures and figures, notes and the verdict."""
-        parts: list[RenderableType] = [_measures_table(self), "", _figures_table(self), "", *self.notes]
+        """The account, tables of measures and figures, notes and the verdict."""
+        parts: list[RenderableType] = [
+            self.account.table(),
+            "",
+            _measures_table(self),
+            "",
+            _figures_table(self),
+            "",
+            *self.notes,
+        ]
         return Group(*parts, self.sentence())
 
     def sentence(self) -> str:
@@ -128,7 +138,8 @@ def drift(
     """
     release = find_release(repository, number)
     reference = read_reference(repository / MODEL_NAME / str(number), release)
-    histories = histories_of(read_events(events, config, release, users).lazy(), release)
+    read = read_events(events, config, release, users)
+    histories = histories_of(read.events.lazy(), release)
     placed = place_users(histories, release, repository, progress)
     if not len(placed.users):
         raise LogError(
@@ -149,6 +160,7 @@ def drift(
         figures=_figures(release, reference, placed),
         segments=_segments(release, placed),
         notes=_notes(measures, placed),
+        account=read.account,
     )
 
 

@@ -4,18 +4,32 @@ A release holds no user ids, so the users come from one of these two.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import polars as pl
 
 from server.core.release import Release
 from training.config import Config
+from training.data.account import Account
 from training.data.sources import Log
 from training.errors import ConfigError, RunError
 from training.repository import find_release, read_ledger, release_numbers
 from training.runs import Progress, Run, no_progress
 from training.segments.placement import PlacedUsers, assignment_table, histories_of, place_users, read_events
 from training.segments.result import Segmentation, same_segments
+
+
+@dataclass(frozen=True, slots=True)
+class MembersOfLog:
+    """`users` with the columns of `members_of_run`, and the account of the log.
+
+    `unknown_users` users are left out, since the release knows none of their events.
+    """
+
+    users: pl.DataFrame
+    unknown_users: int
+    account: Account
 
 
 def members_of_run(
@@ -45,17 +59,19 @@ def members_of_log(
     events: Log,
     config: Config,
     progress: Progress = no_progress,
-) -> tuple[pl.DataFrame, int]:
-    """Users of a log, assigned to segments by release `number`, with the columns of `members_of_run`.
+) -> MembersOfLog:
+    """Users of a log, assigned to segments by release `number`.
 
-    Also returns the number of users that are left out, since the release knows none of their events. Raises
-    PublishError for a missing release, ConfigError for a segment that it does not have, LogError for an unusable log.
+    Raises PublishError for a missing release, ConfigError for a segment that it does not have, LogError for an unusable
+    log.
     """
     release = find_release(repository, number)
     check_segment(repository, release, segment_id)
-    histories = histories_of(read_events(events, config, release).lazy(), release)
+    read = read_events(events, config, release)
+    histories = histories_of(read.events.lazy(), release)
     placed = place_users(histories, release, repository, progress)
-    return _of_segment(_table(placed, release), segment_id), len(histories.users) - len(placed.users)
+    unknown_users = len(histories.users) - len(placed.users)
+    return MembersOfLog(_of_segment(_table(placed, release), segment_id), unknown_users, read.account)
 
 
 def check_segment(repository: Path, release: Release, segment_id: int | None) -> None:

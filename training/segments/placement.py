@@ -17,6 +17,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.segments import Nearest, margin, normalised, segment_part
 from server.core.visits import visit_starts
 from training.config import Config
+from training.data.account import Account, dropping_step
 from training.data.cleaning import clean
 from training.data.item_table import read_users
 from training.data.log_reader import read_raw_log
@@ -27,6 +28,14 @@ from training.errors import LogError
 from training.kmeans.fit import assign
 from training.model.onnx_inference import embed
 from training.runs import Progress, no_progress
+
+
+@dataclass(frozen=True, slots=True)
+class ReadEvents:
+    """Events of a log with the columns user_id, item_id and action (text), value and timestamp, and their account."""
+
+    events: pl.DataFrame
+    account: Account
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,31 +69,33 @@ class PlacedUsers:
     confidence: NDArray[np.float64] | None
 
 
-def read_events(path: Log, config: Config, release: Release, users: Path | None = None) -> pl.DataFrame:
-    """Events of the log at `path`, ordered by user and time, cleaned by `config` as before training.
+def read_events(path: Log, config: Config, release: Release, users: Path | None = None) -> ReadEvents:
+    """Events of the log at `path`, ordered by user and time, cleaned by `config` as before training; their account.
 
     Items with few events are kept, since the release has its own item list. `users` is the path of a table that limits
     the users. Raises ConfigError, and LogError for an unusable log or one without the times that the release reads.
     """
     with tempfile.TemporaryDirectory() as scratch:
         log = read_raw_log(path, config.columns, Path(scratch))
-        requested = (
-            read_users(users, config.users, Path(scratch), config.columns.words).rows["user_id"] if users else None
-        )
+        requested = read_users(users, config.users, Path(scratch), config.columns.words) if users else None
     if release.preprocessing.has_clock and not log.has_clock:
         raise LogError(
             f"{path} has no times, but the encoder of release {release.number} needs them; add a time column."
         )
     log, _, _ = named_actions(log, config)
     settings = config.clean.model_copy(update={"min_events_per_item": 1})
-    events = clean(log, settings, int(time.time() * 1000), config.train.seed).events
-    events = events.with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
-    if requested is None:
-        return events
-    events = events.filter(pl.col("user_id").is_in(requested.implode()))
-    if events.is_empty():
-        raise LogError(f"None of the {len(requested):,} users in {users} has an event in {path}.")
-    return events
+    cleaned = clean(log, settings, int(time.time() * 1000), config.train.seed)
+    events = cleaned.events.with_columns(pl.col("user_id", "item_id", "action").cast(pl.String))
+    steps, notes = [*log.steps, *cleaned.steps], log.notes
+    if requested is not None and users is not None:
+        ids = requested.rows["user_id"]
+        kept = events.filter(pl.col("user_id").is_in(ids.implode()))
+        if kept.is_empty():
+            raise LogError(f"None of the {len(ids):,} users in {users} has an event in {path}.")
+        steps.append(dropping_step("other users", events, kept, f"of users who are not in {users.name}"))
+        events, notes = kept, (*notes, *requested.notes)
+    account = Account(rows_in=log.row_count, rows_out=len(events), steps=tuple(steps), notes=notes, files=log.parts)
+    return ReadEvents(events, account)
 
 
 def histories_of(events: pl.LazyFrame, release: Release) -> Histories:

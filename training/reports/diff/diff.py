@@ -59,9 +59,11 @@ def diff(
     progress("reading", 0, 0)
     log: Log = events or _log_of(repository, (after, before), runs)
     clocked = before if before.preprocessing.has_clock else after
-    sample = draw_sample(read_events(log, config, clocked), users, seed)
+    read = read_events(log, config, clocked)
+    sample = draw_sample(read.events, users, seed)
     pair = answers(repository, before, after, sample, progress)
-    return compared(before, after, sample, pair, same_test(repository, before, after, runs))
+    found = compared(before, after, sample, pair, same_test(repository, before, after, runs))
+    return found.model_copy(update={"account": read.account})
 
 
 def check_numbers(repository: Path, numbers: tuple[int, int]) -> None:

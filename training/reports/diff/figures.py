@@ -6,6 +6,7 @@ from pydantic import Field
 
 from server.core.frozen_model import FrozenModel
 from server.core.profiles import Migration
+from training.data.account import Account
 
 SameTest = Literal["same", "different", "unknown"]
 
@@ -115,3 +116,4 @@ class Diff(FrozenModel):
     microseconds: tuple[float, float]
     quality: tuple[QualityFigure, ...]
     same_test: SameTest
+    account: Account | None = Field(default=None, description="Which rows of the log the users were drawn from.")

@@ -244,14 +244,15 @@ def _values(figure: QualityFigure) -> tuple[str, str, str]:
 
 
 def tables(diff: Diff) -> RenderableType:
-    """The verdict, the tables and the notes for a terminal."""
+    """The account, the verdict, the tables and the notes for a terminal."""
     table = Table("figure", title=f"Release {diff.before} and release {diff.after}")
     for heading in (f"release {diff.before}", f"release {diff.after}", "change"):
         table.add_column(heading, justify="right")
     for row in rows(diff):
         table.add_row(*row)
     notes = [*moves_in_words(diff), test_in_words(diff), users_in_words(diff)]
-    return Group(verdict(diff), "", table, "", _flows_table(diff), "", *notes)
+    account: list[RenderableType] = [diff.account.table(), ""] if diff.account else []
+    return Group(*account, verdict(diff), "", table, "", _flows_table(diff), "", *notes)
 
 
 def _flows_table(diff: Diff) -> RenderableType:

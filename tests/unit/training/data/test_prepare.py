@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
@@ -11,7 +12,7 @@ from server.core.history import text_hash
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK, WITHOUT_CLOCK
 from tests.support.logs import planted_log, write_planted
-from training.config import Clean, Config, TrainSettings, VisitSettings
+from training.config import Clean, Columns, Config, Text, TrainSettings, VisitSettings
 from training.data.prepare import PrepareResult, learn_normaliser, prepare, repeat_share
 from training.errors import ConfigError, LogError
 from training.runs import Run
@@ -229,6 +230,22 @@ def test_tables_of_which_no_id_matches_show_an_id_of_each_side(tmp_path: Path) -
     notes = notes_of(tmp_path, "item_id,title\n071053,Mug\n", "user_id,age\nU1,3\n")
     assert "1 of 1 ids of the item table are in no event of the log: the table has `071053`, the log `71053`" in notes
     assert "1 of 1 ids of the user table are in no event of the log: the table has `U1`, the log `u1`" in notes
+
+
+def test_words_for_nothing_are_ids_and_titles_when_told(tmp_path: Path) -> None:
+    """The list of `[columns]` holds for the log, the item table, the user table and the vectors."""
+    log, items, users = tmp_path / "log.csv", tmp_path / "items.csv", tmp_path / "users.csv"
+    rows = [f"{user},{item},{1_700_000_000 + place}" for user in "a-" for place, item in enumerate(("NULL", "x"))]
+    log.write_text("\n".join(["user_id,item_id,timestamp", *rows, ""]))
+    items.write_text("item_id,title,category\nNULL,NULL,nan\n")
+    users.write_text("user_id,plan\n-,None\n")
+    pl.DataFrame({"item_id": ["NULL"], "vector": [[1.0, 0.0]]}).write_parquet(tmp_path / "vectors.parquet")
+    config = Config(columns=Columns(missing_words=()), text=Text(model="none", vectors=tmp_path / "vectors.parquet"))
+    stage = prepare(Run.create(tmp_path / "runs"), log, items, users, config).directory
+    catalogue = pl.read_parquet(stage / "items.parquet").sort("item_id")
+    assert catalogue.select("item_id", "title", "category").rows() == [("NULL", "NULL", ["nan"]), ("x", None, [])]
+    assert pl.read_parquet(stage / "users.parquet").rows() == [("-", "None")]
+    assert np.load(stage / "text_vectors.npy").any(1).sum() == 1
 
 
 def test_events_without_a_clock_are_marked_as_such(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_log_is_cleaned_but_rare_items_stay(events: pl.DataFrame, release: Rel
     path = tmp_path / "log.parquet"
     pl.concat([events, events]).sample(fraction=1, shuffle=True, seed=0).write_parquet(path)
     config = Config.model_validate({"clean": {"min_events_per_item": 50, "min_events_per_user": 3}})
-    found = read_events(path, config, release)
+    found = read_events(path, config, release).events
     counts = events.group_by("user_id").len().filter(pl.col("len") >= 3)
     assert found["user_id"].unique().sort().to_list() == counts["user_id"].sort().to_list()
     assert len(found) == counts["len"].sum()
