@@ -102,15 +102,34 @@ class Columns(FrozenModel):
         return self
 
 
+def _named_column(raw: object) -> object:
+    if raw is None or raw is False or (isinstance(raw, str) and raw.strip()):
+        return raw
+    raise ValueError("give the name of a column, or false for no column")
+
+
+def _named_columns(raw: object) -> object:
+    if isinstance(raw, list | tuple) and all(isinstance(name, str) and name.strip() for name in raw):
+        return tuple(raw)
+    return _named_column(raw)
+
+
+NamedColumn = Annotated[str | Literal[False] | None, BeforeValidator(_named_column)]
+"""A name, or False."""
+
+
 class ItemColumns(FrozenModel):
-    """The columns of the item table by role, like `Columns`."""
+    """The columns of the item table by role, like `Columns`; `false` switches off all but the item_id.
+
+    A table without a title column gets the descriptions as titles, unless `title` is false.
+    """
 
     item_id: str | None = None
-    title: str | None = None
-    category: tuple[str, ...] | str | None = Field(
+    title: NamedColumn = None
+    category: Annotated[tuple[str, ...] | str | Literal[False] | None, BeforeValidator(_named_columns)] = Field(
         default=None, description="One column, or several from coarse to fine."
     )
-    description: str | None = Field(default=None, description="Text for the language model of [text].")
+    description: NamedColumn = Field(default=None, description="Text for the language model of [text].")
     category_separator: str = Field(default="|", min_length=1, description="Splits one text into several categories.")
 
 

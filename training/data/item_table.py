@@ -37,8 +37,9 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     """The item table: item_id, title and description (text, null if missing), category (list of distinct texts).
 
     Of an item in several rows, the first title and the first description count, and the categories are joined. A table
-    with a description column and no title column gets the descriptions as titles. Raises LogError as `scan_table` does,
-    for a missing or ambiguous column, and for ids and categories that cannot be read; names the column and the rows.
+    with a description column and no title column gets the descriptions as titles, unless `title` is false. Raises
+    LogError as `scan_table` does, for a missing or ambiguous column, and for ids and categories that cannot be read;
+    names the column and the rows.
     """
     frame = scan_table(path, scratch)
     by_role, category_columns = _item_columns(column_names(frame), columns, path)
@@ -94,7 +95,7 @@ def _item_columns(names: Sequence[str], columns: ItemColumns, path: Path) -> tup
     configured["category"] = None if several else columns.category
     roles = ("item_id", "title", "description", *(() if several else ("category",)))
     by_role = find_columns(names, configured, roles, "items", str(path))
-    if "title" not in by_role and "description" in by_role:
+    if "title" not in by_role and "description" in by_role and columns.title is not False:
         by_role["title"] = by_role.pop("description")
     require_columns(by_role, names, ("item_id",), "items", str(path))
     for name in several or []:

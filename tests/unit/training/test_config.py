@@ -69,6 +69,8 @@ def test_everything_can_be_set(tmp_path: Path) -> None:
         ("[clean]\noutliers = { method = 'isolation_forest', threshold = 0.9 }", ["at most 0.5"]),
         ("[clean", ["not valid TOML"]),
         ("[actions]\n购买 = 1", ["not valid TOML", "need quotes"]),
+        ("[items]\ntitle = true", ["items.title: give the name of a column, or false for no column."]),
+        ("[items]\ncategory = ['a', 3]", ["items.category: give the name of a column"]),
     ],
 )
 def test_errors_name_the_file_the_key_and_a_remedy(tmp_path: Path, text: str, parts: list[str]) -> None:

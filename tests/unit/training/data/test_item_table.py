@@ -69,6 +69,16 @@ def test_columns_may_have_any_names(tmp_path: Path) -> None:
     assert table.rows.rows() == [("1", "Lamp", ["Light"], None), ("2", "Chair", ["Home"], None)]
 
 
+def test_a_recognised_column_can_be_switched_off(tmp_path: Path) -> None:
+    text = "item_id,title,category,description\n1,Lamp,Light,warm\n"
+    assert items(tmp_path, text).rows.rows() == [("1", "Lamp", ["Light"], "warm")]
+    assert items(tmp_path, text, title=False).rows.rows() == [("1", None, ["Light"], "warm")]
+    assert items(tmp_path, text, category=False).rows.rows() == [("1", "Lamp", [], "warm")]
+    assert items(tmp_path, text, description=False).rows.rows() == [("1", "Lamp", ["Light"], None)]
+    ambiguous = "item_id,title,name\n1,Lamp,x\n1,,y\n"
+    assert items(tmp_path, ambiguous, title=False).rows.rows() == [("1", None, [], None)]
+
+
 def test_words_for_nothing_are_neither_title_nor_category(tmp_path: Path) -> None:
     text = "item_id,title,category\n1,nan,NULL\n2,None,Home|nan\n3,\\N,<NA>\n4,None of us,NaN cake\n5,,\n"
     table = items(tmp_path, text)
