@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import os
 import signal
@@ -24,6 +25,8 @@ EXIT_USAGE = 2
 
 SWITCH_SECONDS = 0.0005
 """A thread of a stream's chunk lets the event loop go on after this time; Python's own default is ten times as long."""
+
+_M_ARENA_MAX = -8  # of malloc.h
 
 THREAD_COUNT_VARIABLES = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "POLARS_MAX_THREADS")
 """Environment variables that the libraries read at import; each is set to 1. The server's arrays are small and its
@@ -49,12 +52,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in THREAD_COUNT_VARIABLES:
         os.environ.setdefault(name, "1")
     sys.setswitchinterval(SWITCH_SECONDS)
+    _share_memory_among_threads()
     logs.configure(settings.log_format, access=settings.access_log)
     try:
         asyncio.run(_serve(settings))
     except SegrecError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None
+
+
+def _share_memory_among_threads() -> None:
+    """Have glibc's malloc use one pool of memory: what threads free in turns adds up in pools of their own."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc alone has it
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, 1)
 
 
 def _token(arguments: Sequence[str]) -> None:

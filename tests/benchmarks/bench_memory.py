@@ -3,20 +3,20 @@
     python -m tests.benchmarks.bench_memory --ids 10000000
 
 One id in a thousand is a user with a history; the others are unknown, which is as much work for everything but the
-encoder. Resident memory is read every tenth of the way. `growth` is the last tenth's less the second's, in MiB of the
-server. Ends in one JSON line.
+encoder. Anonymous memory (all but mapped files) is read every tenth of the way. `growth` is the last tenth's less the
+second's, in MiB of the server. Ends in one JSON line.
 """
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 from segrec import SegrecClient
 
-from tests.benchmarks.common import realistic_release, show, write_histories
+from tests.benchmarks.common import anonymous_mib, realistic_release, show, write_histories
 from tests.support.server import ServerProcess
 
 KNOWN_EVERY = 1000
@@ -43,21 +43,21 @@ def main() -> None:
 
 def measure(server: ServerProcess, users: list[str], ids: int) -> None:
     """Stream, and print the table and the JSON line."""
-    processes = psutil.Process(server.process.pid), psutil.Process()
-    readings: list[tuple[int, int, int]] = []
+    processes = server.process.pid, os.getpid()
+    readings: list[tuple[int, float, float]] = []
     answered = 0
     start = time.perf_counter()
     with SegrecClient(server.address) as client, client.stream_segment(_ids(users, ids)) as rows:
         for _ in rows:
             answered += 1
             if answered % (ids // 10) == 0:
-                server_mib, client_mib = (process.memory_info().rss >> 20 for process in processes)
+                server_mib, client_mib = (round(anonymous_mib(pid), 1) for pid in processes)
                 readings.append((answered, server_mib, client_mib))
         summary = rows.summary
     seconds = time.perf_counter() - start
     assert summary is not None
     assert answered == ids == summary.received_count == summary.answered_count + summary.failed_count
-    growth = readings[-1][1] - readings[1][1]
+    growth = round(readings[-1][1] - readings[1][1], 1)
     show(
         f"One stream of {ids:,} ids, {ids / seconds:,.0f} ids/s",
         ("ids", "server MiB", "client MiB"),

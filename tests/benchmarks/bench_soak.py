@@ -30,7 +30,7 @@ from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import UserEvent
 
 from server.core.repository.layout import MODEL_NAME
-from tests.benchmarks.common import another_release, realistic_release, show, write_histories
+from tests.benchmarks.common import anonymous_mib, another_release, realistic_release, show, write_histories
 from tests.support.server import ServerProcess
 
 USERS = 2_000
@@ -87,16 +87,10 @@ async def _soak(server: ServerProcess, seconds: float, *, pushes: bool) -> tuple
     readings = []
     life = asyncio.gather(*(churn.repeat(act) for act in churn.acts), *([churn.push_releases()] if pushes else ()))
     while not life.done():
-        readings.append((time.monotonic() - start, _anonymous_mib(process.pid), process.num_fds()))
+        readings.append((time.monotonic() - start, anonymous_mib(process.pid), process.num_fds()))
         await asyncio.wait([life], timeout=1.0)
     life.result()
     return np.array(readings), churn.outcomes
-
-
-def _anonymous_mib(pid: int) -> float:
-    """What the process holds beside files, in MiB: the history store is a mapped file, and grows with what is kept."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
 
 
 class Churn:

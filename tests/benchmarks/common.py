@@ -61,6 +61,12 @@ def by_last_event(config: Config) -> Config:
     return config.model_copy(update=changes)
 
 
+def anonymous_mib(pid: int) -> float:
+    """What a process holds beside files, in MiB: the history store is a mapped file, which counts as it is read."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) / 1024
+
+
 def show(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], figures: Mapping[str, object]) -> None:
     """Print a table for people, then one JSON line with the figures and the machine."""
     print_table(title, columns, rows)
