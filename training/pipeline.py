@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
 from training.data.prepare import prepare
-from training.data.sources import Log, fingerprint_of
+from training.data.reading.sources import Log, fingerprint_of
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
 from training.fit.train import train

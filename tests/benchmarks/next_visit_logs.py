@@ -14,7 +14,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 
 from tests.benchmarks.next_visit_rules import TOP, Histories, Recommended
 from training.data import demo
-from training.data.time_numbers import read_numbers
+from training.data.reading.time_numbers import read_numbers
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 GAPS = {"demo": 0.0, "online-retail": 0.0, "taobao-sample": 1800.0, "deskdrop": 1800.0}

@@ -14,7 +14,7 @@ from segrec.v1.segrec_service_pb2 import SEGMENT_STATE_ASSIGNED
 from server.core.repository.layout import MODEL_NAME
 from tests.support.segments import Place, released
 from tests.support.server import START_SECONDS, StartServer
-from training.data.tables import scan_table
+from training.data.reading.tables import scan_table
 
 pytestmark = pytest.mark.nightly
 

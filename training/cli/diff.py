@@ -37,7 +37,7 @@ def diff(
 ) -> None:
     """Show what would change for real users if one release replaced another."""
     with command_console() as console:
-        from training.data.tables import check_directory
+        from training.data.reading.tables import check_directory
         from training.reports.diff.diff import diff as compare_releases
         from training.reports.diff.page import write_page
         from training.reports.diff.wording import tables

@@ -15,7 +15,7 @@ from server.core.repository.signature import read_release_key, read_signing_key
 from training.errors import ConfigError, LogError, PublishError
 
 if TYPE_CHECKING:
-    from training.data.sources import Log
+    from training.data.reading.sources import Log
 
 Runs = Annotated[Path, typer.Option("--runs", help="Directory of all runs.")]
 
@@ -171,8 +171,8 @@ def release_key(path: Path | None) -> Ed25519PublicKey | None:
 
 def log_of(events: Sequence[str]) -> "Log":
     """The log that the values of `--events` name. Raises LogError for a value that is neither a file nor a table."""
-    from training.data.log_files import LogFiles
-    from training.data.sources import source_of
+    from training.data.reading.log_files import LogFiles
+    from training.data.reading.sources import source_of
 
     logs = [source_of(text) for text in events]
     if len(logs) == 1 and not isinstance(logs[0], Path):

@@ -30,7 +30,7 @@ def forget(
     """
     with command_console() as console:
         from training.data.left_out import both, erased_at, read_erasures
-        from training.data.tables import check_directory
+        from training.data.reading.tables import check_directory
         from training.privacy.forget import forget as work
 
         if not (user_ids or erasures):

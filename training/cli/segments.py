@@ -42,7 +42,7 @@ def drift(
     store does.
     """
     with command_console() as console:
-        from training.data.tables import check_directory
+        from training.data.reading.tables import check_directory
         from training.reports.drift import EXIT_CODES
         from training.reports.drift import drift as measure
 
@@ -77,7 +77,7 @@ def members(
 ) -> None:
     """Write the users of a segment, from the run of the release or from a log."""
     with command_console() as console:
-        from training.data.tables import check_writable, write_table
+        from training.data.reading.tables import check_writable, write_table
         from training.reports.members import members_of_log, members_of_run
 
         if events and run_id is not None:

@@ -15,7 +15,7 @@ from server.core.history import ID_MAX_BYTES
 from server.core.preprocessing import VALUE_MAX, ValueCleaning
 from training.config import Clean, Missing, Outliers
 from training.data.account import Step, dropping_step, lowest
-from training.data.log_reader import RawLog
+from training.data.reading.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
 from training.errors import LogError
 

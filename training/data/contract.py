@@ -11,8 +11,8 @@ from pydantic import Field
 
 from server.core.frozen_model import FrozenModel
 from training.config import load_settings
-from training.data.log_reader import RawLog
 from training.data.nightly import time_text, watermark_ms
+from training.data.reading.log_reader import RawLog
 from training.errors import ContractError
 from training.runs import Run, earlier_runs
 

@@ -18,8 +18,8 @@ from segrec.reading.words import MISSING_WORDS
 from server.core.frozen_model import FrozenModel
 from training.config import Text
 from training.data.columns import find_columns, require_columns
-from training.data.ids import id_of, unreadable_ids, unusable_ids
-from training.data.tables import column_names, readable, scan_table
+from training.data.reading.ids import id_of, unreadable_ids, unusable_ids
+from training.data.reading.tables import column_names, readable, scan_table
 from training.data.text_encoders import choose_model, encode_texts
 from training.errors import LogError
 from training.runs import Progress, no_progress, write_atomically

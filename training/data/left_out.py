@@ -13,7 +13,7 @@ from server.core.erasure import ErasureMarks
 from server.core.errors import SetupError
 from training.data.account import Step, dropping_step
 from training.data.cleaning import DAY_MS
-from training.data.log_reader import RawLog
+from training.data.reading.log_reader import RawLog
 from training.errors import ConfigError, LogError
 
 ERASED, EXPIRED = "erased", "older than the retention"

@@ -13,7 +13,7 @@ import polars as pl
 from server.core.repository.layout import read_preprocessing
 from training.config import Config
 from training.data.account import Step
-from training.data.log_reader import RawLog
+from training.data.reading.log_reader import RawLog
 from training.errors import ConfigError, LogError
 from training.runs import Run, earlier_runs
 

@@ -16,13 +16,13 @@ from training.data.account import Account
 from training.data.cleaning import clean
 from training.data.columns import ActionWeights, action_weights
 from training.data.contract import check_contract, contract_notes, read_contract
-from training.data.item_table import IdTable, read_items, read_users
 from training.data.item_text import add_text
 from training.data.learnable import check_learnable
 from training.data.left_out import leave_out, read_erasures
-from training.data.log_reader import RawLog, read_raw_log
 from training.data.nightly import RAW_EVENTS, Continued, account_of_reading, check_since, continued, write_raw_events
-from training.data.sources import Log, Source, fingerprint_of
+from training.data.reading.item_table import IdTable, read_items, read_users
+from training.data.reading.log_reader import RawLog, read_raw_log
+from training.data.reading.sources import Log, Source, fingerprint_of
 from training.data.split import LEAVE_ONE_OUT, Split, choose_split, write_split
 from training.data.ties import sort_ties_of_log
 from training.data.visits import find_visits

@@ -23,9 +23,9 @@ from server.core.next_visit import ITEM_STATISTICS
 from server.core.release import MIGRATION, SEARCH_LISTS, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
 from training.config import ItemColumns, PublishSettings
-from training.data.ids import unusable_ids
-from training.data.item_table import IdTable, read_items
 from training.data.item_text import VectorFile, item_vectors
+from training.data.reading.ids import unusable_ids
+from training.data.reading.item_table import IdTable, read_items
 from training.errors import ConfigError, LogError, PublishError
 from training.model.text_projection import ITEM_TEXT, TextProjection
 from training.model.user_encoder import PLACES

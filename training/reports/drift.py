@@ -28,7 +28,7 @@ from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from training.config import Config
 from training.data.account import Account
-from training.data.sources import Log
+from training.data.reading.sources import Log
 from training.errors import LogError
 from training.repository import find_release
 from training.runs import Progress, no_progress

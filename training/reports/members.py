@@ -12,7 +12,7 @@ import polars as pl
 from server.core.release import Release
 from training.config import Config
 from training.data.account import Account
-from training.data.sources import Log
+from training.data.reading.sources import Log
 from training.errors import ConfigError, RunError
 from training.repository import find_release, read_ledger, release_numbers
 from training.runs import Progress, Run, no_progress

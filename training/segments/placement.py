@@ -19,11 +19,11 @@ from server.core.visits import visit_starts
 from training.config import Config
 from training.data.account import Account, dropping_step
 from training.data.cleaning import clean
-from training.data.item_table import read_users
-from training.data.log_reader import read_raw_log
 from training.data.prepare import named_actions
+from training.data.reading.item_table import read_users
+from training.data.reading.log_reader import read_raw_log
+from training.data.reading.sources import Log
 from training.data.sequences import in_canonical_order
-from training.data.sources import Log
 from training.errors import LogError
 from training.kmeans.fit import assign
 from training.model.onnx_inference import embed

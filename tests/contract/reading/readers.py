@@ -17,10 +17,10 @@ from server.core.errors import SetupError
 from tests.contract.reading.case import HEADER
 from training.config import Columns, ItemColumns, UserColumns
 from training.data.cleaning import drop_impossible_times
-from training.data.item_table import read_items, read_users
 from training.data.item_text import VectorFile
-from training.data.log_reader import RawLog, read_raw_log
-from training.data.sources import source_of
+from training.data.reading.item_table import read_items, read_users
+from training.data.reading.log_reader import RawLog, read_raw_log
+from training.data.reading.sources import source_of
 from training.errors import LogError
 
 Found = Sequence[tuple[Any, ...]]
@@ -118,13 +118,13 @@ def _bootstrap(path: Path, scratch: Path) -> Found:
 
 _RULES = ("segrec.reading.text_file", "segrec.reading.delimited", "segrec.reading.json_lines")
 _CLIENT = (*_RULES, "segrec.cli.input_tables", "segrec.cli.input_file")
-_LOG = ("training.data.tables", "training.data.log_parts")
-_TABLE = ("training.data.tables", "training.data.item_table")
+_LOG = ("training.data.reading.tables", "training.data.reading.log_parts")
+_TABLE = ("training.data.reading.tables", "training.data.reading.item_table")
 READERS = (
     Reader("segrec record", HEADER, _CLIENT, _record),
     Reader("segrec stream --users", ("user_id",), _CLIENT, _stream),
     Reader("segrec-train --events", HEADER, _LOG, _log),
-    Reader("segrec-train --events delta", HEADER, ("training.data.sources",), _delta, suffixes=(".parquet",)),
+    Reader("segrec-train --events delta", HEADER, ("training.data.reading.sources",), _delta, suffixes=(".parquet",)),
     Reader("segrec-train --items, items add", ("item_id",), _TABLE, _items, is_table=True),
     Reader("segrec-train --users", ("user_id",), _TABLE, _users, is_table=True),
     Reader(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from server.core.profiles import Migration
 from server.core.release import Release
 from training.config import Config
-from training.data.sources import Log
+from training.data.reading.sources import Log
 from training.data.split import read_split
 from training.errors import ConfigError, PublishError, RunError
 from training.reports.diff.answers import NO_ITEM, AnswerPair, Answers, Sample, answers, common_items, draw_sample

@@ -10,8 +10,8 @@ from rich.console import Console
 
 from training.config import Clean, Config, SplitSettings
 from training.data.account import Account, LogPart, Step, dropping_step, row_name
-from training.data.log_files import LogFiles
 from training.data.prepare import prepare
+from training.data.reading.log_files import LogFiles
 from training.data.split import read_split
 from training.runs import Run
 

@@ -24,7 +24,7 @@ from training.data.cleaning import (
     treat_outliers,
     usual_values,
 )
-from training.data.log_reader import RawLog
+from training.data.reading.log_reader import RawLog
 from training.data.split import Split
 from training.errors import LogError
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from training.data.list_texts import listed
+from training.data.reading.list_texts import listed
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from segrec.reading.words import MISSING_WORDS
 
 from training.config import ItemColumns, UserColumns
 from training.data.columns import find_columns, require_columns
-from training.data.ids import id_of, id_of_text, raw_text, trimmed, unreadable_ids
-from training.data.list_texts import listed
-from training.data.tables import column_names, is_ndjson, json_rows, readable, scan_table
+from training.data.reading.ids import id_of, id_of_text, raw_text, trimmed, unreadable_ids
+from training.data.reading.list_texts import listed
+from training.data.reading.tables import column_names, is_ndjson, json_rows, readable, scan_table
 from training.errors import LogError
 
 _SHOWN = 3

@@ -20,8 +20,8 @@ from segrec.reading.json_lines import json_values
 from segrec.reading.refusals import Refused
 from segrec.reading.text_file import TextFile
 
-from training.data.sources import Log
-from training.data.text_rows import count_rows
+from training.data.reading.sources import Log
+from training.data.reading.text_rows import count_rows
 from training.errors import ConfigError, LogError
 
 _TEXT, _JSON, _PARQUET = "delimited text", "NDJSON", "Parquet"

@@ -11,13 +11,13 @@ from segrec.reading.values import number_of
 from training.config import Columns
 from training.data.account import LogPart, Step, dropping_step, row_name
 from training.data.columns import DEFAULT_ACTION
-from training.data.ids import id_of_text, raw_text, unreadable_ids
-from training.data.log_files import LogFiles
-from training.data.log_parts import ID_ROLES, Part, joined, open_part, source_part, strict_part
-from training.data.sources import Log, Source
-from training.data.tables import readable
-from training.data.time_numbers import MixedTimes, Times
-from training.data.timestamps import TimeParser, TimeSettings, time_parser
+from training.data.reading.ids import id_of_text, raw_text, unreadable_ids
+from training.data.reading.log_files import LogFiles
+from training.data.reading.log_parts import ID_ROLES, Part, joined, open_part, source_part, strict_part
+from training.data.reading.sources import Log, Source
+from training.data.reading.tables import readable
+from training.data.reading.time_numbers import MixedTimes, Times
+from training.data.reading.timestamps import TimeParser, TimeSettings, time_parser
 from training.errors import LogError
 
 ACTIONS_MAX = 256

@@ -7,7 +7,7 @@ import pytest
 from segrec.reading.words import missing_words
 
 from training.config import ItemColumns, UserColumns
-from training.data.item_table import IdTable, read_items, read_users
+from training.data.reading.item_table import IdTable, read_items, read_users
 from training.errors import LogError
 
 

@@ -12,7 +12,7 @@ from segrec.reading.refusals import Unreadable
 from segrec.reading.words import missing_words
 
 from tests.unit.segrec.reading.test_ids import TEXTS
-from training.data.ids import id_of, unreadable_ids
+from training.data.reading.ids import id_of, unreadable_ids
 from training.errors import LogError
 
 HERE = Path("items.parquet")

@@ -15,9 +15,9 @@ from tests.support.logs import planted_log
 from tests.support.postgres_server import PASSWORD, PostgresServer
 from training.cli.main import app
 from training.config import Columns, Config, VisitSettings
-from training.data.log_reader import RawLog, read_raw_log
 from training.data.prepare import prepare
-from training.data.sources import Log, Source, source_of
+from training.data.reading.log_reader import RawLog, read_raw_log
+from training.data.reading.sources import Log, Source, source_of
 from training.errors import ConfigError, LogError
 from training.runs import Run
 

@@ -12,8 +12,8 @@ import polars as pl
 import pytest
 
 from training.config import Columns
-from training.data.log_files import LogFiles
-from training.data.log_reader import RawLog, read_raw_log
+from training.data.reading.log_files import LogFiles
+from training.data.reading.log_reader import RawLog, read_raw_log
 from training.errors import LogError
 
 HEADER = "user_id,item_id,action,timestamp,title\n"
@@ -145,7 +145,7 @@ def test_files_that_are_refused(tmp_path: Path, content: bytes, name: str, messa
 
 
 def test_the_reader_must_give_every_row_that_the_bytes_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.data.tables.count_rows", lambda *_: (4, False))
+    monkeypatch.setattr("training.data.reading.tables.count_rows", lambda *_: (4, False))
     with pytest.raises(LogError, match=r"holds 3 rows, but 2 were read: a fault of the reader"):
         log(tmp_path, "user_id,item_id\na,b\nc,d\n")
 

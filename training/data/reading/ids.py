@@ -7,7 +7,7 @@ from segrec.reading.ids import LARGEST_WHOLE_FLOAT, SMALLEST_FRACTION, WHOLE_FLO
 from segrec.reading.words import MISSING_WORDS
 
 from server.core.history import ID_MAX_BYTES
-from training.data.sources import Log
+from training.data.reading.sources import Log
 from training.errors import LogError
 
 _CONTROL = r"[\x00-\x1f\x7f]"

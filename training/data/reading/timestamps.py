@@ -11,7 +11,7 @@ from segrec.reading.times import milliseconds_of, zone_of
 from segrec.reading.values import NUMBER
 from segrec.reading.words import MISSING_WORDS
 
-from training.data.time_numbers import EXACT_BELOW, IMPOSSIBLE, Times, read_numbers
+from training.data.reading.time_numbers import EXACT_BELOW, IMPOSSIBLE, Times, read_numbers
 
 _FORMS = (  # formats without fractions first: parsing a fraction is three times as slow
     "%Y-%m-%d %H:%M:%S",

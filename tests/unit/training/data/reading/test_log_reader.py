@@ -9,7 +9,7 @@ import pytest
 
 from tests.support.logs import planted_log
 from training.config import Columns
-from training.data.log_reader import RawLog, read_raw_log
+from training.data.reading.log_reader import RawLog, read_raw_log
 from training.errors import LogError
 
 CHINESE = "用户ID,商品ID,行为类型,行为值\n小明,手机,浏览,\n小明,手机,购买,1999.5\n小红,书 ,搜索,1\n"

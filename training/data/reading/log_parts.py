@@ -15,11 +15,11 @@ from segrec.reading.words import BLANKS
 
 from training.config import Columns
 from training.data.columns import ROLES, find_columns, require_columns
-from training.data.ids import raw_text
-from training.data.log_files import LogFile
-from training.data.sources import Source
-from training.data.tables import column_names, json_rows, open_table, readable
-from training.data.timestamps import reads_as_times
+from training.data.reading.ids import raw_text
+from training.data.reading.log_files import LogFile
+from training.data.reading.sources import Source
+from training.data.reading.tables import column_names, json_rows, open_table, readable
+from training.data.reading.timestamps import reads_as_times
 from training.errors import LogError
 
 ID_ROLES = ("user_id", "item_id", "action")

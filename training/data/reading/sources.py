@@ -18,7 +18,7 @@ from urllib.parse import quote, unquote
 import polars as pl
 from polars.exceptions import PolarsError
 
-from training.data.log_files import LogFiles
+from training.data.reading.log_files import LogFiles
 from training.errors import LogError
 
 if TYPE_CHECKING:
