@@ -1,6 +1,5 @@
 """Reading users and events from files, the errors of the client, and text tables."""
 
-import gzip
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +16,8 @@ from segrec.errors import InvalidArgument, NotFound, PermissionDenied, SegrecErr
 from segrec.reading.times import zone_of
 from segrec.reading.words import missing_words
 from segrec.v1.common_pb2 import RowStatus
+
+from tests.support.gz import gz
 
 DEFAULT = Rules()
 
@@ -41,7 +42,7 @@ def rows_of(path: Path, rules: Rules | None = None) -> list[InputRow]:
         ("u.csv", "userId\nuser1\n".encode("utf-16"), ["user1"]),
         ("u.txt", b"userId\nuser1\n", ["user1"]),
         ("u.txt", b'"User_ID"\n"user1"\n', ["user1"]),
-        ("u.csv.gz", gzip.compress(b"user_id,name\n17850.0,x\n"), ["17850"]),
+        ("u.csv.gz", gz(b"user_id,name\n17850.0,x\n"), ["17850"]),
         ("u.csv", b"sep=;\nuser_id;name\nuser1;x\n", ["user1"]),
         ("u.csv", b"a\nb\n", ["a", "b"]),
         ("u.csv", b'"a"\r"b""1"\r', ["a", 'b"1']),
@@ -57,7 +58,7 @@ def rows_of(path: Path, rules: Rules | None = None) -> list[InputRow]:
             b'\xef\xbb\xbf{"x": 1}\n{"userId": 42.0}\n{"userId": true}\n{"userId": null}\n',
             ["", "42", "", ""],
         ),
-        ("u.jsonl.gz", gzip.compress(b'"a"\n'), ["a"]),
+        ("u.jsonl.gz", gz(b'"a"\n'), ["a"]),
     ],
 )
 def test_users_are_read_from_any_kind_of_file(tmp_path: Path, name: str, content: bytes, expected: list[str]) -> None:

@@ -1,6 +1,5 @@
 """Text of files in any encoding and compression."""
 
-import gzip
 import os
 import sys
 import threading
@@ -10,6 +9,8 @@ import pytest
 import zstandard
 from segrec.reading.refusals import Refused
 from segrec.reading.text_file import TextFile
+
+from tests.support.gz import gz
 
 CHINESE = "用户,商品\n甲,茶叶\n"
 LINE = "a," + "b" * 1021
@@ -31,9 +32,9 @@ def lines_of(path: Path) -> list[str]:
         CHINESE.encode("utf-16"),
         b"\xfe\xff" + CHINESE.encode("utf-16-be"),
         CHINESE.encode("gb18030"),
-        gzip.compress(CHINESE.encode()),
-        gzip.compress("用户,商品\n".encode()) + gzip.compress("甲,茶叶\n".encode()),
-        gzip.compress(CHINESE.encode("gb18030")),
+        gz(CHINESE.encode()),
+        gz("用户,商品\n".encode()) + gz("甲,茶叶\n".encode()),
+        gz(CHINESE.encode("gb18030")),
         zstandard.compress(CHINESE.encode()),
         zstandard.compress("用户,商品\n".encode()) + zstandard.compress("甲,茶叶\n".encode()),
     ],
@@ -80,12 +81,12 @@ def test_bad_bytes_anywhere_are_refused_with_their_line(tmp_path: Path, end: str
         ("a,b\nc,d\n".encode("utf-16-le"), "as UTF-16 without a byte order mark has"),
         (b"PAR1....", "is a Parquet file: name it .parquet"),
         (b"PK\x03\x04....", "a ZIP archive or an Excel workbook"),
-        (gzip.compress(b"a,b\n" * 9000)[:-9], "the compressed data is cut off or damaged"),
-        (gzip.compress(b"a,b\n") + b"more", "the compressed data is cut off or damaged"),
-        (gzip.compress(b"a,b\n")[:12] + b"\xff" * 20, "the compressed data is cut off or damaged"),
+        (gz(b"a,b\n" * 9000)[:-9], "the compressed data is cut off or damaged"),
+        (gz(b"a,b\n") + b"more", "the compressed data is cut off or damaged"),
+        (gz(b"a,b\n")[:12] + b"\xff" * 20, "the compressed data is cut off or damaged"),
         (zstandard.compress(os.urandom(9000))[:-9], "the compressed data is cut off or damaged"),
         (zstandard.compress(b"a,b\n") + b"more", "the compressed data is cut off or damaged"),
-        (gzip.compress(b"caf\xe9 bleu"), "line 1: the text is neither"),
+        (gz(b"caf\xe9 bleu"), "line 1: the text is neither"),
     ],
 )
 def test_what_is_no_text_is_refused(tmp_path: Path, data: bytes, message: str) -> None:

@@ -1,6 +1,5 @@
 """Logs as people's tools write them: every row is read as it was meant, or the log is refused with the row."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from datetime import date, datetime
@@ -11,6 +10,7 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.support.gz import gz
 from training.config import Columns
 from training.data.reading.log_files import LogFiles
 from training.data.reading.log_reader import RawLog, read_raw_log
@@ -107,11 +107,11 @@ def test_short_and_blank_rows(tmp_path: Path) -> None:
         ("user_id\titem_id\r\nu1\ti1\r\nu2\ti2\r\n".encode("utf-16"), "log.csv"),
         (b'"user_id"|"item_id"\nu1|i1\nu2|i2\n', "log.txt"),
         (b"user_id;item_id\nu1;i1\nu2;i2\n", "log.dat"),
-        (gzip.compress(b"user_id,item_id\nu1,i1\n") + gzip.compress(b"u2,i2\n"), "log.csv.gz"),
-        (gzip.compress("\ufeffuser_id,item_id\nu1,i1\nu2,i2".encode("utf-16")), "log.csv.gz"),
+        (gz(b"user_id,item_id\nu1,i1\n") + gz(b"u2,i2\n"), "log.csv.gz"),
+        (gz("\ufeffuser_id,item_id\nu1,i1\nu2,i2".encode("utf-16")), "log.csv.gz"),
         (b'\xef\xbb\xbf{"user_id":"u1","item_id":"i1"}\r\n{"user_id":"u2","item_id":"i2"}\r\n', "log.ndjson"),
         (b'{"user_id":"u1","item_id":"i1"}\n\n{"item_id":"i2","user_id":"u2"}\n', "log.json"),
-        (gzip.compress(b'{"user_id":"u1","item_id":"i1"}\n{"user_id":"u2","item_id":"i2"}\n'), "log.jsonl.gz"),
+        (gz(b'{"user_id":"u1","item_id":"i1"}\n{"user_id":"u2","item_id":"i2"}\n'), "log.jsonl.gz"),
     ],
 )
 def test_texts_of_every_kind(tmp_path: Path, content: bytes, name: str) -> None:
@@ -125,7 +125,7 @@ def test_texts_of_every_kind(tmp_path: Path, content: bytes, name: str) -> None:
     ("content", "name", "message"),
     [
         (b"user_id,item_id\n" + b"u,i\n" * 300_000 + "u,1£\n".encode("cp1252"), "log.csv", r"line 300,002: .*iconv"),
-        (gzip.compress(b"user_id,item_id\nu,i\n" * 99)[:-4], "log.csv.gz", r"log\.csv\.gz.*cut off or damaged"),
+        (gz(b"user_id,item_id\nu,i\n" * 99)[:-4], "log.csv.gz", r"log\.csv\.gz.*cut off or damaged"),
         (b"PAR1....", "log.csv", r"is a Parquet file: name it \.parquet"),
         (b'{"user_id":"u","item_id":"i"}\n{"user_id":"u"\n{}\n', "log.ndjson", r"log\.ndjson, line 2 is not JSON"),
         (
@@ -240,7 +240,7 @@ def test_a_path_is_a_path(tmp_path: Path, name: str, suffix: str) -> None:
             frame.write_parquet(path)
         else:
             text = frame.write_csv() if suffix.startswith("csv") else frame.write_ndjson()
-            path.write_bytes(gzip.compress(text.encode()) if suffix.endswith("gz") else text.encode())
+            path.write_bytes(gz(text.encode()) if suffix.endswith("gz") else text.encode())
     assert column(read(tmp_path / f"{name}.{suffix}"), "user_id") == ["good"]
 
 
