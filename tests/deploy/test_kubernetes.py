@@ -214,9 +214,10 @@ def test_training_reads_the_documented_files_and_signs() -> None:
     assert command == "run"
     assert str(options["repository"]) == server_settings("base")["SEGREC_REPOSITORY"]
     documented = (ROOT / "deploy/kubernetes/base/storage.yaml").read_text().split("---")[-1]
-    for name in ("events", "config"):
-        assert mounted("training", Path(options[name]))["persistentVolumeClaim"]["claimName"] == "data"
-        assert Path(options[name]).name in documented
+    [events] = options["events"]
+    for path in (Path(events), options["config"]):
+        assert mounted("training", path)["persistentVolumeClaim"]["claimName"] == "data"
+        assert path.name in documented
     secret = mounted("training", options["sign"])["secret"]["secretName"]
     assert (
         f"create secret generic {secret} --from-file={options['sign'].name}" in (ROOT / "deploy/README.md").read_text()
