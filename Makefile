@@ -33,11 +33,12 @@ services:
 	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium postgresql >/dev/null; } \
 	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus, chromium and postgresql"; exit 1; }
 
-# Tests of the running server mostly wait, and simulated histories give way to them: both run at once.
+# Tests of the running server mostly wait, two at once; simulated histories take all cores themselves.
 test: setup services
 	@$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile \
 	  --ignore=tests/service --ignore=tests/simulation
-	@$(BIN)/python -m pytest --numprocesses=3 --dist=loadfile tests/simulation tests/service
+	@$(BIN)/python -m pytest --numprocesses=2 --dist=loadfile tests/service
+	@$(BIN)/python -m pytest tests/simulation
 
 # What takes too long for each change: long tests, ten minutes of fuzzing (atheris has wheels for Linux on x86-64 alone),
 # and a hundred thousand simulated histories: some eight hours on two cores.

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -416,16 +417,18 @@ def test_another_user_cannot_have_triton_load_a_model(running_triton: RunningTri
 
 
 def test_the_socket_of_a_killed_process_is_removed_and_that_of_a_living_one_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    directory = Path(tempfile.mkdtemp(prefix="sockets-"))  # pytest's own has too long a path for a socket
+    monkeypatch.setattr("tempfile.tempdir", str(directory))
     living, killed = PrivateSocket(), PrivateSocket()
     os.close(killed._lock)
     third = PrivateSocket()
-    names = {path.name.removeprefix("segrec-triton-") for path in tmp_path.iterdir()}
+    names = {path.name.removeprefix("segrec-triton-") for path in directory.iterdir()}
     assert names == {living.name, third.name}
     for private_socket in (living, third):
         private_socket.remove()
+    directory.rmdir()
 
 
 async def test_a_triton_that_cannot_start_shows_its_log(

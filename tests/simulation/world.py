@@ -68,7 +68,7 @@ def run_history(seed: int) -> list[str]:
     finally:
         _end(loop)
         shutil.rmtree(root, ignore_errors=True)
-    return world.rules.trace
+    return [line.replace(str(root), "") for line in world.rules.trace]
 
 
 def _end(loop: SimulatedLoop) -> None:
