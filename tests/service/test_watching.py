@@ -144,12 +144,12 @@ def test_the_guard_takes_out_a_canary_that_ails_and_the_audit_says_why(
     canary = tiny_release(repository, 2, confidence=NEVER_SURE if "sure" in ails else CONFIDENCE)
     if "NaN" in ails:
         poison(canary, 41)
-    guard = Guard(**bound, window_seconds=1, min_answer_count=10)
+    guard = Guard(**bound, window_seconds=4, min_answer_count=10)
     traffic = put(repository, stable=1, canary=2, canary_percent=50, guard=guard)
     mine = [user for user in USERS if traffic.is_canary_user(user)]
     server, stubs = serving()
     wait_until(lambda: is_in_force(stubs, 2))
-    wait_until(lambda: ask_all(stubs) == {1} and read_traffic(repository).canary == 0)
+    wait_until(lambda: ask_all(stubs) == {1} and read_traffic(repository).canary == 0, timeout=60)
     entry = read_audit(repository)[-1]
     assert (entry.what, entry.release) == ("guard", 2)
     assert entry.who.startswith("guard of ")

@@ -27,7 +27,7 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
 from server.core.repository.traffic import Guard, Traffic, read_traffic
 from server.monitoring import canary_guard
-from server.releases import directory, traffic_watcher
+from server.releases import directory
 from server.releases import loader as loading
 from server.releases import promotion as promoting
 from server.releases.promotion import Promotion
@@ -43,8 +43,6 @@ MENDED_SECONDS = 30.0
 """How long after the last fault everything must be well again."""
 LONGEST_RETRY_SECONDS = 8.0
 """In the place of the product's minute, so that the end need not be as long."""
-TRAFFIC_POLL_SECONDS = 0.5
-"""Rarer than in the product: looks for a change of the traffic would be the most of what happens."""
 CALLERS = 3
 CALLS_PER_SECOND, MENDED_CALLS_PER_SECOND = 4.0, 1.0
 """Of each caller."""
@@ -118,7 +116,6 @@ class World:
             put(service_pb2_grpc, "GRPCInferenceServiceStub", lambda channel: channel.triton)
             put(loading, "read_release", self._read_release)
             put(directory, "LONGEST_RETRY_SECONDS", LONGEST_RETRY_SECONDS)
-            put(traffic_watcher, "POLL_SECONDS", TRAFFIC_POLL_SECONDS)
             for module in (promoting, canary_guard):
                 put(module, "change_traffic", self._recording(module.change_traffic))
             stack.enter_context(self._log_in_place())
