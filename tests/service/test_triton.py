@@ -177,9 +177,17 @@ async def test_servers_that_load_at_once_into_one_triton_drop_nothing_of_each_ot
         *(other.load([number], lambda: [1, *numbers]) for other, number in zip(others, numbers, strict=True))
     )
     assert [await encoder.is_ready(number) for number in numbers] == [True] * 3
-    # One that loads again after a restart knows nothing of what the others have loaded since its last load.
+    # One that loads again after a restart knows nothing of what the others have loaded since its last load, and one that
+    # waits its turn looks at what to keep when the turn has come: release 63 is loaded while it waits.
     await others[0].load([61], list)
-    await asyncio.gather(others[1].load([62], lambda: [61, 62]), others[2].load([63], lambda: [61, 62, 63]))
+    known = {61, 62}
+    async with turn():
+        waiting = asyncio.create_task(others[1].load([62], lambda: set(known)))
+        holder = TritonEncoder(running_triton.address, running_triton.repository.config_path)
+        await holder.load([63], lambda: {61, 62, 63})
+        known.add(63)
+    await waiting
+    await holder.close()
     await others[0].reload()
     assert await encoder.is_ready(63)
     for other in others:
