@@ -1,0 +1,35 @@
+"""The configuration of a run, read once from a TOML file; without a file, all settings have their defaults.
+
+One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`.
+"""
+
+from training.config.cleaning import ActionSetting, Clean, Missing, MissingColumns, Outliers
+from training.config.columns import Columns, ItemColumns, UserColumns
+from training.config.config import Config, load_config
+from training.config.log import PrivacySettings, SplitSettings, Text, VisitSettings
+from training.config.publish import PublishSettings
+from training.config.segment import Naming, SegmentSettings
+from training.config.toml import load_settings
+from training.config.train import TrainSettings
+
+__all__ = [
+    "ActionSetting",
+    "Clean",
+    "Columns",
+    "Config",
+    "ItemColumns",
+    "Missing",
+    "MissingColumns",
+    "Naming",
+    "Outliers",
+    "PrivacySettings",
+    "PublishSettings",
+    "SegmentSettings",
+    "SplitSettings",
+    "Text",
+    "TrainSettings",
+    "UserColumns",
+    "VisitSettings",
+    "load_config",
+    "load_settings",
+]
