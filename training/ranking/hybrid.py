@@ -4,7 +4,8 @@ Users are embedded, clustered and counted from the events before their targets o
 validation targets of the run's split; the figures are measured once, on its test targets.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +60,12 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 
 TARGET_USERS = 2_000
 CLUSTERED_USERS = 20_000
-DEFAULT_WEIGHT = 0.5
+ALONE = 1.0
+"""The weight of personal scores without segment items; also where there are no validation targets to choose by."""
+
+MIN_STANDARD_ERRORS = 2.5
+"""A mix must raise validation NDCG@10 over personal scores alone by this many standard errors, as a trend must."""
+
 _CHUNK = 128
 
 EmbedHistories = Callable[[Features], NDArray[np.float32]]
@@ -103,7 +109,12 @@ class HybridChoice:
         """Explanations for people, as sentences."""
         notes = []
         if not self.figures:
-            notes.append("Histories are too short for validation targets, so the hybrid's weight is the default.")
+            notes.append("Histories are too short for validation targets, so the hybrid is the personal ranking.")
+        elif self.weight == ALONE and not self.next_visit:
+            notes.append(
+                "No mix with the items of segments clearly beats personal scores alone, so the hybrid is the personal "
+                "ranking."
+            )
         if self.next_visit:
             notes.append("Items that users had before are ranked beside new ones, by a ranking learned from visits.")
         if self.trend:
@@ -134,10 +145,10 @@ class HybridTuner:
         snapshot = self.snapshot(2)
         smoothing = self.smoothing(snapshot)
         if snapshot is None:
-            return HybridChoice(smoothing, DEFAULT_WEIGHT, None, {})
+            return HybridChoice(smoothing, ALONE, None, {})
         trend = self._trend(snapshot)
         by_weight = self._ranks(snapshot, smoothing, WEIGHTS, self._trend_scores(trend, 2))
-        weight = max(WEIGHTS, key=lambda candidate: float(ndcg_each(by_weight[candidate], 10).mean()))
+        weight = best_weight({weight: ndcg_each(ranks, 10) for weight, ranks in by_weight.items()})
         test = self.snapshot(1)
         return HybridChoice(smoothing, weight, trend, self._figures(test, smoothing, weight, trend) if test else {})
 
@@ -165,7 +176,7 @@ class HybridTuner:
         # Once measured, the ranking learns from the test visits too: a release serves the visits after them.
         both = rows.and_also(test_rows)
         learned = learn(both, np.concatenate([is_positive, test.is_positive(test_rows)]), self.kmeans.seed)
-        return HybridChoice(smoothing, DEFAULT_WEIGHT, None, figures, learned)
+        return HybridChoice(smoothing, ALONE, None, figures, learned)
 
     def before_visit(self, from_end: int) -> "BeforeVisit":
         """A sample of users before their last visit (1), or the visit before it (2)."""
@@ -329,6 +340,14 @@ class BeforeVisit:
     @staticmethod
     def _keys(users: NDArray[np.integer], items: NDArray[np.integer]) -> NDArray[np.int64]:
         return users.astype(np.int64) * (1 << 32) + items
+
+
+def best_weight(ndcg: Mapping[float, NDArray[np.float64]]) -> float:
+    """The weight with the highest mean NDCG (T,), if it beats `ALONE` beyond chance on these targets; else `ALONE`."""
+    best = max(ndcg, key=lambda weight: float(ndcg[weight].mean()))
+    gain = ndcg[best] - ndcg[ALONE]
+    bound = MIN_STANDARD_ERRORS * gain.std() / math.sqrt(len(gain))
+    return best if gain.mean() > bound else ALONE
 
 
 LISTED = 20

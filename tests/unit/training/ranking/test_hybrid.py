@@ -11,7 +11,7 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from training.data.sequences import EventLog
 from training.kmeans.settings import KMeansSettings
-from training.ranking.hybrid import DEFAULT_WEIGHT, WEIGHTS, HybridTuner
+from training.ranking.hybrid import ALONE, WEIGHTS, HybridTuner, best_weight
 
 ITEMS, GROUPS, USERS, LENGTH = 40, 2, 60, 12
 DAY_MS = 86_400_000
@@ -96,10 +96,28 @@ def test_seen_items_are_left_out_where_the_release_does() -> None:
     assert figures["segment_hr@10"] == 1.0
 
 
-def test_short_histories_leave_the_default() -> None:
+def test_short_histories_leave_personal_scores_alone() -> None:
     choice = tuner(*grouped_log(length=3), noise()).choose()
-    assert choice.weight == DEFAULT_WEIGHT
+    assert choice.weight == ALONE
     assert choice.figures == {}
+    assert "too short" in choice.notes[0]
+
+
+def test_a_mix_must_beat_personal_scores_beyond_chance() -> None:
+    rng = np.random.default_rng(0)
+    alone = rng.random(400)
+    assert best_weight({ALONE: alone, 0.75: alone + 0.1}) == 0.75
+    assert best_weight({ALONE: alone, 0.75: alone + 0.001 + rng.normal(size=400)}) == ALONE
+    assert best_weight({ALONE: alone, 0.5: alone, 0.0: alone - 0.1}) == ALONE
+
+
+def test_a_hybrid_that_is_personal_says_so() -> None:
+    log, preprocessing = grouped_log()
+    choice = tuner(log, preprocessing, np.zeros((ITEMS, GROUPS), np.float32)).choose()
+    choice = replace(choice, trend=None)
+    personal = replace(choice, weight=ALONE)
+    assert "the hybrid is the personal ranking" in personal.notes[0]
+    assert not replace(choice, weight=0.5).notes
 
 
 def test_the_weight_is_one_of_the_candidates() -> None:
