@@ -8,4 +8,5 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.collector",
     "tests.support.postgres_server",
+    "tests.support.client_cli",
 ]

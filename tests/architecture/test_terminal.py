@@ -22,8 +22,8 @@ def test_the_trainer_prints_through_its_console() -> None:
 
 
 def test_the_client_prints_through_its_terminal() -> None:
-    assert set(calls("protos/segrec", "print")) == {"cli/terminal.py", "cli/stream.py"}
-    meter = ast.parse((ROOT / "protos/segrec/cli/stream.py").read_text())
+    assert set(calls("protos/segrec", "print")) == {"cli/terminal.py", "cli/stream_counts.py"}
+    meter = ast.parse((ROOT / "protos/segrec/cli/stream_counts.py").read_text())
     printing = {
         part.name
         for part in meter.body

@@ -30,7 +30,7 @@ def read(path: Path) -> None:
     """Read the file as users and as events."""
     rules = Rules()
     with suppress(InvalidArgument), InputFile(str(path), rules) as file:
-        assert all(isinstance(user_id, str) for user_id in file.users())
+        assert all(isinstance(user.user_id, str) for user in file.users())
     with suppress(InvalidArgument), InputFile(str(path), rules) as file:
         for row in file.rows(REQUIRED, OPTIONAL):
             with suppress(InvalidArgument):  # the row is refused

@@ -15,7 +15,7 @@ USERS = [f"client-{n}" for n in range(500)]
 
 def test_events_segments_and_streams_agree(running_server: ServerProcess, tmp_path: Path) -> None:
     users, out = tmp_path / "users.txt", tmp_path / "out.csv"
-    users.write_text("\n".join([*USERS, "x" * 300]), encoding="utf-8")
+    users.write_text("\n".join([*USERS, "x" * 300, "NULL"]), encoding="utf-8")
     with SegrecClient(running_server.address, timeout_seconds=20) as client:
         item_ids = [item.item_id for item in client.recommend("nobody-at-all", top_k=2).items]
         events = [
@@ -29,8 +29,10 @@ def test_events_segments_and_streams_agree(running_server: ServerProcess, tmp_pa
     assert main.main(["stream", "--users", str(users), "--out", str(out), "--chunk-size", "64", *address]) == 5
     with out.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["user_id"] for row in rows] == [*USERS, "x" * 300]
-    assert [row["code"] for row in rows] == ["OK"] * len(USERS) + ["INVALID_ARGUMENT"]
+    assert [row["user_id"] for row in rows] == [*USERS, "x" * 300, ""]
+    assert [row["code"] for row in rows] == ["OK"] * len(USERS) + ["INVALID_ARGUMENT"] * 2
+    assert [row["input_row"] for row in rows] == [str(number) for number in range(1, len(USERS) + 3)]
+    assert rows[-1]["message"] == "The user id is empty", "not the index in its chunk"
     assert float(rows[0]["distance"]) == pytest.approx(one.assignment.distance, abs=1e-5)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from segrec.cli.input_tables import JsonTable, ParquetTable, Table, TextTable
 from segrec.cli.reading_options import Rules, column_option
@@ -26,6 +26,21 @@ _COMPRESSED = (".gz", ".zst")
 _SAMPLE_ROWS = 100
 _DAY_SECONDS = 86_400
 _YEAR_2000_MS = 946_684_800_000
+_STANDARD_INPUT = "/dev/stdin"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+
+
+def address_problem(path: str) -> str:
+    """Why a path such as s3://bucket/users.csv is refused."""
+    return (
+        f"{path} is an address, and segrec reads and writes files of this machine: copy the file with the tool of its "
+        "store (such as `aws s3 cp`), or mount the store as a directory"
+    )
+
+
+def is_address(path: str) -> bool:
+    """Whether the path names a place on the network, by its scheme."""
+    return bool(_ADDRESS.match(path))
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,27 @@ class InputRow:
     @property
     def place(self) -> str:
         """Where the row is, for the beginning of a sentence."""
-        return f"Row {self.number}" if self.line is None else f"Line {self.line}"
+        return _place(self.number, self.line)
+
+
+class InputUser(NamedTuple):
+    """A user id and where the file has it."""
+
+    user_id: str
+    """A missing id and a value that is no id give an empty text, which the server refuses as a row."""
+    number: int
+    """The row's number from 1, without the header and blank lines."""
+    line: int | None
+    """The line of a text file at which the row begins, from 1."""
+
+    @property
+    def place(self) -> str:
+        """Where the row is, for the beginning of a sentence."""
+        return _place(self.number, self.line)
+
+
+def _place(number: int, line: int | None) -> str:
+    return f"Row {number}" if line is None else f"Line {line}"
 
 
 class InputFile:
@@ -51,33 +86,30 @@ class InputFile:
     """
 
     def __init__(self, path: str, rules: Rules | None = None) -> None:
+        if is_address(path):
+            raise InvalidArgument(address_problem(path))
         self.path = path
         self.rules = rules or Rules()
+        self.user_count = 0
+        """Number of users in the file, once the first one is read."""
         suffixes = [suffix.lower() for suffix in Path(path).suffixes]
         self.suffix = next((suffix for suffix in reversed(suffixes) if suffix not in _COMPRESSED), "")
         self._text: TextFile | None = None
+        self._opened: Table | None = None
         self._parquet: ParquetTable | None = None
         try:
             if self.suffix == ".parquet":
                 self._parquet = ParquetTable(path)
             else:
-                self._text = TextFile(path)
+                self._text = TextFile(_STANDARD_INPUT if path == "-" else path)
         except Refused as error:
             raise InvalidArgument(str(error)) from error
 
-    @property
-    def fraction(self) -> float | None:
-        """Share of the file that has been read, 0 to 1; None for an empty file."""
-        source = self._text or self._parquet
-        return source.fraction if source else None
-
-    def users(self) -> Iterator[str]:
-        """The ids of the user column or field; without such a column, one id per line. Skips blank lines.
-
-        A missing id and a value that is no id give an empty text, which the server refuses as a row.
-        """
+    def users(self) -> Iterator[InputUser]:
+        """The ids of the user column or field; without such a column, one id per line. Skips blank lines."""
         try:
-            yield from (_id_or_nothing(value, self.rules) for value in self._users())
+            for number, (line, value) in enumerate(self._users(), start=1):
+                yield InputUser(_id_or_nothing(value, self.rules), number, line)
         except Refused as error:
             raise InvalidArgument(str(error)) from error
 
@@ -101,6 +133,10 @@ class InputFile:
         return find_columns(names, self.rules.columns, roles, self.path, column_option)
 
     def _table(self) -> Table:
+        self._opened = self._opened or self._open()
+        return self._opened
+
+    def _open(self) -> Table:
         if self._parquet:
             return self._parquet
         assert self._text is not None
@@ -108,23 +144,45 @@ class InputFile:
             return JsonTable(self._text)
         return TextTable(self._text, self.suffix)
 
-    def _users(self) -> Iterator[object]:
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the file's columns. Raises InvalidArgument when the file cannot be read."""
+        try:
+            return self._table().names
+        except Refused as error:
+            raise InvalidArgument(str(error)) from error
+
+    def column_values(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        """The values of these columns, row by row, as the file has them. Raises InvalidArgument if one is missing."""
+        try:
+            table = self._table()
+            missing = [name for name in names if name not in table.names]
+            if missing:
+                raise Refused(f"{self.path} lacks the column {', '.join(missing)}; it has {', '.join(table.names)}")
+            yield from (tuple(values.get(name) for name in names) for _, values in table.rows(list(names)))
+        except Refused as error:
+            raise InvalidArgument(str(error)) from error
+
+    def _users(self) -> Iterator[tuple[int | None, object]]:
         if self._text and self.suffix in NDJSON_SUFFIXES:
             yield from self._json_users(JsonTable(self._text))
         elif self._text and not self._has_user_column(self._text):
+            self.user_count = sum(1 for _ in self._listed_users(self._text))
             yield from self._listed_users(self._text)
         else:
             table = self._table()
+            self.user_count = table.row_count
             by_role = self._columns(table.names, ["user_id"])
             require_columns(by_role, table.names, ["user_id"], self.path, column_option)
-            yield from (values[by_role["user_id"]] for _, values in table.rows([by_role["user_id"]]))
+            yield from ((line, values[by_role["user_id"]]) for line, values in table.rows([by_role["user_id"]]))
 
-    def _json_users(self, table: JsonTable) -> Iterator[object]:
+    def _json_users(self, table: JsonTable) -> Iterator[tuple[int | None, object]]:
+        self.user_count = table.row_count
         by_role = self._columns(table.names, ["user_id"])
         if table.names:
             require_columns(by_role, table.names, ["user_id"], self.path, column_option)
-        for _, value in table.values():
-            yield value.get(by_role["user_id"]) if isinstance(value, dict) else value
+        for line, value in table.values():
+            yield line, value.get(by_role["user_id"]) if isinstance(value, dict) else value
 
     def _has_user_column(self, text: TextFile) -> bool:
         """Whether the file is a table, which may still lack a user column; if not, the file is a list of ids."""
@@ -142,16 +200,17 @@ class InputFile:
             return True
         return len(names) > 1 and (self.suffix in (".csv", ".tsv") or "\t" in first)
 
-    def _listed_users(self, text: TextFile) -> Iterator[object]:
+    def _listed_users(self, text: TextFile) -> Iterator[tuple[int, object]]:
         if self.suffix in (".csv", ".tsv") and any(line.strip(BLANKS) for line in text.lines()):
-            yield from (row[0] for _, row in Delimited(text.lines(), self.path, has_header=False).rows())
+            rows = Delimited(text.lines(), self.path, has_header=False).rows()
+            yield from ((line, row[0]) for line, row in rows)
             return
-        for line in text.lines():
+        for number, line in enumerate(text.lines(), start=1):
             user_id = line.strip(BLANKS)
             if user_id[:1] == user_id[-1:] == '"' and len(user_id) > 1:
-                yield user_id[1:-1].replace('""', '"')
+                yield number, user_id[1:-1].replace('""', '"')
             elif user_id:
-                yield user_id
+                yield number, user_id
 
     def _ask_about_times(self, table: Table, by_role: Mapping[str, str]) -> None:
         unused = [name for name in table.names if name not in by_role.values()]

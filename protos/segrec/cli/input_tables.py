@@ -29,6 +29,7 @@ class Table(Protocol):
     """A file with named columns. `rows` gives each row's line, if the file has lines, and its values by name."""
 
     names: list[str]
+    row_count: int
 
     def rows(self, columns: list[str]) -> Iterator[tuple[int | None, Mapping[str, Any]]]: ...
 
@@ -41,8 +42,7 @@ class TextTable:
         self._delimiter = "\t" if suffix == ".tsv" else None
         table = self._open()
         self.names = table.names
-        for _ in table.rows():  # refuses what cannot be read before the first row is used
-            pass
+        self.row_count = sum(1 for _ in table.rows())  # refuses what cannot be read before the first row is used
 
     def _open(self) -> Delimited:
         return Delimited(self._text.lines(), self._text.path, delimiter=self._delimiter)
@@ -59,7 +59,9 @@ class JsonTable:
     def __init__(self, text: TextFile) -> None:
         self._text = text
         names: dict[str, None] = {}
+        self.row_count = 0
         for _, value in self.values():
+            self.row_count += 1
             if isinstance(value, dict):
                 names |= dict.fromkeys(value)
         self.names = list(names)
@@ -79,27 +81,18 @@ class ParquetTable:
     def __init__(self, path: str) -> None:
         pl = polars()
         self._path = path
-        self._read_count = 0
-        self._total = 0
         self._errors: tuple[type[Exception], ...] = (OSError, pl.exceptions.PolarsError)
         if Path(path).is_dir():
             raise Refused(f"{path} is a directory: give one file")
         with self._readable():
             self._frame = pl.scan_parquet(path, glob=False)
             self.names = self._frame.collect_schema().names()
-            self._total = self._frame.select(pl.len()).collect().item()
-
-    @property
-    def fraction(self) -> float | None:
-        """Share of the rows that have been read, 0 to 1; None for a file without rows."""
-        return self._read_count / self._total if self._total else None
+            self.row_count: int = self._frame.select(pl.len()).collect().item()
 
     def rows(self, columns: list[str]) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
-        self._read_count = 0
         with self._readable():
             for batch in self._frame.select(columns).collect_batches(chunk_size=_PARQUET_ROWS, maintain_order=True):
                 yield from ((None, row) for row in batch.iter_rows(named=True))
-                self._read_count += batch.height
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
-from segrec.cli import commands, exit_codes, reading_options, record, stream, traffic
+from segrec.cli import commands, exit_codes, reading_options, record, stream, stream_options, traffic
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
@@ -210,27 +210,11 @@ def _add_file_commands(commands_: _Commands) -> None:
     stream = commands_.add(
         "stream",
         "write the segments of, or items for, all users of a file",
-        "--resume continues an interrupted run.\n"
-        "Each user is written once, in the order of the input; a failed user is written with its status.\n"
-        "Users with a degraded answer are counted at the end and give exit code 7; a second run requests them again.\n"
-        + _FILES,
+        stream_options.DETAILS + _FILES,
     )
-    stream.add_argument(
-        "--users", required=True, metavar="FILE", help="a table with a column of user ids, or one id per line"
-    )
-    stream.add_argument(
-        "--out", required=True, metavar="FILE", help=".csv, .ndjson or .parquet; named FILE.part until it is complete"
-    )
-    stream.add_argument(
-        "--resume", action="store_true", help="continue an interrupted run, as FILE.progress records it"
-    )
-    stream.add_argument(
-        "--chunk-size", type=int, default=1024, metavar="N", help="users in one message, 1 to 1024; default 1024"
-    )
-    stream.add_argument("--recommend", action="store_true", help="write items instead of segments")
+    stream_options.add_options(stream)
     _add_release(stream)
     _add_recommend_options(stream)
-    reading_options.add_options(stream, ("user_id",))
     record = commands_.add(
         "record",
         "store the events of a file",

@@ -1,40 +1,29 @@
-"""Writes the rows of a stream so that an interrupted run can resume.
+"""Writes the rows of a stream to a file so that an interrupted run can resume.
 
 `FILE.part` holds the rows until the output is complete; `FILE.progress` says how many of its bytes and rows are good.
 """
 
-import csv
-import io
 import json
-import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from segrec.cli.failed_rows import FailedFormat
 from segrec.cli.input_file import NDJSON_SUFFIXES
 from segrec.cli.input_tables import polars
-from segrec.cli.records import (
-    ITEM_COLUMNS,
-    SEGMENT_COLUMNS,
-    Record,
-    item_records,
-    json_line,
-    recommend_record,
-    segment_record,
-)
+from segrec.cli.part_file import PartFile, part_of
+from segrec.cli.row_formats import Answer, RowFormat, typed
+from segrec.cli.stream_counts import StreamCounts
 from segrec.errors import InvalidArgument
-from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, SegmentState
 from segrec.window import readable
 
-Row = SegmentRow | RecommendRow
 _CHECKPOINT_SECONDS = 1.0
-_INTEGERS = ("segment_id", "runner_up_segment_id", "release", "history_event_count", "rank")
-_FLOATS = ("confidence", "distance", "score")
-_BOOLEANS = ("short_history", "degraded")
+_FORMATS = {".csv": "csv", ".parquet": "flat"} | dict.fromkeys(NDJSON_SUFFIXES, "ndjson")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +32,11 @@ class OutputProgress:
 
     request: dict[str, Any] = field(default_factory=dict)
     """The options of the run; a run with other options must not resume it."""
+    run_time: str = ""
+    """When the first of the runs began: ISO 8601, UTC."""
     output_bytes: int = 0
-    read_count: int = 0
-    answered_count: int = 0
-    failed_count: int = 0
-    degraded_count: int = 0
-    no_history_count: int = 0
+    failed_bytes: int = 0
+    counts: StreamCounts = field(default_factory=StreamCounts)
     base_release: int = 0
     """The release of the stream, with which a resumed run goes on; 0 until it is known."""
     users_digest: str = ""
@@ -56,91 +44,89 @@ class OutputProgress:
 
 
 class Output:
-    """The output file of a stream, written as `FILE.part` until it is complete.
+    """The output file of a stream, and the file of its failed rows, if one is named.
 
     A checkpoint each second puts the rows on disk. A Parquet file cannot be continued, so its rows are collected as
-    NDJSON and converted at the end. Raises InvalidArgument when the output cannot be written or resumed.
+    NDJSON and converted at the end. Raises InvalidArgument when the output cannot be written or resumed, and when the
+    file is there already, unless `force`.
     """
 
-    def __init__(self, path: str, request: dict[str, Any], *, resume: bool) -> None:
-        self.path = Path(path)
-        self.is_parquet = self.path.suffix.lower() == ".parquet"
-        if self.is_parquet:
-            polars()
-        self._part = Path(f"{path}.part")
+    def __init__(
+        self, path: Path, failed: Path | None, request: dict[str, Any], run_time: str, *, resume: bool, force: bool
+    ) -> None:
+        self.path = path
+        self._failed_format = FailedFormat(failed) if failed else None
+        self.format = _format_of(path, request)
         self._progress_path = Path(f"{path}.progress")
-        self._columns = ITEM_COLUMNS if request["recommend"] else SEGMENT_COLUMNS
-        self._encode = _encoder(self.path.suffix.lower(), recommend=request["recommend"])
-        self.progress = self._start(request, resume=resume)
-        self.resumed_count = self.progress.read_count
+        self.progress = self._start(OutputProgress(request, run_time), failed, resume=resume, force=force)
+        self.resumed_count = self.progress.counts.read
         self._digest = blake2b(digest_size=16)
-        self._file = self._open()
+        self._file = PartFile(path, self.progress.output_bytes, self.format.header)
+        self._failed = (
+            PartFile(failed, self.progress.failed_bytes, self._failed_format.header)
+            if failed and self._failed_format
+            else None
+        )
         self.checkpoint()
 
-    def _start(self, request: dict[str, Any], *, resume: bool) -> OutputProgress:
-        if not self._progress_path.exists():
-            if resume and self.path.exists():
-                raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to start again")
-            return OutputProgress(request)
-        if not resume:
-            message = f"{self._part} is the output of an interrupted run: add --resume to continue, or delete "
-            raise InvalidArgument(f"{message}{self._progress_path} to start again")
-        return self._read_progress(request)
+    def _start(self, new: OutputProgress, failed: Path | None, *, resume: bool, force: bool) -> OutputProgress:
+        if self._progress_path.exists() and resume:
+            return self._read_progress(new.request, failed)
+        if resume and self.path.exists():
+            raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to start again")
+        if force:
+            return new
+        if self._progress_path.exists():
+            raise InvalidArgument(
+                f"{part_of(self.path)} is the output of an interrupted run: add --resume to continue, or --force to "
+                "start again"
+            )
+        for path in filter(None, (self.path, failed)):
+            if path.exists():
+                raise InvalidArgument(f"{path} is there already: add --force to replace it, or give another name")
+        return new
 
-    def _read_progress(self, request: dict[str, Any]) -> OutputProgress:
+    def _read_progress(self, request: dict[str, Any], failed: Path | None) -> OutputProgress:
         try:
-            progress = OutputProgress(**json.loads(self._progress_path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            values = json.loads(self._progress_path.read_text(encoding="utf-8"))
+            progress = OutputProgress(**values | {"counts": StreamCounts(**values["counts"])})
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise InvalidArgument(f"Cannot resume: {self._progress_path} is not readable ({error})") from error
         if progress.request != request:
             raise InvalidArgument(f"Cannot resume: {self.path} was started with other options: {progress.request}")
-        size = self._part.stat().st_size if self._part.exists() else 0
-        if size < progress.output_bytes:
-            raise InvalidArgument(f"Cannot resume: {self._part} is shorter than {self._progress_path} says")
+        sizes = [(self.path, progress.output_bytes), *([(failed, progress.failed_bytes)] if failed else [])]
+        for path, size in sizes:
+            part = part_of(path)
+            if (part.stat().st_size if part.exists() else 0) < size:
+                raise InvalidArgument(f"Cannot resume: {part} is shorter than {self._progress_path} says")
         return progress
-
-    def _open(self) -> io.BufferedRandom:
-        try:
-            file = open(self._part, "r+b" if self.progress.output_bytes else "w+b")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise InvalidArgument(f"Cannot write {self._part}: {error.strerror}") from error
-        file.truncate(self.progress.output_bytes)
-        file.seek(self.progress.output_bytes)
-        if not self.progress.output_bytes and self.path.suffix.lower() == ".csv":
-            header = (",".join(self._columns) + "\n").encode()
-            file.write(header)
-            self.progress = replace(self.progress, output_bytes=len(header))
-        return file
 
     def skip(self, user_ids: Iterator[str]) -> None:
         """Skips the users that the output already holds. Raises InvalidArgument when the input has other users."""
         self._add_to_digest(readable(user_id) for user_id in islice(user_ids, self.resumed_count))
         if self.resumed_count and self._digest.hexdigest() != self.progress.users_digest:
-            raise InvalidArgument(f"Cannot resume: the input does not start with the users that {self._part} holds")
+            part = part_of(self.path)
+            raise InvalidArgument(f"Cannot resume: the input does not start with the users that {part} holds")
 
     def _add_to_digest(self, user_ids: Iterable[str]) -> None:
         for user_id in user_ids:
             data = user_id.encode()
             self._digest.update(len(data).to_bytes(4, "little") + data)
 
-    def write(self, rows: Sequence[Row], base_release: int) -> None:
-        """Appends rows, and makes a checkpoint when the last one is more than a second old."""
-        data = self._encode(rows)
-        self._file.write(data)
-        self._add_to_digest(row.user_id for row in rows)
-        failed = sum(row.HasField("status") for row in rows)
-        results = [row.result for row in rows if row.HasField("result")]
-        degraded = sum(result.info.degraded for result in results)
-        no_history = sum(result.assignment.state == SegmentState.SEGMENT_STATE_NO_HISTORY for result in results)
+    def write(
+        self, answers: Sequence[Answer], written: Sequence[Answer], counts: StreamCounts, base_release: int
+    ) -> None:
+        """Appends the `written` ones of the answers; a checkpoint follows when the last one is over a second old."""
+        self._file.write(self.format.encode(written))
+        if self._failed and self._failed_format:
+            self._failed.write(self._failed_format.encode(answers))
+        self._add_to_digest(answer.row.user_id for answer in answers)
         # One assignment: after an earlier interrupt the counts are still right, and resuming cuts the new bytes off.
-        self.progress = OutputProgress(
-            request=self.progress.request,
-            output_bytes=self.progress.output_bytes + len(data),
-            read_count=self.progress.read_count + len(rows),
-            answered_count=self.progress.answered_count + len(rows) - failed,
-            failed_count=self.progress.failed_count + failed,
-            degraded_count=self.progress.degraded_count + degraded,
-            no_history_count=self.progress.no_history_count + no_history,
+        self.progress = replace(
+            self.progress,
+            output_bytes=self._file.size,
+            failed_bytes=self._failed.size if self._failed else 0,
+            counts=counts,
             base_release=base_release,
             users_digest=self._digest.hexdigest(),
         )
@@ -150,79 +136,62 @@ class Output:
     def checkpoint(self) -> None:
         """Syncs the rows to disk, then replaces the progress file by rename."""
         progress = self.progress
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        for file in self._files():
+            file.sync()
         staged = Path(f"{self._progress_path}.new")
         staged.write_text(json.dumps(asdict(progress)), encoding="utf-8")
         staged.replace(self._progress_path)
         self._checkpoint_time = time.monotonic()
 
+    def _files(self) -> list[PartFile]:
+        return [self._file, *([self._failed] if self._failed else [])]
+
     def suspend(self) -> None:
         """Closes the output so that it can be resumed; deletes an output without rows."""
-        self.checkpoint()
-        self._file.close()
-        if not self.progress.read_count:
-            self._progress_path.unlink()
-            self._part.unlink()
+        with suppress(OSError):
+            self.checkpoint()
+            for file in self._files():
+                file.close()
+            if not self.progress.counts.read:
+                self._progress_path.unlink()
+                for file in self._files():
+                    file.delete()
 
     def abandon(self) -> None:
         """Closes the output and keeps its rows for inspection; the output cannot be resumed."""
-        self._file.close()
+        for file in self._files():
+            file.close()
         self._progress_path.unlink()
 
     def finish(self) -> None:
         """Renames or converts `FILE.part` to the complete output, and removes the progress file."""
         self.checkpoint()
-        self._file.close()
-        if self.is_parquet:
+        for file in self._files():
+            file.close()
+        if self._failed:
+            self._failed.complete()
+        if self.format.name == "flat":
             self._convert()
-            self._part.unlink()
+            self._file.delete()
         else:
-            self._part.replace(self.path)
+            self._file.complete()
         self._progress_path.unlink()
 
     def _convert(self) -> None:
         pl = polars()
-        schema = {name: _parquet_type(pl, name) for name in self._columns}
+        schema = typed(self.format.columns, pl.Int64, pl.Float32, pl.Boolean, pl.String)
         staged = Path(f"{self.path}.new")
-        if self._part.stat().st_size:
-            pl.scan_ndjson(self._part, schema=schema).sink_parquet(staged)
+        if self._file.size:
+            pl.scan_ndjson(self._file.part, schema=schema).sink_parquet(staged)
         else:
             pl.DataFrame(schema=schema).write_parquet(staged)
         staged.replace(self.path)
 
 
-def _parquet_type(pl: Any, name: str) -> Any:
-    if name in _INTEGERS:
-        return pl.Int64
-    if name in _FLOATS:
-        return pl.Float32
-    return pl.Boolean if name in _BOOLEANS else pl.String
-
-
-def _encoder(suffix: str, *, recommend: bool) -> Callable[[Sequence[Any]], bytes]:
-    flat: Callable[[Any], list[Record]] = item_records if recommend else lambda row: [segment_record(row)]
-    nested: Callable[[Any], Record] = recommend_record if recommend else segment_record
-    columns = ITEM_COLUMNS if recommend else SEGMENT_COLUMNS
-    if suffix in NDJSON_SUFFIXES:
-        return lambda rows: _json_bytes(nested(row) for row in rows)
+def _format_of(path: Path, request: dict[str, Any]) -> RowFormat:
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise InvalidArgument(f"Unknown output suffix {suffix or '(none)'}: use .csv, .ndjson or .parquet")
     if suffix == ".parquet":
-        return lambda rows: _json_bytes(record for row in rows for record in flat(row))
-    if suffix == ".csv":
-        return lambda rows: _csv_bytes(columns, (record for row in rows for record in flat(row)))
-    raise InvalidArgument(f"Unknown output suffix {suffix or '(none)'}: use .csv, .ndjson or .parquet")
-
-
-def _json_bytes(records: Iterable[Record]) -> bytes:
-    return "".join(json_line(record) + "\n" for record in records).encode()
-
-
-def _csv_bytes(columns: Sequence[str], records: Iterable[Record]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_csv_value(record[name]) for name in columns] for record in records)
-    return text.getvalue().encode()
-
-
-def _csv_value(value: object) -> object:
-    return str(value).lower() if isinstance(value, bool) else value
+        polars()
+    return RowFormat(_FORMATS[suffix], recommend=request["recommend"], changes=bool(request["since"]))

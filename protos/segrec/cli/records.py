@@ -1,6 +1,7 @@
 """Converts answers to flat records, and records to aligned text tables."""
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC
@@ -21,6 +22,7 @@ from segrec.v1.segrec_service_pb2 import (
 from segrec.visible import visible
 
 Record = dict[str, Any]
+_INDEX_IN_CHUNK = re.compile(r"\buser_ids\[\d+\]")
 
 SEGMENT_COLUMNS = (
     "user_id",
@@ -116,7 +118,16 @@ def _info(info: AnswerInfo) -> Record:
 
 
 def _failure(status: RowStatus) -> Record:
-    return {"code": status_code(status.code).name, "reason": status.reason, "message": status.message}
+    return {"code": status_code(status.code).name, "reason": status.reason, "message": _shown_message(status)}
+
+
+def message_of(row: SegmentRow | RecommendRow) -> str:
+    """Why a row failed, without the index in a chunk of the stream, which means nothing to a reader of files."""
+    return _shown_message(row.status)
+
+
+def _shown_message(status: RowStatus) -> str:
+    return _INDEX_IN_CHUNK.sub("The user id", status.message)
 
 
 def _item(item: RecommendedItem) -> Record:

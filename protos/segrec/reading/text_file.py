@@ -3,7 +3,6 @@
 import codecs
 import gzip
 import io
-import os
 import re
 import shutil
 import tempfile
@@ -45,18 +44,12 @@ class TextFile:
         except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
             raise Refused(f"Cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
         try:
-            self._total = os.fstat(self._raw.fileno()).st_size
             self._magic = self._raw.read(_HEAD_BYTES)
             self.encoding = self._encoding()
             """The name of the encoding in Python; a byte order mark at the beginning is no part of the first line."""
         except BaseException:
             self._raw.close()
             raise
-
-    @property
-    def fraction(self) -> float | None:
-        """Share of the file's bytes that have been read, 0 to 1; None for an empty file."""
-        return min(self._raw.tell() / self._total, 1.0) if self._total else None
 
     def lines(self) -> Iterator[str]:
         """The lines from the first one on, each with its end: LF, CR LF or CR. May be called again, from the start."""

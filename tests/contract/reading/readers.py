@@ -72,7 +72,7 @@ def _record(path: Path, scratch: Path) -> Found:
 
 def _stream(path: Path, scratch: Path) -> Found:
     with InputFile(str(path)) as file:
-        return [(user_id,) for user_id in file.users() if user_id]
+        return [(user.user_id,) for user in file.users() if user.user_id]
 
 
 def _log(path: Path, scratch: Path) -> Found:

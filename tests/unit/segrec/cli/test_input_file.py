@@ -24,7 +24,7 @@ DEFAULT = Rules()
 
 def users_of(path: Path, rules: Rules | None = None) -> list[str]:
     with InputFile(str(path), rules) as file:
-        return list(file.users())
+        return [user.user_id for user in file.users()]
 
 
 def rows_of(path: Path, rules: Rules | None = None) -> list[InputRow]:

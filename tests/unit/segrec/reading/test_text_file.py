@@ -55,8 +55,6 @@ def test_an_empty_file_has_no_lines(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.touch()
     assert lines_of(path) == []
-    with TextFile(path) as file:
-        assert file.fraction is None
 
 
 def test_gb18030_that_begins_after_the_first_block(tmp_path: Path) -> None:
@@ -121,16 +119,3 @@ def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
     writer.start()
     assert lines_of(path) == ["a\n", "b\n"]
     writer.join()
-
-
-def test_the_fraction_grows_to_one(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    path.write_bytes(f"{LINE}\n".encode() * LONG)
-    with TextFile(path) as file:
-        seen = []
-        for number, _ in enumerate(file.lines()):
-            if number % (LONG // 4) == 0:
-                seen.append(file.fraction or 0.0)
-    assert seen == sorted(seen)
-    assert 0 < seen[0] < 0.1
-    assert seen[-1] <= 1
