@@ -5,7 +5,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 RUN := demo
 
-.PHONY: run setup test nightly check lint types protos protos-check services wheels lock clean
+.PHONY: run setup test nightly check lint types protos protos-check reference services wheels lock clean
 
 run: setup
 	@$(BIN)/segrec-train run --demo --run $(RUN)
@@ -75,6 +75,11 @@ protos-check: setup
 	@for file in .protos-check/segrec/v1/*; do cmp $$file protos/segrec/v1/$$(basename $$file) || \
 	  { echo "error: generated code is stale: run 'make protos' and commit"; exit 1; }; done
 	@rm -rf .protos-check
+
+# docs/CONFIG.md, after a setting has changed; a test compares it with the code.
+reference: setup
+	@{ printf '# Settings\n\nMade by `make reference` from the code.\n\n'; $(BIN)/segrec-train config --reference; echo; \
+	  $(BIN)/segrec-serve config --reference; } > docs/CONFIG.md
 
 # The client and the platform, as two wheels in dist/.
 wheels: setup

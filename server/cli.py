@@ -17,6 +17,7 @@ from rich.progress import Progress
 from segrec.visible import visible
 
 from server import logs
+from server.config_command import config_command
 from server.core.errors import SegrecError
 from server.settings import Settings, load_settings
 
@@ -38,6 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments[:1] == ["token"]:
         _token(arguments[1:])
+        return
+    if arguments[:1] == ["config"]:
+        config_command(arguments[1:])
         return
     try:
         settings = _settings(arguments)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from training.cli import config as config_commands
 from training.cli import diff, privacy, prune, segments, traffic
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
@@ -307,6 +308,7 @@ def probe(
         console.print(result.table())
 
 
+app.add_typer(config_commands.commands)
 app.add_typer(segments.commands)
 app.add_typer(diff.commands)
 app.add_typer(traffic.commands)

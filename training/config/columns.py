@@ -36,29 +36,78 @@ class Columns(FrozenModel):
     A column is a name, or, without a header, a position from 1. `false` switches a role off.
     """
 
-    user_id: Column = None
-    item_id: Column = None
-    action: Column = Field(default=None, description="Without an action column, every event has the action `event`.")
-    value: Column = Field(default=None, description="A price, rating, amount or quantity.")
+    user_id: Column = Field(
+        default=None,
+        description="Who did it.",
+        examples=["customer"],
+        json_schema_extra={"touch": "The name is not recognised, or the wrong column was.", "kind": "name or position"},
+    )
+    item_id: Column = Field(
+        default=None,
+        description="What it was done to.",
+        examples=["product"],
+        json_schema_extra={"touch": "As `user_id`.", "kind": "name or position"},
+    )
+    action: Column = Field(
+        default=None,
+        description="Without an action column, every event has the action `event`.",
+        examples=["kind"],
+        json_schema_extra={
+            "touch": "As `user_id`; false where the column means something else.",
+            "kind": "name, position or false",
+        },
+    )
+    value: Column = Field(
+        default=None,
+        description="A price, rating, amount or quantity.",
+        examples=["amount"],
+        json_schema_extra={
+            "touch": "As `user_id`; false where the number says nothing of interest.",
+            "kind": "name, position or false",
+        },
+    )
     timestamp: Annotated[str | bool | int | tuple[str | int, str | int] | None, BeforeValidator(_columns)] = Field(
         default=None,
         description="Two columns are a date and a time of day. Without a time column, the order of the rows is the "
         "order of events.",
+        examples=[["date", "time"]],
+        json_schema_extra={
+            "touch": "As `user_id`; two columns where date and time of day stand apart.",
+            "kind": "name, position, false, or two columns",
+        },
     )
-    header: bool = Field(default=True, description="false: CSV and TSV files begin with an event; give positions.")
+    header: bool = Field(
+        default=True,
+        description="false: CSV and TSV files begin with an event; give positions.",
+        json_schema_extra={"touch": "A delimited file whose first line is an event."},
+    )
     timestamp_format: str | None = Field(
-        default=None, description="How times are written, in directives of `strptime`, such as %d.%m.%Y %H:%M."
+        default=None,
+        description="How times are written, in directives of `strptime`, such as %d.%m.%Y %H:%M.",
+        examples=["%d.%m.%Y %H:%M"],
+        json_schema_extra={
+            "touch": "`prepare` says that it cannot tell the day from the month, or cannot read the times."
+        },
     )
     timezone: str | None = Field(
-        default=None, description="IANA name of the zone of times that name none; left out: UTC."
+        default=None,
+        description="IANA name of the zone of times that name none; left out: UTC.",
+        examples=["Asia/Shanghai"],
+        json_schema_extra={"touch": "Times are local and name no zone: hours and days in reports depend on it."},
     )
     missing_words: tuple[str, ...] | None = Field(
         default=None,
         description="Texts that mean a missing value in the log, item and user tables and vectors, in place of NULL, "
         "nan, None, N/A, - and the like.",
+        examples=[["NULL", "unknown"]],
+        json_schema_extra={
+            "touch": 'A word of the list, such as NA, is a real id; or the log has a word of its own for "nothing".'
+        },
     )
     unreadable: Literal["refuse", "drop"] = Field(
-        default="refuse", description="drop: rows with an unreadable time or value are left out, and counted."
+        default="refuse",
+        description="drop: rows with an unreadable time or value are left out, and counted.",
+        json_schema_extra={"touch": "A few damaged rows of a large log are not worth mending."},
     )
 
     @property
@@ -115,16 +164,47 @@ class ItemColumns(FrozenModel):
     A table without a title column gets the descriptions as titles, unless `title` is false.
     """
 
-    item_id: str | None = None
-    title: NamedColumn = None
-    category: Annotated[tuple[str, ...] | str | Literal[False] | None, BeforeValidator(_named_columns)] = Field(
-        default=None, description="One column, or several from coarse to fine."
+    item_id: str | None = Field(
+        default=None,
+        description="Id of the item, as in the log.",
+        examples=["sku"],
+        json_schema_extra={"touch": "The name is not recognised."},
     )
-    description: NamedColumn = Field(default=None, description="Text for the language model of [text].")
-    category_separator: str = Field(default="|", min_length=1, description="Splits one text into several categories.")
+    title: NamedColumn = Field(
+        default=None,
+        description="What people call the item; shown in answers and reports.",
+        examples=["name"],
+        json_schema_extra={"touch": "As `item_id`; false where no column is fit to be shown.", "kind": "name or false"},
+    )
+    category: Annotated[tuple[str, ...] | str | Literal[False] | None, BeforeValidator(_named_columns)] = Field(
+        default=None,
+        description="One column, or several from coarse to fine.",
+        examples=[["department", "aisle"]],
+        json_schema_extra={"touch": "As `item_id`; several names give a hierarchy.", "kind": "name, names or false"},
+    )
+    description: NamedColumn = Field(
+        default=None,
+        description="Text for the language model of [text].",
+        examples=["summary"],
+        json_schema_extra={
+            "touch": "As `item_id`; only `[text]` and tables without a title read it.",
+            "kind": "name or false",
+        },
+    )
+    category_separator: str = Field(
+        default="|",
+        min_length=1,
+        description="Splits one text into several categories.",
+        json_schema_extra={"touch": "Categories hold a bar, or are separated by another sign."},
+    )
 
 
 class UserColumns(FrozenModel):
     """The id column of the user table; every other column is a label."""
 
-    user_id: str | None = None
+    user_id: str | None = Field(
+        default=None,
+        description="Id of the user, as in the log.",
+        examples=["customer"],
+        json_schema_extra={"touch": "The name is not recognised."},
+    )

@@ -19,7 +19,12 @@ class Config(FrozenModel):
     """All settings of a run."""
 
     columns: Columns = Columns()
-    actions: dict[str, ActionEntry] = Field(default_factory=dict)
+    actions: dict[str, ActionEntry] = Field(
+        default_factory=dict,
+        description="Weights of actions by name; another action has the weight that its name suggests, or 1.",
+        examples=[{"purchase": 2.0, "return": -1.0}],
+        json_schema_extra={"touch": "Some actions say more than others, or are codes that should have names."},
+    )
     items: ItemColumns = ItemColumns()
     users: UserColumns = UserColumns()
     clean: Clean = Clean()

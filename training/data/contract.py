@@ -4,81 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import Literal
 
 import polars as pl
-from pydantic import Field
 
-from server.core.frozen_model import FrozenModel
 from training.config import load_settings
+from training.config.contract import Contract, MissingShares, Newest, RowLimits
 from training.data.nightly import time_text, watermark_ms
 from training.data.reading.log_reader import RawLog
 from training.errors import ContractError
 from training.runs import Run, earlier_runs
 
-Role = Literal["user_id", "item_id", "action", "value", "timestamp"]
 _HOUR_MS = 3_600_000
 _SHOWN_ACTIONS = 5
-
-
-class RowLimits(FrozenModel):
-    """Limits of the number of rows; those against the last run are shares of the rows of its log."""
-
-    min: int | None = Field(default=None, ge=0)
-    max: int | None = Field(default=None, ge=0)
-    min_of_last: float | None = Field(default=None, ge=0)
-    max_of_last: float | None = Field(default=None, ge=0)
-
-
-class Newest(FrozenModel):
-    """Limit of the age of the newest event; times in the future do not count."""
-
-    max_age_hours: float | None = Field(default=None, gt=0)
-
-
-class Missing(FrozenModel):
-    """Largest shares of rows without a user, an item and so on."""
-
-    user_id: float | None = Field(default=None, ge=0, le=1)
-    item_id: float | None = Field(default=None, ge=0, le=1)
-    action: float | None = Field(default=None, ge=0, le=1)
-    value: float | None = Field(default=None, ge=0, le=1)
-    timestamp: float | None = Field(default=None, ge=0, le=1)
-
-
-class ValueRange(FrozenModel):
-    """Range of the values, and the largest share of them that may lie outside."""
-
-    min: float | None = None
-    max: float | None = None
-    max_share_outside: float = Field(default=0.0, ge=0, le=1)
-
-
-class TimeRange(FrozenModel):
-    """Range of the times, UTC, and the largest share of them that may lie outside."""
-
-    min: datetime | date | None = None
-    max: datetime | date | None = None
-    max_share_outside: float = Field(default=0.0, ge=0, le=1)
-
-
-class Items(FrozenModel):
-    """Largest share of events whose item is not in the item table, or without one not in the last run."""
-
-    max_share_unknown: float | None = Field(default=None, ge=0, le=1)
-
-
-class Contract(FrozenModel):
-    """All limits of a log, as it was read, before cleaning; what is left out is not limited."""
-
-    columns: tuple[Role, ...] = Field(default=(), description="Roles that must have a column.")
-    actions: tuple[str, ...] | None = Field(default=None, description="All actions that may occur, by the log's names.")
-    rows: RowLimits = RowLimits()
-    newest_event: Newest = Newest()
-    missing: Missing = Missing()
-    value: ValueRange = ValueRange()
-    timestamp: TimeRange = TimeRange()
-    items: Items = Items()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +103,7 @@ def _rows(limits: RowLimits, rows: int, last: Run | None) -> Iterator[Line]:
             yield Line(text, f"{seen}, {share:.4g} of the {before:,} of {last.path.name}", holds)
 
 
-def _missing(limits: Missing, log: RawLog) -> Iterator[Line]:
+def _missing(limits: MissingShares, log: RawLog) -> Iterator[Line]:
     for role, limit in limits.model_dump(exclude_none=True).items():
         text = f"[missing] {role} = {limit:g}"
         if role not in log.columns:

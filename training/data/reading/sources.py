@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, cast
+from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 from urllib.parse import quote, unquote
 
 import polars as pl
@@ -78,13 +78,21 @@ def fingerprint_of(log: Log) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class DeltaSource(Source):
-    """The newest version of the Delta table at `place`, a directory or an address such as s3://bucket/table."""
+class _Table(Source):
+    """A table at `place`, of the kind that a subclass names."""
 
     place: str
+    kind: ClassVar[str]
 
     def __str__(self) -> str:
-        return f"Delta table {self.place}"
+        return f"{self.kind} table {self.place}"
+
+
+@dataclass(frozen=True)
+class DeltaSource(_Table):
+    """The newest version of the Delta table at `place`, a directory or an address such as s3://bucket/table."""
+
+    kind = "Delta"
 
     @cached_property
     def _table(self) -> "DeltaTable":
@@ -107,13 +115,10 @@ class DeltaSource(Source):
 
 
 @dataclass(frozen=True)
-class IcebergSource(Source):
+class IcebergSource(_Table):
     """The current snapshot of the Iceberg table at `place`: a metadata file, a directory, or //CATALOG/NAME."""
 
-    place: str
-
-    def __str__(self) -> str:
-        return f"Iceberg table {self.place}"
+    kind = "Iceberg"
 
     @cached_property
     def _table(self) -> "Table":
