@@ -55,7 +55,7 @@ def test_errors_are_one_sentence_and_a_code(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["segment", "ab"], ["segments"], ["stream", "--users", "users.csv", "--out", "out.csv"]]
+    "arguments", [["segment", "ab"], ["segments"], ["health"], ["stream", "--users", "users.csv", "--out", "out.csv"]]
 )
 def test_the_error_names_the_address_where_no_server_answers(
     fake: FakeSegrec, users_file: str, capsys: pytest.CaptureFixture[str], arguments: list[str]

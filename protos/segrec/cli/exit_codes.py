@@ -30,10 +30,10 @@ exit codes:
   1    any other failure
   2    a wrong argument, option or file
   3    the release or the segment does not exist
-  4    no server answers, or the answer is too late
+  4    no server answers, it is not ready, or the answer is too late
   5    done, but some users failed or some events were refused
   6    the answers or counts of a stream do not match
-  7    done, but some users have a degraded answer (and none failed)
+  7    done, but more users than --max-degraded have a degraded answer (and none failed)
   130  interrupted (Ctrl-C)"""
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
-from segrec.cli import commands, exit_codes, reading_options, record, stream, stream_options, traffic
+from segrec.cli import commands, exit_codes, health, reading_options, record, stream, stream_options, traffic
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
@@ -67,6 +67,8 @@ def _run(options: argparse.Namespace) -> int:
         with ModelClient(address, tls=tls, timeout_seconds=timeout_seconds, token=token) as models:
             return _MODEL_COMMANDS[options.command](models, options)
     address = options.address or os.environ.get("SEGREC_ADDRESS") or DEFAULT_ADDRESS
+    if options.command == "health":
+        return health.health(address, tls, timeout_seconds, options)
     with SegrecClient(address, tls=tls, timeout_seconds=timeout_seconds, token=token) as client:
         return _run_command(client, options)
 
@@ -191,6 +193,7 @@ def _add_query_commands(commands_: _Commands) -> None:
     history = commands_.add("history", "show the newest events of a user")
     history.add_argument("user", metavar="USER")
     history.add_argument("--limit", type=int, default=100, help="number of events, 1 to 4096; default 100")
+    health.add_options(commands_.add("health", "say whether the server answers and is ready (exit code 0 or 4)"))
     erase = commands_.add("erase", "delete everything stored about a user")
     erase.add_argument("user", metavar="USER")
 
