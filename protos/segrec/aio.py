@@ -20,13 +20,12 @@ from segrec.requests import (
     add_response,
     build,
     pin_fields,
-    recommend_options,
     recommend_request,
     record_requests,
     segment_request,
     sendable,
-    stream_recommend_request,
-    stream_segment_request,
+    stream_recommend_config,
+    stream_segment_config,
     traffic_request,
 )
 from segrec.v1.common_pb2 import Event
@@ -150,8 +149,7 @@ class AsyncSegrecClient(_AsyncClient):
         base_release: int = 0,
     ) -> AsyncRowStream[SegmentRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_segment_request, release=release)
-        window = Window(make_request, SegmentRow, settings.max_in_flight, base_release)
+        window = Window(stream_segment_config(release), SegmentRow, settings.max_in_flight, base_release)
         return AsyncRowStream(
             partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
         )
@@ -168,8 +166,8 @@ class AsyncSegrecClient(_AsyncClient):
         **arguments: Unpack[RecommendArguments],
     ) -> AsyncRowStream[RecommendRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
-        window = Window(make_request, RecommendRow, settings.max_in_flight, base_release)
+        config = stream_recommend_config(release, arguments)
+        window = Window(config, RecommendRow, settings.max_in_flight, base_release)
         return AsyncRowStream(
             partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
         )

@@ -18,13 +18,12 @@ from segrec.requests import (
     add_response,
     build,
     pin_fields,
-    recommend_options,
     recommend_request,
     record_requests,
     segment_request,
     sendable,
-    stream_recommend_request,
-    stream_segment_request,
+    stream_recommend_config,
+    stream_segment_config,
     traffic_request,
 )
 from segrec.streaming import RowStream
@@ -165,8 +164,7 @@ class SegrecClient(_Client):
         `base_release` goes on with an interrupted stream: it is the `RowStream.base_release` of that one.
         """
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_segment_request, release=release)
-        window = Window(make_request, SegmentRow, settings.max_in_flight, base_release)
+        window = Window(stream_segment_config(release), SegmentRow, settings.max_in_flight, base_release)
         return RowStream(
             partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
         )
@@ -184,8 +182,8 @@ class SegrecClient(_Client):
     ) -> RowStream[RecommendRow]:
         """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        make_request = partial(stream_recommend_request, release=release, options=recommend_options(arguments))
-        window = Window(make_request, RecommendRow, settings.max_in_flight, base_release)
+        config = stream_recommend_config(release, arguments)
+        window = Window(config, RecommendRow, settings.max_in_flight, base_release)
         return RowStream(
             partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
         )

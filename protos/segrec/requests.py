@@ -16,7 +16,9 @@ from segrec.v1.segrec_service_pb2 import (
     RecommendRequest,
     SegmentRequest,
     Strategy,
+    StreamRecommendConfig,
     StreamRecommendRequest,
+    StreamSegmentConfig,
     StreamSegmentRequest,
 )
 
@@ -76,7 +78,7 @@ def recommend_options(arguments: RecommendArguments) -> RecommendOptions:
 def pin_fields(release: int | str) -> dict[str, int]:
     """The request fields that pin `release`: a number, 0 for no pin, "stable" or "canary". Raises InvalidArgument."""
     if not isinstance(release, str):
-        return {"release": release}
+        return {"release": release} if release else {}
     try:
         return {"release_alias": _ALIASES[release]}
     except KeyError:
@@ -126,16 +128,15 @@ def id_problem(user_id: str) -> str:
     return ""
 
 
-def stream_segment_request(chunk_id: int, user_ids: Sequence[str], release: int | str) -> StreamSegmentRequest:
-    """The request of one StreamSegment chunk."""
-    return build(StreamSegmentRequest, chunk_id=chunk_id, user_ids=user_ids, **pin_fields(release))
+def stream_segment_config(release: int | str) -> StreamSegmentRequest:
+    """The first message of a StreamSegment call. Raises InvalidArgument."""
+    return StreamSegmentRequest(config=build(StreamSegmentConfig, **pin_fields(release)))
 
 
-def stream_recommend_request(
-    chunk_id: int, user_ids: Sequence[str], release: int | str, options: RecommendOptions
-) -> StreamRecommendRequest:
-    """The request of one StreamRecommend chunk."""
-    return build(StreamRecommendRequest, chunk_id=chunk_id, user_ids=user_ids, **pin_fields(release), options=options)
+def stream_recommend_config(release: int | str, arguments: RecommendArguments) -> StreamRecommendRequest:
+    """The first message of a StreamRecommend call. Raises InvalidArgument."""
+    config = build(StreamRecommendConfig, options=recommend_options(arguments), **pin_fields(release))
+    return StreamRecommendRequest(config=config)
 
 
 def traffic_request(

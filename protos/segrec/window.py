@@ -2,14 +2,14 @@
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 import grpc
 
 from segrec.errors import DataLoss, InvalidArgument, SegrecError
-from segrec.requests import id_problem
+from segrec.requests import build, id_problem
 from segrec.v1.common_pb2 import RowStatus
 from segrec.v1.segrec_service_pb2 import (
     RecommendChunk,
@@ -21,6 +21,7 @@ from segrec.v1.segrec_service_pb2 import (
     StreamSegmentRequest,
     StreamSegmentResponse,
     StreamSummary,
+    UserChunk,
 )
 
 RowT = TypeVar("RowT", bound=SegmentRow | RecommendRow)
@@ -64,7 +65,7 @@ class _Chunk(Generic[RowT]):
     """User ids that were sent in one request, and the rows that have come for them."""
 
     user_ids: list[str]
-    request: Request
+    request: UserChunk
     rows: list[RowT] = field(default_factory=list)
     is_complete: bool = False
     """Whether all rows have come, those that were asked again included."""
@@ -83,18 +84,20 @@ class Window(Generic[RowT]):
 
     def __init__(
         self,
-        make_request: Callable[[int, Sequence[str]], Request],
+        config: Request,
         row_type: type[RowT],
         max_in_flight: int,
         base_release: int = 0,
     ) -> None:
-        """`base_release`: the release of an interrupted stream that goes on here; 0 for a new stream."""
-        self._make_request = make_request
+        """`config`: the first message of the stream. `base_release`: the release of an interrupted stream that goes on
+        here; 0 for a new stream.
+        """
+        self._config = config
         self._row_type = row_type
         self._max_in_flight = max_in_flight
         self._waiting: deque[_Chunk[RowT]] = deque()
         self._held: deque[_Chunk[RowT]] = deque()
-        self._repeats: list[Request] = []
+        self._repeats: list[UserChunk] = []
         self._next_chunk_id = 1
         self._failures = 0
         self._has_answer = False
@@ -120,21 +123,24 @@ class Window(Generic[RowT]):
         """The request for the next chunk. An id that cannot be sent is replaced by "", which the server refuses."""
         chunk = self._new_chunk(user_ids)
         self._held.append(chunk)
-        return chunk.request
+        return self._message(chunk.request)
 
     def repeats(self) -> list[Request]:
         """Requests that ask degraded rows again; each is returned once."""
         repeats, self._repeats = self._repeats, []
-        return repeats
+        return [self._message(chunk) for chunk in repeats]
 
     def reconnect(self) -> list[Request]:
-        """The unanswered requests, to be sent again on a new connection; its counts start at zero."""
+        """What is to be sent on a new connection, whose counts start at zero: the configuration, then the unanswered
+        chunks.
+        """
         self._connection = StreamSummary()
         self._repeats = []
         for chunk in self._waiting:
             chunk.rows.clear()
-            chunk.request.base_release = self.base_release
-        return [chunk.request for chunk in self._waiting]
+        if self.base_release:
+            self._config.config.base_release = self.base_release
+        return [self._config, *(self._message(chunk.request) for chunk in self._waiting)]
 
     def back_off(self, error: SegrecError) -> float | None:
         """Seconds to wait before the next attempt to connect after an error; None when no attempt is left.
@@ -167,14 +173,16 @@ class Window(Generic[RowT]):
             return []
         self._waiting.popleft()
         self._finish(chunk)
-        if not self.base_release and not chunk.request.release and not chunk.request.release_alias:
+        if not self.base_release and not self._config.config.WhichOneof("pin"):
             self.base_release = answered.release
         return self._completed()
 
+    def _message(self, chunk: UserChunk) -> Request:
+        return type(self._config)(chunk=chunk)
+
     def _new_chunk(self, user_ids: list[str]) -> _Chunk[RowT]:
         sent = ["" if id_problem(user_id) else user_id for user_id in user_ids]
-        request = self._make_request(self._next_chunk_id, sent)
-        request.base_release = self.base_release
+        request = build(UserChunk, chunk_id=self._next_chunk_id, user_ids=sent)
         self._next_chunk_id += 1
         chunk: _Chunk[RowT] = _Chunk(user_ids, request)
         self._waiting.append(chunk)

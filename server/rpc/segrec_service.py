@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, aclosing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
@@ -17,12 +17,12 @@ from server.core.ranking import Query
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
-from server.releases.routing import Route, Routing
+from server.releases.routing import NO_PIN, Pin, Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.deadlines import seconds_left
 from server.rpc.errors import row_status
 from server.rpc.grpc_types import Context
-from server.rpc.stream_parts import ChunkPart, parts_by_items, whole_chunks
+from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.stream_release import StreamRelease
 from server.rpc.stream_rows import (
     ReleaseRows,
@@ -123,10 +123,14 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         """One answer per chunk, then the summary."""
         stream = self._open_stream("StreamSegment")
 
-        async def answer(part: ChunkPart[pb.StreamSegmentRequest]) -> pb.StreamSegmentResponse:
+        def configure(config: pb.StreamSegmentConfig) -> None:
+            stream.pin, stream.release = self._release_of_stream(config)
+
+        async def answer(part: ChunkPart) -> pb.StreamSegmentResponse:
             return pb.StreamSegmentResponse(chunk=await self._segment_chunk(part, stream))
 
-        async with aclosing(self._answers(whole_chunks(request_iterator), answer, stream)) as responses:
+        parts = whole_chunks(configured_chunks(request_iterator, configure))
+        async with aclosing(self._answers(parts, answer, stream)) as responses:
             async for response in responses:
                 yield response
         yield pb.StreamSegmentResponse(summary=stream.tally.summary())
@@ -137,16 +141,35 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         """One answer per chunk, or several when it has many items, then the summary."""
         stream = self._open_stream("StreamRecommend")
 
-        async def answer(part: ChunkPart[pb.StreamRecommendRequest]) -> pb.StreamRecommendResponse:
+        def configure(config: pb.StreamRecommendConfig) -> None:
+            stream.query = query_of(config.options)
+            stream.pin, stream.release = self._release_of_stream(config)
+
+        async def answer(part: ChunkPart) -> pb.StreamRecommendResponse:
             return pb.StreamRecommendResponse(chunk=await self._recommend_chunk(part, stream))
 
-        async with aclosing(self._answers(parts_by_items(request_iterator), answer, stream)) as responses:
+        parts = parts_by_items(configured_chunks(request_iterator, configure), lambda: stream.query.top_k)
+        async with aclosing(self._answers(parts, answer, stream)) as responses:
             async for response in responses:
                 yield response
         yield pb.StreamRecommendResponse(summary=stream.tally.summary())
 
     def _open_stream(self, method: str) -> "_Stream":
-        return _Stream(StreamRelease(self._routing, self._stream_limits.idle_seconds), Tally(self._metrics, method))
+        return _Stream(Tally(self._metrics, method), StreamRelease(self._routing, self._stream_limits.idle_seconds))
+
+    def _release_of_stream(
+        self, config: pb.StreamSegmentConfig | pb.StreamRecommendConfig
+    ) -> tuple[Pin, StreamRelease]:
+        """The pinned release, which is there; and the one of a stream without a pin."""
+        pin = pin_of(config)
+        if pin:
+            self._routing.get(pin)
+        base_release = config.base_release if config.HasField("base_release") else 0
+        if config.HasField("base_release") and base_release < 1:
+            raise InvalidArgument(
+                f"base_release is {base_release}; give the release of a chunk, or leave it unset", "base_release"
+            )
+        return pin, StreamRelease(self._routing, self._stream_limits.idle_seconds, base_release)
 
     async def _answers(
         self,
@@ -233,14 +256,13 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             return inline_history(events, self._clock())
         return await asyncio.to_thread(inline_history, events, self._clock())
 
-    async def _segment_chunk(self, part: ChunkPart[pb.StreamSegmentRequest], stream: "_Stream") -> pb.SegmentChunk:
-        request = part.request
+    async def _segment_chunk(self, part: ChunkPart, stream: "_Stream") -> pb.SegmentChunk:
         try:
-            _check_size(request.user_ids)
+            _check_size(part.user_ids)
             async with self._memory.hold(len(part.user_ids)):
-                with self._lease_chunk(request, stream) as route:
+                with self._lease_chunk(stream) as route:
                     rows, groups = await self._answered_rows(route, part)
-                    chunk = await asyncio.to_thread(segment_chunk, request.chunk_id, rows)
+                    chunk = await asyncio.to_thread(segment_chunk, part.chunk_id, rows)
                     chunk.release = route.stable.number
                     for group in groups:
                         self._record_answers(group.release, group.answers, is_batch=True)
@@ -248,22 +270,18 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             raise
         except SegrecError as error:
             stream.tally.add_refused(part)
-            return pb.SegmentChunk(chunk_id=request.chunk_id, status=row_status(error))
+            return pb.SegmentChunk(chunk_id=part.chunk_id, status=row_status(error))
         stream.tally.add(part, rows)
         return chunk
 
-    async def _recommend_chunk(
-        self, part: ChunkPart[pb.StreamRecommendRequest], stream: "_Stream"
-    ) -> pb.RecommendChunk:
-        request = part.request
+    async def _recommend_chunk(self, part: ChunkPart, stream: "_Stream") -> pb.RecommendChunk:
         try:
-            _check_size(request.user_ids)
-            query = query_of(request.options)
+            _check_size(part.user_ids)
             async with self._memory.hold(len(part.user_ids)):
-                with self._lease_chunk(request, stream) as route:
+                with self._lease_chunk(stream) as route:
                     rows, groups = await self._answered_rows(route, part)
-                    await asyncio.gather(*(self._rank(group, query) for group in groups))
-                    chunk = await asyncio.to_thread(recommend_chunk, request.chunk_id, rows)
+                    await asyncio.gather(*(self._rank(group, stream.query) for group in groups))
+                    chunk = await asyncio.to_thread(recommend_chunk, part.chunk_id, rows)
                     chunk.release = route.stable.number
                     for group in groups:
                         self._record_answers(group.release, group.answers, is_batch=True)
@@ -277,19 +295,16 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         return chunk
 
     @contextmanager
-    def _lease_chunk(
-        self, request: pb.StreamSegmentRequest | pb.StreamRecommendRequest, stream: "_Stream"
-    ) -> Iterator[Route]:
+    def _lease_chunk(self, stream: "_Stream") -> Iterator[Route]:
         """The releases for a chunk: the pinned one, or the stream's own and the canary."""
-        pin = pin_of(request)
-        if pin:
-            with self._routing.lease(pin) as pinned:
+        if stream.pin:
+            with self._routing.lease(stream.pin) as pinned:
                 yield Route(pinned)
             return
-        with stream.release.lease(request.base_release) as current, self._routing.lease_chunk(current) as route:
+        with stream.release.lease() as current, self._routing.lease_chunk(current) as route:
             yield route
 
-    async def _answered_rows(self, route: Route, part: ChunkPart[Any]) -> tuple[list[Row], list[ReleaseRows]]:
+    async def _answered_rows(self, route: Route, part: ChunkPart) -> tuple[list[Row], list[ReleaseRows]]:
         """One row per user, answered by the user's release or with an error; and the valid rows by release."""
         stable = route.stable
         rows = rows_of(part, stable)
@@ -325,12 +340,14 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             row.items = items
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Stream:
-    """What one open stream keeps from chunk to chunk."""
+    """What one open stream keeps from chunk to chunk; its configuration sets all but the tally."""
 
-    release: StreamRelease
     tally: Tally
+    release: StreamRelease
+    pin: Pin = NO_PIN
+    query: Query = field(default_factory=lambda: query_of(pb.RecommendOptions()))
 
 
 def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:

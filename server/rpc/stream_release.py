@@ -15,8 +15,10 @@ class StreamRelease:
     The release stays loaded until the stream has had no chunk for `idle_seconds`. Call `close` at the end.
     """
 
-    def __init__(self, routing: Routing, idle_seconds: float) -> None:
+    def __init__(self, routing: Routing, idle_seconds: float, base_release: int = 0) -> None:
+        """`base_release` is the one of an interrupted stream that goes on here; 0 for none."""
         self._routing = routing
+        self._base_release = base_release
         self._idle_seconds = idle_seconds
         self._number = 0
         self._hold = ExitStack()
@@ -25,15 +27,15 @@ class StreamRelease:
         self._timer: asyncio.TimerHandle | None = None
 
     @contextmanager
-    def lease(self, base_release: int) -> Iterator[Release]:
-        """The release for one chunk. `base_release` is the one of an interrupted stream that goes on here; 0 for none.
+    def lease(self) -> Iterator[Release]:
+        """The release for one chunk.
 
         Raises `NoRelease`, or `ReleaseGone` when the release of the interrupted stream is no longer loaded.
         """
         self._cancel_timer()
         self._chunks += 1
         try:
-            yield self._release(base_release)
+            yield self._release()
         finally:
             self._chunks -= 1
             if not self._chunks:
@@ -44,30 +46,25 @@ class StreamRelease:
         self._cancel_timer()
         self._give_back()
 
-    def _release(self, base_release: int) -> Release:
+    def _release(self) -> Release:
         if not self._is_held:
-            release = self._hold.enter_context(self._routing.lease(self._pin(base_release)))
+            release = self._hold.enter_context(self._routing.lease(self._pin()))
             self._number, self._is_held = release.number, True
-        if base_release not in (0, self._number):
-            raise ReleaseGone(
-                f"this stream has begun with release {self._number} and cannot go on with release {base_release}: give "
-                "the same base_release with each chunk",
-                "base_release",
-            )
         return self._routing.get(Pin(self._number))
 
-    def _pin(self, base_release: int) -> Pin:
+    def _pin(self) -> Pin:
+        number = self._base_release or self._number
         try:
-            self._routing.get(Pin(base_release or self._number))
+            self._routing.get(Pin(number))
         except NotFound as error:
-            if not base_release:
+            if not self._base_release:
                 return NO_PIN
             raise ReleaseGone(
                 f"the stream began with another release than now: {error}. Start it again without base_release "
                 "(`segrec stream`: without --resume)",
-                "base_release",
+                "config.base_release",
             ) from error
-        return Pin(base_release or self._number)
+        return Pin(number)
 
     def _cancel_timer(self) -> None:
         if self._timer is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1.common_pb2 import RowStatus
@@ -60,7 +59,7 @@ def by_release(rows: Sequence[Row]) -> list[ReleaseRows]:
     return list(groups.values())
 
 
-def rows_of(part: ChunkPart[Any], release: Release) -> list[Row]:
+def rows_of(part: ChunkPart, release: Release) -> list[Row]:
     """One row per user of a part; a user with an invalid id gets the error."""
     return [
         Row(user_id, release) if is_plain(user_id) else _checked_row(user_id, index, release)
@@ -88,9 +87,9 @@ def segment_chunk(chunk_id: int, rows: Sequence[Row]) -> pb.SegmentChunk:
     return chunk
 
 
-def refused_recommend_chunk(part: ChunkPart[Any], status: RowStatus) -> pb.RecommendChunk:
+def refused_recommend_chunk(part: ChunkPart, status: RowStatus) -> pb.RecommendChunk:
     """The refusal of a whole chunk, or of each row of a part."""
-    chunk = pb.RecommendChunk(chunk_id=part.request.chunk_id, has_more=not part.is_last)
+    chunk = pb.RecommendChunk(chunk_id=part.chunk_id, has_more=not part.is_last)
     if part.is_whole:
         chunk.status.CopyFrom(status)
     else:
@@ -121,7 +120,7 @@ class Tally:
         self._method = method
         self._counts = pb.StreamSummary()
 
-    def add(self, part: ChunkPart[Any], rows: Sequence[Row]) -> None:
+    def add(self, part: ChunkPart, rows: Sequence[Row]) -> None:
         """Count the rows of a part."""
         failed = sum(row.error is not None for row in rows)
         degraded = [row.answer.degraded for row in rows if row.answer.degraded is not Degraded.NO]
@@ -130,11 +129,11 @@ class Tally:
             self._metrics.degraded.labels(reason.name).inc(degraded.count(reason))
         self._metrics.count_states([segment_state(row.answer) for row in rows if row.error is None])
 
-    def add_refused(self, part: ChunkPart[Any]) -> None:
+    def add_refused(self, part: ChunkPart) -> None:
         """Count the users of a part that was refused as a whole."""
         self._count(part, 0, len(part.user_ids), 0)
 
-    def _count(self, part: ChunkPart[Any], answered: int, failed: int, degraded: int) -> None:
+    def _count(self, part: ChunkPart, answered: int, failed: int, degraded: int) -> None:
         self._counts.chunk_count += part.is_last
         self._counts.received_count += answered + failed
         self._counts.answered_count += answered

@@ -13,8 +13,8 @@ from segrec.v1.segrec_service_pb2 import (
     RecommendOptions,
     RecommendRequest,
     SegmentRequest,
-    StreamRecommendRequest,
-    StreamSegmentRequest,
+    StreamRecommendConfig,
+    StreamSegmentConfig,
 )
 
 from server.core.errors import InvalidArgument
@@ -26,6 +26,7 @@ from server.rpc.decoding import NOT_UTF8
 MAX_USERS_PER_CHUNK = 1024
 MAX_EVENTS = 4096
 MAX_RECORDED_EVENTS = 1024
+DEFAULT_TOP_K = 10
 MAX_TOP_K = 500
 MAX_ITEM_IDS = 1000
 MAX_CATEGORIES = 100
@@ -41,7 +42,6 @@ _STRATEGIES = {
     4: Strategy.POPULAR,
 }
 _ALIASES = {
-    ReleaseAlias.RELEASE_ALIAS_UNSPECIFIED: Alias.NONE,
     ReleaseAlias.RELEASE_ALIAS_STABLE: Alias.STABLE,
     ReleaseAlias.RELEASE_ALIAS_CANARY: Alias.CANARY,
 }
@@ -49,12 +49,12 @@ _ALIASES = {
 Pinning = (
     SegmentRequest
     | RecommendRequest
-    | StreamSegmentRequest
-    | StreamRecommendRequest
+    | StreamSegmentConfig
+    | StreamRecommendConfig
     | ListSegmentsRequest
     | GetSegmentRequest
 )
-"""A request that can pin a release."""
+"""A message that can pin a release."""
 
 
 def is_plain(value: str) -> bool:
@@ -142,7 +142,7 @@ def inline_history(events: EventList, now_seconds: float) -> History:
 
 def query_of(options: RecommendOptions, field: str = "options") -> Query:
     """The query of the options, with defaults for unset fields."""
-    top_k = options.top_k if options.HasField("top_k") else 10
+    top_k = options.top_k if options.HasField("top_k") else DEFAULT_TOP_K
     if not 1 <= top_k <= MAX_TOP_K:
         raise InvalidArgument(f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k")
     if options.strategy not in _STRATEGIES:
@@ -169,16 +169,18 @@ def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...
     return tuple(checked_id(value, f"{field}[{i}]") for i, value in enumerate(ids))
 
 
-def pin_of(request: Pinning) -> Pin:
-    """The pin of a request, `NO_PIN` when the request names no release."""
-    number, alias = request.release, request.release_alias
-    if number < 0:
-        raise InvalidArgument(f"release is {number}; give 0 for none, or a number from 1", "release")
-    if alias not in _ALIASES:
-        raise InvalidArgument(f"release_alias {alias} is unknown", "release_alias")
-    if number and alias:
-        raise InvalidArgument("give release or release_alias, not both", "release_alias")
-    return Pin(number, _ALIASES[alias]) if number or alias else NO_PIN
+def pin_of(message: Pinning) -> Pin:
+    """The pin of a message, `NO_PIN` when it names no release."""
+    named = message.WhichOneof("pin")
+    if named == "release":
+        if message.release < 1:
+            raise InvalidArgument(f"release is {message.release}; give a number from 1, or leave it unset", "release")
+        return Pin(message.release)
+    if named == "release_alias":
+        if message.release_alias not in _ALIASES:
+            raise InvalidArgument(f"release_alias {message.release_alias} is unknown", "release_alias")
+        return Pin(alias=_ALIASES[message.release_alias])
+    return NO_PIN
 
 
 def in_range(value: int, smallest: int, largest: int, field: str) -> int:

@@ -15,6 +15,7 @@ from tests.service.test_operations import record
 from tests.support.collector import Collector
 from tests.support.releases import tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
+from tests.support.stream_messages import segment_messages
 from tests.support.waiting import wait_until
 
 TRACE_ID, CALLER_SPAN_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -102,7 +103,7 @@ def test_metrics_show_queues_limits_and_what_is_in_progress(start_server: StartS
     go_on = threading.Event()
 
     def requests() -> Iterator[pb.StreamSegmentRequest]:
-        yield pb.StreamSegmentRequest(user_ids=[USER])
+        yield from segment_messages([USER])
         go_on.wait(20)
 
     stream = stubs.segrec.StreamSegment(requests())

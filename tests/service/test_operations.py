@@ -30,6 +30,7 @@ from server.rpc.conversion import event_message
 from tests.support.redis_server import RedisServer
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
+from tests.support.stream_messages import segment_messages
 from tests.support.waiting import wait_until
 
 SEGMENT = segrec_service_pb2.SegmentRequest
@@ -126,9 +127,7 @@ def test_without_triton_it_answers_from_the_cache_or_with_popular_items(
     assert {item.reason for item in cold.items} == {segrec_service_pb2.ITEM_REASON_POPULAR}
     assert cold.assignment.state == segrec_service_pb2.SEGMENT_STATE_UNAVAILABLE
     users = ["cached", "stale", "cold"]
-    rows, last = stubs.segrec.StreamSegment(
-        iter([segrec_service_pb2.StreamSegmentRequest(chunk_id=1, user_ids=users)]), timeout=60
-    )
+    rows, last = stubs.segrec.StreamSegment(segment_messages(users), timeout=60)
     assert [row.result.info.degraded for row in rows.chunk.rows] == [False] * 3, "a stream waits for the restart"
     assert (last.summary.answered_count, last.summary.degraded_count) == (3, 0)
     wait_until(lambda: not stubs.segrec.Segment(SEGMENT(user_id="cold")).info.degraded, timeout=60)
@@ -161,7 +160,7 @@ def test_sigterm_answers_what_was_accepted_and_leaves_no_process(start_server: S
     ended = threading.Event()
 
     def requests() -> Iterator[segrec_service_pb2.StreamSegmentRequest]:
-        yield segrec_service_pb2.StreamSegmentRequest(chunk_id=1, user_ids=users)
+        yield from segment_messages(users)
         ended.wait(60)
 
     answers = stubs.segrec.StreamSegment(requests())
@@ -258,7 +257,7 @@ def test_metrics_count_calls_by_method_and_code_and_name_no_user(running_server:
     stubs.segrec.Segment(SEGMENT(user_id="measured-user"))
     with pytest.raises(grpc.RpcError):
         stubs.segrec.Segment(SEGMENT(user_id=""))
-    list(stubs.segrec.StreamSegment(iter([segrec_service_pb2.StreamSegmentRequest(user_ids=["measured-user", ""])])))
+    list(stubs.segrec.StreamSegment(segment_messages(["measured-user", ""])))
     with urllib.request.urlopen(f"http://{running_server.metrics_address}/metrics", timeout=10) as response:
         text = response.read().decode()
     for line in (

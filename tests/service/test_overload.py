@@ -19,6 +19,7 @@ from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 from server.rpc.conversion import event_message
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer
+from tests.support.stream_messages import segment_messages
 
 BURST = 2000
 """More than gRPC itself lets wait: it cancels calls from 1,000 on by chance, from 3,000 on always."""
@@ -84,7 +85,7 @@ def test_streams_have_a_limit(server: ServerProcess) -> None:
                 next(first.chunks())
                 next(second.chunks())
                 with grpc.insecure_channel(server.address) as channel:
-                    third = SegrecServiceStub(channel).StreamSegment(iter(()))
+                    third = SegrecServiceStub(channel).StreamSegment(segment_messages())
                     with pytest.raises(grpc.RpcError) as failure:
                         list(third)
                 refusal = error_of_call(failure.value, server.address)

@@ -1,6 +1,5 @@
 """SegrecService against the real server and the real Triton."""
 
-from collections.abc import Iterator
 from queue import SimpleQueue
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
+from segrec.errors import error_of_call
 from segrec.v1 import common_pb2, event_service_pb2, model_service_pb2
 from segrec.v1 import segrec_service_pb2 as pb
 
@@ -16,6 +16,7 @@ from server.core.history import History, history_of
 from server.rpc.conversion import event_message
 from tests.support.releases import CONFIDENCE, group_history, item_id
 from tests.support.server import Stubs
+from tests.support.stream_messages import recommend_messages, segment_messages
 
 
 def events_of(history: History) -> list[common_pb2.Event]:
@@ -80,7 +81,7 @@ def test_a_user_between_two_segments_has_no_confident_one_and_is_recommended_ite
     assert 0 < place.confidence < CONFIDENCE.min_confidence
     assert len(answer.items) == 5
     assert stubs.segrec.Segment(pb.SegmentRequest(user_id="torn")).assignment == place
-    [chunk, _] = stubs.segrec.StreamSegment(chunks(["torn"]))
+    [chunk, _] = stubs.segrec.StreamSegment(segment_messages(["torn"]))
     assert chunk.chunk.rows[0].result.assignment == place
 
 
@@ -271,16 +272,11 @@ def test_figures_that_a_segment_lacks_are_unset(stubs: Stubs) -> None:
     assert told.HasField("activity")
 
 
-def chunks(*many: list[str]) -> Iterator[pb.StreamSegmentRequest]:
-    for chunk_id, user_ids in enumerate(many, 10):
-        yield pb.StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids)
-
-
 def test_a_stream_answers_every_id_in_order_and_counts(stubs: Stubs) -> None:
     for group in range(4):
         record(stubs, f"stream-{group}", group_history(group))
     users = [f"stream-{n % 4}" for n in range(40)]
-    *answers, last = stubs.segrec.StreamSegment(chunks(users[:15], ["nobody"], users[15:], []))
+    *answers, last = stubs.segrec.StreamSegment(segment_messages(users[:15], ["nobody"], users[15:], [], first_id=10))
     assert [answer.chunk.chunk_id for answer in answers] == [10, 11, 12, 13]
     rows = [row for answer in answers for row in answer.chunk.rows]
     assert [row.user_id for row in rows] == [*users[:15], "nobody", *users[15:]]
@@ -292,7 +288,7 @@ def test_a_stream_answers_every_id_in_order_and_counts(stubs: Stubs) -> None:
 def test_bad_ids_cost_a_stream_their_row_only(stubs: Stubs) -> None:
     record(stubs, "good", group_history(1))
     sent = ["good", "", "x" * 300, "\0bad", "good"]
-    [answer, last] = stubs.segrec.StreamSegment(chunks(sent))
+    [answer, last] = stubs.segrec.StreamSegment(segment_messages(sent))
     assert [row.user_id for row in answer.chunk.rows] == sent
     outcomes = [row.WhichOneof("outcome") for row in answer.chunk.rows]
     assert outcomes == ["result", "status", "status", "status", "result"]
@@ -306,8 +302,8 @@ def test_an_id_that_is_not_utf8_costs_a_stream_its_row_only(stubs: Stubs) -> Non
     call: Any = stubs.channel.stream_stream(
         "/segrec.v1.SegrecService/StreamSegment", response_deserializer=pb.StreamSegmentResponse.FromString
     )
-    sent = pb.StreamSegmentRequest(chunk_id=1, user_ids=["fine", "b@d"]).SerializeToString().replace(b"@", b"\xff")
-    [answer, last] = call(iter([sent]))
+    config, chunk = (message.SerializeToString() for message in segment_messages(["fine", "b@d"]))
+    [answer, last] = call(iter([config, chunk.replace(b"@", b"\xff")]))
     assert answer.chunk.rows[0].result.assignment.segment_id == 2
     assert answer.chunk.rows[1].user_id == "b\ufffdd"
     assert "UTF-8" in answer.chunk.rows[1].status.message
@@ -316,17 +312,49 @@ def test_an_id_that_is_not_utf8_costs_a_stream_its_row_only(stubs: Stubs) -> Non
 
 def test_a_refused_chunk_does_not_end_the_stream(stubs: Stubs) -> None:
     record(stubs, "after", group_history(0))
-    many = ["u"] * 1025
-    requests = [
-        pb.StreamSegmentRequest(chunk_id=1, user_ids=many),
-        pb.StreamSegmentRequest(chunk_id=2, user_ids=["after"], release=99),
-        pb.StreamSegmentRequest(chunk_id=3, user_ids=["after"], release=3),
-    ]
-    first, second, third, last = stubs.segrec.StreamSegment(iter(requests))
+    messages = segment_messages(["u"] * 1025, ["after"], release=3)
+    first, second, last = stubs.segrec.StreamSegment(messages)
     assert (first.chunk.status.field, len(first.chunk.rows)) == ("user_ids", 0)
-    assert second.chunk.status.reason == "NOT_FOUND"
-    assert third.chunk.rows[0].result.assignment.segment_id == 1
-    assert last.summary == pb.StreamSummary(chunk_count=3, received_count=1027, answered_count=1, failed_count=1026)
+    assert second.chunk.rows[0].result.assignment.segment_id == 1
+    assert last.summary == pb.StreamSummary(chunk_count=2, received_count=1026, answered_count=1, failed_count=1025)
+
+
+CONFIG = pb.StreamSegmentRequest(config=pb.StreamSegmentConfig())
+CHUNK = pb.StreamSegmentRequest(chunk=pb.UserChunk(chunk_id=1, user_ids=["a"]))
+
+
+@pytest.mark.parametrize(
+    ("messages", "code", "field"),
+    [
+        ([], "INVALID_ARGUMENT", "config"),
+        ([CHUNK], "INVALID_ARGUMENT", "config"),
+        ([CONFIG, CHUNK, CONFIG], "INVALID_ARGUMENT", "config"),
+        ([CONFIG, pb.StreamSegmentRequest()], "INVALID_ARGUMENT", "payload"),
+        (list(segment_messages(["a"], release=99)), "NOT_FOUND", "config.release"),
+        (list(segment_messages(["a"], release=0)), "INVALID_ARGUMENT", "config.release"),
+        (list(segment_messages(["a"], release_alias=2)), "NOT_FOUND", "config.release_alias"),
+        (list(segment_messages(["a"], base_release=0)), "INVALID_ARGUMENT", "config.base_release"),
+        (list(segment_messages(["a"], base_release=99)), "FAILED_PRECONDITION", "config.base_release"),
+    ],
+    ids=[
+        "nothing",
+        "no config",
+        "two configs",
+        "empty message",
+        "unknown release",
+        "release 0",
+        "no canary",
+        "base 0",
+        "base gone",
+    ],
+)
+def test_a_wrong_configuration_ends_a_stream(
+    stubs: Stubs, messages: list[pb.StreamSegmentRequest], code: str, field: str
+) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stubs.segrec.StreamSegment(iter(messages)))
+    error = error_of_call(caught.value, "")
+    assert (error.code.name, error.field) == (code, field)
 
 
 def test_a_stream_answers_each_chunk_before_the_next_is_sent(stubs: Stubs) -> None:
@@ -334,8 +362,9 @@ def test_a_stream_answers_each_chunk_before_the_next_is_sent(stubs: Stubs) -> No
     record(stubs, "patient", group_history(3))
     outbox: SimpleQueue[pb.StreamSegmentRequest | None] = SimpleQueue()
     answers = stubs.segrec.StreamSegment(iter(outbox.get, None), timeout=30)
+    outbox.put(CONFIG)
     for chunk_id in range(5):
-        outbox.put(pb.StreamSegmentRequest(chunk_id=chunk_id, user_ids=["patient"]))
+        outbox.put(pb.StreamSegmentRequest(chunk=pb.UserChunk(chunk_id=chunk_id, user_ids=["patient"])))
         assert next(answers).chunk.chunk_id == chunk_id
     outbox.put(None)
     [last] = answers
@@ -349,9 +378,7 @@ def test_recommendations_stream_as_single_ones_answer(stubs: Stubs) -> None:
         users.append(f"batch-{group}")
     users.append("nobody")
     options = pb.RecommendOptions(top_k=7, exclude_seen=True)
-    [answer, last] = stubs.segrec.StreamRecommend(
-        iter([pb.StreamRecommendRequest(chunk_id=1, user_ids=users, options=options)])
-    )
+    [answer, last] = stubs.segrec.StreamRecommend(recommend_messages(users, options=options))
     for row in answer.chunk.rows:
         single = stubs.segrec.Recommend(pb.RecommendRequest(user_id=row.user_id, options=options))
         assert [item.item_id for item in row.result.items] == [item.item_id for item in single.items]
@@ -359,13 +386,10 @@ def test_recommendations_stream_as_single_ones_answer(stubs: Stubs) -> None:
     assert last.summary.answered_count == 5
 
 
-def test_bad_options_refuse_a_chunk_of_recommendations(stubs: Stubs) -> None:
-    bad = pb.StreamRecommendRequest(chunk_id=1, user_ids=["a", "b"], options=pb.RecommendOptions(top_k=0))
-    good = pb.StreamRecommendRequest(chunk_id=2, user_ids=["a"])
-    first, second, last = stubs.segrec.StreamRecommend(iter([bad, good]))
-    assert first.chunk.status.field == "options.top_k"
-    assert len(second.chunk.rows[0].result.items) == 10
-    assert (last.summary.failed_count, last.summary.answered_count) == (2, 1)
+def test_bad_options_end_a_stream_of_recommendations(stubs: Stubs) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        list(stubs.segrec.StreamRecommend(recommend_messages(["a"], options=pb.RecommendOptions(top_k=0))))
+    assert error_of_call(caught.value, "").field == "config.options.top_k"
 
 
 def test_a_request_id_comes_back_in_the_errors_details(stubs: Stubs) -> None:

@@ -10,12 +10,13 @@ import grpc
 import psutil
 import pytest
 from segrec import SegrecClient
-from segrec.errors import FailedPrecondition, error_of_call
+from segrec.errors import FailedPrecondition, NotFound, error_of_call
 from segrec.v1 import event_service_pb2, segrec_service_pb2
 
 from server.rpc.conversion import event_message
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
+from tests.support.stream_messages import segment_messages
 from tests.support.waiting import wait_until
 
 USERS = [f"u{number % 4}" for number in range(4000)]
@@ -42,10 +43,12 @@ class RawStream:
     def __init__(self, server: ServerProcess) -> None:
         self._stubs = Stubs(server)
         self._requests: queue.SimpleQueue[segrec_service_pb2.StreamSegmentRequest | None] = queue.SimpleQueue()
+        self._requests.put(next(segment_messages()))
         self.answers = self._stubs.segrec.StreamSegment(iter(self._requests.get, None))
 
     def send(self, chunk_id: int, *user_ids: str) -> None:
-        self._requests.put(segrec_service_pb2.StreamSegmentRequest(chunk_id=chunk_id, user_ids=user_ids))
+        chunk = segrec_service_pb2.UserChunk(chunk_id=chunk_id, user_ids=user_ids)
+        self._requests.put(segrec_service_pb2.StreamSegmentRequest(chunk=chunk))
 
     def ask(self, chunk_id: int, *user_ids: str) -> segrec_service_pb2.SegmentChunk:
         self.send(chunk_id, *user_ids)
@@ -123,8 +126,11 @@ def test_an_idle_stream_lets_go_of_its_release(server: ServerProcess, stream: Ra
 
 
 def is_gone(client: SegrecClient, release: int) -> bool:
-    [row] = client.stream_segment(["anyone"], release=release)
-    return row.HasField("status")
+    try:
+        list(client.stream_segment(["anyone"], release=release))
+    except NotFound:
+        return True
+    return False
 
 
 def test_answers_of_many_items_come_in_parts_and_in_little_memory(server: ServerProcess) -> None:

@@ -18,6 +18,7 @@ from server.core.repository.traffic import Guard, Traffic, change_traffic, read_
 from tests.service.test_segrec_service import record
 from tests.support.releases import CONFIDENCE, group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
+from tests.support.stream_messages import recommend_messages
 from tests.support.waiting import wait_until
 
 USERS = [f"watched-{number}" for number in range(40)]
@@ -62,7 +63,7 @@ def ask_all(stubs: Stubs) -> set[int]:
     """Ask for all users, one by one and as a stream; returns the releases that answered."""
     answered = {stubs.segrec.Segment(pb.SegmentRequest(user_id=user)).info.release for user in USERS}
     answered |= {stubs.segrec.Recommend(pb.RecommendRequest(user_id=user)).info.release for user in USERS}
-    [chunk, _] = stubs.segrec.StreamRecommend(iter([pb.StreamRecommendRequest(chunk_id=1, user_ids=USERS)]))
+    [chunk, _] = stubs.segrec.StreamRecommend(recommend_messages(USERS))
     return answered | {row.result.info.release for row in chunk.chunk.rows}
 
 

@@ -156,10 +156,14 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     def StreamSegment(self, request_iterator: Any, context: Any) -> Iterator[pb.StreamSegmentResponse]:
         summary = pb.StreamSummary()
+        config = next(request_iterator).config
+        problem = no_release(config.release)
+        if problem:
+            abort(context, problem)
         for request in request_iterator:
             self._begin_answer(context)
-            chunk = pb.SegmentChunk(chunk_id=request.chunk_id, status=no_release(request.release))
-            rows = [self._segment_row(user_id, n, request) for n, user_id in enumerate(request.user_ids)]
+            chunk = pb.SegmentChunk(chunk_id=request.chunk.chunk_id)
+            rows = [self._segment_row(user_id, n, config) for n, user_id in enumerate(request.chunk.user_ids)]
             chunk.rows.extend(self._kept(chunk, rows))
             self._count(summary, chunk, rows)
             yield pb.StreamSegmentResponse(chunk=chunk)
@@ -169,10 +173,14 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     def StreamRecommend(self, request_iterator: Any, context: Any) -> Iterator[pb.StreamRecommendResponse]:
         summary = pb.StreamSummary()
+        config = next(request_iterator).config
+        problem = no_release(config.release)
+        if problem:
+            abort(context, problem)
         for request in request_iterator:
             self._begin_answer(context)
-            chunk = pb.RecommendChunk(chunk_id=request.chunk_id, status=no_release(request.release))
-            rows = [self._recommend_row(user_id, n, request) for n, user_id in enumerate(request.user_ids)]
+            chunk = pb.RecommendChunk(chunk_id=request.chunk.chunk_id)
+            rows = [self._recommend_row(user_id, n, config) for n, user_id in enumerate(request.chunk.user_ids)]
             chunk.rows.extend(self._kept(chunk, rows))
             self._count(summary, chunk, rows)
             yield pb.StreamRecommendResponse(chunk=chunk)
@@ -189,17 +197,17 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
         with self.script.lock:
             self.script.answered_chunks += 1
 
-    def _segment_row(self, user_id: str, number: int, request: pb.StreamSegmentRequest) -> pb.SegmentRow:
+    def _segment_row(self, user_id: str, number: int, config: pb.StreamSegmentConfig) -> pb.SegmentRow:
         problem = refusal(user_id, f"user_ids[{number}]")
         if problem:
             return pb.SegmentRow(user_id=user_id, status=problem)
-        return pb.SegmentRow(user_id=user_id, result=segment_of(user_id, request.release))
+        return pb.SegmentRow(user_id=user_id, result=segment_of(user_id, config.release))
 
-    def _recommend_row(self, user_id: str, number: int, request: pb.StreamRecommendRequest) -> pb.RecommendRow:
+    def _recommend_row(self, user_id: str, number: int, config: pb.StreamRecommendConfig) -> pb.RecommendRow:
         problem = refusal(user_id, f"user_ids[{number}]")
         if problem:
             return pb.RecommendRow(user_id=user_id, status=problem)
-        return pb.RecommendRow(user_id=user_id, result=items_of(user_id, request.release, request.options))
+        return pb.RecommendRow(user_id=user_id, result=items_of(user_id, config.release, config.options))
 
     def _kept(self, chunk: pb.SegmentChunk | pb.RecommendChunk, rows: list[RowT]) -> list[RowT]:
         if chunk.HasField("status"):

@@ -148,18 +148,30 @@ class RecommendResponse(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
 
 class StreamSegmentRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "release", "release_alias", "base_release")
-    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
-    USER_IDS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("config", "chunk")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    config: StreamSegmentConfig
+    chunk: UserChunk
+    def __init__(self, config: _Optional[_Union[StreamSegmentConfig, _Mapping]] = ..., chunk: _Optional[_Union[UserChunk, _Mapping]] = ...) -> None: ...
+
+class StreamSegmentConfig(_message.Message):
+    __slots__ = ("release", "release_alias", "base_release")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     BASE_RELEASE_FIELD_NUMBER: _ClassVar[int]
-    chunk_id: int
-    user_ids: _containers.RepeatedScalarFieldContainer[str]
     release: int
     release_alias: _common_pb2.ReleaseAlias
     base_release: int
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ...) -> None: ...
+    def __init__(self, release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ...) -> None: ...
+
+class UserChunk(_message.Message):
+    __slots__ = ("chunk_id", "user_ids")
+    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    USER_IDS_FIELD_NUMBER: _ClassVar[int]
+    chunk_id: int
+    user_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SegmentRow(_message.Message):
     __slots__ = ("user_id", "result", "status")
@@ -206,20 +218,24 @@ class StreamSummary(_message.Message):
     def __init__(self, chunk_count: _Optional[int] = ..., received_count: _Optional[int] = ..., answered_count: _Optional[int] = ..., failed_count: _Optional[int] = ..., degraded_count: _Optional[int] = ...) -> None: ...
 
 class StreamRecommendRequest(_message.Message):
-    __slots__ = ("chunk_id", "user_ids", "options", "release", "release_alias", "base_release")
-    CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
-    USER_IDS_FIELD_NUMBER: _ClassVar[int]
-    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("config", "chunk")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    config: StreamRecommendConfig
+    chunk: UserChunk
+    def __init__(self, config: _Optional[_Union[StreamRecommendConfig, _Mapping]] = ..., chunk: _Optional[_Union[UserChunk, _Mapping]] = ...) -> None: ...
+
+class StreamRecommendConfig(_message.Message):
+    __slots__ = ("release", "release_alias", "base_release", "options")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
     BASE_RELEASE_FIELD_NUMBER: _ClassVar[int]
-    chunk_id: int
-    user_ids: _containers.RepeatedScalarFieldContainer[str]
-    options: RecommendOptions
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     release: int
     release_alias: _common_pb2.ReleaseAlias
     base_release: int
-    def __init__(self, chunk_id: _Optional[int] = ..., user_ids: _Optional[_Iterable[str]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ...) -> None: ...
+    options: RecommendOptions
+    def __init__(self, release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., base_release: _Optional[int] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ...) -> None: ...
 
 class RecommendRow(_message.Message):
     __slots__ = ("user_id", "result", "status")

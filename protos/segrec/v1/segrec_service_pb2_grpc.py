@@ -86,9 +86,10 @@ class SegrecServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamSegment(self, request_iterator, context):
-        """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-        never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
-        it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
+        """Tells the segments of many users. The first message is the configuration, the others are chunks; INVALID_ARGUMENT
+        otherwise. One answer per chunk, in the order sent; a bad id is a status in its row and never ends the stream. After
+        the client's last chunk a summary follows. A server that stops answers the chunks that it has read, and ends the
+        stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -38,9 +38,10 @@ class SegrecServiceStub:
     Recommend: _grpc.UnaryUnaryMultiCallable[_segrec_service_pb2.RecommendRequest, _segrec_service_pb2.RecommendResponse]
     """Recommends items to one user. Users without history get the popular items of the whole population."""
     StreamSegment: _grpc.StreamStreamMultiCallable[_segrec_service_pb2.StreamSegmentRequest, _segrec_service_pb2.StreamSegmentResponse]
-    """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-    never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
-    it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
+    """Tells the segments of many users. The first message is the configuration, the others are chunks; INVALID_ARGUMENT
+    otherwise. One answer per chunk, in the order sent; a bad id is a status in its row and never ends the stream. After
+    the client's last chunk a summary follows. A server that stops answers the chunks that it has read, and ends the
+    stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
     """
     StreamRecommend: _grpc.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]
     """Recommends items to many users, in the manner of StreamSegment."""
@@ -59,9 +60,10 @@ class SegrecServiceAsyncStub(SegrecServiceStub):
     Recommend: _aio.UnaryUnaryMultiCallable[_segrec_service_pb2.RecommendRequest, _segrec_service_pb2.RecommendResponse]  # type: ignore[assignment]
     """Recommends items to one user. Users without history get the popular items of the whole population."""
     StreamSegment: _aio.StreamStreamMultiCallable[_segrec_service_pb2.StreamSegmentRequest, _segrec_service_pb2.StreamSegmentResponse]  # type: ignore[assignment]
-    """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-    never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
-    it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
+    """Tells the segments of many users. The first message is the configuration, the others are chunks; INVALID_ARGUMENT
+    otherwise. One answer per chunk, in the order sent; a bad id is a status in its row and never ends the stream. After
+    the client's last chunk a summary follows. A server that stops answers the chunks that it has read, and ends the
+    stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
     """
     StreamRecommend: _aio.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]  # type: ignore[assignment]
     """Recommends items to many users, in the manner of StreamSegment."""
@@ -95,9 +97,10 @@ class SegrecServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_segrec_service_pb2.StreamSegmentRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_segrec_service_pb2.StreamSegmentResponse], _abc.AsyncIterator[_segrec_service_pb2.StreamSegmentResponse]]:
-        """Tells the segments of many users. One answer per chunk, in the order sent; a bad id is a status in its row and
-        never ends the stream. After the client's last chunk a summary follows. A server that stops answers the chunks that
-        it has read, and ends the stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
+        """Tells the segments of many users. The first message is the configuration, the others are chunks; INVALID_ARGUMENT
+        otherwise. One answer per chunk, in the order sent; a bad id is a status in its row and never ends the stream. After
+        the client's last chunk a summary follows. A server that stops answers the chunks that it has read, and ends the
+        stream with UNAVAILABLE, reason SHUTTING_DOWN; send the others to another server.
         """
 
     @_abc_1.abstractmethod

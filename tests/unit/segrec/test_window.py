@@ -1,17 +1,15 @@
 """The window of a stream: waiting chunks, counts and reconnects, without a server."""
 
-from functools import partial
-
 import pytest
 from segrec.errors import DataLoss, InvalidArgument, SegrecError, Unavailable
-from segrec.requests import stream_recommend_request, stream_segment_request
+from segrec.requests import stream_recommend_config, stream_segment_config
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1.common_pb2 import RowStatus
 from segrec.window import StreamSettings, Window
 
 
 def window_of(max_in_flight: int = 2) -> Window[pb.SegmentRow]:
-    return Window(partial(stream_segment_request, release=0), pb.SegmentRow, max_in_flight)
+    return Window(stream_segment_config(0), pb.SegmentRow, max_in_flight)
 
 
 def answer(chunk_id: int, *user_ids: str) -> pb.StreamSegmentResponse:
@@ -27,9 +25,9 @@ def test_only_unanswered_chunks_are_sent_again() -> None:
     window = window_of()
     first, second = window.add(["a"]), window.add(["b"])
     assert window.is_full
-    assert window.accept(answer(first.chunk_id, "a"))
-    assert window.reconnect() == [second]
-    assert window.accept(answer(second.chunk_id, "b"))
+    assert window.accept(answer(first.chunk.chunk_id, "a"))
+    assert window.reconnect()[1:] == [second]
+    assert window.accept(answer(second.chunk.chunk_id, "b"))
     window.accept(summary(chunk_count=1, received_count=1, answered_count=1))
     assert window.counts.received_count == 2
 
@@ -64,7 +62,7 @@ def test_every_user_of_a_refused_chunk_gets_its_status() -> None:
 def test_ids_that_cannot_be_sent_are_refused_alone_and_named() -> None:
     window = window_of()
     request = window.add(["a", "\udce9", "x" * 5000])
-    assert list(request.user_ids) == ["a", "", ""]
+    assert list(request.chunk.user_ids) == ["a", "", ""]
     refused = pb.SegmentRow(user_id="", status=RowStatus(code=3))
     response = answer(1, "a")
     response.chunk.rows.extend([refused, refused])
@@ -110,9 +108,9 @@ def test_degraded_rows_are_asked_again_and_the_rows_stay_in_order() -> None:
     window.add(["c"])
     assert window.accept(degraded(1, "a", "d1", "b", "d2")) == []
     [repeat] = window.repeats()
-    assert (list(repeat.user_ids), window.is_full, window.repeats()) == (["d1", "d2"], True, [])
+    assert (list(repeat.chunk.user_ids), window.is_full, window.repeats()) == (["d1", "d2"], True, [])
     assert window.accept(answer(2, "c")) == []
-    chunks = window.accept(answer(repeat.chunk_id, "d1", "d2"))
+    chunks = window.accept(answer(repeat.chunk.chunk_id, "d1", "d2"))
     assert user_ids(chunks) == [["a", "d1", "b", "d2"], ["c"]]
     assert not window.is_full
     assert window.is_empty
@@ -126,7 +124,7 @@ def test_rows_that_stay_degraded_are_returned_after_the_second_answer() -> None:
     window.add(["d", "a"])
     window.accept(degraded(1, "d", "a"))
     [repeat] = window.repeats()
-    chunks = window.accept(degraded(repeat.chunk_id, "d"))
+    chunks = window.accept(degraded(repeat.chunk.chunk_id, "d"))
     assert user_ids(chunks) == [["d", "a"]]
     assert [row.result.info.degraded for row in chunks[0]] == [True, False]
     assert window.repeats() == []
@@ -138,20 +136,30 @@ def test_a_repeat_that_was_not_answered_is_sent_on_the_next_connection() -> None
     window.add(["d"])
     window.accept(degraded(1, "d"))
     [repeat] = window.repeats()
-    assert window.reconnect() == [repeat]
-    assert user_ids(window.accept(answer(repeat.chunk_id, "d"))) == [["d"]]
+    assert window.reconnect()[1:] == [repeat]
+    assert user_ids(window.accept(answer(repeat.chunk.chunk_id, "d"))) == [["d"]]
     window.accept(summary(chunk_count=1, received_count=1, answered_count=1))
 
 
 def test_a_stream_keeps_its_release_on_the_next_connection() -> None:
     window = window_of()
-    first, second = window.add(["a"]), window.add(["b"])
-    assert (first.base_release, second.base_release) == (0, 0)
-    response = answer(first.chunk_id, "a")
+    first, _ = window.add(["a"]), window.add(["b"])
+    assert not window.reconnect()[0].config.HasField("base_release")
+    response = answer(first.chunk.chunk_id, "a")
     response.chunk.release = 7
     window.accept(response)
-    assert (window.base_release, window.add(["c"]).base_release) == (7, 7)
-    assert [request.base_release for request in window.reconnect()] == [7, 7]
+    config, *chunks = window.reconnect()
+    assert (window.base_release, config.config.base_release) == (7, 7)
+    assert [request.chunk.chunk_id for request in chunks] == [2]
+
+
+def test_a_pinned_stream_stays_pinned_on_the_next_connection() -> None:
+    window = Window(stream_segment_config("canary"), pb.SegmentRow, 2)
+    response = answer(window.add(["a"]).chunk.chunk_id, "a")
+    response.chunk.release = 7
+    window.accept(response)
+    [config] = window.reconnect()
+    assert (window.base_release, config.config) == (0, stream_segment_config("canary").config)
 
 
 def recommended(chunk_id: int, *users: str, has_more: bool) -> pb.StreamRecommendResponse:
@@ -160,8 +168,7 @@ def recommended(chunk_id: int, *users: str, has_more: bool) -> pb.StreamRecommen
 
 
 def test_the_parts_of_an_answer_become_one_chunk_which_a_lost_connection_begins_anew() -> None:
-    make_request = partial(stream_recommend_request, release=0, options=pb.RecommendOptions())
-    window = Window(make_request, pb.RecommendRow, 2)
+    window = Window(stream_recommend_config(0, {}), pb.RecommendRow, 2)
     window.add(["a", "b", "c"])
     assert window.accept(recommended(1, "a", "b", has_more=True)) == []
     window.reconnect()

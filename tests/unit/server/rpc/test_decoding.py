@@ -1,11 +1,11 @@
 """Requests with strings that are not UTF-8."""
 
 from segrec.v1.common_pb2 import Event, EventList
-from segrec.v1.segrec_service_pb2 import RecommendRequest, SegmentRequest, StreamSegmentRequest
+from segrec.v1.segrec_service_pb2 import RecommendRequest, SegmentRequest, UserChunk
 
 from server.rpc.decoding import NOT_UTF8, UNREADABLE, tolerant_deserializer
 
-chunk = tolerant_deserializer(StreamSegmentRequest.FromString, StreamSegmentRequest.DESCRIPTOR)
+chunk = tolerant_deserializer(UserChunk.FromString, UserChunk.DESCRIPTOR)
 
 
 def spoiled(message: bytes) -> bytes:
@@ -15,14 +15,14 @@ def spoiled(message: bytes) -> bytes:
 
 
 def test_a_valid_message_is_read_unchanged() -> None:
-    message = StreamSegmentRequest(chunk_id=3, user_ids=["a", "é"])
+    message = UserChunk(chunk_id=3, user_ids=["a", "é"])
     assert chunk(message.SerializeToString()) == message
 
 
 def test_one_bad_id_does_not_change_the_others() -> None:
-    sent = StreamSegmentRequest(chunk_id=3, user_ids=["a", "b@", "用户"], release=2).SerializeToString()
+    sent = UserChunk(chunk_id=3, user_ids=["a", "b@", "用户"]).SerializeToString()
     read = chunk(spoiled(sent))
-    assert read == StreamSegmentRequest(chunk_id=3, user_ids=["a", NOT_UTF8 + "b\ufffd", "用户"], release=2)
+    assert read == UserChunk(chunk_id=3, user_ids=["a", NOT_UTF8 + "b\ufffd", "用户"])
 
 
 def test_bad_strings_in_single_and_nested_fields_are_replaced_too() -> None:

@@ -3,28 +3,27 @@
 from collections.abc import AsyncIterator
 
 import pytest
-from segrec.v1.segrec_service_pb2 import RecommendOptions, StreamRecommendRequest
+from segrec.v1.segrec_service_pb2 import UserChunk
 
 from server.rpc.stream_parts import PART_ITEMS, parts_by_items
 
 
-async def parts(users: int, top_k: int | None) -> list[tuple[int, int, bool]]:
+async def parts(users: int, top_k: int) -> list[tuple[int, int, bool]]:
     """(first, number of users, whether it is the last) of each part of one chunk."""
 
-    async def requests() -> AsyncIterator[StreamRecommendRequest]:
-        options = RecommendOptions() if top_k is None else RecommendOptions(top_k=top_k)
-        yield StreamRecommendRequest(user_ids=[f"u{number}" for number in range(users)], options=options)
+    async def chunks() -> AsyncIterator[UserChunk]:
+        yield UserChunk(user_ids=[f"u{number}" for number in range(users)])
 
     found = []
-    async for part in parts_by_items(requests()):
+    async for part in parts_by_items(chunks(), lambda: top_k):
         assert list(part.user_ids) == [f"u{part.first + number}" for number in range(len(part.user_ids))]
         assert part.is_whole == (len(part.user_ids) == users)
         found.append((part.first, len(part.user_ids), part.is_last))
     return found
 
 
-@pytest.mark.parametrize(("users", "top_k"), [(1024, None), (1024, 10), (20, 500), (0, 500), (1025, 500), (1024, 0)])
-async def test_a_chunk_of_few_items_and_a_chunk_to_be_refused_are_one_part(users: int, top_k: int | None) -> None:
+@pytest.mark.parametrize(("users", "top_k"), [(1024, 10), (20, 500), (0, 500), (1025, 500)])
+async def test_a_chunk_of_few_items_and_a_chunk_to_be_refused_are_one_part(users: int, top_k: int) -> None:
     assert await parts(users, top_k) == [(0, users, True)]
 
 
