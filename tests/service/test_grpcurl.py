@@ -14,8 +14,16 @@ EVENT = {"item_id": "item-002", "action": "view", "timestamp": "2024-01-01T00:00
 CALLS: list[tuple[str, object, str]] = [
     ("SegrecService/Segment", {"events": {"events": [EVENT]}}, "SEGMENT_STATE_ASSIGNED"),
     ("SegrecService/Recommend", {"user_id": "curl", "options": {"top_k": 2}}, "item-0"),
-    ("SegrecService/StreamSegment", {"chunk_id": 7, "user_ids": ["curl"]}, '"chunk_id": "7"'),
-    ("SegrecService/StreamRecommend", {"chunk_id": 8, "user_ids": ["curl"]}, '"chunk_id": "8"'),
+    (
+        "SegrecService/StreamSegment",
+        [{"config": {}}, {"chunk": {"chunk_id": 7, "user_ids": ["curl"]}}],
+        '"chunk_id": "7"',
+    ),
+    (
+        "SegrecService/StreamRecommend",
+        [{"config": {}}, {"chunk": {"chunk_id": 8, "user_ids": ["curl"]}}],
+        '"chunk_id": "8"',
+    ),
     ("SegrecService/ListSegments", {}, '"segment_id": 4'),
     ("SegrecService/GetSegment", {"segment_id": 2}, '"segment_id": 2'),
     ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "_count"),
@@ -61,7 +69,9 @@ def test_every_rpc_answers(running_server: ServerProcess, method: str, request_:
     address = running_server.model_address if method.startswith("Model") else running_server.address
     record = json.dumps({"events": [{"user_id": "curl", "event": EVENT}]})
     grpcurl(running_server.address, "-d", record, "segrec.v1.EventService/RecordEvents")
-    assert expected in grpcurl(address, "-d", json.dumps(request_), f"segrec.v1.{method}")
+    messages = request_ if isinstance(request_, list) else [request_]
+    data = " ".join(map(json.dumps, messages))
+    assert expected in grpcurl(address, "-d", data, f"segrec.v1.{method}")
 
 
 @pytest.mark.parametrize(("method", "request_", "problem"), REFUSED, ids=[name for name, _, _ in REFUSED])
