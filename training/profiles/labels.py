@@ -2,7 +2,8 @@
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import combinations
 
 from server.core.profiles import SegmentProfile, Trait
 from training.profiles.traits import MOST_TRAITS, SMALLEST_LIFT
@@ -10,30 +11,59 @@ from training.profiles.traits import MOST_TRAITS, SMALLEST_LIFT
 LONGEST_NAME = 40
 """Maximum characters of a title or category in a description."""
 
+LABEL_SHARE, LABEL_USERS = 0.03, 0.1
+"""Least share of the events and of the users of a segment, of a trait in its label and description; items: of users."""
+
 _SMALLEST_GROWTH = 0.1
 _JOINERS = "\u200c\u200d"
 """Invisible characters that some scripts need inside words."""
 
 
-def labels_of(traits: Sequence[Sequence[Trait]]) -> list[str]:
-    """A unique label for each segment: the names of its two strongest categories.
+def labels_of(traits: Sequence[Sequence[Trait]], user_counts: Sequence[int]) -> list[str]:
+    """A unique label for each segment, of up to two names of what its users do more often than others.
 
-    A segment without categories is named by its items, and a segment without both by its actions.
+    Names are categories; of a segment without any, items; without these, actions. `names_it` says which are large
+    enough. A name leads the label of the segment that it sets apart most, so that labels begin differently, and no two
+    labels hold the same names in another order. `user_counts` are the users of each segment.
     """
-    names_by_segment = [_label_names(names) for names in traits]
-    labels = [" · ".join(names[:2]) or "All-round" for names in names_by_segment]
-    for count in range(3, max((len(names) for names in names_by_segment), default=0) + 1):
-        uses = Counter(labels)
-        labels = [
-            " · ".join(names[:count]) if uses[label] > 1 and len(names) >= count else label
-            for label, names in zip(labels, names_by_segment, strict=True)
-        ]
+    named = [_label_names(own, users) for own, users in zip(traits, user_counts, strict=True)]
+    ordered = [list(dict.fromkeys([lead, *names])) for lead, names in zip(_leads(named), named, strict=True)]
+    names_of_labels: list[list[str]] = []
+    for names in ordered:
+        names_of_labels.append(_unused_names([name for name in names if name], names_of_labels))
+    labels = [" · ".join(names) or "All-round" for names in names_of_labels]
     uses, numbers = Counter(labels), Counter[str]()
     numbered = []
     for label in labels:
         numbers[label] += 1
         numbered.append(label if uses[label] == 1 else f"{label} ({numbers[label]})")
     return numbered
+
+
+def names_it(trait: Trait, user_count: int) -> bool:
+    """Whether a trait is large enough to name or to describe a segment of `user_count` users.
+
+    A share of 1 % of the events can be 2.4 times that of all users, and yet hardly anybody in the segment has it.
+    """
+    has_share = trait.kind == "item" or trait.share >= LABEL_SHARE
+    return has_share and (not trait.user_count or trait.user_count >= LABEL_USERS * user_count)
+
+
+def _leads(named: Sequence[Mapping[str, float]]) -> list[str]:
+    """The first name of each label: names go, the strongest first, to one segment each; empty without names."""
+    leads: dict[int, str] = {}
+    claims = [(-strength, segment, name) for segment, names in enumerate(named) for name, strength in names.items()]
+    for _, segment, name in sorted(claims):
+        if segment not in leads and name not in leads.values():
+            leads[segment] = name
+    return [leads.get(segment, next(iter(names), "")) for segment, names in enumerate(named)]
+
+
+def _unused_names(names: Sequence[str], used: Sequence[Sequence[str]]) -> list[str]:
+    """The first name and one to three more that no other label has; the first name alone if others have them all."""
+    taken = {frozenset(label) for label in used}
+    choices = ([*names[:1], *others] for count in (1, 2, 3) for others in combinations(names[1:], count))
+    return next((choice for choice in choices if frozenset(choice) not in taken), list(names[:1]))
 
 
 def descriptions_of(profiles: Sequence[SegmentProfile]) -> list[str]:
@@ -79,7 +109,8 @@ def _sentence(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> st
         _amount_clause(profile, profiles),
         _growth_clause(profile),
     )
-    differences = [clause for clause in clauses if clause] or ["nothing sets them apart from all users"]
+    little = "little" if profile.traits else "nothing"
+    differences = [clause for clause in clauses if clause] or [f"{little} sets them apart from all users"]
     return "; ".join([f"{percent_text(profile.share).capitalize()} of users", *differences]) + "."
 
 
@@ -87,7 +118,8 @@ def _what_clause(profile: SegmentProfile) -> str:
     """The strongest two categories; else items; else actions."""
     named_traits: list[tuple[str, Trait]] = []
     for kind in ("category", "item", "action"):
-        named_traits = named_traits or _named(profile.traits, kind)[:2]
+        large = [trait for trait in profile.traits if names_it(trait, profile.user_count)]
+        named_traits = named_traits or _named(large, kind)[:2]
     if not named_traits:
         return ""
     (name, first), *others = named_traits
@@ -153,8 +185,12 @@ def _event_mean(profiles: Sequence[SegmentProfile], figure: Callable[[SegmentPro
     return sum(events * value for events, value in weighted) / weight if weight else None
 
 
-def _label_names(traits: Sequence[Trait]) -> list[str]:
-    """Distinct names for a label, the best first."""
-    by_kind = {kind: [display_name(trait.name) for trait in traits if trait.kind == kind] for kind in MOST_TRAITS}
-    main_names = by_kind["category"] or by_kind["item"]
-    return [name for name in dict.fromkeys([*main_names, *by_kind["action"]]) if name]
+def _label_names(traits: Sequence[Trait], user_count: int) -> dict[str, float]:
+    """Distinct names for a label, the best first, with their strength: how much they set the segment apart."""
+    strengths: dict[str, dict[str, float]] = {kind: {} for kind in MOST_TRAITS}
+    for trait in traits:
+        if (name := display_name(trait.name)) and names_it(trait, user_count):
+            low = max(trait.lift_low, 1.0) if trait.lift_low else trait.lift
+            strengths[trait.kind].setdefault(name, trait.share * (low - 1) ** 2 / low)
+    main_names = strengths["category"] or strengths["item"]
+    return main_names | {name: 0.0 for name in strengths["action"] if name not in main_names}

@@ -54,11 +54,12 @@ def profiles_of(
     events, items = _compact(events, items)
     tallies = tallies_of(events, items, members.clusters, has_clock)
     habits = habits_of(events, members.clusters, count, has_clock, least)
-    shown = np.bincount(members.clusters, minlength=count) >= max(privacy.min_segment_size, 1)
+    sizes = np.bincount(members.clusters, minlength=count)
+    shown = sizes >= max(privacy.min_segment_size, 1)
     all_traits = traits_by_cluster(tallies, count, least)
     traits = [traits_of_cluster if shown[cluster] else [] for cluster, traits_of_cluster in enumerate(all_traits)]
     actions = actions_by_cluster(tallies, count, least)
-    bare = bare_profiles(members, segment_ids, labels_of(traits))
+    bare = bare_profiles(members, segment_ids, labels_of(traits, sizes.tolist()))
     profiles = [
         _with_habits(profile, habits[cluster]).model_copy(
             update={"traits": tuple(traits[cluster]), "actions": tuple(actions[cluster])}

@@ -125,7 +125,13 @@ READERS = (
     Reader("segrec stream --users", ("user_id",), _CLIENT, _stream),
     Reader("segrec-train --events", HEADER, _LOG, _log),
     Reader("segrec-train --events delta", HEADER, ("training.data.reading.sources",), _delta, suffixes=(".parquet",)),
-    Reader("segrec-train --items, items add", ("item_id",), _TABLE, _items, is_table=True),
+    Reader(
+        "segrec-train --items, items add",
+        ("item_id",),
+        (*_TABLE, "training.data.reading.category_names"),
+        _items,
+        is_table=True,
+    ),
     Reader("segrec-train --users", ("user_id",), _TABLE, _users, is_table=True),
     Reader(
         "segrec-train --vectors",

@@ -1,6 +1,6 @@
 """Reads the item table and the user table: one row per id, whatever the file has."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from segrec.reading.words import MISSING_WORDS
 
 from training.config import ItemColumns, UserColumns
 from training.data.columns import find_columns, require_columns
+from training.data.reading.category_names import read_category_names
 from training.data.reading.ids import id_of, id_of_text, raw_text, trimmed, unreadable_ids
 from training.data.reading.list_texts import listed
 from training.data.reading.tables import column_names, is_ndjson, json_rows, readable, scan_table
@@ -55,6 +56,9 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
         *(pl.lit(None, pl.String).alias(role) for role in ("title", "description") if role not in by_role),
     )
     categories = _categories(rows, category_columns, columns.category_separator, path, words)
+    names = read_category_names(columns.category_names, scratch, words)
+    notes += _unknown_notes(names, categories)
+    categories = categories.with_columns(pl.col("category").replace(names))
     given = {role: raw_text(by_role[role], schema[by_role[role]], path).str.strip_chars() != "" for role in texts}
     notes += _word_notes(read, rows.select(expression.alias(role) for role, expression in given.items()))
     merged, merge_notes = _one_row_each(read.drop(_ROW), "item_id", "the item table", joined=", categories are joined")
@@ -171,6 +175,13 @@ def _word_notes(read: pl.DataFrame, given: pl.DataFrame) -> list[str]:
     return [f"{' and '.join(said)} of the item table are words for nothing, such as `nan`: they are missing"] * bool(
         said
     )
+
+
+def _unknown_notes(names: Mapping[str, str], categories: pl.DataFrame) -> list[str]:
+    """A note on names of categories that no item has, since such a category may be misspelt."""
+    unknown = sorted(names.keys() - set(categories["category"].unique()))
+    shown = ", ".join(f"`{name}`" for name in unknown[:_SHOWN]) + (", …" if len(unknown) > _SHOWN else "")
+    return [f"{len(unknown):,} of the [items] category_names are no categories of an item: {shown}"] * bool(unknown)
 
 
 def _label(column: str, dtype: pl.DataType, words: Collection[str]) -> pl.Expr:

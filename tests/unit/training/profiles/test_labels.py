@@ -25,16 +25,41 @@ def trait(kind: str, name: str, share: float = 0.5, lift: float = 2.0) -> Trait:
     ],
 )
 def test_labels_say_what_sets_apart(own: list[Trait], label: str) -> None:
-    assert labels_of([own]) == [label]
+    assert labels_of([own], [100]) == [label]
 
 
-def test_labels_differ_by_more_traits_and_then_by_number() -> None:
+def test_labels_lead_with_what_sets_a_segment_apart_most() -> None:
+    strong, weak = trait("category", "Produce", 0.5, 3.0), trait("category", "Produce", 0.4, 1.3)
+    yogurt, fruit = trait("category", "Yogurt", 0.2, 1.2), trait("category", "Fruit", 0.1, 1.2)
+    labels = labels_of([[weak, yogurt], [strong], [weak, fruit]], [50] * 3)
+    assert labels == ["Yogurt · Produce", "Produce", "Fruit · Produce"]
+
+
+def test_no_two_labels_hold_the_same_names() -> None:
     common = [trait("category", "Beer"), trait("category", "Wine")]
-    assert labels_of([[*common, trait("category", "Nuts")], [*common, trait("category", "Crisps")]]) == [
-        "Beer · Wine · Nuts",
-        "Beer · Wine · Crisps",
+    nuts, crisps = trait("category", "Nuts", 0.1, 1.2), trait("category", "Crisps", 0.1, 1.2)
+    assert labels_of([[*common, nuts], [*common[::-1], crisps]], [50] * 2) == ["Beer · Wine", "Wine · Crisps"]
+    assert labels_of([common] * 4 + [[], []], [50] * 6) == [
+        "Beer · Wine",
+        "Wine",
+        "Beer (1)",
+        "Beer (2)",
+        "All-round (1)",
+        "All-round (2)",
     ]
-    assert labels_of([common, common, []]) == ["Beer · Wine (1)", "Beer · Wine (2)", "All-round"]
+
+
+def test_what_hardly_anybody_does_names_no_segment() -> None:
+    salad = Trait(kind="category", name="Salad bar", share=0.01, lift=2.4, lift_low=2.0, user_count=90)
+    rare = Trait(kind="category", name="Pet food", share=0.2, lift=2.4, lift_low=2.0, user_count=9)
+    beer = Trait(kind="category", name="Beer", share=0.03, lift=1.2, lift_low=1.1, user_count=10)
+    assert labels_of([[salad, rare, beer]], [100]) == ["Beer"]
+    assert labels_of([[salad, rare]], [100]) == ["All-round"]
+    sentences = descriptions_of(
+        [profile(traits=(salad, rare, beer), user_count=100), profile(2, user_count=100, traits=(salad, rare))]
+    )
+    assert sentences[0] == "12 % of users; 3 % of their events are Beer, 1.2 times the share among all users."
+    assert sentences[1] == "12 % of users; little sets them apart from all users."
 
 
 def test_words_are_not_shouted() -> None:
@@ -194,4 +219,4 @@ def test_display_names_are_one_visible_line(name: str) -> None:
 @given(st.lists(st.lists(TRAITS, max_size=4), min_size=1, max_size=5))
 @settings(deadline=None)
 def test_labels_are_never_empty(own: list[list[Trait]]) -> None:
-    assert all(label.strip() for label in labels_of(own))
+    assert all(label.strip() for label in labels_of(own, [100] * len(own)))

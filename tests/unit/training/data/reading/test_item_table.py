@@ -46,6 +46,26 @@ def test_items_with_one_category_column_or_several(tmp_path: Path) -> None:
         read_items(path, ItemColumns(category=("sort",)), tmp_path)
 
 
+def test_categories_get_names_in_words(tmp_path: Path) -> None:
+    text, names = "item_id,category\n1,Drug gm|Eggs\n2,Pharma\n", {"Drug gm": "Drugstore", "Pharma": "Drugstore"}
+    named = items(tmp_path, text, category_names=names)
+    assert categories_of(named) == [["Drugstore", "Eggs"], ["Drugstore"]]
+    assert named.notes == ()
+    table = written(tmp_path, "name,category\nDrugstore,Drug gm\n,Eggs\nBooks,Bk\n", "names.csv")
+    by_table = items(tmp_path, text, category_names=str(table))
+    assert categories_of(by_table) == [["Drugstore", "Eggs"], ["Pharma"]]
+    assert by_table.notes == ("1 of the [items] category_names are no categories of an item: `Bk`",)
+
+
+def test_a_table_of_category_names_must_be_clear(tmp_path: Path) -> None:
+    twice = written(tmp_path, "category,name\na,b\na,c\n", "twice.csv")
+    with pytest.raises(LogError, match="gives the category `a` two names"):
+        items(tmp_path, "item_id\n1\n", category_names=str(twice))
+    other = written(tmp_path, "code,name\na,b\n", "other.csv")
+    with pytest.raises(LogError, match="lacks the column category"):
+        items(tmp_path, "item_id\n1\n", category_names=str(other))
+
+
 def test_the_first_value_of_each_column_counts_and_categories_are_joined(tmp_path: Path) -> None:
     rows = ["102,,,", "103,Lamp,Light,", "102,Chair,Home,", "102,Stool,Home|Sale,d", "103,Lamp,,"]
     table = items(tmp_path, "\n".join(["item_id,title,category,description", *rows, ""]))
