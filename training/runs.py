@@ -29,6 +29,7 @@ UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "compress": ("export",),
     "probe": ("train",),
     "report": ("segment",),
+    "tune": ("prepare",),
 }
 """For each stage, the stages whose output it reads."""
 
@@ -165,6 +166,18 @@ class Run:
         origin = {"made_by": method, "parents": list(parents or [self.path.name])}
         stages = {"prepare": record["stages"]["prepare"] | {"of": self.path.name}}
         run._write(run.record() | origin | inherited | {"stages": stages})
+        return run
+
+    def inner(self, name: str) -> Self:
+        """A run inside the directory of this one, on the same prepared data, that can be trained and thrown away."""
+        prepared = self.require("prepare")
+        run = type(self)(self.path / name)
+        run.path.mkdir(parents=True)
+        (run.path / "prepare").symlink_to(prepared.resolve(), target_is_directory=True)
+        record = self.record()
+        kept = {key: record[key] for key in ("config", "seed", "data", "versions") if key in record}
+        stages = {"prepare": record["stages"]["prepare"]}
+        run._write({"schema_version": SCHEMA_VERSION, "id": name, "created": _now()} | kept | {"stages": stages})
         return run
 
     @property

@@ -6,9 +6,10 @@ for a range that a validator checks.
 """
 
 import json
+import re
 import textwrap
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from inspect import cleandoc
@@ -175,7 +176,9 @@ def toml_value(value: object) -> str:
     if isinstance(value, tuple | list):
         return f"[{', '.join(map(toml_value, value))}]"
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {toml_value(part)}' for key, part in value.items())} }}" if value else "{}"
+        return (
+            f"{{ {', '.join(f'{_key(key)} = {toml_value(part)}' for key, part in value.items())} }}" if value else "{}"
+        )
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, Path):
@@ -188,3 +191,22 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and not get_args(annotation):
         return annotation if issubclass(annotation, BaseModel) else None
     return next((model for part in get_args(annotation) if (model := _model_in(part))), None)
+
+
+def settings_toml(settings: BaseModel) -> str:
+    """The settings that differ from their defaults, as a TOML file."""
+    return _tables(settings.model_dump(exclude_defaults=True, exclude_none=True), "")
+
+
+def _tables(values: Mapping[str, Any], name: str) -> str:
+    """The plain keys of a table, then the tables in it."""
+    tables = {key: part for key, part in values.items() if isinstance(part, dict)}
+    plain = "".join(f"{_key(key)} = {toml_value(part)}\n" for key, part in values.items() if key not in tables)
+    head = f"\n[{name}]\n" if name and plain else ""
+    return (
+        head + plain + "".join(_tables(part, ".".join(filter(None, (name, _key(key))))) for key, part in tables.items())
+    )
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -7,6 +7,7 @@ import typer
 
 from training.cli import config as config_commands
 from training.cli import diff, privacy, prune, segments, traffic
+from training.cli import tune as tune_commands
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
     EVENTS_HELP,
@@ -309,6 +310,7 @@ def probe(
 
 
 app.add_typer(config_commands.commands)
+app.add_typer(tune_commands.commands)
 app.add_typer(segments.commands)
 app.add_typer(diff.commands)
 app.add_typer(traffic.commands)

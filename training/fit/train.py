@@ -1,6 +1,7 @@
 """Second stage: trains the encoder to name each next item, and keeps the weights that validated best."""
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,14 +69,16 @@ def train(
     resume: bool = False,
     start: Encoder | None = None,
     teacher: Encoder | None = None,
+    watchers: Sequence[Callback] = (),
     progress: Progress = no_progress,
 ) -> TrainResult:
     """Train on what `prepare` left, and write weights, shape, curves and checkpoints.
 
     `settings` replace those of the run's configuration. With `resume` a training that was cut off goes on from its
     last checkpoint: of the last whole epoch, or of `CHECKPOINT_MINUTES` inside an epoch; without a checkpoint it
-    begins. A derived run trains on from the weights of `start`, or learns the scores of `teacher` too. Under torchrun
-    every process calls this; the first one writes. Raises ConfigError, LogError and RunError.
+    begins. A derived run trains on from the weights of `start`, or learns the scores of `teacher` too. `watchers`
+    are called after the callbacks of the training itself. Under torchrun every process calls this; the first one
+    writes. Raises ConfigError, LogError and RunError.
     """
     prepared = run.require("prepare")
     settings = settings or run.config().train
@@ -105,6 +108,7 @@ def train(
         weights = BestWeights(stage.directory, clock)
         report = ProgressReport(progress, clock, weights, plan.steps * settings.epochs)
         callbacks = [report, clock, weights, *_patience(settings, validation), *checkpoint_callbacks(stage.directory)]
+        callbacks += watchers
         with quiet_lightning(), lost_processes_are_errors(processes):
             trainer = build_trainer(settings, device, processes, callbacks, resumes=checkpoint is not None)
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
