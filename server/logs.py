@@ -3,12 +3,19 @@
 import json
 import logging
 import secrets
+from collections.abc import Callable
 from contextvars import ContextVar
+from time import monotonic
 from typing import Any, Literal
 
 from segrec.visible import visible, visible_lines
 
+log = logging.getLogger(__name__)
+
 LogFormat = Literal["text", "json"]
+
+MOST_REFUSALS = 20
+"""Lines a second that tell of refused calls."""
 
 access_log = logging.getLogger("server.access")
 """One record for each call that ends, where the setting `access_log` asks for it."""
@@ -48,6 +55,30 @@ def log_call(method: str, code: str, seconds: float) -> None:
             milliseconds,
             extra={"method": method, "code": code, "milliseconds": milliseconds},
         )
+
+
+class RefusedCalls:
+    """Logs refused calls by method, code, reason and field path, never by a value; at most `MOST_REFUSALS` a second.
+
+    `clock` is monotonic time in seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = monotonic) -> None:
+        self._clock = clock
+        self._start = clock()
+        self._count = 0
+
+    def add(self, method: str, code: str, reason: str, field: str) -> None:
+        """Log one call; those beyond the limit are counted, and told with the first of a later second."""
+        if self._clock() - self._start >= 1.0:
+            if self._count > MOST_REFUSALS:
+                log.info("%d more calls were refused and not logged", self._count - MOST_REFUSALS)
+            self._start, self._count = self._clock(), 0
+        self._count += 1
+        if self._count <= MOST_REFUSALS:
+            log.info(
+                "%s was refused: %s", method, " ".join(dict.fromkeys(part for part in (code, reason, field) if part))
+            )
 
 
 def _add_request_id(record: logging.LogRecord) -> bool:

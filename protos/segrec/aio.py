@@ -2,21 +2,30 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
 
 from segrec.async_streaming import AsyncRowStream, UserIds
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_aio_channel, token_metadata
+from segrec.calls import Call, CallOptions, named_arguments
+from segrec.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MODEL_ADDRESS,
+    DEFAULT_TIMEOUT_SECONDS,
+    PICK_FIRST,
+    ROUND_ROBIN,
+    Tls,
+    open_aio_channel,
+    token_metadata,
+)
 from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     TRAFFIC_CHANGE_SECONDS,
-    RecommendArguments,
+    RecommendCall,
     add_response,
     build,
     pin_fields,
@@ -24,6 +33,7 @@ from segrec.requests import (
     record_requests,
     segment_request,
     sendable,
+    split_arguments,
     stream_recommend_config,
     stream_segment_config,
     traffic_request,
@@ -66,28 +76,36 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 
 class _AsyncClient:
-    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float, token: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        tls: Tls | None,
+        timeout_seconds: float,
+        token: str,
+        interceptors: Sequence[Any],
+        policy: str,
+    ) -> None:
         self._address = address
         self._metadata = token_metadata(token, address, tls)
         self._timeout_seconds = timeout_seconds
-        self._channel = open_aio_channel(address, tls)
+        self._channel = open_aio_channel(address, tls, policy, interceptors)
 
     async def _call(
         self,
         method: Callable[..., Awaitable[MessageT]],
         request: Message,
-        timeout_seconds: float = 0.0,
+        options: CallOptions,
+        default_timeout: float = 0.0,
         *,
         repeat: bool = True,
     ) -> MessageT:
-        timeout_seconds = timeout_seconds or self._timeout_seconds
-        end = time.monotonic() + timeout_seconds
+        call = Call.of(options, self._metadata, default_timeout or self._timeout_seconds)
         while True:
             try:
-                return await method(request, timeout=end - time.monotonic(), metadata=self._metadata)
+                return await method(request, timeout=call.seconds_left(), metadata=call.metadata)
             except grpc.RpcError as error:
-                failure = error_of_call(error, self._address, timeout_seconds)
-                pause = pause_before_retry(failure, end - time.monotonic())
+                failure = error_of_call(error, self._address, call.timeout)
+                pause = pause_before_retry(failure, call.end - time.monotonic())
                 if pause is None or not repeat:
                     raise failure from error
             await asyncio.sleep(pause)
@@ -111,33 +129,45 @@ class AsyncSegrecClient(_AsyncClient):
     Create the client inside the running event loop.
     """
 
+    @named_arguments
     def __init__(
         self,
         address: str = DEFAULT_ADDRESS,
         *,
         tls: Tls | None = None,
-        timeout_seconds: float = 2.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         token: str = "",
+        interceptors: Sequence[Any] = (),
     ) -> None:
-        super().__init__(address, tls, timeout_seconds, token)
+        super().__init__(address, tls, timeout_seconds, token, interceptors, ROUND_ROBIN)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
 
+    @named_arguments
     async def segment(
-        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
+        self,
+        user_id: str | None = None,
+        *,
+        events: Iterable[Event] | None = None,
+        release: int | str = 0,
+        **options: Unpack[CallOptions],
     ) -> SegmentResponse:
-        return await self._call(self._segrec.Segment, segment_request(user_id, events, release))
+        return await self._call(self._segrec.Segment, segment_request(user_id, events, release), options)
 
+    @named_arguments
     async def recommend(
         self,
         user_id: str | None = None,
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **arguments: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendCall],
     ) -> RecommendResponse:
-        return await self._call(self._segrec.Recommend, recommend_request(user_id, events, release, arguments))
+        fields, options = split_arguments(arguments)
+        request = recommend_request(user_id, events, release, fields)
+        return await self._call(self._segrec.Recommend, request, options)
 
+    @named_arguments
     def stream_segment(
         self,
         user_ids: UserIds,
@@ -147,13 +177,15 @@ class AsyncSegrecClient(_AsyncClient):
         max_in_flight: int = 8,
         stall_seconds: float = STALL_SECONDS,
         base_release: int = 0,
+        **options: Unpack[CallOptions],
     ) -> AsyncRowStream[SegmentRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         window = Window(stream_segment_config(release), SegmentRow, settings.max_in_flight, base_release)
-        return AsyncRowStream(
-            partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
-        )
+        call = Call.of(options, self._metadata, None)
+        open_call = call.stream_opener(self._segrec.StreamSegment)
+        return AsyncRowStream(open_call, window, user_ids, settings, self._address)
 
+    @named_arguments
     def stream_recommend(
         self,
         user_ids: UserIds,
@@ -163,62 +195,80 @@ class AsyncSegrecClient(_AsyncClient):
         max_in_flight: int = 8,
         stall_seconds: float = STALL_SECONDS,
         base_release: int = 0,
-        **arguments: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendCall],
     ) -> AsyncRowStream[RecommendRow]:
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        config = stream_recommend_config(release, arguments)
+        fields, options = split_arguments(arguments)
+        config = stream_recommend_config(release, fields)
         window = Window(config, RecommendRow, settings.max_in_flight, base_release)
-        return AsyncRowStream(
-            partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
-        )
+        call = Call.of(options, self._metadata, None)
+        open_call = call.stream_opener(self._segrec.StreamRecommend)
+        return AsyncRowStream(open_call, window, user_ids, settings, self._address)
 
-    async def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
+    @named_arguments
+    async def record(self, events: Iterable[UserEvent], **options: Unpack[CallOptions]) -> RecordEventsResponse:
         total = RecordEventsResponse()
         for number, request in enumerate(record_requests(events)):
-            add_response(total, await self._call(self._events.RecordEvents, request), number * MAX_EVENTS_PER_CALL)
+            add_response(
+                total, await self._call(self._events.RecordEvents, request, options), number * MAX_EVENTS_PER_CALL
+            )
         return total
 
-    async def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
+    @named_arguments
+    async def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> GetUserHistoryResponse:
         request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
-        return await self._call(self._events.GetUserHistory, request)
+        return await self._call(self._events.GetUserHistory, request, options)
 
-    async def erase(self, user_id: str) -> EraseUserResponse:
-        return await self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
+    @named_arguments
+    async def erase(self, user_id: str, **options: Unpack[CallOptions]) -> EraseUserResponse:
+        request = build(EraseUserRequest, user_id=sendable(user_id))
+        return await self._call(self._events.EraseUser, request, options)
 
-    async def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
-        return await self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pin_fields(release)))
+    @named_arguments
+    async def list_segments(self, release: int | str = 0, **options: Unpack[CallOptions]) -> ListSegmentsResponse:
+        request = build(ListSegmentsRequest, **pin_fields(release))
+        return await self._call(self._segrec.ListSegments, request, options)
 
-    async def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
-        return await self._call(
-            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
-        )
+    @named_arguments
+    async def get_segment(
+        self, segment_id: int, release: int | str = 0, **options: Unpack[CallOptions]
+    ) -> GetSegmentResponse:
+        request = build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
+        return await self._call(self._segrec.GetSegment, request, options)
 
 
 class AsyncModelClient(_AsyncClient):
     """ModelClient for asyncio; ModelClient documents the methods. Create the client inside the running event loop."""
 
+    @named_arguments
     def __init__(
         self,
         address: str = DEFAULT_MODEL_ADDRESS,
         *,
         tls: Tls | None = None,
-        timeout_seconds: float = 2.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         token: str = "",
+        interceptors: Sequence[Any] = (),
     ) -> None:
-        super().__init__(address, tls, timeout_seconds, token)
+        # Not in turn: servers follow a change of the traffic within a second, and who has made it wants to read it.
+        super().__init__(address, tls, timeout_seconds, token, interceptors, PICK_FIRST)
         self._models = ModelServiceStub(self._channel)
 
-    async def list_releases(self) -> list[Release]:
-        response = await self._call(self._models.ListReleases, ListReleasesRequest())
+    @named_arguments
+    async def list_releases(self, **options: Unpack[CallOptions]) -> list[Release]:
+        response = await self._call(self._models.ListReleases, ListReleasesRequest(), options)
         return list(response.releases)
 
-    async def get_release(self, release: int) -> Release:
-        response = await self._call(self._models.GetRelease, build(GetReleaseRequest, release=release))
+    @named_arguments
+    async def get_release(self, release: int, **options: Unpack[CallOptions]) -> Release:
+        response = await self._call(self._models.GetRelease, build(GetReleaseRequest, release=release), options)
         return response.release
 
-    async def overview(self) -> ListReleasesResponse:
-        return await self._call(self._models.ListReleases, ListReleasesRequest())
+    @named_arguments
+    async def overview(self, **options: Unpack[CallOptions]) -> ListReleasesResponse:
+        return await self._call(self._models.ListReleases, ListReleasesRequest(), options)
 
+    @named_arguments
     async def set_traffic(
         self,
         stable: int = 0,
@@ -230,19 +280,20 @@ class AsyncModelClient(_AsyncClient):
         reason: str = "",
         changed_by: str = "",
         etag: str = "",
-        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
+        **options: Unpack[CallOptions],
     ) -> TrafficRecord:
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
-        response = await self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False)
+        response = await self._call(self._models.SetTraffic, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False)
         return response.traffic
 
+    @named_arguments
     async def rollback(
         self,
         *,
         reason: str = "",
         changed_by: str = "",
         etag: str = "",
-        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
+        **options: Unpack[CallOptions],
     ) -> RollbackResponse:
         request = build(RollbackRequest, changed_by=changed_by, reason=reason, etag=etag)
-        return await self._call(self._models.Rollback, request, timeout_seconds, repeat=False)
+        return await self._call(self._models.Rollback, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False)

@@ -3,12 +3,15 @@
 import json
 import logging
 import ssl
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import grpc
 
+from segrec.calls import Metadata
 from segrec.errors import InvalidArgument
 
 log = logging.getLogger(__name__)
@@ -18,7 +21,9 @@ DEFAULT_ADDRESS = "127.0.0.1:50051"
 DEFAULT_MODEL_ADDRESS = "127.0.0.1:50052"
 """Default address of the server's ModelService."""
 
-Metadata = tuple[tuple[str, str], ...]
+DEFAULT_TIMEOUT_SECONDS = 5.0
+"""Deadline of a unary call of the clients and of the command line, where none is given."""
+
 _MAX_MESSAGE_BYTES = 64 * 1024 * 1024
 
 _RETRY = {
@@ -35,22 +40,17 @@ _REPEATABLE = {
     "EventService": ("RecordEvents", "GetUserHistory", "EraseUser"),
     "ModelService": ("ListReleases", "GetRelease"),
 }
-_SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": f"segrec.v1.{service}", "method": method}
-                for service, methods in _REPEATABLE.items()
-                for method in methods
-            ],
-            "retryPolicy": _RETRY,
-        }
-    ]
+_METHOD_CONFIG = {
+    "name": [
+        {"service": f"segrec.v1.{service}", "method": method}
+        for service, methods in _REPEATABLE.items()
+        for method in methods
+    ],
+    "retryPolicy": _RETRY,
 }
 
 # Keepalive also sets TCP_USER_TIMEOUT: a connection whose peer has vanished is given up after 10 s, not 15 minutes.
-CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+_CHANNEL_OPTIONS: tuple[tuple[str, int | str], ...] = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -58,7 +58,17 @@ CHANNEL_OPTIONS: list[tuple[str, int | str]] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-]
+)
+
+
+def _options(policy: str) -> list[tuple[str, int | str]]:
+    """Options of a channel that chooses among the addresses of a name by a policy of gRPC's."""
+    config = {"loadBalancingConfig": [{policy: {}}], "methodConfig": [_METHOD_CONFIG]}
+    return [("grpc.service_config", json.dumps(config)), *_CHANNEL_OPTIONS]
+
+
+PICK_FIRST, ROUND_ROBIN = "pick_first", "round_robin"
+"""Stay with the first server of a name that answers; or take the servers of a name in turn, call by call."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,15 +153,19 @@ def _is_local(address: str) -> bool:
         return False
 
 
-def open_channel(address: str, tls: Tls | None) -> grpc.Channel:
-    """A blocking channel to `host:port`; it connects at the first call."""
+def open_channel(
+    address: str, tls: Tls | None, policy: str = PICK_FIRST, interceptors: Sequence[Any] = ()
+) -> grpc.Channel:
+    """A blocking channel to a target of gRPC's, such as `host:port`; it connects at the first call."""
     if tls is None:
-        return grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+        channel = grpc.insecure_channel(address, options=_options(policy))
+    else:
+        channel = grpc.secure_channel(address, tls.credentials(), options=_options(policy))
+    return grpc.intercept_channel(channel, *interceptors) if interceptors else channel
 
 
-def open_aio_channel(address: str, tls: Tls | None) -> grpc.aio.Channel:
-    """An asyncio channel to `host:port`; call this function inside the running event loop."""
+def open_aio_channel(address: str, tls: Tls | None, policy: str, interceptors: Sequence[Any] = ()) -> grpc.aio.Channel:
+    """An asyncio channel, see `open_channel`; call this function inside the running event loop."""
     if tls is None:
-        return grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
-    return grpc.aio.secure_channel(address, tls.credentials(), options=CHANNEL_OPTIONS)
+        return grpc.aio.insecure_channel(address, options=_options(policy), interceptors=interceptors)
+    return grpc.aio.secure_channel(address, tls.credentials(), options=_options(policy), interceptors=interceptors)

@@ -1,20 +1,29 @@
 """The blocking clients. Threads may share one client."""
 
 import time
-from collections.abc import Iterable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from types import TracebackType
-from typing import Self, TypeVar, Unpack
+from typing import Any, Self, TypeVar, Unpack
 
 import grpc
 from google.protobuf.message import Message
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, open_channel, token_metadata
+from segrec.calls import Call, CallOptions, named_arguments
+from segrec.channel import (
+    DEFAULT_ADDRESS,
+    DEFAULT_MODEL_ADDRESS,
+    DEFAULT_TIMEOUT_SECONDS,
+    PICK_FIRST,
+    ROUND_ROBIN,
+    Tls,
+    open_channel,
+    token_metadata,
+)
 from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     TRAFFIC_CHANGE_SECONDS,
-    RecommendArguments,
+    RecommendCall,
     add_response,
     build,
     pin_fields,
@@ -22,6 +31,7 @@ from segrec.requests import (
     record_requests,
     segment_request,
     sendable,
+    split_arguments,
     stream_recommend_config,
     stream_segment_config,
     traffic_request,
@@ -66,28 +76,36 @@ ResponseT = TypeVar("ResponseT", bound=Message)
 
 
 class _Client:
-    def __init__(self, address: str, tls: Tls | None, timeout_seconds: float, token: str) -> None:
+    def __init__(
+        self,
+        address: str,
+        tls: Tls | None,
+        timeout_seconds: float,
+        token: str,
+        interceptors: Sequence[Any],
+        policy: str,
+    ) -> None:
         self._address = address
         self._metadata = token_metadata(token, address, tls)
         self._timeout_seconds = timeout_seconds
-        self._channel = open_channel(address, tls)
+        self._channel = open_channel(address, tls, policy, interceptors)
 
     def _call(
         self,
         method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
         request: RequestT,
-        timeout_seconds: float = 0.0,
+        options: CallOptions,
+        default_timeout: float = 0.0,
         *,
         repeat: bool = True,
     ) -> ResponseT:
-        timeout_seconds = timeout_seconds or self._timeout_seconds
-        end = time.monotonic() + timeout_seconds
+        call = Call.of(options, self._metadata, default_timeout or self._timeout_seconds)
         while True:
             try:
-                return method(request, timeout=end - time.monotonic(), metadata=self._metadata)
+                return method(request, timeout=call.seconds_left(), metadata=call.metadata)
             except grpc.RpcError as error:
-                failure = error_of_call(error, self._address, timeout_seconds)
-                pause = pause_before_retry(failure, end - time.monotonic())
+                failure = error_of_call(error, self._address, call.timeout)
+                pause = pause_before_retry(failure, call.end - time.monotonic())
                 if pause is None or not repeat:
                     raise failure from error
             time.sleep(pause)
@@ -106,40 +124,53 @@ class _Client:
 class SegrecClient(_Client):
     """Segments, recommendations and events. Every method raises an error of `segrec.errors` when it fails.
 
-    `address` is `host:port`. `timeout_seconds` is the deadline of every call except the streams, retries included: a
-    call that reaches no server is repeated up to three times before the deadline, and a call that an overloaded server
-    refuses is repeated after the delay that the server names, if the deadline allows it. Without `tls` the connection
-    is not encrypted. `token` says who calls, at a server with an access file.
+    `address` is `host:port` or another target of gRPC's; the servers of a name with several addresses, or of
+    `ipv4:10.0.0.1:50051,10.0.0.2:50051`, are asked in turn. `timeout_seconds` is the deadline of every call except the
+    streams, retries included: a call that reaches no server is repeated up to three times before the deadline, and a
+    call that an overloaded server refuses is repeated after the delay that the server names, if the deadline allows
+    it. Without `tls` the connection is not encrypted. `token` says who calls, at a server with an access file.
+    `interceptors` are client interceptors of gRPC, such as OpenTelemetry's, the outermost first.
+
+    Every method also takes `timeout`, `metadata` and `request_id` for its call; see `segrec.calls.CallOptions`.
     """
 
+    @named_arguments
     def __init__(
         self,
         address: str = DEFAULT_ADDRESS,
         *,
         tls: Tls | None = None,
-        timeout_seconds: float = 2.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         token: str = "",
+        interceptors: Sequence[Any] = (),
     ) -> None:
-        super().__init__(address, tls, timeout_seconds, token)
+        super().__init__(address, tls, timeout_seconds, token, interceptors, ROUND_ROBIN)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
 
+    @named_arguments
     def segment(
-        self, user_id: str | None = None, *, events: Iterable[Event] | None = None, release: int | str = 0
+        self,
+        user_id: str | None = None,
+        *,
+        events: Iterable[Event] | None = None,
+        release: int | str = 0,
+        **options: Unpack[CallOptions],
     ) -> SegmentResponse:
         """The segment of a user of the history store, or of an inline history of 1 to 4,096 `events`.
 
         `release` pins a release by number, or as "stable" or "canary"; with 0 the traffic chooses the release.
         """
-        return self._call(self._segrec.Segment, segment_request(user_id, events, release))
+        return self._call(self._segrec.Segment, segment_request(user_id, events, release), options)
 
+    @named_arguments
     def recommend(
         self,
         user_id: str | None = None,
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
-        **arguments: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendCall],
     ) -> RecommendResponse:
         """Items for a user of the history store, or for an inline history, best first; see `segment`.
 
@@ -147,8 +178,11 @@ class SegrecClient(_Client):
         "segment", "popular"), exclude_seen, exclude_item_ids, exclude_categories, include_categories,
         candidate_item_ids, diversity.
         """
-        return self._call(self._segrec.Recommend, recommend_request(user_id, events, release, arguments))
+        fields, options = split_arguments(arguments)
+        request = recommend_request(user_id, events, release, fields)
+        return self._call(self._segrec.Recommend, request, options)
 
+    @named_arguments
     def stream_segment(
         self,
         user_ids: Iterable[str],
@@ -158,17 +192,20 @@ class SegrecClient(_Client):
         max_in_flight: int = 8,
         stall_seconds: float = STALL_SECONDS,
         base_release: int = 0,
+        **options: Unpack[CallOptions],
     ) -> RowStream[SegmentRow]:
-        """The segments of any number of users; see RowStream and StreamSettings. There is no overall deadline.
+        """The segments of any number of users; see RowStream and StreamSettings. There is no overall deadline
+        unless `timeout` is given.
 
         `base_release` goes on with an interrupted stream: it is the `RowStream.base_release` of that one.
         """
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
         window = Window(stream_segment_config(release), SegmentRow, settings.max_in_flight, base_release)
-        return RowStream(
-            partial(self._segrec.StreamSegment, metadata=self._metadata), window, user_ids, settings, self._address
-        )
+        call = Call.of(options, self._metadata, None)
+        open_call = call.stream_opener(self._segrec.StreamSegment)
+        return RowStream(open_call, window, user_ids, settings, self._address)
 
+    @named_arguments
     def stream_recommend(
         self,
         user_ids: Iterable[str],
@@ -178,17 +215,19 @@ class SegrecClient(_Client):
         max_in_flight: int = 8,
         stall_seconds: float = STALL_SECONDS,
         base_release: int = 0,
-        **arguments: Unpack[RecommendArguments],
+        **arguments: Unpack[RecommendCall],
     ) -> RowStream[RecommendRow]:
         """Items for any number of users; see `recommend`, RowStream and StreamSettings."""
         settings = StreamSettings(chunk_size, max_in_flight, stall_seconds)
-        config = stream_recommend_config(release, arguments)
+        fields, options = split_arguments(arguments)
+        config = stream_recommend_config(release, fields)
         window = Window(config, RecommendRow, settings.max_in_flight, base_release)
-        return RowStream(
-            partial(self._segrec.StreamRecommend, metadata=self._metadata), window, user_ids, settings, self._address
-        )
+        call = Call.of(options, self._metadata, None)
+        open_call = call.stream_opener(self._segrec.StreamRecommend)
+        return RowStream(open_call, window, user_ids, settings, self._address)
 
-    def record(self, events: Iterable[UserEvent]) -> RecordEventsResponse:
+    @named_arguments
+    def record(self, events: Iterable[UserEvent], **options: Unpack[CallOptions]) -> RecordEventsResponse:
         """Stores events durably, 1,024 per request. The response names refused events by their index in `events`.
 
         The server stores an event once: it recognises the event by its id, or without an id by item, action and time.
@@ -197,58 +236,73 @@ class SegrecClient(_Client):
         """
         total = RecordEventsResponse()
         for number, request in enumerate(record_requests(events)):
-            add_response(total, self._call(self._events.RecordEvents, request), number * MAX_EVENTS_PER_CALL)
+            add_response(total, self._call(self._events.RecordEvents, request, options), number * MAX_EVENTS_PER_CALL)
         return total
 
-    def history(self, user_id: str, limit: int = 100) -> GetUserHistoryResponse:
+    @named_arguments
+    def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> GetUserHistoryResponse:
         """The newest `limit` (1 to 4,096) events of a user, oldest first; empty for an unknown user."""
         request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
-        return self._call(self._events.GetUserHistory, request)
+        return self._call(self._events.GetUserHistory, request, options)
 
-    def erase(self, user_id: str) -> EraseUserResponse:
+    @named_arguments
+    def erase(self, user_id: str, **options: Unpack[CallOptions]) -> EraseUserResponse:
         """Deletes everything stored about a user, durably."""
-        return self._call(self._events.EraseUser, build(EraseUserRequest, user_id=sendable(user_id)))
+        request = build(EraseUserRequest, user_id=sendable(user_id))
+        return self._call(self._events.EraseUser, request, options)
 
-    def list_segments(self, release: int | str = 0) -> ListSegmentsResponse:
+    @named_arguments
+    def list_segments(self, release: int | str = 0, **options: Unpack[CallOptions]) -> ListSegmentsResponse:
         """The segments of a release, largest first. `release`: a number, "stable" or "canary"; 0 is the active one."""
-        return self._call(self._segrec.ListSegments, build(ListSegmentsRequest, **pin_fields(release)))
+        request = build(ListSegmentsRequest, **pin_fields(release))
+        return self._call(self._segrec.ListSegments, request, options)
 
-    def get_segment(self, segment_id: int, release: int | str = 0) -> GetSegmentResponse:
+    @named_arguments
+    def get_segment(
+        self, segment_id: int, release: int | str = 0, **options: Unpack[CallOptions]
+    ) -> GetSegmentResponse:
         """A segment by its stable id. Raises NotFound when the release has no such segment."""
-        return self._call(
-            self._segrec.GetSegment, build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
-        )
+        request = build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
+        return self._call(self._segrec.GetSegment, request, options)
 
 
 class ModelClient(_Client):
     """Releases and the traffic between them. ModelService listens on a separate address.
 
-    `token` says who calls, at a server with an access file; changes of the traffic need the role `operate`.
+    `token` says who calls, at a server with an access file; changes of the traffic need the role `operate`. See
+    `SegrecClient` for the other arguments and for those of each method; here the first server that answers is kept.
     """
 
+    @named_arguments
     def __init__(
         self,
         address: str = DEFAULT_MODEL_ADDRESS,
         *,
         tls: Tls | None = None,
-        timeout_seconds: float = 2.0,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         token: str = "",
+        interceptors: Sequence[Any] = (),
     ) -> None:
-        super().__init__(address, tls, timeout_seconds, token)
+        # Not in turn: servers follow a change of the traffic within a second, and who has made it wants to read it.
+        super().__init__(address, tls, timeout_seconds, token, interceptors, PICK_FIRST)
         self._models = ModelServiceStub(self._channel)
 
-    def list_releases(self) -> list[Release]:
+    @named_arguments
+    def list_releases(self, **options: Unpack[CallOptions]) -> list[Release]:
         """The releases in the model repository, newest first; `failure` says what is wrong with a damaged release."""
-        return list(self._call(self._models.ListReleases, ListReleasesRequest()).releases)
+        return list(self._call(self._models.ListReleases, ListReleasesRequest(), options).releases)
 
-    def get_release(self, release: int) -> Release:
+    @named_arguments
+    def get_release(self, release: int, **options: Unpack[CallOptions]) -> Release:
         """Raises NotFound when the release does not exist."""
-        return self._call(self._models.GetRelease, build(GetReleaseRequest, release=release)).release
+        return self._call(self._models.GetRelease, build(GetReleaseRequest, release=release), options).release
 
-    def overview(self) -> ListReleasesResponse:
+    @named_arguments
+    def overview(self, **options: Unpack[CallOptions]) -> ListReleasesResponse:
         """The releases, the traffic in force, and what is wrong with the traffic file, if anything."""
-        return self._call(self._models.ListReleases, ListReleasesRequest())
+        return self._call(self._models.ListReleases, ListReleasesRequest(), options)
 
+    @named_arguments
     def set_traffic(
         self,
         stable: int = 0,
@@ -260,7 +314,7 @@ class ModelClient(_Client):
         reason: str = "",
         changed_by: str = "",
         etag: str = "",
-        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
+        **options: Unpack[CallOptions],
     ) -> TrafficRecord:
         """Replaces the traffic and returns the traffic in force. The arguments are the fields of `segrec.v1.Traffic`.
 
@@ -269,15 +323,16 @@ class ModelClient(_Client):
         longer in force.
         """
         request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
-        return self._call(self._models.SetTraffic, request, timeout_seconds, repeat=False).traffic
+        return self._call(self._models.SetTraffic, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False).traffic
 
+    @named_arguments
     def rollback(
         self,
         *,
         reason: str = "",
         changed_by: str = "",
         etag: str = "",
-        timeout_seconds: float = TRAFFIC_CHANGE_SECONDS,
+        **options: Unpack[CallOptions],
     ) -> RollbackResponse:
         """Removes the canary; without a canary, makes the previous stable release stable again.
 
@@ -285,4 +340,4 @@ class ModelClient(_Client):
         `set_traffic`.
         """
         request = build(RollbackRequest, changed_by=changed_by, reason=reason, etag=etag)
-        return self._call(self._models.Rollback, request, timeout_seconds, repeat=False)
+        return self._call(self._models.Rollback, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False)

@@ -21,6 +21,8 @@ from google.protobuf.message import DecodeError
 
 from segrec.v1.common_pb2 import RowStatus
 
+REQUEST_ID_KEY = "x-request-id"
+"""Metadata key of a request id. The server returns the id in the trailing metadata of its answer."""
 STATUS_METADATA_KEY = "segrec-error-bin"
 """Trailing metadata in which the server sends a serialized `segrec.v1.RowStatus`."""
 
@@ -47,6 +49,7 @@ class SegrecError(Exception):
         field: str = "",
         details: str = "",
         retry_seconds: float | None = None,
+        request_id: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code or self.default_code
@@ -59,6 +62,8 @@ class SegrecError(Exception):
         """gRPC's own error text, for logs; may be empty."""
         self.retry_seconds = retry_seconds
         """How long the server says to wait before the same call is worth another try; None when it says nothing."""
+        self.request_id = request_id
+        """By which the server's log names the call; empty when no server has answered."""
 
 
 class InvalidArgument(SegrecError):
@@ -159,6 +164,7 @@ def error_of_call(error: grpc.RpcError, address: str, timeout_seconds: float | N
     if status is not None:
         result = error_of_status(status)
         result.details = details
+        result.request_id = _trailing_value(error, REQUEST_ID_KEY) or ""
         return result
     error_type = _BY_CODE.get(code, SegrecError)
     return error_type(_sentence(code, details, address, timeout_seconds), code=code, details=details)
@@ -176,14 +182,16 @@ def _code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
 
 
 def _sent_status(error: grpc.RpcError) -> RowStatus | None:
+    try:
+        return RowStatus.FromString(_trailing_value(error, STATUS_METADATA_KEY))
+    except (DecodeError, TypeError):
+        return None
+
+
+def _trailing_value(error: grpc.RpcError, name: str) -> Any:
+    """The value of this name in the trailing metadata of a failed call; None without one."""
     trailing: Any = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
-    for key, value in trailing or ():
-        if key == STATUS_METADATA_KEY:
-            try:
-                return RowStatus.FromString(value)
-            except DecodeError:
-                return None
-    return None
+    return next((value for key, value in trailing or () if key == name), None)
 
 
 def _sentence(code: grpc.StatusCode, details: str, address: str, timeout_seconds: float | None) -> str:
@@ -205,12 +213,20 @@ def _unavailable_sentence(details: str, address: str) -> str:
     for text, sentence in _CONNECTION_FAILURES:
         if text in details:
             return sentence.format(address=address)
+    if any(text in details for text in _CLOSED_BY_SERVER):
+        # Before the first call the server has accepted the connection and closed it.
+        return _CLOSED.format(address=address) if "last error" in details else f"The connection to {address} was lost"
     lower = details.lower()
     if "handshake" in lower or "certificate" in lower or "tlsv1" in lower:
         return f"No TLS connection to {address}: {details.split('; last error: ')[-1]}"
     return f"No server answers at {address}: start one with `segrec-serve`, or give the address of a running server"
 
 
+_CLOSED = (
+    "The server at {address} closes the connection. A server with TLS does so when the caller uses none "
+    "(--tls-ca), and one with mutual TLS when the caller's certificate is missing, has expired or is of another "
+    "authority (--tls-cert, --tls-key)"
+)
 # Parts of gRPC's texts for connections that fail, with what they mean; the first that fits counts.
 _CONNECTION_FAILURES = (
     ("certificate has expired", "The certificate of the server at {address} has expired: have a new one issued for it"),
@@ -227,10 +243,6 @@ _CONNECTION_FAILURES = (
         "WRONG_VERSION_NUMBER",
         "The server at {address} does not use TLS: leave out the TLS options, or ask it at another port",
     ),
-    (
-        "last error: UNAVAILABLE",  # the server accepted the connection and closed it before the first call
-        "The server at {address} closes the connection. A server with TLS does so when the caller uses none "
-        "(--tls-ca), and one with mutual TLS when the caller's certificate is missing, has expired or is of another "
-        "authority (--tls-cert, --tls-key)",
-    ),
+    ("errors resolving", "The name in {address} is not known here: check the address"),
 )
+_CLOSED_BY_SERVER = ("last error: UNAVAILABLE", "Socket closed", "reset by peer", "HTTP/2", "Broken pipe")

@@ -3,10 +3,11 @@
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from google.protobuf.message import Message
 
+from segrec.calls import CallOptions
 from segrec.errors import InvalidArgument
 from segrec.v1.common_pb2 import Event, EventList, ReleaseAlias
 from segrec.v1.event_service_pb2 import RecordEventsRequest, RecordEventsResponse, UserEvent
@@ -45,6 +46,17 @@ class RecommendArguments(TypedDict, total=False):
     diversity: float
 
 
+class RecommendCall(RecommendArguments, CallOptions, total=False):
+    """The keyword arguments of `recommend` beside the subject and the release."""
+
+
+def split_arguments(arguments: RecommendCall) -> tuple[RecommendArguments, CallOptions]:
+    """The fields of the request, and the options of the call."""
+    fields = {name: value for name, value in arguments.items() if name not in CallOptions.__optional_keys__}
+    options = {name: value for name, value in arguments.items() if name in CallOptions.__optional_keys__}
+    return cast(RecommendArguments, fields), cast(CallOptions, options)
+
+
 def strategy_of(name: str | int) -> int:
     """The enum value of `hybrid`, `personal`, `segment` or `popular`; a number is returned unchanged.
 
@@ -63,8 +75,20 @@ def build(message_type: Callable[..., MessageT], **fields: Any) -> MessageT:
     """A message. Raises InvalidArgument when a field has the wrong type, is too large, or is not UTF-8."""
     try:
         return message_type(**fields)
-    except (TypeError, ValueError) as error:
-        raise InvalidArgument(f"A value cannot be sent: {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        name = _wrong_field(message_type, fields)
+        kind = f" as {type(fields[name]).__name__}" if name else ""
+        raise InvalidArgument(f"{name or 'A value'} cannot be sent{kind}: {error}", field=name) from error
+
+
+def _wrong_field(message_type: Callable[..., Message], fields: dict[str, Any]) -> str:
+    """The first field that makes no message; empty when each does alone."""
+    for name, value in fields.items():
+        try:
+            message_type(**{name: value})
+        except (TypeError, ValueError, AttributeError):
+            return name
+    return ""
 
 
 def recommend_options(arguments: RecommendArguments) -> RecommendOptions:
@@ -111,10 +135,18 @@ def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
 
 def sendable(user_id: str | None) -> str:
     """The id itself. Raises InvalidArgument when the id cannot be sent."""
+    if user_id is not None:
+        checked_type(user_id, "user_id")
     problem = id_problem(user_id or "")
     if problem:
         raise InvalidArgument(f"The user id {problem}", field="user_id")
     return user_id or ""
+
+
+def checked_type(value: object, field: str) -> None:
+    """Raises InvalidArgument unless an id is a str: a number has several texts, and only one is the user."""
+    if not isinstance(value, str):
+        raise InvalidArgument(f"{field} must be a str, not {type(value).__name__}", field=field)
 
 
 def id_problem(user_id: str) -> str:

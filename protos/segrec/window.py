@@ -9,7 +9,7 @@ from typing import Generic, TypeVar, cast
 import grpc
 
 from segrec.errors import DataLoss, InvalidArgument, SegrecError
-from segrec.requests import build, id_problem
+from segrec.requests import build, checked_type, id_problem
 from segrec.v1.common_pb2 import RowStatus
 from segrec.v1.segrec_service_pb2 import (
     RecommendChunk,
@@ -120,7 +120,12 @@ class Window(Generic[RowT]):
         return not self._waiting
 
     def add(self, user_ids: list[str]) -> Request:
-        """The request for the next chunk. An id that cannot be sent is replaced by "", which the server refuses."""
+        """The request for the next chunk. An id that cannot be sent is replaced by "", which the server refuses.
+
+        Raises InvalidArgument for an id that is no str.
+        """
+        for user_id in user_ids:
+            checked_type(user_id, "user_ids")
         chunk = self._new_chunk(user_ids)
         self._held.append(chunk)
         return self._message(chunk.request)

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.descriptor import Descriptor
 from grpc.aio import ServerInterceptor
+from segrec.errors import REQUEST_ID_KEY
 
 from server import logs, tracing
 from server.access.control import AccessControl
@@ -21,10 +22,10 @@ from server.rpc.room import Pace, Room
 
 log = logging.getLogger(__name__)
 
-REQUEST_ID_KEY = "x-request-id"
-"""Metadata key of the caller's id for a call; a call without one gets an id. It appears in errors and in the log."""
 
 _LONGEST_REQUEST_ID = 128
+
+Trailing = tuple[tuple[str, str | bytes], ...]
 
 
 class CallInterceptor(ServerInterceptor):
@@ -47,6 +48,7 @@ class CallInterceptor(ServerInterceptor):
         self._request_types = request_types
         self._calls = calls
         self._streams = streams
+        self._refused = logs.RefusedCalls()
         self._refusing: dict[str, Handler] = {}
         self._wrapped: dict[str, Handler] = {}
 
@@ -90,7 +92,7 @@ class CallInterceptor(ServerInterceptor):
 
         async def call(request: Any, context: Context) -> Any:
             start = monotonic()
-            request_id = logs.begin_request(_request_id(context))
+            request_id = self._begin(context)
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
                     self._access.admit(path, context)
@@ -114,7 +116,7 @@ class CallInterceptor(ServerInterceptor):
 
         async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
-            request_id = logs.begin_request(_request_id(context))
+            request_id = self._begin(context)
             with tracing.call_span(path, context.invocation_metadata()):
                 try:
                     self._access.admit_stream(path, context)
@@ -132,6 +134,12 @@ class CallInterceptor(ServerInterceptor):
 
         return call
 
+    def _begin(self, context: Context) -> str:
+        """The id of a call, which its answer also carries."""
+        request_id = logs.begin_request(_request_id(context))
+        context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
+        return request_id
+
     async def _refuse(self, _request: bytes, _context: Context) -> Any:
         raise self._calls.refusal()
 
@@ -142,7 +150,10 @@ class CallInterceptor(ServerInterceptor):
         self._metrics.calls.labels(name, error.code).inc()
         tracing.end_call(error.code)
         logs.log_call(name, error.code, monotonic() - start)
-        await context.abort(grpc.StatusCode[error.code], str(error), trailing_metadata(error, request_id))
+        if error.code != "INTERNAL":
+            self._refused.add(name, error.code, error.reason, error.field)
+        trailing: Trailing = (*trailing_metadata(error, request_id), (REQUEST_ID_KEY, request_id))
+        await context.abort(grpc.StatusCode[error.code], str(error), trailing)
 
 
 def _readable(request: Any) -> Any:

@@ -7,14 +7,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import cast
 
-from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, Tls, read_token
+from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, DEFAULT_TIMEOUT_SECONDS, Tls, read_token
 from segrec.cli import commands, exit_codes, health, reading_options, record, stream, stream_options, traffic
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
 from segrec.requests import RecommendArguments, strategy_of
 
-_TIMEOUT_SECONDS = 5.0
 _DEFAULT_TIMEOUTS = {"stream": "120", "traffic": "90", "rollback": "90"}
 _MODEL_COMMANDS: dict[str, Callable[[ModelClient, argparse.Namespace], int]] = {
     "releases": commands.releases,
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     tls = Tls(options.tls_ca, options.tls_cert, options.tls_key) if _wants_tls(options) else None
-    timeout_seconds = options.timeout or _TIMEOUT_SECONDS
+    timeout_seconds = options.timeout or DEFAULT_TIMEOUT_SECONDS
     token = read_token(options.token_file or os.environ.get("SEGREC_TOKEN_FILE", ""))
     if options.command in _MODEL_COMMANDS:
         address = options.address or os.environ.get("SEGREC_MODEL_ADDRESS") or DEFAULT_MODEL_ADDRESS
@@ -163,7 +162,7 @@ def _add_common(parser: argparse.ArgumentParser, name: str) -> None:
     common.add_argument(
         "--token-file", default="", metavar="FILE", help="file with the caller's token; default $SEGREC_TOKEN_FILE"
     )
-    default_timeout = _DEFAULT_TIMEOUTS.get(name, "5")
+    default_timeout = _DEFAULT_TIMEOUTS.get(name, f"{DEFAULT_TIMEOUT_SECONDS:g}")
     timeout_help = f"longest wait for an answer; default {default_timeout}"
     common.add_argument("--timeout", type=_seconds, metavar="SECONDS", help=timeout_help)
     common.add_argument("--json", action="store_true", help="print JSON, one object per line")

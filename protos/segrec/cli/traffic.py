@@ -10,7 +10,6 @@ from segrec.cli.records import iso_time, json_line
 from segrec.cli.terminal import say
 from segrec.client import ModelClient
 from segrec.errors import DeadlineExceeded, SegrecError, Unavailable
-from segrec.requests import TRAFFIC_CHANGE_SECONDS
 from segrec.traffic import (
     GuardBounds,
     TrafficState,
@@ -54,7 +53,7 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
             reason=options.reason,
             changed_by=changed_by,
             etag=overview.traffic.etag,
-            timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
+            timeout=options.timeout,
         )
     except (Unavailable, DeadlineExceeded) as error:
         record = _changed_despite(error, client, overview.traffic, changed_by)
@@ -70,7 +69,7 @@ def rollback(client: ModelClient, options: argparse.Namespace) -> int:
             reason=options.reason,
             changed_by=changed_by,
             etag=before.etag,
-            timeout_seconds=options.timeout or TRAFFIC_CHANGE_SECONDS,
+            timeout=options.timeout,
         )
         record, summary = answer.traffic, answer.summary
     except (Unavailable, DeadlineExceeded) as error:

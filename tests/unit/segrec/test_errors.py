@@ -30,3 +30,21 @@ def test_a_call_that_the_caller_cancels_stays_cancelled(details: str) -> None:
     error = error_of_call(_Call(grpc.StatusCode.CANCELLED, details), "host:1")
     assert type(error) is SegrecError
     assert error.code is grpc.StatusCode.CANCELLED
+
+
+@pytest.mark.parametrize(
+    ("details", "sentence"),
+    [
+        (
+            "connections to all backends failing; last error: UNKNOWN: recvmsg:Connection reset by peer",
+            "with TLS does so",
+        ),
+        ("connections to all backends failing; last error: UNAVAILABLE: Socket closed", r"--tls-ca"),
+        ("connections to all backends failing; last error: UNKNOWN: Connection refused", "No server answers at host:1"),
+        ("Socket closed", "The connection to host:1 was lost"),
+        ("errors resolving host:1: [Domain name not found]", "The name in host:1 is not known"),
+    ],
+)
+def test_what_is_wrong_with_a_connection_is_said(details: str, sentence: str) -> None:
+    with pytest.raises(Unavailable, match=sentence):
+        raise error_of_call(_Call(grpc.StatusCode.UNAVAILABLE, details), "host:1")
