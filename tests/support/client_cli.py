@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -73,3 +74,8 @@ def kill_when_stalled(
     fake.script.before_answer = lambda _: None
     release.set()
     return child.returncode, text
+
+
+def segrec_environment() -> dict[str, str]:
+    """The environment in which a shell finds this installation's `segrec` first."""
+    return os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

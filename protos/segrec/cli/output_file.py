@@ -72,10 +72,10 @@ class Output:
     def _start(self, new: OutputProgress, failed: Path | None, *, resume: bool, force: bool) -> OutputProgress:
         if self._progress_path.exists() and resume:
             return self._read_progress(new.request, failed)
-        if resume and self.path.exists():
-            raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Leave out --resume to start again")
         if force:
             return new
+        if resume and self.path.exists():
+            raise InvalidArgument(f"Nothing to resume: {self.path} is complete. Add --force to start again")
         if self._progress_path.exists():
             raise InvalidArgument(
                 f"{part_of(self.path)} is the output of an interrupted run: add --resume to continue, or --force to "

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from segrec.cli import reading_options
 
-DETAILS = """--resume continues an interrupted run.
+DETAILS = """--resume continues an interrupted run, or starts one; with --force it also repeats a complete one.
 Each user is written once, in the order of the input; a failed user is written with its status.
 Users with a degraded answer are counted at the end; more than --max-degraded of them give exit code 7.
 `--out -` writes to standard output for the next program of a pipe, and the closing line to standard error.
