@@ -14,6 +14,8 @@ from pathlib import Path
 from grpc.aio import Server
 from prometheus_client import start_http_server
 from segrec.v1 import (
+    catalogue_service_pb2,
+    catalogue_service_pb2_grpc,
     event_service_pb2,
     event_service_pb2_grpc,
     model_service_pb2,
@@ -48,6 +50,7 @@ from server.releases.routing import Routing
 from server.releases.traffic_watcher import TrafficWatcher
 from server.releases.verified import VerifiedReleases
 from server.rpc.access_controls import access_controls
+from server.rpc.catalogue_service import CatalogueServicer
 from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.erasure_audit import ErasureAudit
@@ -307,9 +310,10 @@ def _services(
     audit: ErasureAudit,
     stopping: asyncio.Event,
 ) -> list[Service]:
+    routing = Routing(releases)
     segrec = SegrecServicer(
         pipeline,
-        Routing(releases),
+        routing,
         metrics,
         clock,
         settings.encode_timeout_seconds,
@@ -326,9 +330,13 @@ def _services(
     def add_events(server: Server) -> None:
         event_service_pb2_grpc.add_EventServiceServicer_to_server(events, server)
 
+    def add_catalogue(server: Server) -> None:
+        catalogue_service_pb2_grpc.add_CatalogueServiceServicer_to_server(CatalogueServicer(routing), server)
+
     return [
         Service(segrec_service_pb2.DESCRIPTOR.services_by_name["SegrecService"], add_segrec),
         Service(event_service_pb2.DESCRIPTOR.services_by_name["EventService"], add_events),
+        Service(catalogue_service_pb2.DESCRIPTOR.services_by_name["CatalogueService"], add_catalogue),
     ]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar, Unpack
 
@@ -24,10 +24,12 @@ from segrec.channel import (
 from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
+    MAX_PAGE_SIZE,
     TRAFFIC_CHANGE_SECONDS,
     RecommendCall,
     add_response,
     build,
+    checked_type,
     pin_fields,
     recommend_request,
     record_requests,
@@ -38,6 +40,16 @@ from segrec.requests import (
     stream_segment_config,
     traffic_request,
 )
+from segrec.v1.catalogue_service_pb2 import (
+    Action,
+    Category,
+    GetItemRequest,
+    Item,
+    ListActionsRequest,
+    ListCategoriesRequest,
+    ListItemsRequest,
+)
+from segrec.v1.catalogue_service_pb2_grpc import CatalogueServiceStub
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import (
     EraseUserRequest,
@@ -142,6 +154,7 @@ class AsyncSegrecClient(_AsyncClient):
         super().__init__(address, tls, timeout_seconds, token, interceptors, ROUND_ROBIN)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
+        self._catalogue = CatalogueServiceStub(self._channel)
 
     @named_arguments
     async def segment(
@@ -235,6 +248,46 @@ class AsyncSegrecClient(_AsyncClient):
     ) -> GetSegmentResponse:
         request = build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
         return await self._call(self._segrec.GetSegment, request, options)
+
+    @named_arguments
+    def list_items(
+        self,
+        *,
+        category: str = "",
+        title_prefix: str = "",
+        release: int | str = 0,
+        **options: Unpack[CallOptions],
+    ) -> AsyncIterator[Item]:
+        filters = {"category": category, "title_prefix": title_prefix, "page_size": MAX_PAGE_SIZE}
+        request = build(ListItemsRequest, **filters, **pin_fields(release))
+        return self._pages(self._catalogue.ListItems, request, "items", options)
+
+    @named_arguments
+    async def get_item(self, item_id: str, release: int | str = 0, **options: Unpack[CallOptions]) -> Item:
+        checked_type(item_id, "item_id")
+        request = build(GetItemRequest, item_id=item_id, **pin_fields(release))
+        return (await self._call(self._catalogue.GetItem, request, options)).item
+
+    @named_arguments
+    def list_categories(self, release: int | str = 0, **options: Unpack[CallOptions]) -> AsyncIterator[Category]:
+        request = build(ListCategoriesRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        return self._pages(self._catalogue.ListCategories, request, "categories", options)
+
+    @named_arguments
+    def list_actions(self, release: int | str = 0, **options: Unpack[CallOptions]) -> AsyncIterator[Action]:
+        request = build(ListActionsRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        return self._pages(self._catalogue.ListActions, request, "actions", options)
+
+    async def _pages(
+        self, method: Callable[..., Any], request: Any, field: str, options: CallOptions
+    ) -> AsyncIterator[Any]:
+        while True:
+            response = await self._call(method, request, options)
+            for entry in getattr(response, field):
+                yield entry
+            if not response.next_page_token:
+                return
+            request.page_token = response.next_page_token
 
 
 class AsyncModelClient(_AsyncClient):

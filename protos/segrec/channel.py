@@ -38,6 +38,7 @@ _RETRY = {
 _REPEATABLE = {
     "SegrecService": ("Segment", "Recommend", "ListSegments", "GetSegment"),
     "EventService": ("RecordEvents", "GetUserHistory", "EraseUser"),
+    "CatalogueService": ("ListItems", "GetItem", "ListCategories", "ListActions"),
     "ModelService": ("ListReleases", "GetRelease"),
 }
 _METHOD_CONFIG = {

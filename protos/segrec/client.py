@@ -1,13 +1,9 @@
 """The blocking clients. Threads may share one client."""
 
-import time
-from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Unpack
 
-import grpc
-from google.protobuf.message import Message
-
+from segrec.blocking import BlockingClient
 from segrec.calls import Call, CallOptions, named_arguments
 from segrec.channel import (
     DEFAULT_ADDRESS,
@@ -16,16 +12,15 @@ from segrec.channel import (
     PICK_FIRST,
     ROUND_ROBIN,
     Tls,
-    open_channel,
-    token_metadata,
 )
-from segrec.errors import error_of_call, pause_before_retry
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
+    MAX_PAGE_SIZE,
     TRAFFIC_CHANGE_SECONDS,
     RecommendCall,
     add_response,
     build,
+    checked_type,
     pin_fields,
     recommend_request,
     record_requests,
@@ -37,6 +32,16 @@ from segrec.requests import (
     traffic_request,
 )
 from segrec.streaming import RowStream
+from segrec.v1.catalogue_service_pb2 import (
+    Action,
+    Category,
+    GetItemRequest,
+    Item,
+    ListActionsRequest,
+    ListCategoriesRequest,
+    ListItemsRequest,
+)
+from segrec.v1.catalogue_service_pb2_grpc import CatalogueServiceStub
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import (
     EraseUserRequest,
@@ -71,57 +76,8 @@ from segrec.v1.segrec_service_pb2 import (
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 from segrec.window import STALL_SECONDS, StreamSettings, Window
 
-RequestT = TypeVar("RequestT", bound=Message)
-ResponseT = TypeVar("ResponseT", bound=Message)
 
-
-class _Client:
-    def __init__(
-        self,
-        address: str,
-        tls: Tls | None,
-        timeout_seconds: float,
-        token: str,
-        interceptors: Sequence[Any],
-        policy: str,
-    ) -> None:
-        self._address = address
-        self._metadata = token_metadata(token, address, tls)
-        self._timeout_seconds = timeout_seconds
-        self._channel = open_channel(address, tls, policy, interceptors)
-
-    def _call(
-        self,
-        method: "grpc.UnaryUnaryMultiCallable[RequestT, ResponseT]",
-        request: RequestT,
-        options: CallOptions,
-        default_timeout: float = 0.0,
-        *,
-        repeat: bool = True,
-    ) -> ResponseT:
-        call = Call.of(options, self._metadata, default_timeout or self._timeout_seconds)
-        while True:
-            try:
-                return method(request, timeout=call.seconds_left(), metadata=call.metadata)
-            except grpc.RpcError as error:
-                failure = error_of_call(error, self._address, call.timeout)
-                pause = pause_before_retry(failure, call.end - time.monotonic())
-                if pause is None or not repeat:
-                    raise failure from error
-            time.sleep(pause)
-
-    def close(self) -> None:
-        """Closes the connection; running calls are cancelled."""
-        self._channel.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.close()
-
-
-class SegrecClient(_Client):
+class SegrecClient(BlockingClient):
     """Segments, recommendations and events. Every method raises an error of `segrec.errors` when it fails.
 
     `address` is `host:port` or another target of gRPC's; the servers of a name with several addresses, or of
@@ -147,6 +103,7 @@ class SegrecClient(_Client):
         super().__init__(address, tls, timeout_seconds, token, interceptors, ROUND_ROBIN)
         self._segrec = SegrecServiceStub(self._channel)
         self._events = EventServiceStub(self._channel)
+        self._catalogue = CatalogueServiceStub(self._channel)
 
     @named_arguments
     def segment(
@@ -265,8 +222,45 @@ class SegrecClient(_Client):
         request = build(GetSegmentRequest, segment_id=segment_id, **pin_fields(release))
         return self._call(self._segrec.GetSegment, request, options)
 
+    @named_arguments
+    def list_items(
+        self,
+        *,
+        category: str = "",
+        title_prefix: str = "",
+        release: int | str = 0,
+        **options: Unpack[CallOptions],
+    ) -> Iterator[Item]:
+        """The items of a release, the most popular first, page by page as they are iterated.
 
-class ModelClient(_Client):
+        Only those of `category`, and whose title begins with `title_prefix` whatever its case. Raises NotFound while
+        iterating when the release has no such category.
+        """
+        filters = {"category": category, "title_prefix": title_prefix, "page_size": MAX_PAGE_SIZE}
+        request = build(ListItemsRequest, **filters, **pin_fields(release))
+        return self._pages(self._catalogue.ListItems, request, "items", options)
+
+    @named_arguments
+    def get_item(self, item_id: str, release: int | str = 0, **options: Unpack[CallOptions]) -> Item:
+        """An item of a release. Raises NotFound when the release does not know it."""
+        checked_type(item_id, "item_id")
+        request = build(GetItemRequest, item_id=item_id, **pin_fields(release))
+        return self._call(self._catalogue.GetItem, request, options).item
+
+    @named_arguments
+    def list_categories(self, release: int | str = 0, **options: Unpack[CallOptions]) -> Iterator[Category]:
+        """The categories of a release, those with the most items first."""
+        request = build(ListCategoriesRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        return self._pages(self._catalogue.ListCategories, request, "categories", options)
+
+    @named_arguments
+    def list_actions(self, release: int | str = 0, **options: Unpack[CallOptions]) -> Iterator[Action]:
+        """The actions of a release, as events name them, the heaviest first."""
+        request = build(ListActionsRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        return self._pages(self._catalogue.ListActions, request, "actions", options)
+
+
+class ModelClient(BlockingClient):
     """Releases and the traffic between them. ModelService listens on a separate address.
 
     `token` says who calls, at a server with an access file; changes of the traffic need the role `operate`. See

@@ -27,6 +27,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 TRAFFIC_CHANGE_SECONDS = 90.0
 """Default deadline of a change of the traffic, which may have to load a release."""
+MAX_PAGE_SIZE = 1000
+"""Most entries in one page of a list."""
 MAX_EVENTS_PER_CALL = 1024
 """Most events in one RecordEvents request."""
 

@@ -3,8 +3,8 @@
 from typing import Literal, get_args
 
 Role = Literal["read", "record", "erase", "operate"]
-"""read: segments, recommendations, releases. record: write events. erase: read and erase the history of a user.
-operate: change the traffic."""
+"""read: segments, recommendations, the catalogue, releases. record: write events. erase: read and erase the
+history of a user. operate: change the traffic."""
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -15,6 +15,10 @@ ROLES_OF_METHOD: dict[str, tuple[Role, ...]] = {
     "segrec.v1.SegrecService/StreamRecommend": ("read",),
     "segrec.v1.SegrecService/ListSegments": ("read",),
     "segrec.v1.SegrecService/GetSegment": ("read",),
+    "segrec.v1.CatalogueService/ListItems": ("read",),
+    "segrec.v1.CatalogueService/GetItem": ("read",),
+    "segrec.v1.CatalogueService/ListCategories": ("read",),
+    "segrec.v1.CatalogueService/ListActions": ("read",),
     "segrec.v1.EventService/RecordEvents": ("record",),
     "segrec.v1.EventService/GetUserHistory": ("erase",),
     "segrec.v1.EventService/EraseUser": ("erase",),

@@ -5,6 +5,12 @@ import re
 from collections.abc import Callable, Iterable
 
 from segrec.reading.words import BLANKS
+from segrec.v1.catalogue_service_pb2 import (
+    GetItemRequest,
+    ListActionsRequest,
+    ListCategoriesRequest,
+    ListItemsRequest,
+)
 from segrec.v1.common_pb2 import Event as EventMessage
 from segrec.v1.common_pb2 import EventList, ReleaseAlias
 from segrec.v1.segrec_service_pb2 import (
@@ -53,6 +59,10 @@ Pinning = (
     | StreamRecommendConfig
     | ListSegmentsRequest
     | GetSegmentRequest
+    | ListItemsRequest
+    | GetItemRequest
+    | ListCategoriesRequest
+    | ListActionsRequest
 )
 """A message that can pin a release."""
 

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from segrec import AsyncSegrecClient, ModelClient, SegrecClient
 from segrec.cli import main
 from segrec.errors import PermissionDenied
-from segrec.v1 import event_service_pb2, model_service_pb2, segrec_service_pb2
+from segrec.v1 import catalogue_service_pb2, event_service_pb2, model_service_pb2, segrec_service_pb2
 
 from server.access.new_token import add_caller
 from server.access.roles import ROLES, ROLES_OF_METHOD
@@ -27,7 +27,7 @@ from training.cli.traffic_tables import details_in_short
 
 SERVICES = [
     service
-    for module in (segrec_service_pb2, event_service_pb2, model_service_pb2)
+    for module in (segrec_service_pb2, catalogue_service_pb2, event_service_pb2, model_service_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
 METHODS = {f"{service.full_name}/{method.name}": method for service in SERVICES for method in service.methods}

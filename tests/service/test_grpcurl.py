@@ -26,6 +26,10 @@ CALLS: list[tuple[str, object, str]] = [
     ),
     ("SegrecService/ListSegments", {}, '"segment_id": 4'),
     ("SegrecService/GetSegment", {"segment_id": 2}, '"segment_id": 2'),
+    ("CatalogueService/ListItems", {"category": "category-2", "page_size": 2}, '"next_page_token"'),
+    ("CatalogueService/GetItem", {"item_id": "item-002"}, "category-2"),
+    ("CatalogueService/ListCategories", {}, "category-4"),
+    ("CatalogueService/ListActions", {}, '"weight"'),
     ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "_count"),
     ("EventService/GetUserHistory", {"user_id": "curl"}, "item-002"),
     ("EventService/EraseUser", {"user_id": "curl"}, "erased_event_count"),
@@ -55,6 +59,7 @@ def test_reflection_lists_the_services(running_server: ServerProcess) -> None:
 
 def test_the_list_of_calls_below_names_every_rpc(running_server: ServerProcess) -> None:
     addresses = {"SegrecService": running_server.address, "EventService": running_server.address}
+    addresses["CatalogueService"] = running_server.address
     addresses["ModelService"] = running_server.model_address
     found = {
         method

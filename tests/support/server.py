@@ -13,6 +13,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+from segrec.v1.catalogue_service_pb2_grpc import CatalogueServiceStub
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
 from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
@@ -108,12 +109,13 @@ class ServerProcess:
 
 
 class Stubs:
-    """Stubs of all three services of a server, over channels that `close` closes."""
+    """Stubs of all services of a server, over channels that `close` closes."""
 
     def __init__(self, server: ServerProcess) -> None:
         self.channel = grpc.insecure_channel(server.address)
         self._model_channel = grpc.insecure_channel(server.model_address)
         self.segrec = SegrecServiceStub(self.channel)
+        self.catalogue = CatalogueServiceStub(self.channel)
         self.events = EventServiceStub(self.channel)
         self.models = ModelServiceStub(self._model_channel)
 

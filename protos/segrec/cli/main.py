@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, DEFAULT_TIMEOUT_SECONDS, Tls, read_token
-from segrec.cli import commands, exit_codes, health, reading_options, record, stream, stream_options, traffic
+from segrec.cli import catalogue, commands, exit_codes, health, reading_options, record, stream, stream_options, traffic
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
@@ -87,6 +87,9 @@ def _run_command(client: SegrecClient, options: argparse.Namespace) -> int:
         "segments": commands.segments,
         "history": commands.history,
         "erase": commands.erase,
+        "items": catalogue.items,
+        "categories": catalogue.categories,
+        "actions": catalogue.actions,
     }
     return simple[options.command](client, options)
 
@@ -113,6 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands_ = _Commands(subparsers)
     _add_query_commands(commands_)
+    for parser_ in catalogue.add_commands(commands_.add):
+        _add_release(parser_)
     _add_model_commands(commands_)
     _add_file_commands(commands_)
     return parser
