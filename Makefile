@@ -60,26 +60,11 @@ types: setup
 	@$(BIN)/mypy protos/segrec server training tests deploy
 
 protos: setup
-	@$(BIN)/buf format -w
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=protos --pyi_out=protos --grpc_python_out=protos \
-	  --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc --mypy_grpc_out=quiet:protos protos/segrec/v1/*.proto
+	@$(BIN)/python deploy/protos.py generate
 
-# The committed code must be what the protos give.
+# The committed code must be what the protos give, and the protos must not break callers of the last release.
 protos-check: setup
-	@$(BIN)/buf lint
-	@$(BIN)/buf format -d --exit-code
-	@rm -rf .protos-check && mkdir .protos-check
-	@$(BIN)/python -m grpc_tools.protoc -Iprotos --python_out=.protos-check --pyi_out=.protos-check \
-	  --grpc_python_out=.protos-check --plugin=protoc-gen-mypy_grpc=$(BIN)/protoc-gen-mypy_grpc \
-	  --mypy_grpc_out=quiet:.protos-check protos/segrec/v1/*.proto
-	@for file in .protos-check/segrec/v1/*; do cmp $$file protos/segrec/v1/$$(basename $$file) || \
-	  { echo "error: generated code is stale: run 'make protos' and commit"; exit 1; }; done
-	@rm -rf .protos-check
-
-# docs/CONFIG.md, after a setting has changed; a test compares it with the code.
-reference: setup
-	@{ printf '# Settings\n\nMade by `make reference` from the code.\n\n'; $(BIN)/segrec-train config --reference; echo; \
-	  $(BIN)/segrec-serve config --reference; } > docs/CONFIG.md
+	@$(BIN)/python deploy/protos.py check
 
 # The client and the platform, as two wheels in dist/.
 wheels: setup

@@ -18,13 +18,15 @@ from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
-
-from segrec.v1.common_pb2 import RowStatus
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.status_pb2 import Status
 
 REQUEST_ID_KEY = "x-request-id"
 """Metadata key of a request id. The server returns the id in the trailing metadata of its answer."""
-STATUS_METADATA_KEY = "segrec-error-bin"
-"""Trailing metadata in which the server sends a serialized `segrec.v1.RowStatus`."""
+STATUS_METADATA_KEY = "grpc-status-details-bin"
+"""Trailing metadata in which the server sends a serialized `google.rpc.Status`."""
+DOMAIN = "segrec.dev"
+"""The domain of the server's reasons in `google.rpc.ErrorInfo`; `segrec.v1.ErrorReason` lists them."""
 
 # grpc.aio reports this text when a stream ends during a write, whatever the cause (grpc/grpc#36066). The next
 # connection shows the real cause.
@@ -138,12 +140,33 @@ def status_code(number: int) -> grpc.StatusCode:
     return _CODES.get(number, grpc.StatusCode.UNKNOWN)
 
 
-def error_of_status(status: RowStatus) -> SegrecError:
+def error_of_status(status: Status) -> SegrecError:
     """The error that a row's status describes, ready to be raised."""
     code = status_code(status.code)
+    info, bad_request, retry = ErrorInfo(), BadRequest(), RetryInfo()
+    wait = None
+    for detail in status.details:
+        if detail.Unpack(retry):
+            wait = retry.retry_delay.ToNanoseconds() / 1e9
+        else:
+            detail.Unpack(info) or detail.Unpack(bad_request)
+    field = bad_request.field_violations[0].field if bad_request.field_violations else ""
     error_type = _BY_CODE.get(code, SegrecError)
-    wait = status.retry_delay.ToNanoseconds() / 1e9 if status.HasField("retry_delay") else None
-    return error_type(status.message, code=code, reason=status.reason, field=status.field, retry_seconds=wait)
+    return error_type(status.message, code=code, reason=info.reason, field=field, retry_seconds=wait)
+
+
+def status_of(error: SegrecError) -> Status:
+    """The status of a row that describes this error."""
+    status = Status(code=error.code.value[0], message=str(error))
+    status.details.add().Pack(ErrorInfo(reason=error.reason, domain=DOMAIN))
+    if error.field:
+        violation = BadRequest.FieldViolation(field=error.field, description=str(error), reason=error.reason)
+        status.details.add().Pack(BadRequest(field_violations=[violation]))
+    if error.retry_seconds is not None:
+        retry = RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_seconds * 1e9))
+        status.details.add().Pack(retry)
+    return status
 
 
 def pause_before_retry(error: SegrecError, seconds_left: float) -> float | None:
@@ -181,9 +204,9 @@ def _code_and_details(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
     return code or grpc.StatusCode.UNKNOWN, details or ""
 
 
-def _sent_status(error: grpc.RpcError) -> RowStatus | None:
+def _sent_status(error: grpc.RpcError) -> Status | None:
     try:
-        return RowStatus.FromString(_trailing_value(error, STATUS_METADATA_KEY))
+        return Status.FromString(_trailing_value(error, STATUS_METADATA_KEY))
     except (DecodeError, TypeError):
         return None
 

@@ -162,6 +162,11 @@ def id_problem(user_id: str) -> str:
     return ""
 
 
+def id_problem_reason(user_id: str) -> str:
+    """The server's reason for an id with an `id_problem`."""
+    return "ID_TOO_LONG" if len(user_id) > 4096 else "ID_NOT_UTF8"
+
+
 def stream_segment_config(release: int | str) -> StreamSegmentRequest:
     """The first message of a StreamSegment call. Raises InvalidArgument."""
     return StreamSegmentRequest(config=build(StreamSegmentConfig, **pin_fields(release)))

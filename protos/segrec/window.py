@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 import grpc
+from google.rpc.status_pb2 import Status
 
-from segrec.errors import DataLoss, InvalidArgument, SegrecError
-from segrec.requests import build, checked_type, id_problem
-from segrec.v1.common_pb2 import RowStatus
+from segrec.errors import DataLoss, InvalidArgument, SegrecError, error_of_status, status_of
+from segrec.requests import build, checked_type, id_problem, id_problem_reason
 from segrec.v1.segrec_service_pb2 import (
     RecommendChunk,
     RecommendRow,
@@ -222,7 +222,7 @@ class Window(Generic[RowT]):
             completed.append(rows)
         return completed
 
-    def _rows_of(self, chunk: _Chunk[RowT], rows: Sequence[RowT], refusal: RowStatus | None) -> list[RowT]:
+    def _rows_of(self, chunk: _Chunk[RowT], rows: Sequence[RowT], refusal: Status | None) -> list[RowT]:
         if refusal is None:
             return list(rows)
         return [self._row_type(user_id=user_id, status=refusal) for user_id in chunk.request.user_ids]
@@ -272,7 +272,10 @@ def readable(user_id: str) -> str:
 def _describe_unsendable(row: SegmentRow | RecommendRow, user_id: str) -> None:
     """Writes the original id and its problem into the row of an id that could not be sent."""
     row.user_id = readable(user_id)
-    row.status.message = f"The user id {id_problem(user_id)}"
+    refused, reason = error_of_status(row.status), id_problem_reason(user_id)
+    row.status.CopyFrom(
+        status_of(InvalidArgument(f"The user id {id_problem(user_id)}", reason=reason, field=refused.field))
+    )
 
 
 def _counts_text(counts: StreamSummary) -> str:

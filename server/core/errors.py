@@ -1,4 +1,4 @@
-"""The errors of the server, each with its gRPC status and a machine-readable reason.
+"""The errors of the server, each with its gRPC status and a reason of `segrec.v1.ErrorReason`.
 
 SegrecError
 ├── InvalidArgument      INVALID_ARGUMENT     a field of the request is invalid; `field` names it
@@ -34,13 +34,14 @@ class SegrecError(Exception):
     """Base of all errors. `str(error)` is one sentence for people: what is wrong, where, and how to solve it."""
 
     code: ClassVar[str] = "INTERNAL"
-    reason: ClassVar[str] = "INTERNAL"
+    reason: str = "INTERNAL"
+    default_retry_seconds: ClassVar[float | None] = None
 
     def __init__(self, message: str, field: str = "", retry_seconds: float | None = None) -> None:
         super().__init__(message)
         self.field = field
         """Path of the invalid field of the request, such as `events[3].value`; empty for other errors."""
-        self.retry_seconds = retry_seconds
+        self.retry_seconds = self.default_retry_seconds if retry_seconds is None else retry_seconds
         """How long a caller should wait before the same call is worth a try; None where waiting does not help."""
 
 
@@ -48,14 +49,20 @@ class InvalidArgument(SegrecError):
     """A field of the request is wrong."""
 
     code = "INVALID_ARGUMENT"
-    reason = "INVALID_ARGUMENT"
+
+    def __init__(self, message: str, field: str = "", *, reason: str) -> None:
+        super().__init__(message, field)
+        self.reason = reason
 
 
 class NotFound(SegrecError):
     """Something that the request names does not exist."""
 
     code = "NOT_FOUND"
-    reason = "NOT_FOUND"
+
+    def __init__(self, message: str, field: str = "", *, reason: str) -> None:
+        super().__init__(message, field)
+        self.reason = reason
 
 
 class Erased(SegrecError):
@@ -70,6 +77,7 @@ class NoRelease(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "NO_RELEASE"
+    default_retry_seconds = 1.0
 
 
 class ShuttingDown(SegrecError):
@@ -77,6 +85,7 @@ class ShuttingDown(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "SHUTTING_DOWN"
+    default_retry_seconds = 1.0
 
 
 class EncoderUnavailable(SegrecError):
@@ -84,6 +93,7 @@ class EncoderUnavailable(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "ENCODER_UNAVAILABLE"
+    default_retry_seconds = 1.0
 
 
 class EncoderAway(EncoderUnavailable):
@@ -93,14 +103,13 @@ class EncoderAway(EncoderUnavailable):
 class ReleaseNotLoaded(EncoderUnavailable):
     """Triton answers, but has not loaded the release, for example because Triton has restarted."""
 
-    reason = "RELEASE_NOT_LOADED"
-
 
 class StoreUnavailable(SegrecError):
     """The history store could not answer."""
 
     code = "UNAVAILABLE"
     reason = "STORE_UNAVAILABLE"
+    default_retry_seconds = 1.0
 
 
 class Overloaded(SegrecError):
@@ -108,9 +117,7 @@ class Overloaded(SegrecError):
 
     code = "RESOURCE_EXHAUSTED"
     reason = "OVERLOADED"
-
-    def __init__(self, message: str, field: str = "", retry_seconds: float | None = 1.0) -> None:
-        super().__init__(message, field, retry_seconds)
+    default_retry_seconds = 1.0
 
 
 class QuotaExceeded(Overloaded):
@@ -159,6 +166,7 @@ class TrafficLocked(SegrecError):
 
     code = "UNAVAILABLE"
     reason = "TRAFFIC_LOCKED"
+    default_retry_seconds = 1.0
 
 
 class NothingToRollBack(SegrecError):

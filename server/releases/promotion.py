@@ -73,7 +73,9 @@ class Promotion:
         present = set(await asyncio.to_thread(self.releases.directory.numbers))
         for name, number in numbers.items():
             if number not in present:
-                raise NotFound(f"there is no release {number} in {self.releases.directory.root}", name)
+                raise NotFound(
+                    f"there is no release {number} in {self.releases.directory.root}", name, reason="RELEASE_NOT_FOUND"
+                )
 
     async def _change(self, change: Callable[[Traffic], Traffic], what: AuditKind, who: str, reason: str) -> Traffic:
         has_left = threading.Event()

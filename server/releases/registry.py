@@ -89,7 +89,11 @@ class ReleaseRegistry:
             return self._active
         if number not in self._loaded:
             loaded = ", ".join(map(str, sorted(self._loaded)))
-            raise NotFound(f"release {number} is not loaded; the loaded releases are {loaded}", "release")
+            raise NotFound(
+                f"release {number} is not loaded; the loaded releases are {loaded}",
+                "release",
+                reason="RELEASE_NOT_LOADED",
+            )
         return self._loaded[number]
 
     @contextmanager
@@ -137,7 +141,9 @@ class ReleaseRegistry:
     def status(self, number: int) -> Status:
         """One release on disk. Raises `NotFound`."""
         if not self.directory.path(number).is_dir():
-            raise NotFound(f"there is no release {number} in {self.directory.root}", "release")
+            raise NotFound(
+                f"there is no release {number} in {self.directory.root}", "release", reason="RELEASE_NOT_FOUND"
+            )
         return self._status(number)
 
     def _status(self, number: int) -> Status:

@@ -72,7 +72,7 @@ class Routing:
             return pin.number
         canary = self._releases.canary
         if canary is None:
-            raise NotFound("no canary is in force: see `segrec traffic`", "release_alias")
+            raise NotFound("no canary is in force: see `segrec traffic`", "release_alias", reason="NO_CANARY")
         return canary.number
 
     def _number_for(self, user_id: str) -> int:

@@ -14,7 +14,7 @@ from server.rpc.conversion import event_message
 from server.rpc.deadlines import seconds_left
 from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.erasure_receipt import remainders
-from server.rpc.errors import row_status
+from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
 from server.serving.pipeline import Pipeline
@@ -51,7 +51,9 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         """
         if not 1 <= len(request.events) <= MAX_RECORDED_EVENTS:
             raise InvalidArgument(
-                f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed", "events"
+                f"events has {len(request.events)} entries; 1 to {MAX_RECORDED_EVENTS} are allowed",
+                "events",
+                reason="EVENT_COUNT_OUT_OF_RANGE",
             )
         current_caller().take_events(len(request.events))
         response = pb.RecordEventsResponse()
@@ -107,7 +109,7 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
     async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
         user_id = checked_id(request.user_id, "user_id")
         limit = request.limit if request.HasField("limit") else DEFAULT_HISTORY_LIMIT
-        in_range(limit, 1, MAX_EVENTS, "limit")
+        in_range(limit, 1, MAX_EVENTS, "limit", reason="LIMIT_OUT_OF_RANGE")
         history = await self._pipeline.history(user_id, seconds_left(context, STORE_SECONDS))
         return pb.GetUserHistoryResponse(
             events=[event_message(event) for event in history.events()[-limit:]], stored_event_count=len(history)
@@ -124,4 +126,4 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
 
 
 def _refuse(response: pb.RecordEventsResponse, index: int, error: SegrecError) -> None:
-    response.refused.append(pb.RefusedEvent(index=index, status=row_status(error)))
+    response.refused.append(pb.RefusedEvent(index=index, status=status_of(error)))

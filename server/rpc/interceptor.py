@@ -158,7 +158,9 @@ class CallInterceptor(ServerInterceptor):
 
 def _readable(request: Any) -> Any:
     if request is UNREADABLE:
-        raise InvalidArgument("the request is not a message of this method: use the protos of segrec.v1")
+        raise InvalidArgument(
+            "the request is not a message of this method: use the protos of segrec.v1", reason="MESSAGE_UNREADABLE"
+        )
     return request
 
 

@@ -39,14 +39,16 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
 
     async def GetRelease(self, request: pb.GetReleaseRequest, context: Context) -> pb.GetReleaseResponse:
         if request.release < 1:
-            raise InvalidArgument(f"release is {request.release}; give a number from 1", "release")
+            raise InvalidArgument(
+                f"release is {request.release}; give a number from 1", "release", reason="RELEASE_OUT_OF_RANGE"
+            )
         status = await asyncio.to_thread(self._releases.status, request.release)
         return pb.GetReleaseResponse(release=release_message(status, self._release_stats.figures(status.number)))
 
     async def SetTraffic(self, request: pb.SetTrafficRequest, context: Context) -> pb.SetTrafficResponse:
         changed_by, reason = _origin(request, context)
         if not request.HasField("traffic"):
-            raise InvalidArgument("traffic is missing: give the new traffic", "traffic")
+            raise InvalidArgument("traffic is missing: give the new traffic", "traffic", reason="TRAFFIC_MISSING")
         traffic = await self._promotion.set(traffic_of(request.traffic), changed_by, reason, request.etag)
         return pb.SetTrafficResponse(traffic=record_message(traffic))
 

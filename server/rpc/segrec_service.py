@@ -20,7 +20,7 @@ from server.monitoring.shadow import Shadow
 from server.releases.routing import NO_PIN, Pin, Route, Routing
 from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.deadlines import seconds_left
-from server.rpc.errors import row_status
+from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
 from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.stream_release import StreamRelease
@@ -167,7 +167,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         base_release = config.base_release if config.HasField("base_release") else 0
         if config.HasField("base_release") and base_release < 1:
             raise InvalidArgument(
-                f"base_release is {base_release}; give the release of a chunk, or leave it unset", "base_release"
+                f"base_release is {base_release}; give the release of a chunk, or leave it unset",
+                "base_release",
+                reason="RELEASE_OUT_OF_RANGE",
             )
         return pin, StreamRelease(self._routing, self._stream_limits.idle_seconds, base_release)
 
@@ -206,7 +208,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                 return pb.GetSegmentResponse(
                     segment=profile_of(release, segment), release=release.number, migration=migration_message(migration)
                 )
-        raise NotFound(f"release {release.number} has no segment {request.segment_id}", "segment_id")
+        raise NotFound(
+            f"release {release.number} has no segment {request.segment_id}", "segment_id", reason="SEGMENT_NOT_FOUND"
+        )
 
     @contextmanager
     def _lease(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
@@ -249,7 +253,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         if subject == "events":
             history = await self._inline_history(request.events)
             return await self._pipeline.answer_events(release, history, timeout)
-        raise InvalidArgument("give user_id or events", "user_id")
+        raise InvalidArgument("give user_id or events", "user_id", reason="SUBJECT_MISSING")
 
     async def _inline_history(self, events: EventList) -> History:
         if len(events.events) < LARGE_HISTORY_EVENTS:
@@ -270,7 +274,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             raise
         except SegrecError as error:
             stream.tally.add_refused(part)
-            return pb.SegmentChunk(chunk_id=part.chunk_id, status=row_status(error))
+            return pb.SegmentChunk(chunk_id=part.chunk_id, status=status_of(error))
         stream.tally.add(part, rows)
         return chunk
 
@@ -289,7 +293,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             raise
         except SegrecError as error:
             stream.tally.add_refused(part)
-            return refused_recommend_chunk(part, row_status(error))
+            return refused_recommend_chunk(part, status_of(error))
         stream.tally.add(part, rows)
         chunk.has_more = not part.is_last
         return chunk
@@ -358,5 +362,7 @@ def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
 def _check_size(user_ids: Sequence[str]) -> None:
     if len(user_ids) > MAX_USERS_PER_CHUNK:
         raise InvalidArgument(
-            f"the chunk has {len(user_ids)} user ids; at most {MAX_USERS_PER_CHUNK} are allowed", "user_ids"
+            f"the chunk has {len(user_ids)} user ids; at most {MAX_USERS_PER_CHUNK} are allowed",
+            "user_ids",
+            reason="CHUNK_TOO_LARGE",
         )

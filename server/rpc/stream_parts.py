@@ -44,7 +44,9 @@ async def configured_chunks(
     async for request in requests:
         payload = request.WhichOneof("payload")
         if payload == "config" and is_configured:
-            raise InvalidArgument("a stream has one configuration, its first message", "config")
+            raise InvalidArgument(
+                "a stream has one configuration, its first message", "config", reason="STREAM_CONFIG_REPEATED"
+            )
         if payload == "config":
             try:
                 configure(request.config)
@@ -53,13 +55,23 @@ async def configured_chunks(
                 raise
             is_configured = True
         elif not is_configured:
-            raise InvalidArgument("the first message of a stream is its configuration, which may be empty", "config")
+            raise InvalidArgument(
+                "the first message of a stream is its configuration, which may be empty",
+                "config",
+                reason="STREAM_CONFIG_MISSING",
+            )
         elif payload == "chunk":
             yield request.chunk
         else:
-            raise InvalidArgument("the message holds neither a configuration nor a chunk", "payload")
+            raise InvalidArgument(
+                "the message holds neither a configuration nor a chunk", "payload", reason="STREAM_MESSAGE_EMPTY"
+            )
     if not is_configured:
-        raise InvalidArgument("the stream has ended without a message; the first one is its configuration", "config")
+        raise InvalidArgument(
+            "the stream has ended without a message; the first one is its configuration",
+            "config",
+            reason="STREAM_CONFIG_MISSING",
+        )
 
 
 async def whole_chunks(chunks: AsyncIterator[UserChunk]) -> AsyncGenerator[ChunkPart, None]:

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from google.rpc.status_pb2 import Status
 from segrec.v1 import segrec_service_pb2 as pb
-from segrec.v1.common_pb2 import RowStatus
 
 from server.core.errors import InvalidArgument, SegrecError
 from server.core.ranking import Ranked
@@ -12,7 +12,7 @@ from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.rpc.conversion import fill_recommend, fill_segment, segment_state
 from server.rpc.decoding import NOT_UTF8
-from server.rpc.errors import row_status
+from server.rpc.errors import status_of
 from server.rpc.stream_parts import ChunkPart
 from server.rpc.validation import checked_id, is_plain
 from server.serving.answer import Answer, Degraded
@@ -83,11 +83,11 @@ def segment_chunk(chunk_id: int, rows: Sequence[Row]) -> pb.SegmentChunk:
         if row.error is None:
             fill_segment(message.result, row.release, row.answer)
         else:
-            message.status.CopyFrom(row_status(row.error))
+            message.status.CopyFrom(status_of(row.error))
     return chunk
 
 
-def refused_recommend_chunk(part: ChunkPart, status: RowStatus) -> pb.RecommendChunk:
+def refused_recommend_chunk(part: ChunkPart, status: Status) -> pb.RecommendChunk:
     """The refusal of a whole chunk, or of each row of a part."""
     chunk = pb.RecommendChunk(chunk_id=part.chunk_id, has_more=not part.is_last)
     if part.is_whole:
@@ -108,7 +108,7 @@ def recommend_chunk(chunk_id: int, rows: Sequence[Row]) -> pb.RecommendChunk:
         if row.error is None:
             fill_recommend(message.result, row.release, row.answer, row.items)
         else:
-            message.status.CopyFrom(row_status(row.error))
+            message.status.CopyFrom(status_of(row.error))
     return chunk
 
 

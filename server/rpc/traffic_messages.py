@@ -21,7 +21,7 @@ _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
 def traffic_of(message: pb.Traffic) -> Traffic:
     """The traffic of a request. Raises `InvalidArgument` with the path of the wrong field."""
     for name in ("stable_release", "canary_release", "shadow_release"):
-        in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}")
+        in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}", reason="RELEASE_OUT_OF_RANGE")
     percent = _within(message.canary_percent, 0.0, LARGEST_CANARY_PERCENT, "traffic.canary_percent")
     guard = _guard_of(message.guard, "traffic.guard") if message.HasField("guard") else None
     fields = {
@@ -37,9 +37,11 @@ def checked_text(value: str, most_bytes: int, field: str) -> str:
     """The text itself. Raises `InvalidArgument` when the text is too long or not printable on one line."""
     size = len(value.encode(errors="surrogatepass"))
     if size > most_bytes:
-        raise InvalidArgument(f"{field} has {size} bytes; at most {most_bytes} are allowed", field)
+        raise InvalidArgument(
+            f"{field} has {size} bytes; at most {most_bytes} are allowed", field, reason="TEXT_TOO_LONG"
+        )
     if not value.isprintable():
-        raise InvalidArgument(f"{field} has a character that cannot be printed", field)
+        raise InvalidArgument(f"{field} has a character that cannot be printed", field, reason="TEXT_NOT_PRINTABLE")
     return value
 
 
@@ -48,18 +50,28 @@ def _guard_of(message: pb.Guard, field: str) -> Guard:
         name: _within(getattr(message, name), 0.0, 1.0, f"{field}.{name}") for name in _SHARES if message.HasField(name)
     }
     if message.HasField("max_p99_time"):
-        bounds["max_p99_seconds"] = _within(_seconds(message.max_p99_time), 1e-6, math.inf, f"{field}.max_p99_time")
+        bounds["max_p99_seconds"] = _within(
+            _seconds(message.max_p99_time), 1e-6, math.inf, f"{field}.max_p99_time", reason="GUARD_OUT_OF_RANGE"
+        )
     if not bounds:
-        raise InvalidArgument("a guard needs at least one bound", field)
+        raise InvalidArgument("a guard needs at least one bound", field, reason="GUARD_EMPTY")
     has_window = message.HasField("window")
-    window = _within(_seconds(message.window) if has_window else 30.0, 1.0, LONGEST_WINDOW_SECONDS, f"{field}.window")
-    count = in_range(message.min_answer_count or 100, 1, 2**62, f"{field}.min_answer_count")
+    window = _within(
+        _seconds(message.window) if has_window else 30.0,
+        1.0,
+        LONGEST_WINDOW_SECONDS,
+        f"{field}.window",
+        reason="GUARD_OUT_OF_RANGE",
+    )
+    count = in_range(
+        message.min_answer_count or 100, 1, 2**62, f"{field}.min_answer_count", reason="GUARD_OUT_OF_RANGE"
+    )
     return Guard(**bounds, window_seconds=window, min_answer_count=count)
 
 
-def _within(value: float, smallest: float, largest: float, field: str) -> float:
+def _within(value: float, smallest: float, largest: float, field: str, reason: str = "SHARE_OUT_OF_RANGE") -> float:
     if not smallest <= value <= largest:
-        raise InvalidArgument(f"{field} is {value:g}; {smallest:g} to {largest:g} are allowed", field)
+        raise InvalidArgument(f"{field} is {value:g}; {smallest:g} to {largest:g} are allowed", field, reason=reason)
     return value
 
 

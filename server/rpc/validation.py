@@ -86,16 +86,18 @@ def checked_id(value: str, field: str) -> str:
     if is_plain(value):
         return value
     if not value:
-        raise InvalidArgument(f"{field} is empty", field)
+        raise InvalidArgument(f"{field} is empty", field, reason="ID_EMPTY")
     if value.startswith(NOT_UTF8):
-        raise InvalidArgument(f"{field} is not valid UTF-8", field)
+        raise InvalidArgument(f"{field} is not valid UTF-8", field, reason="ID_NOT_UTF8")
     size = len(value.encode())
     if size > ID_MAX_BYTES:
-        raise InvalidArgument(f"{field} has {size} bytes; at most {ID_MAX_BYTES} are allowed", field)
+        raise InvalidArgument(
+            f"{field} has {size} bytes; at most {ID_MAX_BYTES} are allowed", field, reason="ID_TOO_LONG"
+        )
     if _CONTROL.search(value):
-        raise InvalidArgument(f"{field} has a control character", field)
+        raise InvalidArgument(f"{field} has a control character", field, reason="ID_CONTROL_CHARACTER")
     if value != value.strip(BLANKS):
-        raise InvalidArgument(f"{field} begins or ends with a blank: cut it off", field)
+        raise InvalidArgument(f"{field} begins or ends with a blank: cut it off", field, reason="ID_BLANK_AT_END")
     return value
 
 
@@ -107,12 +109,17 @@ def _timestamp(message: EventMessage, field: str, now_seconds: float) -> int:
     """The event's time in milliseconds since 1970."""
     seconds = message.timestamp.seconds
     if not 0 <= message.timestamp.nanos < 1_000_000_000 or not 0 <= seconds <= LARGEST_SECONDS:
-        raise InvalidArgument(f"{field}.timestamp lies before 1970 or is not a valid time", f"{field}.timestamp")
+        raise InvalidArgument(
+            f"{field}.timestamp lies before 1970 or is not a valid time",
+            f"{field}.timestamp",
+            reason="TIMESTAMP_OUT_OF_RANGE",
+        )
     if seconds > now_seconds + FUTURE_TOLERANCE_SECONDS:
         raise InvalidArgument(
             f"{field}.timestamp lies {seconds - now_seconds:.0f} s in the future; at most "
             f"{FUTURE_TOLERANCE_SECONDS} are allowed",
             f"{field}.timestamp",
+            reason="TIMESTAMP_IN_FUTURE",
         )
     return seconds * 1000 + message.timestamp.nanos // 1_000_000
 
@@ -121,7 +128,7 @@ def event_of(message: EventMessage, field: str, now_seconds: float) -> Event:
     """The event of a message; an event without a timestamp happened now, an event without a value has NaN."""
     value = message.value if message.HasField("value") else math.nan
     if message.HasField("value") and not math.isfinite(value):
-        raise InvalidArgument(f"{field}.value is not a finite number", f"{field}.value")
+        raise InvalidArgument(f"{field}.value is not a finite number", f"{field}.value", reason="VALUE_NOT_FINITE")
     has_time = message.HasField("timestamp")
     return Event(
         checked_id(message.item_id, f"{field}.item_id"),
@@ -138,7 +145,11 @@ def inline_history(events: EventList, now_seconds: float) -> History:
     When an event has no timestamp, all events stay in the order of the request and get times that do not decrease.
     """
     if not 1 <= len(events.events) <= MAX_EVENTS:
-        raise InvalidArgument(f"events has {len(events.events)} events; 1 to {MAX_EVENTS} are allowed", "events.events")
+        raise InvalidArgument(
+            f"events has {len(events.events)} events; 1 to {MAX_EVENTS} are allowed",
+            "events.events",
+            reason="EVENT_COUNT_OUT_OF_RANGE",
+        )
     checked = [event_of(message, f"events.events[{i}]", now_seconds) for i, message in enumerate(events.events)]
     if all(message.HasField("timestamp") for message in events.events):
         return history_of(checked)
@@ -154,12 +165,20 @@ def query_of(options: RecommendOptions, field: str = "options") -> Query:
     """The query of the options, with defaults for unset fields."""
     top_k = options.top_k if options.HasField("top_k") else DEFAULT_TOP_K
     if not 1 <= top_k <= MAX_TOP_K:
-        raise InvalidArgument(f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k")
+        raise InvalidArgument(
+            f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k", reason="TOP_K_OUT_OF_RANGE"
+        )
     if options.strategy not in _STRATEGIES:
-        raise InvalidArgument(f"{field}.strategy {options.strategy} is unknown", f"{field}.strategy")
+        raise InvalidArgument(
+            f"{field}.strategy {options.strategy} is unknown", f"{field}.strategy", reason="STRATEGY_UNKNOWN"
+        )
     diversity = options.diversity
     if not 0.0 <= diversity <= 1.0:
-        raise InvalidArgument(f"{field}.diversity is {diversity:g}; 0 to 1 are allowed", f"{field}.diversity")
+        raise InvalidArgument(
+            f"{field}.diversity is {diversity:g}; 0 to 1 are allowed",
+            f"{field}.diversity",
+            reason="DIVERSITY_OUT_OF_RANGE",
+        )
     return Query(
         top_k,
         _STRATEGIES[options.strategy],
@@ -175,7 +194,9 @@ def query_of(options: RecommendOptions, field: str = "options") -> Query:
 def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...]:
     ids = tuple(values)
     if len(ids) > most:
-        raise InvalidArgument(f"{field} has {len(ids)} entries; at most {most} are allowed", field)
+        raise InvalidArgument(
+            f"{field} has {len(ids)} entries; at most {most} are allowed", field, reason="TOO_MANY_ENTRIES"
+        )
     return tuple(checked_id(value, f"{field}[{i}]") for i, value in enumerate(ids))
 
 
@@ -184,19 +205,25 @@ def pin_of(message: Pinning) -> Pin:
     named = message.WhichOneof("pin")
     if named == "release":
         if message.release < 1:
-            raise InvalidArgument(f"release is {message.release}; give a number from 1, or leave it unset", "release")
+            raise InvalidArgument(
+                f"release is {message.release}; give a number from 1, or leave it unset",
+                "release",
+                reason="RELEASE_OUT_OF_RANGE",
+            )
         return Pin(message.release)
     if named == "release_alias":
         if message.release_alias not in _ALIASES:
-            raise InvalidArgument(f"release_alias {message.release_alias} is unknown", "release_alias")
+            raise InvalidArgument(
+                f"release_alias {message.release_alias} is unknown", "release_alias", reason="RELEASE_ALIAS_UNKNOWN"
+            )
         return Pin(alias=_ALIASES[message.release_alias])
     return NO_PIN
 
 
-def in_range(value: int, smallest: int, largest: int, field: str) -> int:
+def in_range(value: int, smallest: int, largest: int, field: str, reason: str) -> int:
     """The value itself. Raises `InvalidArgument` when the value is out of range."""
     if not smallest <= value <= largest:
-        raise InvalidArgument(f"{field} is {value}; {smallest} to {largest} are allowed", field)
+        raise InvalidArgument(f"{field} is {value}; {smallest} to {largest} are allowed", field, reason=reason)
     return value
 
 

@@ -73,9 +73,9 @@ def test_the_clients_wheel_holds_the_client(client: Wheel) -> None:
     assert "segrec/py.typed" in client.files
 
 
-def test_the_client_needs_grpcio_and_protobuf(client: Wheel) -> None:
-    names = [Requirement(text).name for text in client.metadata.get_all("Requires-Dist", [])]
-    assert names == ["grpcio", "protobuf"]
+def test_the_client_needs_grpcio_and_protobuf_with_googles_messages(client: Wheel) -> None:
+    names = {Requirement(text).name for text in client.metadata.get_all("Requires-Dist", [])}
+    assert names == {"grpcio", "protobuf", "googleapis-common-protos"}
     assert client.metadata["Name"] == "segrec"
     assert client.entry_points.split() == ["[console_scripts]", "segrec", "=", "segrec.cli.main:main"]
 

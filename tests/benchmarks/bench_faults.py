@@ -26,6 +26,7 @@ from pathlib import Path
 
 import psutil
 from segrec import AsyncSegrecClient, SegrecError
+from segrec.errors import error_of_status
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import UserEvent
 
@@ -287,7 +288,7 @@ async def _record(client: AsyncSegrecClient, seen: Seen, number: int) -> None:
         )
         try:
             response = await client.record([event])
-            seen.note(start, response.refused[0].status.reason if response.refused else "OK")
+            seen.note(start, error_of_status(response.refused[0].status).reason if response.refused else "OK")
             if response.stored_count:
                 seen.acknowledged.append(event_id)
         except SegrecError as error:

@@ -22,6 +22,7 @@ import grpc
 import numpy as np
 import psutil
 from segrec import AsyncSegrecClient
+from segrec.errors import error_of_status
 from segrec.v1 import segrec_service_pb2
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
@@ -104,7 +105,7 @@ async def _stream_all(address: str, seconds: float) -> dict[str, Any]:
         async with client.stream_segment(users()) as rows:
             async for row in rows:
                 degraded = "degraded" if row.result.info.degraded else "OK"
-                outcomes[row.status.reason or degraded] += 1
+                outcomes[error_of_status(row.status).reason or degraded] += 1
 
     begun = time.monotonic()
     async with AsyncSegrecClient(address) as client:

@@ -23,6 +23,7 @@ from typing import Any
 import grpc
 import numpy as np
 import psutil
+from segrec.errors import error_of_status
 from segrec.v1 import event_service_pb2, segrec_service_pb2
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
@@ -184,7 +185,7 @@ async def _one(channel: grpc.aio.Channel, method: str, number: int, deadline: fl
         )
         request = event_service_pb2.RecordEventsRequest(events=[event])
         stored = await EventServiceStub(channel).RecordEvents(request, timeout=deadline)
-        return "OK" if not stored.refused else stored.refused[0].status.reason
+        return "OK" if not stored.refused else error_of_status(stored.refused[0].status).reason
     answer = await SegrecServiceStub(channel).Segment(segrec_service_pb2.SegmentRequest(user_id=user), timeout=deadline)
     return "degraded" if answer.info.degraded else "OK"
 

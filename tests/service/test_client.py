@@ -47,7 +47,7 @@ def test_errors_carry_the_servers_code_reason_and_field(client: SegrecClient) ->
     assert (caught.value.code, caught.value.field) == (grpc.StatusCode.INVALID_ARGUMENT, "user_id")
     with pytest.raises(NotFound, match="Release 9") as missing:
         client.recommend("ab", release=9)
-    assert (missing.value.reason, missing.value.field) == ("NOT_FOUND", "release")
+    assert (missing.value.reason, missing.value.field) == ("RELEASE_NOT_LOADED", "release")
 
 
 @pytest.mark.parametrize("arguments", [{}, {"user_id": "a", "events": []}, {"user_id": "\udce9"}])
@@ -125,10 +125,9 @@ def test_a_stream_of_nothing_ends_well(client: SegrecClient) -> None:
     assert stream.summary is not None
 
 
-def test_a_refused_chunk_fails_each_of_its_rows(client: SegrecClient) -> None:
-    stream = client.stream_segment(USERS, release=9)
-    assert {row.status.reason for row in stream} == {"NOT_FOUND"}
-    assert stream.counts.failed_count == len(USERS)
+def test_a_release_that_is_not_there_ends_a_stream_at_once(client: SegrecClient) -> None:
+    with pytest.raises(NotFound, match="Release 9"):
+        list(client.stream_segment(USERS, release=9))
 
 
 @pytest.mark.parametrize("lost_at", [1, 3, 7])

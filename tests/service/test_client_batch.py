@@ -33,8 +33,8 @@ def test_failed_and_degraded_users_are_a_file_to_ask_again(
     assert f"To ask for these users again: --users failed{suffix}" in error
     failed = [(row["user_id"], int(row["input_row"]), row["code"], row["reason"]) for row in read(f"failed{suffix}")]
     assert failed == [
-        ("bad-1", 2, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
-        ("", 3, "INVALID_ARGUMENT", "INVALID_ARGUMENT"),
+        ("bad-1", 2, "INVALID_ARGUMENT", "ID_EMPTY"),
+        ("", 3, "INVALID_ARGUMENT", "ID_EMPTY"),
         ("slow '1'", 4, "OK", "STALE_EMBEDDING"),
     ]
     assert main.main(["stream", "--users", f"failed{suffix}", "--out", "again.csv"]) == 5

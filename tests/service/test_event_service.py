@@ -6,6 +6,7 @@ import time
 import grpc
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
+from segrec.errors import error_of_status
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2
 from segrec.v1.common_pb2 import Event
@@ -56,7 +57,7 @@ def test_bad_events_are_refused_by_index_and_the_others_stored(stubs: Stubs) -> 
     ]
     response = record(stubs, "picky", *events)
     assert [refused.index for refused in response.refused] == [1, 2, 3, 4]
-    fields = [refused.status.field for refused in response.refused]
+    fields = [error_of_status(refused.status).field for refused in response.refused]
     names = ["timestamp", "value", "timestamp", "item_id"]
     assert fields == [f"events[{index}].event.{name}" for index, name in zip([1, 2, 3, 4], names, strict=True)]
     assert response.stored_count + response.duplicate_count + len(response.refused) == len(events)
@@ -67,7 +68,7 @@ def test_a_bad_user_id_costs_its_own_events_only(stubs: Stubs) -> None:
     events = [pb.UserEvent(user_id="x" * 257, event=event()), pb.UserEvent(user_id="fine-user", event=event())]
     response = stubs.events.RecordEvents(pb.RecordEventsRequest(events=events))
     assert (response.stored_count, [refused.index for refused in response.refused]) == (1, [0])
-    assert response.refused[0].status.field == "events[0].user_id"
+    assert error_of_status(response.refused[0].status).field == "events[0].user_id"
 
 
 @pytest.mark.parametrize("count", [0, 1025])
@@ -103,8 +104,11 @@ def test_events_from_before_an_erasure_are_refused_and_later_ones_stored(stubs: 
     later = event("b", 0)
     later.timestamp.GetCurrentTime()
     response = record(stubs, "back", event("a", 1000), later, event("c", 2000))
-    assert [(refused.index, refused.status.reason) for refused in response.refused] == [(0, "ERASED"), (2, "ERASED")]
-    assert response.refused[1].status.field == "events[2].event.timestamp"
+    assert [(refused.index, error_of_status(refused.status).reason) for refused in response.refused] == [
+        (0, "ERASED"),
+        (2, "ERASED"),
+    ]
+    assert error_of_status(response.refused[1].status).field == "events[2].event.timestamp"
     assert response.stored_count == 1
     history = stubs.events.GetUserHistory(pb.GetUserHistoryRequest(user_id="back"))
     assert [stored.item_id for stored in history.events] == ["b"]

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 from segrec import SegrecClient
+from segrec.errors import error_of_status
 from segrec.v1 import common_pb2, event_service_pb2
 
 from server.rpc.conversion import event_message
@@ -51,7 +52,7 @@ def test_while_redis_hangs_answers_are_degraded_and_soon_come_at_once(
         assert reasons == [STORE_UNAVAILABLE] * 10
         assert sorted(seconds)[5] < 0.2
         [refused] = client.record(events_of("u", 1)[:1]).refused
-        assert refused.status.reason == "STORE_UNAVAILABLE"
+        assert error_of_status(refused.status).reason == "STORE_UNAVAILABLE"
         redis.process.send_signal(signal.SIGCONT)
         wait_until(lambda: not client.segment("u").info.degraded)
         assert client.record(events_of("u", 2)).stored_count

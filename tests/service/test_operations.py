@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from segrec.errors import error_of_call
+from segrec.errors import error_of_call, error_of_status
 from segrec.v1 import event_service_pb2, model_service_pb2, segrec_service_pb2
 from segrec.v1.common_pb2 import (
     DEGRADED_REASON_ENCODER_UNAVAILABLE,
@@ -248,7 +248,7 @@ def test_histories_may_live_in_redis_and_a_lost_one_is_said(start_server: StartS
         ),
         timeout=30,
     ).refused
-    assert [(entry.index, entry.status.reason) for entry in refused] == [(0, "STORE_UNAVAILABLE")]
+    assert [(entry.index, error_of_status(entry.status).reason) for entry in refused] == [(0, "STORE_UNAVAILABLE")]
     stubs.close()
 
 

@@ -12,7 +12,7 @@ import pytest
 from segrec import SegrecClient
 from segrec.errors import Overloaded, error_of_call
 from segrec.v1 import event_service_pb2, segrec_service_pb2
-from segrec.v1.common_pb2 import EventList, RowStatus
+from segrec.v1.common_pb2 import EventList
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
@@ -37,9 +37,8 @@ async def outcome(call: Awaitable[object]) -> str:
     try:
         await call
     except grpc.aio.AioRpcError as error:
-        trailing = dict(error.trailing_metadata() or ())
-        status = RowStatus.FromString(trailing.get("segrec-error-bin", b""))
-        return f"{error.code().name} {status.reason} {status.HasField('retry_delay')}"
+        refusal = error_of_call(error, "")
+        return f"{refusal.code.name} {refusal.reason} {refusal.retry_seconds is not None}"
     return "OK"
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
-from segrec.errors import error_of_call
+from segrec.errors import error_of_call, error_of_status
 from segrec.v1 import common_pb2, event_service_pb2, model_service_pb2
 from segrec.v1 import segrec_service_pb2 as pb
 
@@ -30,18 +30,15 @@ def record(stubs: Stubs, user_id: str, history: History) -> None:
 
 
 def refused(call: Any) -> tuple[grpc.StatusCode, str, str]:
-    """Code, reason and field of an error, from google.rpc.Status, which must agree with our own RowStatus."""
+    """Code, reason and field of an error, from google.rpc.Status."""
     status = rpc_status.from_call(call)
     assert status is not None
     info, bad_request = ErrorInfo(), BadRequest()
     assert status.details[0].Unpack(info)
-    assert info.domain == "segrec"
+    assert info.domain == "segrec.dev"
     field = ""
     if len(status.details) > 1 and status.details[1].Unpack(bad_request):
         field = bad_request.field_violations[0].field
-    trailing = dict(call.trailing_metadata() or ())
-    own = common_pb2.RowStatus.FromString(trailing["segrec-error-bin"])
-    assert (own.code, own.reason, own.field) == (call.code().value[0], info.reason, field)
     return call.code(), info.reason, field
 
 
@@ -178,58 +175,61 @@ def test_options_shape_the_answer(stubs: Stubs) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "field"),
+    ("request_", "field", "reason"),
     [
-        (pb.SegmentRequest(), "user_id"),
-        (pb.SegmentRequest(user_id=""), "user_id"),
-        (pb.SegmentRequest(user_id="x" * 257), "user_id"),
-        (pb.SegmentRequest(user_id="a\n"), "user_id"),
-        (pb.SegmentRequest(user_id="a", release=-1), "release"),
-        (pb.SegmentRequest(events=common_pb2.EventList()), "events.events"),
+        (pb.SegmentRequest(), "user_id", "SUBJECT_MISSING"),
+        (pb.SegmentRequest(user_id=""), "user_id", "ID_EMPTY"),
+        (pb.SegmentRequest(user_id="x" * 257), "user_id", "ID_TOO_LONG"),
+        (pb.SegmentRequest(user_id="a\n"), "user_id", "ID_CONTROL_CHARACTER"),
+        (pb.SegmentRequest(user_id="a", release=-1), "release", "RELEASE_OUT_OF_RANGE"),
+        (pb.SegmentRequest(events=common_pb2.EventList()), "events.events", "EVENT_COUNT_OUT_OF_RANGE"),
         (
             pb.SegmentRequest(events=common_pb2.EventList(events=[common_pb2.Event(item_id="i", action="")])),
             "events.events[0].action",
+            "ID_EMPTY",
         ),
     ],
 )
-def test_bad_requests_are_refused_with_the_fields_path(stubs: Stubs, request_: pb.SegmentRequest, field: str) -> None:
+def test_bad_requests_are_refused_with_the_fields_path_and_a_reason(
+    stubs: Stubs, request_: pb.SegmentRequest, field: str, reason: str
+) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stubs.segrec.Segment(request_)
-    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", field)
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, reason, field)
 
 
 def test_an_id_that_is_not_utf8_is_refused_with_the_fields_path(stubs: Stubs) -> None:
     call: Any = stubs.channel.unary_unary("/segrec.v1.SegrecService/Segment")
     with pytest.raises(grpc.RpcError) as caught:
         call(b"\x0a\x02a\xff")
-    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "user_id")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "ID_NOT_UTF8", "user_id")
 
 
 def test_what_is_no_message_is_refused_in_a_call_and_in_a_stream(stubs: Stubs) -> None:
     call: Any = stubs.channel.unary_unary("/segrec.v1.SegrecService/Segment")
     with pytest.raises(grpc.RpcError, match="not a message") as caught:
         call(b"\xff\xff\xff")
-    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", "")
     stream: Any = stubs.channel.stream_stream("/segrec.v1.SegrecService/StreamSegment")
     with pytest.raises(grpc.RpcError, match="not a message") as caught:
         list(stream(iter([b"\xff\xff\xff"]), timeout=30))
-    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "MESSAGE_UNREADABLE", "")
 
 
 @pytest.mark.parametrize("top_k", [0, 501])
 def test_top_k_out_of_range_is_refused(stubs: Stubs, top_k: int) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stubs.segrec.Recommend(pb.RecommendRequest(user_id="a", options=pb.RecommendOptions(top_k=top_k)))
-    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_ARGUMENT", "options.top_k")
+    assert refused(caught.value) == (grpc.StatusCode.INVALID_ARGUMENT, "TOP_K_OUT_OF_RANGE", "options.top_k")
 
 
 def test_an_unknown_release_or_segment_is_not_found(stubs: Stubs) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         stubs.segrec.Segment(pb.SegmentRequest(user_id="a", release=99))
-    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "release")
+    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "RELEASE_NOT_LOADED", "release")
     with pytest.raises(grpc.RpcError) as caught:
         stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=99))
-    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "NOT_FOUND", "segment_id")
+    assert refused(caught.value) == (grpc.StatusCode.NOT_FOUND, "SEGMENT_NOT_FOUND", "segment_id")
 
 
 def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) -> None:
@@ -292,7 +292,13 @@ def test_bad_ids_cost_a_stream_their_row_only(stubs: Stubs) -> None:
     assert [row.user_id for row in answer.chunk.rows] == sent
     outcomes = [row.WhichOneof("outcome") for row in answer.chunk.rows]
     assert outcomes == ["result", "status", "status", "status", "result"]
-    assert [row.status.field for row in answer.chunk.rows] == ["", "user_ids[1]", "user_ids[2]", "user_ids[3]", ""]
+    assert [error_of_status(row.status).field for row in answer.chunk.rows] == [
+        "",
+        "user_ids[1]",
+        "user_ids[2]",
+        "user_ids[3]",
+        "",
+    ]
     assert answer.chunk.rows[1].status.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
     assert last.summary == pb.StreamSummary(chunk_count=1, received_count=5, answered_count=2, failed_count=3)
 
@@ -314,7 +320,7 @@ def test_a_refused_chunk_does_not_end_the_stream(stubs: Stubs) -> None:
     record(stubs, "after", group_history(0))
     messages = segment_messages(["u"] * 1025, ["after"], release=3)
     first, second, last = stubs.segrec.StreamSegment(messages)
-    assert (first.chunk.status.field, len(first.chunk.rows)) == ("user_ids", 0)
+    assert (error_of_status(first.chunk.status).field, len(first.chunk.rows)) == ("user_ids", 0)
     assert second.chunk.rows[0].result.assignment.segment_id == 1
     assert last.summary == pb.StreamSummary(chunk_count=2, received_count=1026, answered_count=1, failed_count=1025)
 

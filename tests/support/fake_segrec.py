@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import grpc
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
+from segrec.errors import STATUS_METADATA_KEY, InvalidArgument, NotFound, Overloaded, status_of
 from segrec.v1 import (
     common_pb2,
     event_service_pb2,
@@ -26,7 +27,6 @@ from segrec.v1 import (
     segrec_service_pb2_grpc,
 )
 from segrec.v1 import segrec_service_pb2 as pb
-from segrec.v1.common_pb2 import RowStatus
 
 WAIT_SECONDS = 20.0
 RowT = TypeVar("RowT", pb.SegmentRow, pb.RecommendRow)
@@ -54,26 +54,24 @@ class Script:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-OVERLOADED = RowStatus(
-    code=8, reason="OVERLOADED", message="Too many calls wait", retry_delay=Duration(nanos=100_000_000)
-)
+OVERLOADED = status_of(Overloaded("Too many calls wait", reason="OVERLOADED", retry_seconds=0.1))
 
 
 class StreamLost(Exception):
     """Raised from `before_answer` to end the stream as if the server had gone."""
 
 
-def abort(context: grpc.ServicerContext, status: RowStatus) -> None:
+def abort(context: grpc.ServicerContext, status: Status) -> None:
     """Ends a call as the real server does, with the status in trailing metadata."""
-    context.set_trailing_metadata((("segrec-error-bin", status.SerializeToString()),))
+    context.set_trailing_metadata(((STATUS_METADATA_KEY, status.SerializeToString()),))
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     context.abort(code, status.message)
 
 
-def refusal(user_id: str, path: str) -> RowStatus | None:
+def refusal(user_id: str, path: str) -> Status | None:
     if user_id and not user_id.startswith("bad"):
         return None
-    return RowStatus(code=3, reason="INVALID_ARGUMENT", message="The user id is bad", field=path)
+    return status_of(InvalidArgument("The user id is bad", reason="ID_EMPTY", field=path))
 
 
 def info_of(user_id: str, release: int) -> common_pb2.AnswerInfo:
@@ -121,10 +119,10 @@ def items_of(user_id: str, release: int, options: pb.RecommendOptions) -> pb.Rec
     return pb.RecommendResponse(items=items, assignment=assignment_of(user_id), info=info_of(user_id, release))
 
 
-def no_release(release: int) -> RowStatus | None:
+def no_release(release: int) -> Status | None:
     if release != 9:
         return None
-    return RowStatus(code=5, reason="NOT_FOUND", message="Release 9 is not loaded", field="release")
+    return status_of(NotFound("Release 9 is not loaded", reason="RELEASE_NOT_LOADED", field="release"))
 
 
 class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
@@ -232,7 +230,7 @@ class FakeSegrecService(segrec_service_pb2_grpc.SegrecServiceServicer):
     def GetSegment(self, request: pb.GetSegmentRequest, context: Any) -> pb.GetSegmentResponse:
         if request.segment_id not in (1, 2):
             message = f"Release 1 has no segment {request.segment_id}"
-            abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="segment_id"))
+            abort(context, status_of(NotFound(message, reason="SEGMENT_NOT_FOUND", field="segment_id")))
         return pb.GetSegmentResponse(segment=profile(request.segment_id), release=1)
 
 
@@ -267,7 +265,7 @@ class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
     def RecordEvents(self, request: event_service_pb2.RecordEventsRequest, context: Any) -> Any:
         response = event_service_pb2.RecordEventsResponse()
         if len(request.events) > 1024:
-            abort(context, RowStatus(code=3, reason="INVALID_ARGUMENT", message="Too many events", field="events"))
+            abort(context, status_of(InvalidArgument("Too many events", field="events")))
         for index, event in enumerate(request.events):
             self._record(index, event, response)
         return response
@@ -275,7 +273,7 @@ class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
     def _record(self, index: int, event: event_service_pb2.UserEvent, response: Any) -> None:
         key = event.event.event_id or event.event.SerializeToString().hex()
         if event.user_id.startswith("bad") or event.event.value < 0:
-            status = RowStatus(code=3, reason="INVALID_ARGUMENT", message="Refused", field=f"events[{index}]")
+            status = status_of(InvalidArgument("Refused", field=f"events[{index}]"))
             response.refused.add(index=index, status=status)
         elif f"{event.user_id} {key}" in self.script.event_ids:
             response.duplicate_count += 1
@@ -306,7 +304,7 @@ class FakeModelService(model_service_pb2_grpc.ModelServiceServicer):
     def GetRelease(self, request: model_service_pb2.GetReleaseRequest, context: Any) -> Any:
         if request.release not in (1, 2):
             message = f"There is no release {request.release}"
-            abort(context, RowStatus(code=5, reason="NOT_FOUND", message=message, field="release"))
+            abort(context, status_of(NotFound(message, reason="RELEASE_NOT_FOUND", field="release")))
         return model_service_pb2.GetReleaseResponse(release=release_of(request.release))
 
     def SetTraffic(self, request: model_service_pb2.SetTrafficRequest, context: Any) -> Any:

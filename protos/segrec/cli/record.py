@@ -13,7 +13,7 @@ from segrec.cli.reading_options import Rules, rules_of
 from segrec.cli.records import json_line
 from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient
-from segrec.errors import InvalidArgument
+from segrec.errors import InvalidArgument, error_of_status
 from segrec.reading.columns import DEFAULT_ACTION
 from segrec.reading.refusals import Unreadable
 from segrec.requests import MAX_EVENTS_PER_CALL, id_problem
@@ -67,8 +67,8 @@ def _send(client: SegrecClient, chunk: list[tuple[InputRow, UserEvent]], counts:
     counts.duplicate += response.duplicate_count
     counts.too_old += response.too_old_count
     for refused in response.refused:
-        status = refused.status
-        _refuse(counts, chunk[refused.index][0], status.reason, status.message, as_json=as_json)
+        error = error_of_status(refused.status)
+        _refuse(counts, chunk[refused.index][0], error.reason, str(error), as_json=as_json)
 
 
 def _refuse(counts: _Counts, row: InputRow, reason: str, message: str, *, as_json: bool) -> None:

@@ -8,9 +8,10 @@ from datetime import UTC
 from typing import Any
 
 from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc.status_pb2 import Status
 
-from segrec.errors import status_code
-from segrec.v1.common_pb2 import AnswerInfo, DegradedReason, RowStatus
+from segrec.errors import error_of_status
+from segrec.v1.common_pb2 import AnswerInfo, DegradedReason
 from segrec.v1.segrec_service_pb2 import (
     ItemReason,
     RecommendedItem,
@@ -117,8 +118,9 @@ def _info(info: AnswerInfo) -> Record:
     }
 
 
-def _failure(status: RowStatus) -> Record:
-    return {"code": status_code(status.code).name, "reason": status.reason, "message": _shown_message(status)}
+def _failure(status: Status) -> Record:
+    error = error_of_status(status)
+    return {"code": error.code.name, "reason": error.reason, "message": _shown_message(status)}
 
 
 def message_of(row: SegmentRow | RecommendRow) -> str:
@@ -126,7 +128,7 @@ def message_of(row: SegmentRow | RecommendRow) -> str:
     return _shown_message(row.status)
 
 
-def _shown_message(status: RowStatus) -> str:
+def _shown_message(status: Status) -> str:
     return _INDEX_IN_CHUNK.sub("The user id", status.message)
 
 

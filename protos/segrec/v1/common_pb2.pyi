@@ -1,6 +1,5 @@
 import datetime
 
-from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -64,17 +63,3 @@ class AnswerInfo(_message.Message):
     degraded: bool
     degraded_reason: DegradedReason
     def __init__(self, release: _Optional[int] = ..., history_event_count: _Optional[int] = ..., ignored_event_count: _Optional[int] = ..., degraded: _Optional[bool] = ..., degraded_reason: _Optional[_Union[DegradedReason, str]] = ...) -> None: ...
-
-class RowStatus(_message.Message):
-    __slots__ = ("code", "reason", "message", "field", "retry_delay")
-    CODE_FIELD_NUMBER: _ClassVar[int]
-    REASON_FIELD_NUMBER: _ClassVar[int]
-    MESSAGE_FIELD_NUMBER: _ClassVar[int]
-    FIELD_FIELD_NUMBER: _ClassVar[int]
-    RETRY_DELAY_FIELD_NUMBER: _ClassVar[int]
-    code: int
-    reason: str
-    message: str
-    field: str
-    retry_delay: _duration_pb2.Duration
-    def __init__(self, code: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., field: _Optional[str] = ..., retry_delay: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...

@@ -1,3 +1,4 @@
+from google.rpc import status_pb2 as _status_pb2
 from segrec.v1 import common_pb2 as _common_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -180,8 +181,8 @@ class SegmentRow(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     result: SegmentResponse
-    status: _common_pb2.RowStatus
-    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[SegmentResponse, _Mapping]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+    status: _status_pb2.Status
+    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[SegmentResponse, _Mapping]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StreamSegmentResponse(_message.Message):
     __slots__ = ("chunk", "summary")
@@ -199,9 +200,9 @@ class SegmentChunk(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     rows: _containers.RepeatedCompositeFieldContainer[SegmentRow]
-    status: _common_pb2.RowStatus
+    status: _status_pb2.Status
     release: int
-    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[SegmentRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[SegmentRow, _Mapping]]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., release: _Optional[int] = ...) -> None: ...
 
 class StreamSummary(_message.Message):
     __slots__ = ("chunk_count", "received_count", "answered_count", "failed_count", "degraded_count")
@@ -244,8 +245,8 @@ class RecommendRow(_message.Message):
     STATUS_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     result: RecommendResponse
-    status: _common_pb2.RowStatus
-    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[RecommendResponse, _Mapping]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ...) -> None: ...
+    status: _status_pb2.Status
+    def __init__(self, user_id: _Optional[str] = ..., result: _Optional[_Union[RecommendResponse, _Mapping]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class StreamRecommendResponse(_message.Message):
     __slots__ = ("chunk", "summary")
@@ -264,10 +265,10 @@ class RecommendChunk(_message.Message):
     HAS_MORE_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     rows: _containers.RepeatedCompositeFieldContainer[RecommendRow]
-    status: _common_pb2.RowStatus
+    status: _status_pb2.Status
     release: int
     has_more: bool
-    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_common_pb2.RowStatus, _Mapping]] = ..., release: _Optional[int] = ..., has_more: _Optional[bool] = ...) -> None: ...
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., release: _Optional[int] = ..., has_more: _Optional[bool] = ...) -> None: ...
 
 class SegmentItem(_message.Message):
     __slots__ = ("item_id", "title", "user_share", "lift", "lift_low")

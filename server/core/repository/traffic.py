@@ -150,7 +150,7 @@ def validated_traffic(fields: dict[str, Any]) -> Traffic:
     try:
         return Traffic.model_validate(fields)
     except ValidationError as error:
-        raise InvalidArgument(_first_problem(error), "traffic") from error
+        raise InvalidArgument(_first_problem(error), "traffic", reason="TRAFFIC_INVALID") from error
 
 
 def read_traffic(repository: Path) -> Traffic:

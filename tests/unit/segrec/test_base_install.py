@@ -1,4 +1,4 @@
-"""An installation of the client alone: it needs the standard library, grpcio and protobuf, and nothing else."""
+"""An installation of the client alone: it needs grpcio, protobuf and Google's messages, and nothing else."""
 
 import subprocess
 import sys
@@ -24,7 +24,7 @@ except segrec.SegrecError as error:
     print(error)
 outside = {name.split(".")[0] for name in sys.modules} - ALLOWED - {"__main__", "_distutils_hack", "_virtualenv"}
 print(sorted(name for name in outside if not name.startswith("__editable__")))
-print("google.rpc" in sys.modules, "grpc_status" in sys.modules)
+print("google.api" in sys.modules, "grpc_status" in sys.modules)
 """
 
 

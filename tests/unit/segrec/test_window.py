@@ -1,10 +1,10 @@
 """The window of a stream: waiting chunks, counts and reconnects, without a server."""
 
 import pytest
-from segrec.errors import DataLoss, InvalidArgument, SegrecError, Unavailable
+from google.rpc.status_pb2 import Status
+from segrec.errors import DataLoss, InvalidArgument, NotFound, SegrecError, Unavailable, error_of_status, status_of
 from segrec.requests import stream_recommend_config, stream_segment_config
 from segrec.v1 import segrec_service_pb2 as pb
-from segrec.v1.common_pb2 import RowStatus
 from segrec.window import StreamSettings, Window
 
 
@@ -53,9 +53,9 @@ def test_an_end_without_summary_is_an_error() -> None:
 def test_every_user_of_a_refused_chunk_gets_its_status() -> None:
     window = window_of()
     window.add(["a", "b"])
-    status = RowStatus(code=5, reason="NOT_FOUND")
+    status = status_of(NotFound("gone", reason="RELEASE_NOT_LOADED"))
     [rows] = window.accept(pb.StreamSegmentResponse(chunk=pb.SegmentChunk(chunk_id=1, status=status)))
-    assert [(row.user_id, row.status.reason) for row in rows] == [("a", "NOT_FOUND"), ("b", "NOT_FOUND")]
+    assert [(row.user_id, row.status) for row in rows] == [("a", status), ("b", status)]
     assert window.counts.failed_count == 2
 
 
@@ -63,12 +63,13 @@ def test_ids_that_cannot_be_sent_are_refused_alone_and_named() -> None:
     window = window_of()
     request = window.add(["a", "\udce9", "x" * 5000])
     assert list(request.chunk.user_ids) == ["a", "", ""]
-    refused = pb.SegmentRow(user_id="", status=RowStatus(code=3))
+    refused = pb.SegmentRow(user_id="", status=Status(code=3))
     response = answer(1, "a")
     response.chunk.rows.extend([refused, refused])
     [rows] = window.accept(response)
     assert [row.user_id for row in rows] == ["a", "\\udce9", "x" * 4096]
     assert rows[1].status.message == "The user id is not valid UTF-8"
+    assert [error_of_status(row.status).reason for row in rows[1:]] == ["ID_NOT_UTF8", "ID_TOO_LONG"]
 
 
 def pauses(window: Window[pb.SegmentRow], error: SegrecError) -> list[float]:

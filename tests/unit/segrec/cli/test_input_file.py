@@ -8,14 +8,14 @@ from typing import Any
 import grpc
 import polars as pl
 import pytest
+from google.rpc.status_pb2 import Status
 from segrec.cli.input_file import InputFile, InputRow
 from segrec.cli.reading_options import Rules
 from segrec.cli.record import OPTIONAL, REQUIRED, event_of
 from segrec.cli.records import table
-from segrec.errors import InvalidArgument, NotFound, PermissionDenied, SegrecError, error_of_status
+from segrec.errors import InvalidArgument, NotFound, PermissionDenied, SegrecError, error_of_status, status_of
 from segrec.reading.times import zone_of
 from segrec.reading.words import missing_words
-from segrec.v1.common_pb2 import RowStatus
 
 from tests.support.gz import gz
 
@@ -248,11 +248,12 @@ def test_the_id_of_an_event_without_time_depends_on_its_row_alone() -> None:
 
 
 def test_a_status_becomes_the_error_of_its_code() -> None:
-    error = error_of_status(RowStatus(code=5, reason="NO_SUCH", message="No such thing", field="release"))
+    error = error_of_status(status_of(NotFound("No such thing", reason="NO_SUCH", field="release", retry_seconds=1.5)))
     assert isinstance(error, NotFound)
     assert (str(error), error.reason, error.field) == ("No such thing", "NO_SUCH", "release")
-    assert isinstance(error_of_status(RowStatus(code=16)), PermissionDenied)
-    unknown = error_of_status(RowStatus(code=99))
+    assert error.retry_seconds == 1.5
+    assert isinstance(error_of_status(Status(code=16)), PermissionDenied)
+    unknown = error_of_status(Status(code=99))
     assert (type(unknown), unknown.code) == (SegrecError, grpc.StatusCode.UNKNOWN)
 
 

@@ -88,7 +88,13 @@ def test_answers_of_a_shadow_are_not_counted_as_answers() -> None:
 def test_errors_of_the_caller_and_of_other_parts_are_not_counted() -> None:
     clock = Clock()
     stats = ReleaseStats(clock)
-    for error in (InvalidArgument("no"), NotFound("no"), Overloaded("no"), StoreUnavailable("no"), EncoderAway("no")):
+    for error in (
+        InvalidArgument("no", reason="ID_EMPTY"),
+        NotFound("no", reason="NO_CANARY"),
+        Overloaded("no"),
+        StoreUnavailable("no"),
+        EncoderAway("no"),
+    ):
         with pytest.raises(type(error)):
             call(stats, clock, 7, 0.1, error)
     assert stats.figures(7) is None

@@ -199,7 +199,12 @@ async def test_the_shadow_keeps_its_budget_of_time_and_survives_errors(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    problems: list[Exception | None] = [None, NotFound("release 9 is away"), NotFound("release 9 is away"), OSError()]
+    problems: list[Exception | None] = [
+        None,
+        NotFound("release 9 is away", reason="NO_CANARY"),
+        NotFound("release 9 is away", reason="NO_CANARY"),
+        OSError(),
+    ]
     rests: list[float] = []
 
     async def compare_some() -> None:

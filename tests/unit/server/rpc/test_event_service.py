@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from segrec.errors import error_of_status
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1.common_pb2 import Event as EventMessage
 
@@ -46,7 +47,7 @@ async def test_a_call_of_which_nothing_is_taken_fails_as_a_whole() -> None:
 async def test_a_call_of_which_a_part_is_taken_names_the_others() -> None:
     response = await record(FullFor("u"), "u", "v", "u")
     assert response.stored_count == 1
-    assert [(refused.index, refused.status.reason) for refused in response.refused] == [
+    assert [(refused.index, error_of_status(refused.status).reason) for refused in response.refused] == [
         (0, "OVERLOADED"),
         (2, "OVERLOADED"),
     ]
