@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self
 
 from pydantic import ValidationError
 
+from server.core.figures import Figure
 from training.config import Config
 from training.errors import RunError
 
@@ -60,10 +61,14 @@ def no_progress(what: str, done: int, total: int) -> None:
 
 @dataclass
 class Stage:
-    """A running stage: its output directory, and the figures for its entry in `run.json`."""
+    """A running stage: its output directory, and what its entry in `run.json` says.
+
+    `figures` are counts, settings and times by name; `quality` are measured figures.
+    """
 
     directory: Path
     figures: dict[str, Any] = field(default_factory=dict)
+    quality: list[Figure] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -209,6 +214,8 @@ class Run:
             entry["state"] = "done"
         finally:
             entry |= {"ended": _now(), "seconds": round(time.perf_counter() - start, 3), "figures": stage.figures}
+            if stage.quality:
+                entry["quality"] = [figure.model_dump(exclude_none=True) for figure in stage.quality]
             self._record_stage(name, entry)
 
     def require(self, name: str) -> Path:
@@ -229,6 +236,11 @@ class Run:
         self.require(name)
         figures: dict[str, Any] = self.record()["stages"][name]["figures"]
         return figures
+
+    def quality(self, name: str) -> tuple[Figure, ...]:
+        """The measured figures of stage `name`; none if the stage did not run or measured nothing."""
+        entry = self.record()["stages"].get(name, {})
+        return tuple(map(Figure.model_validate, entry.get("quality", ())))
 
     def update_figures(self, name: str, figures: Mapping[str, Any]) -> None:
         """Replace figures of a stage that has ended, after its files were rewritten."""

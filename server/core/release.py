@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pydantic import AwareDatetime, Field, model_validator
 
 from server.core.features import Inputs
+from server.core.figures import Figure
 from server.core.frozen_model import FrozenModel
 from server.core.hash_index import HashIndex, hashes_of
 from server.core.item_search import ItemSearch, SearchLists
@@ -151,7 +152,7 @@ class Manifest(FrozenModel):
     hybrid_weight: float = Field(
         ge=0, le=1, description="Weight of the personal score in the hybrid; the segment has the rest."
     )
-    figures: dict[str, float] = Field(default_factory=dict, description="Quality figures by name; larger is better.")
+    figures: tuple[Figure, ...] = Field(default=(), description="Quality on targets that training did not see.")
     confidence: Confidence | None = Field(
         default=None, description="None when there were too few users to calibrate it."
     )

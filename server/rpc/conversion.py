@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 
+from server.core.figures import values_by_name
 from server.core.history import Event
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.ranking import Ranked, Reason
@@ -193,7 +194,7 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
     message.max_length = manifest.max_length
     message.item_count = manifest.item_count
     message.segment_count = manifest.segment_count
-    message.figures.update(manifest.figures)
+    message.figures.update(values_by_name(manifest.figures))
     message.min_segment_size = manifest.min_segment_size
     if manifest.confidence is not None:
         message.min_confidence = manifest.confidence.min_confidence

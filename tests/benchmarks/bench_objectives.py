@@ -16,13 +16,13 @@ from pathlib import Path
 
 import torch
 
+from server.core.figures import LEAVE_ONE_OUT, values_by_name
 from tests.benchmarks.common import by_last_event, show
 from training.config import Config
 from training.data import demo
 from training.data.prepare import prepare
 from training.evaluation.evaluate import evaluate
 from training.evaluation.probe import probe_run
-from training.evaluation.results import LEAVE_ONE_OUT
 from training.evaluation.user_vectors import LAST, MEAN, SEGMENT
 from training.fit.train import train
 from training.runs import Run
@@ -87,12 +87,12 @@ def prepared(directory: Path, data: str) -> Run:
 def measured(run: Run) -> dict[str, float]:
     """Figures of a trained run by name; larger is better."""
     evaluate(run)
-    ranking, probes = run.figures("evaluate"), probe_run(run).figures()
+    ranking, probes = (values_by_name(found) for found in (run.quality("evaluate"), probe_run(run).figures()))
     figures = {f"{name}@10": ranking[f"{LEAVE_ONE_OUT}/encoder/{name.lower()}@10"] for name in ("NDCG", "HR")}
     for way in (LAST, MEAN, SEGMENT):
-        of_labels = {name: value for name, value in probes.items() if name.startswith(f"probe/{way}/")}
-        figures |= {name.split("/")[2] + f" {way}": of_labels[name] for name in of_labels if name.endswith("/auroc")}
-        figures[f"half-ARI {way}"] = probes[f"segments/{way}/{K}/halves"]
+        auroc = {name: value for name, value in probes.items() if name.endswith(f"/{way}/auroc")}
+        figures |= {f"{name.split('/')[0].removeprefix('probe of ')} {way}": value for name, value in auroc.items()}
+        figures[f"half-ARI {way}"] = probes[f"{K} segments/{way}/halves"]
     return figures
 
 

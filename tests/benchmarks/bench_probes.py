@@ -17,6 +17,7 @@ import polars as pl
 import torch
 from rich.console import Console
 
+from server.core.figures import values_by_name
 from tests.benchmarks.common import show
 from training.config import Config
 from training.data import demo
@@ -67,7 +68,7 @@ def main() -> None:
         Console(width=140, stderr=True).print(data, result.table())
         found = compared(result)
         floors = FLOORS[data] | {f"HR@10, k {k}": hits for k, hits in zip(KS, HITS[data], strict=True)}
-        figures[data] = {"floors": floors, "found": found, "figures": result.figures()}
+        figures[data] = {"floors": floors, "found": found, "figures": values_by_name(result.figures())}
         rows += [
             (data, name, f"{floor:.4f}", *(f"{found[name][kind]:.4f}" for kind in KINDS))
             for name, floor in floors.items()

@@ -34,6 +34,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
+from server.core.figures import ENCODER, LEAVE_ONE_OUT
 from server.core.preprocessing import Preprocessing
 from tests.benchmarks.common import by_last_event, machine
 from tests.benchmarks.peers.environment import python_of
@@ -42,7 +43,7 @@ from training.data import demo
 from training.data.prepare import prepare
 from training.data.sequences import held_out, in_training, read_first_events
 from training.evaluation.evaluate import evaluate
-from training.evaluation.results import ENCODER, LEAVE_ONE_OUT, RANKS, TREND
+from training.evaluation.results import RANKS, TREND
 from training.fit.callbacks import METRIC
 from training.fit.train import train
 from training.metrics import LIST_LENGTH, bootstrap_interval, coverage, ndcg_each, ranking_metrics

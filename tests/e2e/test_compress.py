@@ -10,6 +10,7 @@ import torch
 from typer.testing import CliRunner, Result
 
 from server.core.features import GAP_START, batches
+from server.core.figures import values_by_name
 from server.core.preprocessing import Preprocessing
 from server.core.release import GOLDEN_TOLERANCE, Release
 from server.core.repository.layout import MODEL_NAME, OUTPUT
@@ -111,7 +112,7 @@ def test_less_precision_costs_next_to_no_quality(compressed: CompressResult) -> 
 
 def test_the_same_evaluation_measures_all(compressed: CompressResult, members: list[Run]) -> None:
     for row in compressed.rows[1:]:
-        figures = run_of(members, row).figures("evaluate")
+        figures = values_by_name(run_of(members, row).quality("evaluate"))
         assert figures["as served/encoder/ndcg@10"] == pytest.approx(row.ndcg.value, abs=1e-6), row.way
         assert figures["as served/encoder/hr@10"] == pytest.approx(row.hr.value, abs=1e-6), row.way
 
@@ -123,7 +124,7 @@ def test_every_way_ends_as_a_release(way: str, compressed: CompressResult, membe
     assert run.made_by == way
     release = released(run, tmp_path / "repository")
     assert release.item_embeddings.shape == (200, 16 if way == "student" else 32)
-    assert release.manifest.figures["as served/encoder/ndcg@10"] > 0
+    assert values_by_name(release.manifest.figures)["as served/encoder/ndcg@10"] > 0
     assert (release.manifest.golden.tolerance > GOLDEN_TOLERANCE) == (way == "fp16")
 
 

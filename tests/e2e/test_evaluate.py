@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from server.core.figures import AS_SERVED, ENCODER, LEAVE_ONE_OUT, NEXT_VISIT, TIME_SPLIT, values_by_name
 from server.core.preprocessing import Preprocessing
 from server.core.release import Release
 from server.core.repository.layout import read_preprocessing
@@ -23,17 +24,7 @@ from training.errors import ConfigError, RunError
 from training.evaluation.baselines import item_knn_scorer
 from training.evaluation.compare import compare_runs, comparison_table
 from training.evaluation.evaluate import NEW_ITEMS, RECENT_POPULARITY, evaluate, protocols
-from training.evaluation.results import (
-    AS_SERVED,
-    ENCODER,
-    LEAVE_ONE_OUT,
-    NEXT_VISIT,
-    RANKS,
-    TIME_SPLIT,
-    TREND,
-    EvaluateResult,
-    figures_by_user,
-)
+from training.evaluation.results import RANKS, TREND, EvaluateResult, figures_by_user
 from training.fit.train import train
 from training.model.weights import WEIGHTS
 from training.publish.active_gate import gate_targets
@@ -88,7 +79,7 @@ def test_what_is_in_demand_has_a_row_where_it_helps(tmp_path: Path) -> None:
     assert [note for note in found.notes if note.startswith(f"{AS_SERVED}: trend and popularity, lately: half-life")]
     ndcg = {one.method: one.figures["ndcg@10"] for one in found.results if one.protocol == AS_SERVED}
     assert ndcg[TREND] > max(ndcg[ENCODER], ndcg[RECENT_POPULARITY])
-    assert f"{AS_SERVED}/{TREND}/ndcg@10" in run.figures("evaluate")
+    assert f"{AS_SERVED}/{TREND}/ndcg@10" in values_by_name(run.quality("evaluate"))
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +110,7 @@ def test_a_log_of_baskets_is_evaluated_by_visit(baskets: Run) -> None:
     assert frequent.users == 80
     assert frequent.figures["recall@5"] > 0.6
     assert frequent.figures["ndcg@10"] > 1.5 * by_method["popularity"].figures["ndcg@10"]
-    verdict = found.verdict({})
+    verdict = found.verdict(())
     assert verdict
     assert verdict.startswith("A simple rule, `")
     assert any(note.startswith("next visit: own, fading: half-life") for note in found.notes)

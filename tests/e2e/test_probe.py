@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from server.core.figures import values_by_name
 from tests.support.logs import write_planted
 from training.cli.main import app
 from training.config import Config, TrainSettings
@@ -57,7 +58,7 @@ def test_what_was_planted_is_found(directory: Path) -> None:
     assert {entry["kind"] for entry in found["stability"]} == {"last", "mean", "last + mean", "for segments"}
     by_chance = 10 / 79
     assert found["stability"][1]["neighbours"] > 3 * by_chance
-    assert run.figures("probe")[f"probe/{MEAN}/segment/auroc"] == pytest.approx(
+    assert values_by_name(run.quality("probe"))[f"probe of segment/{MEAN}/auroc"] == pytest.approx(
         label["by_kind"][MEAN]["auroc"], abs=1e-6
     )
 

@@ -11,6 +11,7 @@ import onnx
 import polars as pl
 import pytest
 
+from server.core.figures import figures_of, values_by_name
 from server.core.release import Golden, TrainedOn
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
@@ -38,7 +39,7 @@ def finished_run(
     for name in ("train", "evaluate", "export", "segment"):
         with run.stage(name) as stage:
             if name == "evaluate":
-                stage.figures |= {"as served/encoder/ndcg@10": 0.25, "mrr": 0.5}
+                stage.quality += figures_of("as served", "encoder", {"ndcg@10": 0.25, "mrr@10": 0.5})
     for stage_name, names in publishing._SOURCES.items():
         for name in names:
             shutil.copyfile(source / name, run.path / stage_name / name)
@@ -55,7 +56,7 @@ def finished_run(
         prior=100.0,
         hybrid_weight=0.75,
         data_cutoff_time=None,
-        figures={"hybrid_ndcg@10": 0.5},
+        figures=figures_of("as served", "hybrid", {"ndcg@10": 0.5}),
     ).write(run.path / "segment")
     return run
 
@@ -82,7 +83,8 @@ def test_a_release_is_whole_and_passes_the_servers_checks(tmp_path: Path, reposi
     assert publish(run, repository) == 1
     release = read_release(repository / MODEL_NAME / "1")
     assert release.manifest.hybrid_weight == 0.75
-    assert release.manifest.figures == {"as served/encoder/ndcg@10": 0.25, "hybrid_ndcg@10": 0.5}
+    kept = {"as served/encoder/ndcg@10": 0.25, "as served/hybrid/ndcg@10": 0.5}
+    assert values_by_name(release.manifest.figures) == kept
     assert release.manifest.parent_release == 0
     assert [record.release for record in release.segments[0].history] == [1]
     assert run.figures("publish")["release"] == 1

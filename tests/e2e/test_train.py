@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from server.core.figures import AS_SERVED, LEAVE_ONE_OUT, values_by_name
 from server.core.repository.layout import read_preprocessing
 from tests.support.logs import sorted_baskets, write_planted
 from training.config import Clean, Config, SplitSettings, TrainSettings, VisitSettings
@@ -17,7 +18,7 @@ from training.data.prepare import prepare
 from training.data.sequences import read_sequences
 from training.errors import ConfigError, RunError
 from training.evaluation.evaluate import evaluate
-from training.evaluation.results import AS_SERVED, LEAVE_ONE_OUT, EvaluateResult
+from training.evaluation.results import EvaluateResult
 from training.fit.checkpoints import CHECKPOINT
 from training.fit.defaults import FEW_EVENTS_DROPOUT, choose_device
 from training.fit.train import train
@@ -60,13 +61,17 @@ def test_it_beats_popularity_in_both_protocols(run: Run) -> None:
     for protocol in (LEAVE_ONE_OUT, AS_SERVED):
         assert ndcg[protocol, "encoder"] > 1.5 * ndcg[protocol, "popularity"], protocol
     assert EvaluateResult.read(run.path / "evaluate") == result
-    assert run.figures("evaluate")["as served/encoder/ndcg@10"] == pytest.approx(ndcg[AS_SERVED, "encoder"], abs=1e-6)
+    assert values_by_name(run.quality("evaluate"))["as served/encoder/ndcg@10"] == pytest.approx(
+        ndcg[AS_SERVED, "encoder"], abs=1e-6
+    )
 
 
 def test_curves_and_the_best_epoch_are_kept(run: Run) -> None:
     curves = json.loads((run.path / "train" / CURVES).read_bytes())
     assert curves[-1]["loss"] < curves[0]["loss"]
-    assert max(point["ndcg@10"] for point in curves) == run.figures("train")["validation_ndcg@10"]
+    assert (
+        max(point["ndcg@10"] for point in curves) == values_by_name(run.quality("train"))["validation/encoder/ndcg@10"]
+    )
 
 
 class Killed(Exception):

@@ -44,10 +44,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return trained(tmp_path_factory.mktemp("whole"), SETTINGS)
 
 
+def validation_ndcg(run: Run) -> float:
+    [figure] = run.quality("train")
+    assert figure.name == "validation/encoder/ndcg@10"
+    return figure.value
+
+
 def assert_same_weights(run: Run, whole: Run) -> None:
     for name, tensor in weights_of(whole).items():
         torch.testing.assert_close(weights_of(run)[name], tensor, rtol=0, atol=1e-4)
-    assert run.figures("train")["validation_ndcg@10"] == pytest.approx(whole.figures("train")["validation_ndcg@10"])
+    assert validation_ndcg(run) == pytest.approx(validation_ndcg(whole))
 
 
 def test_a_step_in_pieces_is_the_step(tmp_path: Path, whole: Run) -> None:

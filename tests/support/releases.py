@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from server.core.features import GAP_COUNT, Inputs, batches, features_of
+from server.core.figures import figures_of
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
 from server.core.next_visit import FEATURES, ITEM_STATISTICS, NextVisitModel
@@ -134,7 +135,7 @@ def tiny_release(
         item_count=items,
         segment_count=segments,
         hybrid_weight=0.5,
-        figures={"ndcg_at_10": 0.1},
+        figures=figures_of("as served", "popularity", {"ndcg@10": 0.1}),
         confidence=confidence,
         min_segment_size=100 if confidence else 0,
         files={name: record_of(directory / name) for name in (*FILES, *more)},

@@ -173,7 +173,7 @@ def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
         console.run = run = Run.open(runs, run_id)
         result = work(run, progress=console.start_stage("evaluate"))
         console.end_stage()
-        verdict = result.verdict({})
+        verdict = result.verdict(())
         console.print(*([verdict] if verdict else []), *result.tables(), *result.notes, sep="\n")
 
 

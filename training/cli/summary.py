@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from server.core.figures import HYBRID, NEXT_VISIT, PERSONAL, POPULAR, SEGMENT, Figure
 from server.core.profiles import SegmentProfile
 from training.cli.traffic_tables import after_publishing
 from training.data.account import Account
@@ -17,10 +18,10 @@ from training.segments.result import Segmentation
 from training.segments.sweep import read_sweep
 
 _STRATEGIES = {
-    "popular": "popular items",
-    "segment": "items of the segment",
-    "personal": "personal items",
-    "hybrid": "both, as served",
+    POPULAR: "popular items",
+    SEGMENT: "items of the segment",
+    PERSONAL: "personal items",
+    HYBRID: "both, as served",
 }
 _LABEL_WIDTH = 40
 _SHOWN_FIGURES = 6
@@ -47,16 +48,17 @@ def summary(run: Run, repository: Path) -> RenderableType:
     return Group(*parts)
 
 
-def quality_table(figures: Mapping[str, float]) -> Table:
+def quality_table(figures: Sequence[Figure]) -> Table:
     """NDCG@10 and HR@10 of each strategy on each user's last visit or event, all items ranked."""
-    what = "visit" if "hybrid_recall@10" in figures else "event"
+    what = "visit" if figures[0].protocol == NEXT_VISIT else "event"
     table = Table(title=f"Recommendations of the release on each user's last {what} (larger is better)")
     table.add_column("strategy")
     for heading in ("NDCG@10", "HR@10", "× popular"):
         table.add_column(heading, justify="right")
-    popular = figures["popular_ndcg@10"]
+    values = {(figure.method, figure.measure): figure.value for figure in figures}
+    popular = values[POPULAR, "ndcg@10"]
     for strategy, name in _STRATEGIES.items():
-        ndcg, hit_rate = figures[f"{strategy}_ndcg@10"], figures[f"{strategy}_hr@10"]
+        ndcg, hit_rate = values[strategy, "ndcg@10"], values[strategy, "hr@10"]
         table.add_row(name, f"{ndcg:.4f}", f"{hit_rate:.4f}", f"{ndcg / popular:.2f}" if popular else "–")
     return table
 
@@ -118,9 +120,8 @@ def serving_hint(run: Run, repository: Path, release: int) -> str:
 def stage_line(name: str, record: Mapping[str, Any]) -> str:
     """The line of a stage that has ended: its duration, its device and its first figures."""
     numbers = {key: value for key, value in record["figures"].items() if type(value) in (int, float)}
-    plain = {key: value for key, value in numbers.items() if "@" not in key}
-    texts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in plain.items()]
+    texts = [f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value:,}" for key, value in numbers.items()]
     failed = "" if record["state"] == "done" else ", failed"
-    figures = f" ({', '.join(texts[:_SHOWN_FIGURES])})" if texts and "/" not in texts[0] else ""
+    figures = f" ({', '.join(texts[:_SHOWN_FIGURES])})" if texts else ""
     device = f" on {record['figures']['device']}" if "device" in record["figures"] else ""
     return f"{name}: {record['seconds']:.1f} s{device}{failed}{figures}"

@@ -309,11 +309,11 @@ def sample_targets(held: HeldOut, count: int, seed: int) -> HeldOut:
 
 
 def users_of(held: HeldOut, most: int, seed: int) -> HeldOut:
-    """All targets of at most `most` users, drawn at random, in their original order."""
+    """All targets of at most `most` users, drawn at random, in their order; a larger sample has them too."""
     users = np.unique(held.rows)
     if len(users) <= most:
         return held
-    drawn = np.random.default_rng(seed).choice(users, most, replace=False)
+    drawn = np.random.default_rng(seed).permutation(users)[:most]
     return select_targets(held, np.flatnonzero(np.isin(held.rows, drawn)))
 
 

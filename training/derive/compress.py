@@ -19,6 +19,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 
 from server.core.features import Inputs
+from server.core.figures import figures_of
 from server.core.repository.layout import OUTPUT, read_preprocessing
 from training.config import TrainSettings
 from training.errors import ConfigError, RunError
@@ -119,7 +120,8 @@ def compress(
         text = json.dumps([asdict(row) for row in rows], indent=1)
         write_atomically(stage.directory / "metrics.json", text + "\n")
         for row in rows:
-            stage.figures |= {f"{row.way}/ndcg@10": row.ndcg.value, f"{row.way}/microseconds": row.microseconds}
+            stage.quality += figures_of("compressed", row.way, {"ndcg@10": row.ndcg.value, "hr@10": row.hr.value})
+        stage.figures |= {"microseconds": {row.way: row.microseconds for row in rows}}
         stage.figures |= {"made": len(variants), "runs": {way: variant.path.name for way, variant in variants.items()}}
     return CompressResult(stage.directory, rows)
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.table import Table
 from torch import Tensor
 
+from server.core.figures import ENCODER, VALIDATION, figures_of
 from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
     EventLog,
@@ -161,8 +162,8 @@ def _fused(fused: Run, runs: Sequence[Run], encoders: Sequence[Encoder], progres
         SegmentEmbedding.fit(encoder, log, preprocessing, seed).write(stage.directory)
         ndcg = {weights: float(values.mean()) for weights, values in each.items()}
         seconds = sum(training_seconds(run) for run in runs)
-        stage.figures |= {"validation_ndcg@10": ndcg[candidates[place]], "training_seconds": seconds}
-        stage.figures |= {"weights": [member.weight for member in members]}
+        stage.figures |= {"training_seconds": seconds, "weights": [member.weight for member in members]}
+        stage.quality += figures_of(VALIDATION, ENCODER, {"ndcg@10": ndcg[candidates[place]]})
     return FuseResult(
         fused, members, tuple(ndcg[weights] for weights in alone), ndcg[candidates[0]], ndcg[candidates[place]]
     )

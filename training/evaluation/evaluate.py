@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from server.core.features import Features
+from server.core.figures import AS_SERVED, ENCODER, LEAVE_ONE_OUT, NEXT_VISIT, TIME_SPLIT
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
@@ -44,19 +45,7 @@ from training.evaluation.baselines import (
     popularity_scorer,
     segment_scorer,
 )
-from training.evaluation.results import (
-    AS_SERVED,
-    ENCODER,
-    LEAVE_ONE_OUT,
-    METRICS,
-    NEXT_VISIT,
-    RANKS,
-    TIME_SPLIT,
-    TREND,
-    EvaluateResult,
-    Result,
-    UserSlice,
-)
+from training.evaluation.results import METRICS, RANKS, TREND, EvaluateResult, Result, UserSlice
 from training.evaluation.visits import USERS_MAX, VALIDATION_USERS, Evaluation, Visitors, evaluate_visits
 from training.kmeans.engines import choose_engine
 from training.kmeans.settings import KMeansSettings, fixed_k
@@ -128,8 +117,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
         content = {"results": [asdict(result) for result in found.results], "notes": found.notes}
         write_atomically(stage.directory / METRICS, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for result in found.results:
-            prefix = f"{result.protocol}/{result.method}"
-            stage.figures |= {f"{prefix}/{name}": round(value, 6) for name, value in result.figures.items()}
+            stage.quality += result.quality
     return EvaluateResult(stage.directory, found.results, found.notes)
 
 

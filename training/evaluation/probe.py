@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from server.core.figures import Figure
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import read_preprocessing
 from training.data.sequences import (
@@ -114,18 +115,19 @@ class ProbeResult:
         parts += [self._stability()] if self.stability else []
         return Group(*parts, *self.notes)
 
-    def figures(self) -> dict[str, float]:
-        """Figures by name such as `probe/last/gender/auroc` and `segments/mean/8/halves`."""
+    def figures(self) -> tuple[Figure, ...]:
+        """Figures with names such as `probe of gender/last/auroc` and `8 segments/mean/halves`."""
         result = {"segments/popularity/hr@10": self.global_hr}
         for entry in self.labels:
+            label = entry.label.replace("/", " ")
             for kind, figures in entry.by_kind.items():
-                result |= {f"probe/{kind}/{entry.label}/{name}": value for name, value in asdict(figures).items()}
+                result |= {f"probe of {label}/{kind}/{name}": value for name, value in asdict(figures).items()}
         for kind, entries in self.segments.items():
             for quality in entries:
                 by_name = {"halves": quality.halves, "seeds": quality.seeds, "hr@10": quality.hr}
-                result |= {f"segments/{kind}/{quality.k}/{name}": value for name, value in by_name.items()}
-        result |= {f"stability/{entry.kind}/neighbours": entry.neighbours for entry in self.stability}
-        return {name: round(value, 6) for name, value in result.items() if math.isfinite(value)}
+                result |= {f"{quality.k} segments/{kind}/{name}": value for name, value in by_name.items()}
+        result |= {f"two trainings/{entry.kind}/neighbours": entry.neighbours for entry in self.stability}
+        return tuple(Figure.parse(name, round(value, 6)) for name, value in result.items() if math.isfinite(value))
 
     def _labels(self) -> Table:
         table = Table("label", title="Linear probes: AUROC (mean of each class against the rest), accuracy")
@@ -195,7 +197,7 @@ def probe_run(run: Run, other: Run | None = None, *, progress: Progress = no_pro
         )
         text = json.dumps(_without_nan(asdict(result)), ensure_ascii=False, indent=1)
         write_atomically(stage.directory / METRICS, text + "\n")
-        stage.figures |= result.figures()
+        stage.quality += result.figures()
     return result
 
 

@@ -1,7 +1,7 @@
 """The results of the evaluate stage, as its files hold them. This module does not load torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -9,17 +9,12 @@ from typing import Any, Self
 import polars as pl
 from rich.table import Table
 
+from server.core.figures import ENCODER, HYBRID, NEXT_VISIT, STRATEGIES, Figure, figures_of, find
 from training.metrics import CUTOFFS, LIST_LENGTH, metrics_by_user
 
-LEAVE_ONE_OUT = "leave-one-out"
-AS_SERVED = "as served"
-TIME_SPLIT = "time split"
-NEXT_VISIT = "next visit"
-ENCODER = "encoder"
 TREND = "encoder, trend"
 """The method that adds the trend at the target's time to the encoder's scores; present if a trend helps."""
-HYBRID = "hybrid"
-PRODUCT = frozenset({ENCODER, TREND, HYBRID, "personal", "segment", "popular"})
+PRODUCT = frozenset({ENCODER, TREND, *STRATEGIES})
 """The methods that are the product's own: the encoder, and the strategies as they are served."""
 RANKS = "ranks.parquet"
 """The encoder's rank of each target (protocol, user_id, item_id, rank from 0), which comparisons of runs read.
@@ -56,6 +51,14 @@ class Result:
     hr_interval: tuple[float, float]
     slices: tuple[UserSlice, ...]
 
+    @property
+    def quality(self) -> tuple[Figure, ...]:
+        """The figures, rounded, with the intervals of NDCG@10 and HR@10."""
+        intervals = {"ndcg@10": self.interval, "hr@10": self.hr_interval}
+        rounded = {name: (round(low, 6), round(high, 6)) for name, (low, high) in intervals.items()}
+        values = {name: round(value, 6) for name, value in self.figures.items()}
+        return figures_of(self.protocol, self.method, values, rounded)
+
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Self:
         """Build a result from the parsed JSON."""
@@ -78,7 +81,7 @@ class EvaluateResult:
         raw = json.loads((directory / METRICS).read_text(encoding="utf-8"))
         return cls(directory, tuple(map(Result.read, raw["results"])), tuple(raw["notes"]))
 
-    def verdict(self, strategies: Mapping[str, float]) -> str | None:
+    def verdict(self, strategies: Sequence[Figure]) -> str | None:
         """Whether the product or a rule foretells the next visit better; None if it was not evaluated by visit.
 
         The product is the hybrid: its lists in this evaluation, or `strategies`, the figures of the segment stage if
@@ -88,8 +91,9 @@ class EvaluateResult:
         rules = {method: value for method, value in ndcg.items() if method not in PRODUCT}
         if not rules:
             return None
-        if HYBRID not in ndcg and "hybrid_recall@10" in strategies:
-            ndcg[HYBRID] = strategies["hybrid_ndcg@10"]
+        served = find(strategies, HYBRID, "ndcg", protocol=NEXT_VISIT)
+        if HYBRID not in ndcg and served:
+            ndcg[HYBRID] = served.value
         product, rule = HYBRID if HYBRID in ndcg else ENCODER, max(rules, key=lambda method: rules[method])
         own, other = ndcg[product], rules[rule]
         if other > own:

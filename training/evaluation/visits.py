@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 from torch import Tensor
 
+from server.core.figures import ENCODER, NEXT_VISIT
 from server.core.preprocessing import Preprocessing
 from server.core.segments import next_item_part
 from training.data.sequences import (
@@ -28,7 +29,7 @@ from training.data.sequences import (
     users_of,
 )
 from training.evaluation.baselines import segment_scorer
-from training.evaluation.results import ENCODER, NEXT_VISIT, Result, UserSlice
+from training.evaluation.results import Result, UserSlice
 from training.evaluation.visit_rules import OWN_ONLY, POPULARITY, Past, Rule, rules
 from training.metrics import CUTOFFS, LIST_LENGTH, bootstrap_interval, coverage, novelty, set_metrics, target_ranks
 from training.model.torch_inference import Scorer

@@ -1,6 +1,7 @@
 """Second stage: trains the encoder to name each next item, and keeps the weights that validated best."""
 
 import json
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from server.core.figures import ENCODER, VALIDATION, figures_of
 from server.core.preprocessing import Preprocessing
 from server.core.repository.layout import read_preprocessing
 from training.config import TrainSettings
@@ -119,6 +121,8 @@ def train(
             SegmentEmbedding.fit(best, data.log, data.preprocessing, settings.seed).write(stage.directory)
         result = TrainResult(stage.directory, weights.best, trainer.current_epoch, device)
         stage.figures |= _figures(result, encoder, chosen, processes)
+        if not math.isnan(result.ndcg):
+            stage.quality += figures_of(VALIDATION, ENCODER, {METRIC: result.ndcg})
     return result
 
 
@@ -159,7 +163,6 @@ def _figures(
     result: TrainResult, encoder: Encoder, chosen: ChosenSettings, processes: Processes
 ) -> dict[str, float | int | str]:
     return {
-        "validation_ndcg@10": result.ndcg,
         "epochs": result.epochs,
         "device": processes.describe(result.device),
         "negatives": chosen.negatives,

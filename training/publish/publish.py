@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from segrec.traffic import user_at_host
 
+from server.core.figures import Figure
 from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import RANKING, SEARCH_LISTS, FileRecord, Golden, Manifest, Release
 from server.core.repository.audit import AuditEntry, append_audit
@@ -153,7 +153,7 @@ def _audit_entry(release: Release, gates: Sequence[Gate], forced: list[str], pus
         "source": source,
         "parent_release": release.manifest.parent_release,
         "measured": measured,
-        "figures": release.manifest.figures,
+        "figures": [figure.model_dump(exclude_none=True) for figure in release.manifest.figures],
         "gates": {gate.name: {"measured": gate.measured, "asked": gate.required} for gate in gates},
         "forced": forced,
         "signed": push.key is not None,
@@ -179,7 +179,7 @@ def _assemble(
     sources: dict[str, Path],
     segmentation: Segmentation,
     parent: Release | None,
-    figures: dict[str, float],
+    figures: tuple[Figure, ...],
     origin: Origin,
 ) -> None:
     number = int(directory.name)
@@ -207,7 +207,7 @@ def _assemble(
         item_count=len(embeddings),
         segment_count=len(profiles),
         hybrid_weight=segmentation.hybrid_weight,
-        figures=figures | segmentation.figures,
+        figures=figures + segmentation.figures,
         confidence=read_confidence(sources["segment"]),
         min_segment_size=segmentation.min_segment_size,
         files=file_records(directory),
@@ -239,11 +239,9 @@ def with_history(profile: SegmentProfile, number: int, parent: Release | None) -
     return profile.model_copy(update={"history": (now, *earlier)})
 
 
-def _evaluated(run: Run) -> dict[str, float]:
+def _evaluated(run: Run) -> tuple[Figure, ...]:
     """NDCG@10 and HR@10 of the evaluate stage; empty if the stage did not run."""
-    stages: dict[str, Any] = run.record()["stages"]
-    figures = stages.get("evaluate", {}).get("figures", {})
-    return {name: float(value) for name, value in figures.items() if name.endswith(_KEPT_FIGURES)}
+    return tuple(figure for figure in run.quality("evaluate") if figure.measure in _KEPT_FIGURES)
 
 
 def _make_durable(directory: Path) -> None:

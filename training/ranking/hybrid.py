@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from server.core.features import Features
+from server.core.figures import HYBRID, NEXT_VISIT, PERSONAL, POPULAR, SEGMENT, Figure
 from server.core.next_visit import ItemTables, NextVisitModel, SegmentList
 from server.core.own_items import own_items
 from server.core.preprocessing import Preprocessing
@@ -25,11 +26,12 @@ from training.data.sequences import (
     positive_actions,
     sample_targets,
     select_targets,
+    users_of,
 )
 from training.kmeans.engines import Engine, on_one_machine
 from training.kmeans.fit import fit_kmeans
 from training.kmeans.settings import KMeansSettings
-from training.metrics import hit_rate, ndcg_each, target_ranks
+from training.metrics import metrics_by_user, ndcg_each, target_ranks
 from training.model.torch_inference import leave_out_seen
 from training.ranking.next_visit import (
     VISITS_MAX,
@@ -53,6 +55,7 @@ from training.ranking.segment_items import (
     publishable,
     smoothed,
 )
+from training.ranking.served import ServedQuality, served_protocol
 from training.ranking.trend import Demand, Trend, TrendScores, choose_trend, target_times
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -92,23 +95,28 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class HybridChoice:
-    """The settings chosen on validation targets, and test figures by name, such as `hybrid_ndcg@10`.
+    """The settings chosen on validation targets, and the quality of each strategy on test targets.
 
-    `figures` is empty for a log without validation targets.
+    `quality` is None for a log without validation targets.
     """
 
     smoothing: Smoothing
     weight: float
     trend: Trend | None
-    figures: dict[str, float]
+    quality: ServedQuality | None
     next_visit: NextVisitModel | None = None
     """The ranking of a log with visits and repeats, in place of `weight` and `trend`."""
+
+    @property
+    def figures(self) -> tuple[Figure, ...]:
+        """The quality of each strategy over all test users; empty without validation targets."""
+        return self.quality.figures if self.quality else ()
 
     @property
     def notes(self) -> list[str]:
         """Explanations for people, as sentences."""
         notes = []
-        if not self.figures:
+        if self.quality is None:
             notes.append("Histories are too short for validation targets, so the hybrid is the personal ranking.")
         elif self.weight == ALONE and not self.next_visit:
             notes.append(
@@ -145,12 +153,20 @@ class HybridTuner:
         snapshot = self.snapshot(2)
         smoothing = self.smoothing(snapshot)
         if snapshot is None:
-            return HybridChoice(smoothing, ALONE, None, {})
+            return HybridChoice(smoothing, ALONE, None, None)
         trend = self._trend(snapshot)
         by_weight = self._ranks(snapshot, smoothing, WEIGHTS, self._trend_scores(trend, 2))
         weight = best_weight({weight: ndcg_each(ranks, 10) for weight, ranks in by_weight.items()})
-        test = self.snapshot(1)
-        return HybridChoice(smoothing, weight, trend, self._figures(test, smoothing, weight, trend) if test else {})
+        test = self.snapshot(1, self._test_targets())
+        quality = self._quality(test, smoothing, weight, trend) if test else None
+        return HybridChoice(smoothing, weight, trend, quality)
+
+    def _test_targets(self) -> HeldOut:
+        """A sample of the test targets; of a visit all its items or none."""
+        held = held_out(self.log, 1, positive_actions(self.preprocessing))
+        if self.log.split.by_visit:
+            return users_of(held, TARGET_USERS, seed=0)
+        return sample_targets(held, TARGET_USERS, self.kmeans.seed)
 
     @property
     def learns_next_visit(self) -> bool:
@@ -170,24 +186,24 @@ class HybridTuner:
         asked, tables = self.asked(test, smoothing)
         test_rows = Rows.of(tables, asked)
         lists = strategy_lists(test_rows.best(model, len(asked.rows), LISTED), tables, asked)
-        figures: dict[str, float] = {}
-        for name, best in lists.items():
-            figures |= {f"{name}_{figure}@10": float(each.mean()) for figure, each in test.figures(best, 10).items()}
+        each = {
+            name: {f"{metric}@10": values for metric, values in test.figures(best, 10).items()}
+            for name, best in lists.items()
+        }
+        quality = ServedQuality(NEXT_VISIT, test.snapshot.held.rows, each)
         # Once measured, the ranking learns from the test visits too: a release serves the visits after them.
         both = rows.and_also(test_rows)
         learned = learn(both, np.concatenate([is_positive, test.is_positive(test_rows)]), self.kmeans.seed)
-        return HybridChoice(smoothing, ALONE, None, figures, learned)
+        return HybridChoice(smoothing, ALONE, None, quality, learned)
 
     def before_visit(self, from_end: int) -> "BeforeVisit":
         """A sample of users before their last visit (1), or the visit before it (2)."""
-        held = held_out(self.log, from_end, positive_actions(self.preprocessing))
-        users, first = np.unique(held.rows, return_index=True)
-        if len(users) > VISITS_MAX:
-            first = np.sort(np.random.default_rng(self.kmeans.seed).permutation(first)[:VISITS_MAX])
+        # The seed of the evaluate stage, whose sample has these users too.
+        held = users_of(held_out(self.log, from_end, positive_actions(self.preprocessing)), VISITS_MAX, seed=0)
+        _, first = np.unique(held.rows, return_index=True)
         snapshot = self.snapshot(from_end, select_targets(held, first))
         assert snapshot is not None
-        kept = np.isin(held.rows, held.rows[first])
-        return BeforeVisit(snapshot, select_targets(held, np.flatnonzero(kept)), from_end)
+        return BeforeVisit(snapshot, held, from_end)
 
     def asked(self, before: "BeforeVisit", smoothing: Smoothing) -> tuple[Asked, ItemTables]:
         """The users with what they had and the tables of items, as a release of that time would hold them."""
@@ -261,16 +277,17 @@ class HybridTuner:
             return None
         return Demand(self.log, from_end, self.preprocessing, len(self.item_embeddings)).scores_by_time(trend)
 
-    def _figures(
-        self, snapshot: Snapshot, smoothing: Smoothing, weight: float, trend: Trend | None
-    ) -> dict[str, float]:
+    def _quality(self, snapshot: Snapshot, smoothing: Smoothing, weight: float, trend: Trend | None) -> ServedQuality:
         by_weight = self._ranks(snapshot, smoothing, sorted({0.0, weight, 1.0}), self._trend_scores(trend, 1))
         popular = np.log(popularity(snapshot.behaviour, smoothing.half_life)).astype(np.float32)
         by_popularity = self._ranked(snapshot, [np.arange(len(snapshot.held.rows))], [popular], [0.0])[0.0]
-        strategies = {"popular": by_popularity, "segment": by_weight[0.0]}
-        strategies |= {"personal": by_weight[1.0], "hybrid": by_weight[weight]}
-        figures = {f"{strategy}_ndcg@10": float(ndcg_each(ranks, 10).mean()) for strategy, ranks in strategies.items()}
-        return figures | {f"{strategy}_hr@10": hit_rate(ranks, 10) for strategy, ranks in strategies.items()}
+        ranks = {POPULAR: by_popularity, SEGMENT: by_weight[0.0], PERSONAL: by_weight[1.0], HYBRID: by_weight[weight]}
+        users, places = np.unique(snapshot.held.rows, return_inverse=True)
+        each = {
+            strategy: {f"{name}@10": values for name, values in metrics_by_user(found, places, 10).items()}
+            for strategy, found in ranks.items()
+        }
+        return ServedQuality(served_protocol(self.log.split, self.preprocessing), users, each)
 
     def _ranks(
         self, snapshot: Snapshot, smoothing: Smoothing, weights: Sequence[float], trend_scores: TrendScores | None

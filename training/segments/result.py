@@ -7,6 +7,7 @@ from typing import Self
 import numpy as np
 from pydantic import Field
 
+from server.core.figures import Figure
 from server.core.frozen_model import FrozenModel
 from server.core.profiles import SegmentProfile
 from server.core.release import Release
@@ -30,7 +31,7 @@ class Segmentation(FrozenModel):
     prior: float = Field(gt=0, description="Weight of global popularity in per-segment items, in events.")
     hybrid_weight: float = Field(ge=0, le=1)
     data_cutoff_time: datetime | None = Field(description="Time of the newest event; none for a log without a clock.")
-    figures: dict[str, float] = Field(description="Quality by name; larger is better.")
+    figures: tuple[Figure, ...] = Field(description="Quality of each strategy on test targets.")
     min_segment_size: int = Field(default=0, ge=0, description="Least users of a segment, unless the log has fewer.")
     confidence_error: float | None = Field(
         default=None,

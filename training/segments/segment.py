@@ -30,6 +30,7 @@ from training.profiles.profiles import Privacy, profiles_of
 from training.ranking.hybrid import HybridChoice, HybridTuner
 from training.ranking.item_lists import item_lists, list_overlap
 from training.ranking.segment_items import behaviour_of
+from training.ranking.served import SERVED_NDCG
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.clusters import Segments, cluster, limit_k, merging_notes
@@ -90,6 +91,7 @@ def segment(
         search_figures = _write(stage.directory, inputs, users, results)
         segmentation.write(stage.directory)
         stage.figures |= results.figures | segmentation.overlap_figures | search_figures
+        stage.quality += choice.figures
     return segmentation
 
 
@@ -134,7 +136,7 @@ class StageResults:
     def figures(self) -> dict[str, object]:
         """The figures of the stage in `run.json`, by name."""
         fit, choice = self.clustering.segments.fit, self.choice
-        figures: dict[str, object] = {**choice.figures, "k": len(fit.centroids), "hybrid_weight": choice.weight}
+        figures: dict[str, object] = {"k": len(fit.centroids), "hybrid_weight": choice.weight}
         if choice.trend:
             figures |= {"trend_half_life": choice.trend.half_life, "trend_weight": choice.trend.weight}
         ids = {"born": self.matching.born, "retired": self.matching.retired}
@@ -279,6 +281,10 @@ def _write(directory: Path, inputs: SegmentInputs, users: EmbeddedUsers, results
     write_golden(directory, inputs, len(users.item_embeddings))
     write_migration(directory, results.migration)
     write_confidence(directory, results.confidence.calibration)
+    if results.choice.quality:
+        results.choice.quality.ndcg(users.log.users).write_parquet(directory / SERVED_NDCG)
+    else:
+        (directory / SERVED_NDCG).unlink(missing_ok=True)
     return figures
 
 

@@ -247,7 +247,13 @@ def _popularity(release: Release, rows: Sequence[int]) -> float:
 
 
 def _quality(before: Release, after: Release) -> tuple[QualityFigure, ...]:
-    """Figures of both manifests by name, in the order of the later manifest."""
-    then, now = before.manifest.figures, after.manifest.figures
-    names = dict.fromkeys([*now, *then])
-    return tuple(QualityFigure(name=name, before=then.get(name), after=now.get(name)) for name in names)
+    """Figures of both manifests, in the order of the later manifest."""
+    then, now = ({figure.name: figure for figure in one.manifest.figures} for one in (before, after))
+    return tuple(
+        QualityFigure(
+            **figure.model_dump(include={"protocol", "method", "metric", "k"}),
+            before=then[name].value if name in then else None,
+            after=now[name].value if name in now else None,
+        )
+        for name, figure in (now | then).items()
+    )

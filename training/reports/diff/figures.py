@@ -80,9 +80,12 @@ class Catalogue(FrozenModel):
 
 
 class QualityFigure(FrozenModel):
-    """A figure of the manifests, larger is better; None if a release does not have it."""
+    """A figure of the manifests by its parts, larger is better; None if a release does not have it."""
 
-    name: str
+    protocol: str
+    method: str
+    metric: str
+    k: int | None
     before: float | None
     after: float | None
 

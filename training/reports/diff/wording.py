@@ -7,15 +7,15 @@ from humanize import natural_list
 from rich.console import Group, RenderableType
 from rich.table import Table
 
+from server.core.figures import ENCODER, HYBRID, PERSONAL, SEGMENT
 from training.reports.diff.figures import Diff, QualityFigure
 from training.reports.wording import count, percent, segments_in_words
 
 LITTLE, MUCH = (0.05, 0.9), (0.3, 0.5)
 """Limits of the verdict: share of users in another segment, share of first items that stay."""
 
-_METHODS = ("encoder", "hybrid", "personal", "segment")
-_MEASURES = {"ndcg@10": "NDCG@10", "hr@10": "HR@10"}
-_MAIN = ("hybrid_ndcg@10", "as served/encoder/ndcg@10", "leave-one-out/encoder/ndcg@10")
+_METHODS = (HYBRID, ENCODER, PERSONAL, SEGMENT)
+_METRICS = {"ndcg": "NDCG", "hr": "HR"}
 _MOST_FLOWS = 15
 
 
@@ -45,8 +45,8 @@ def _level(diff: Diff) -> str:
 
 
 def _quality_part(diff: Diff) -> str:
-    figures = {figure.name: figure for figure in diff.quality if None not in figure.pair}
-    main = next((figures[name] for name in _MAIN if name in figures), None)
+    common = [figure for figure in diff.quality if None not in figure.pair and figure.metric == "ndcg"]
+    main = next((figure for method in (HYBRID, ENCODER) for figure in common if figure.method == method), None)
     if main is None:
         return "; their manifests have no main figure of quality in common"
     before, after = (f"{value:.4f}" for value in main.pair)
@@ -203,10 +203,9 @@ def quality_rows(diff: Diff) -> list[QualityFigure]:
 
 def quality_name(figure: QualityFigure) -> str:
     """The readable name of a manifest's figure; empty for baselines."""
-    *protocol, method, measure = figure.name.replace("_", "/", 1 if "/" not in figure.name else 0).split("/")
-    if method not in _METHODS or measure not in _MEASURES:
+    if figure.method not in _METHODS or figure.metric not in _METRICS:
         return ""
-    return f"{_MEASURES[measure]} ({', '.join([method, *protocol])})"
+    return f"{_METRICS[figure.metric]}@{figure.k} ({figure.method}, {figure.protocol})"
 
 
 def rows(diff: Diff) -> list[DiffRow]:

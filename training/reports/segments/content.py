@@ -16,6 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.errors import DamagedRelease
+from server.core.figures import ENCODER
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
@@ -23,7 +24,7 @@ from server.core.segments import normalised, segment_part
 from training.data.account import Account
 from training.data.origin import Origin
 from training.errors import RunError
-from training.evaluation.results import ENCODER, RANKS, EvaluateResult, Result, figures_by_user
+from training.evaluation.results import RANKS, EvaluateResult, Result, figures_by_user
 from training.metrics import bootstrap_interval
 from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
 from training.repository import read_trusted

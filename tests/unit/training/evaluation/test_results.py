@@ -5,7 +5,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from training.evaluation.results import LEAVE_ONE_OUT, NEXT_VISIT, EvaluateResult, Result, figures_by_user
+from server.core.figures import LEAVE_ONE_OUT, NEXT_VISIT, figures_of
+from training.evaluation.results import EvaluateResult, Result, figures_by_user
 from training.metrics import CUTOFFS
 
 
@@ -39,22 +40,22 @@ def evaluated(ndcg: dict[str, float], protocol: str = NEXT_VISIT) -> EvaluateRes
     ],
 )
 def test_the_sentence_names_the_best_rule_and_both_figures(ndcg: dict[str, float], expected: str) -> None:
-    assert evaluated(ndcg).verdict({}) == expected
+    assert evaluated(ndcg).verdict(()) == expected
 
 
 def test_the_hybrid_of_the_segment_stage_counts_if_its_figures_are_of_visits() -> None:
     found = evaluated({"encoder": 0.06, "popularity": 0.08})
-    of_visits = found.verdict({"hybrid_ndcg@10": 0.1, "hybrid_recall@10": 0.2})
+    of_visits = found.verdict(figures_of(NEXT_VISIT, "hybrid", {"ndcg@10": 0.1}))
     assert of_visits == (
         "The hybrid foretells the next visit with NDCG@10 0.1000, 25.0% more than the best rule, `popularity` (0.0800)."
     )
-    of_events = found.verdict({"hybrid_ndcg@10": 0.1})
+    of_events = found.verdict(figures_of(LEAVE_ONE_OUT, "hybrid", {"ndcg@10": 0.1}))
     assert of_events
     assert "than the encoder of this run" in of_events
 
 
 def test_other_protocols_have_no_sentence() -> None:
-    assert evaluated({"encoder": 0.1, "popularity": 0.2}, LEAVE_ONE_OUT).verdict({}) is None
+    assert evaluated({"encoder": 0.1, "popularity": 0.2}, LEAVE_ONE_OUT).verdict(()) is None
 
 
 def test_the_table_of_visits_has_recall() -> None:

@@ -11,7 +11,7 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from training.data.sequences import EventLog
 from training.kmeans.settings import KMeansSettings
-from training.ranking.hybrid import ALONE, WEIGHTS, HybridTuner, best_weight
+from training.ranking.hybrid import ALONE, WEIGHTS, HybridChoice, HybridTuner, best_weight
 
 ITEMS, GROUPS, USERS, LENGTH = 40, 2, 60, 12
 DAY_MS = 86_400_000
@@ -46,6 +46,10 @@ def tuner(log: EventLog, preprocessing: Preprocessing, item_embeddings: NDArray[
     return HybridTuner(log, preprocessing, item_embeddings, group_of, k=2, engine="sklearn", kmeans=KMeansSettings())
 
 
+def by_strategy(choice: HybridChoice) -> dict[str, float]:
+    return {f"{figure.method}_{figure.measure}": figure.value for figure in choice.figures}
+
+
 def noise() -> NDArray[np.float32]:
     return np.random.default_rng(1).normal(size=(ITEMS, GROUPS)).astype(np.float32) * 20
 
@@ -53,19 +57,19 @@ def noise() -> NDArray[np.float32]:
 def test_noise_in_personal_scores_gets_no_weight() -> None:
     choice = tuner(*grouped_log(), noise()).choose()
     assert choice.weight == 0.0
-    figures = choice.figures
+    figures = by_strategy(choice)
     assert figures["hybrid_ndcg@10"] == figures["segment_ndcg@10"]
     assert figures["segment_ndcg@10"] > figures["popular_ndcg@10"]
     assert figures["segment_ndcg@10"] > figures["personal_ndcg@10"]
 
 
 def test_segments_without_publishable_items_equal_popularity() -> None:
-    figures = replace(tuner(*grouped_log(), noise()), min_item_users=USERS).choose().figures
+    figures = by_strategy(replace(tuner(*grouped_log(), noise()), min_item_users=USERS).choose())
     assert figures["segment_ndcg@10"] == pytest.approx(figures["popular_ndcg@10"])
 
 
 def test_figures_are_those_of_four_strategies_within_bounds() -> None:
-    figures = tuner(*grouped_log(), noise()).choose().figures
+    figures = by_strategy(tuner(*grouped_log(), noise()).choose())
     strategies = ("popular", "segment", "personal", "hybrid")
     assert set(figures) == {f"{strategy}_{name}@10" for strategy in strategies for name in ("ndcg", "hr")}
     assert all(0 <= value <= 1 for value in figures.values())
@@ -74,7 +78,7 @@ def test_figures_are_those_of_four_strategies_within_bounds() -> None:
 def test_segment_figures_equal_those_counted_by_hand() -> None:
     """A hit is a test item among the ten items that were most frequent in the group before."""
     log, preprocessing = grouped_log()
-    figures = tuner(log, preprocessing, noise()).choose().figures
+    figures = by_strategy(tuner(log, preprocessing, noise()).choose())
     table = log.features.item_index.reshape(USERS, LENGTH)
     hits = 0
     for group in range(GROUPS):
@@ -92,14 +96,14 @@ def test_seen_items_are_left_out_where_the_release_does() -> None:
     log, preprocessing = grouped_log(exclude_seen=True)
     table = log.features.item_index.reshape(USERS, LENGTH)
     assert not (table[:, -1:] == table[:, :-1]).any()
-    figures = tuner(log, preprocessing, noise()).choose().figures
+    figures = by_strategy(tuner(log, preprocessing, noise()).choose())
     assert figures["segment_hr@10"] == 1.0
 
 
 def test_short_histories_leave_personal_scores_alone() -> None:
     choice = tuner(*grouped_log(length=3), noise()).choose()
     assert choice.weight == ALONE
-    assert choice.figures == {}
+    assert choice.figures == ()
     assert "too short" in choice.notes[0]
 
 

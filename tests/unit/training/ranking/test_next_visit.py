@@ -64,7 +64,7 @@ def choice() -> HybridChoice:
 @pytest.mark.usefixtures("one_thread")
 def test_habits_are_found_and_ranked_before_what_is_popular(choice: HybridChoice) -> None:
     assert choice.next_visit is not None
-    figures = choice.figures
+    figures = {f"{figure.method}_{figure.measure}": figure.value for figure in choice.figures}
     # Two of four items are favourites, in the first three places; popular items are a guess of 2 in 20.
     assert figures["hybrid_recall@10"] > 0.6
     assert figures["hybrid_ndcg@10"] > figures["popular_ndcg@10"] + 0.3

@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from server.core.figures import Figure
 from server.core.profiles import Migration
 from server.core.release import Confidence, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
@@ -246,17 +247,18 @@ def test_names_of_releases_follow_the_traffic(repository: Path) -> None:
 
 
 def test_quality_is_said_as_far_as_the_tests_are_known_to_be_the_same(repository: Path) -> None:
-    then = {"hybrid_ndcg@10": 0.1, "as served/popularity/hr@10": 0.3}
+    then = [Figure.parse("as served/hybrid/ndcg@10", 0.1), Figure.parse("as served/popularity/hr@10", 0.3)]
     path = repository / MODEL_NAME / "1" / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": then}))
-    after = copied(repository, figures={"hybrid_ndcg@10": 0.12, "as served/encoder/hr@10": 0.4})
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": [figure.model_dump() for figure in then]}))
+    now = (Figure.parse("as served/hybrid/ndcg@10", 0.12), Figure.parse("as served/encoder/hr@10", 0.4))
+    after = copied(repository, figures=now)
     assert same_test(repository, one(repository), after, repository / "runs") == "same"  # one encoder
     same, other, unknown = (diff(repository, after, same=one) for one in ("same", "different", "unknown"))
-    assert words.verdict(same).endswith("; NDCG@10 (hybrid) goes from 0.1000 to 0.1200 on the same test.")
+    assert words.verdict(same).endswith("; NDCG@10 (hybrid, as served) goes from 0.1000 to 0.1200 on the same test.")
     assert words.verdict(other).endswith("was 0.1000 and is 0.1200, measured on other users.")
     assert words.verdict(unknown).endswith("measured perhaps on other users.")
     assert [(words.quality_name(row), *row.pair) for row in words.quality_rows(same)] == [
-        ("NDCG@10 (hybrid)", 0.1, 0.12),
+        ("NDCG@10 (hybrid, as served)", 0.1, 0.12),
         ("HR@10 (encoder, as served)", None, 0.4),
     ]
     tiny_release(repository, 3)

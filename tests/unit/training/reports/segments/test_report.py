@@ -10,10 +10,11 @@ import polars as pl
 import pytest
 from segrec.visible import visible_lines
 
+from server.core.figures import AS_SERVED
 from server.core.profiles import Change, Flow, SegmentProfile
 from tests.e2e.test_segment import GROUPS, exported_run
 from tests.support.reports import fill, set_least, write_moves, write_sweep
-from training.evaluation.results import AS_SERVED, METRICS, RANKS
+from training.evaluation.results import METRICS, RANKS
 from training.publish.publish import publish
 from training.reports import wording as figures
 from training.reports.page import Picture, inlined
