@@ -55,7 +55,7 @@ from training.ranking.segment_items import (
     publishable,
     smoothed,
 )
-from training.ranking.served import ServedQuality, served_protocol
+from training.ranking.served import LISTED, ServedQuality, served_protocol, strategy_lists
 from training.ranking.trend import Demand, Trend, TrendScores, choose_trend, target_times
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
@@ -365,26 +365,6 @@ def best_weight(ndcg: Mapping[float, NDArray[np.float64]]) -> float:
     gain = ndcg[best] - ndcg[ALONE]
     bound = MIN_STANDARD_ERRORS * gain.std() / math.sqrt(len(gain))
     return best if gain.mean() > bound else ALONE
-
-
-LISTED = 20
-"""Items of each list that figures need."""
-
-
-def strategy_lists(
-    hybrid: NDArray[np.int64], tables: ItemTables, asked: Asked, count: int = LISTED
-) -> dict[str, NDArray[np.int64]]:
-    """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none."""
-    popular = np.argsort(-tables.popularity, kind="stable")[:count]
-    segments = np.full((len(asked.rows), count), -1, np.int64)
-    for place, segment in enumerate(asked.segments):
-        segments[place, : len(segment.rows[:count])] = segment.rows[:count]
-    return {
-        "hybrid": hybrid,
-        "personal": asked.pools[:, :count],
-        "segment": segments,
-        "popular": np.tile(popular, (len(asked.rows), 1)),
-    }
 
 
 def segment_lists(snapshot: Snapshot, smoothing: Smoothing) -> list[SegmentList]:

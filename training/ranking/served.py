@@ -9,12 +9,17 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.figures import AS_SERVED, LEAVE_ONE_OUT, NEXT_VISIT, TIME_SPLIT, Figure, figures_of
+from server.core.next_visit import ItemTables
 from server.core.preprocessing import Preprocessing
 from training.data.split import Split
 from training.metrics import bootstrap_interval
+from training.ranking.next_visit import Asked
 
 SERVED_NDCG = "ndcg.parquet"
 """NDCG@10 of each user (user_id, and a column for each method), in the directory of the stage that measured it."""
+
+LISTED = 20
+"""Items of each list that figures need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,3 +60,19 @@ def served_protocol(split: Split, preprocessing: Preprocessing) -> str:
     if split.by_visit:
         return NEXT_VISIT
     return LEAVE_ONE_OUT if preprocessing.exclude_seen else AS_SERVED
+
+
+def strategy_lists(
+    hybrid: NDArray[np.int64], tables: ItemTables, asked: Asked, count: int = LISTED
+) -> dict[str, NDArray[np.int64]]:
+    """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none."""
+    popular = np.argsort(-tables.popularity, kind="stable")[:count]
+    segments = np.full((len(asked.rows), count), -1, np.int64)
+    for place, segment in enumerate(asked.segments):
+        segments[place, : len(segment.rows[:count])] = segment.rows[:count]
+    return {
+        "hybrid": hybrid,
+        "personal": asked.pools[:, :count],
+        "segment": segments,
+        "popular": np.tile(popular, (len(asked.rows), 1)),
+    }

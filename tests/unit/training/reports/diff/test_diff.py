@@ -251,7 +251,7 @@ def test_quality_is_said_as_far_as_the_tests_are_known_to_be_the_same(repository
     path = repository / MODEL_NAME / "1" / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"figures": [figure.model_dump() for figure in then]}))
     now = (Figure.parse("as served/hybrid/ndcg@10", 0.12), Figure.parse("as served/encoder/hr@10", 0.4))
-    after = copied(repository, figures=now)
+    after = copied(repository, figures=[figure.model_dump() for figure in now])
     assert same_test(repository, one(repository), after, repository / "runs") == "same"  # one encoder
     same, other, unknown = (diff(repository, after, same=one) for one in ("same", "different", "unknown"))
     assert words.verdict(same).endswith("; NDCG@10 (hybrid, as served) goes from 0.1000 to 0.1200 on the same test.")
