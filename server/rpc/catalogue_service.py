@@ -48,7 +48,7 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
         release = self._routing.get(pin_of(request))
         index = release.vocabulary.get(item_id)
         if index is None:
-            raise NotFound(f"release {release.number} has no item {item_id!r}", "item_id")
+            raise NotFound(f"release {release.number} has no item {item_id!r}", "item_id", reason="ITEM_NOT_FOUND")
         [item] = _item_messages(release, [index - 1])
         return pb.GetItemResponse(item=item, release=release.number)
 
@@ -91,7 +91,9 @@ def _checked_filters(request: pb.ListItemsRequest) -> tuple[str, str]:
     for name in ("category", "title_prefix"):
         size = len(getattr(request, name).encode(errors="surrogatepass"))
         if size > ID_MAX_BYTES:
-            raise InvalidArgument(f"{name} has {size} bytes; at most {ID_MAX_BYTES} are allowed", name)
+            raise InvalidArgument(
+                f"{name} has {size} bytes; at most {ID_MAX_BYTES} are allowed", name, reason="TEXT_TOO_LONG"
+            )
     return request.category, request.title_prefix
 
 
@@ -100,7 +102,7 @@ def _item_rows(release: Release, category: str, prefix: str) -> Sequence[int]:
     allowed = np.ones(len(release.item_ids), np.bool_)
     if category:
         if category not in release.category_rows:
-            raise NotFound(_no_category(release, category), "category")
+            raise NotFound(_no_category(release, category), "category", reason="CATEGORY_NOT_FOUND")
         allowed[:] = False
         allowed[release.category_rows[category]] = True
     if prefix:

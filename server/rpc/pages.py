@@ -29,7 +29,11 @@ class Page:
     def of(cls, page_size: int, page_token: str, *filters: object) -> Self:
         """The page that a request asks for. Raises `InvalidArgument` for a token of another list or other filters."""
         if page_size < 0:
-            raise InvalidArgument(f"page_size is {page_size}; give 1 to {MAX_PAGE_SIZE}, or 0", "page_size")
+            raise InvalidArgument(
+                f"page_size is {page_size}; give 1 to {MAX_PAGE_SIZE}, or 0",
+                "page_size",
+                reason="PAGE_SIZE_OUT_OF_RANGE",
+            )
         size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
         mark = hashlib.sha256(json.dumps(filters).encode()).hexdigest()[:16]
         if not page_token:
@@ -37,7 +41,7 @@ class Page:
         release, start, sent_mark = _read(page_token)
         if sent_mark != mark:
             message = "page_token is of a list with other filters: send the filters of its first page"
-            raise InvalidArgument(message, "page_token")
+            raise InvalidArgument(message, "page_token", reason="PAGE_TOKEN_INVALID")
         return cls(size, mark, release, start)
 
     def cut(self, entries: Sequence[T], release: int) -> "Cut[T]":
@@ -71,4 +75,4 @@ def _read(token: str) -> tuple[int, int, str]:
         return int(release), int(start), mark
     except ValueError as error:
         message = "page_token is none that this server has sent: send the next_page_token of the page before"
-        raise InvalidArgument(message, "page_token") from error
+        raise InvalidArgument(message, "page_token", reason="PAGE_TOKEN_INVALID") from error
