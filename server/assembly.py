@@ -47,6 +47,7 @@ from server.releases.loader import Loader
 from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.routing import Routing
+from server.releases.segment_names import SegmentNamesWatcher
 from server.releases.traffic_watcher import TrafficWatcher
 from server.releases.verified import VerifiedReleases
 from server.rpc.access_controls import access_controls
@@ -95,6 +96,7 @@ class _Background:
     releases: ReleaseRegistry
     loader: Loader
     traffic: TrafficWatcher
+    names: SegmentNamesWatcher
     guard: CanaryGuard
     shadow: Shadow
     health: HealthWatch
@@ -139,7 +141,8 @@ async def running(
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME, triton_root=config.parent))
         read = verified.read if verified else None
-        loader = Loader(releases, encoder, settings.keep_releases, read, shared=triton is None)
+        names = SegmentNamesWatcher(settings.repository)
+        loader = Loader(releases, encoder, settings.keep_releases, read, shared=triton is None, names=names.names)
         traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:
@@ -195,7 +198,7 @@ async def running(
             settings.unhealthy_seconds,
         )
         releases.on_change.append(health.changed.set)
-        background = _Background(releases, loader, traffic, guard, shadow, health, public, settings.poll_seconds)
+        background = _Background(releases, loader, traffic, names, guard, shadow, health, public, settings.poll_seconds)
         task = asyncio.create_task(_run_background(background, stop))
         task.add_done_callback(log_failure)
         stack.push_async_callback(_stop_background, task, stop)
@@ -415,6 +418,7 @@ async def _run_background(background: _Background, stop: asyncio.Event) -> None:
     try:
         await asyncio.gather(
             background.traffic.follow(stop),
+            background.names.follow(stop),
             background.loader.follow(background.poll_seconds, stop),
             background.guard.watch(stop),
             background.health.watch(stop),

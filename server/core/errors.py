@@ -16,6 +16,7 @@ SegrecError
 ├── DamagedRelease       FAILED_PRECONDITION  a release directory fails its checks
 ├── ReleaseGone          FAILED_PRECONDITION  the release that a stream began with is no longer loaded
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
+├── DamagedSegmentNotes  FAILED_PRECONDITION  segments.toml cannot be read
 ├── TrafficChanged       FAILED_PRECONDITION  the traffic is no longer the one that the caller has seen
 ├── TrafficLocked        UNAVAILABLE          another program holds the lock for changes of the traffic
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
@@ -152,6 +153,13 @@ class DamagedTraffic(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_TRAFFIC"
+
+
+class DamagedSegmentNotes(SegrecError):
+    """`segments.toml` cannot be read."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DAMAGED_SEGMENT_NOTES"
 
 
 class TrafficChanged(SegrecError):

@@ -15,7 +15,8 @@ migration.json       `Migration`, if there was a previous release
 drift_reference.json  grouped statistics of the users, for `segrec-train drift`; the server does not read this file
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Self
 
@@ -175,6 +176,17 @@ class RankedItems:
     score: NDArray[np.float32]
 
 
+class SegmentNames:
+    """Names that people gave to segments, by segment id; a server's releases share one, whose `by_id` it replaces."""
+
+    def __init__(self) -> None:
+        self.by_id: Mapping[int, str] = {}
+
+    def of(self, segment: SegmentProfile) -> str:
+        """The given name of a segment, else its label."""
+        return self.by_id.get(segment.segment_id) or segment.label
+
+
 @dataclass(frozen=True)
 class Release:
     """A release in memory. V items, K segments, D dimensions."""
@@ -189,6 +201,7 @@ class Release:
     migration: Migration | None = None
     next_visit: NextVisitModel | None = None
     search_lists: SearchLists | None = None
+    names: SegmentNames = field(default_factory=SegmentNames, compare=False)
 
     @property
     def number(self) -> int:

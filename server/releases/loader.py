@@ -6,11 +6,12 @@ import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import monotonic
 
 from server.adapters.ports import EncoderClient
 from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError
-from server.core.release import Release
+from server.core.release import Release, SegmentNames
 from server.core.repository.read import read_release
 from server.releases.registry import ReleaseRegistry
 from server.releases.unused import UnusedReleases
@@ -34,6 +35,8 @@ class Loader:
     `DamagedRelease`. When a release fails, the releases that answer go on answering, `directory` records the error,
     and the loader tries again with back-off.
 
+    All releases answer with the `names` of segments.
+
     With `shared`, other servers use the same Triton: releases that are loaded there stay loaded until nobody has
     used them for `UNUSED_SECONDS`.
     """
@@ -46,7 +49,9 @@ class Loader:
         read: Callable[[int], Release] | None = None,
         shared: bool = False,
         clock: Callable[[], float] = monotonic,
+        names: SegmentNames | None = None,
     ) -> None:
+        self._names = names or SegmentNames()
         self._releases = releases
         self._directory = releases.directory
         self._encoder = encoder
@@ -174,7 +179,7 @@ class Loader:
         return True
 
     async def _load(self, number: int) -> None:
-        release = await asyncio.to_thread(self._read, number)
+        release = replace(await asyncio.to_thread(self._read, number), names=self._names)
         is_of_others = self._shared and await self._encoder.is_ready(number)
         await self._load_into_triton([*self._releases.loaded_numbers(), number])
         try:

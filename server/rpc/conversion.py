@@ -83,7 +83,7 @@ def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: 
         return
     segment = release.segments[embedded.segment_index]
     assignment.segment_id = segment.segment_id
-    assignment.label = segment.label
+    assignment.label = release.names.of(segment)
     assignment.distance = embedded.distance
     if embedded.runner_up_index != embedded.segment_index:
         assignment.runner_up_segment_id = release.segments[embedded.runner_up_index].segment_id
@@ -119,7 +119,7 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
     """The message of a segment's profile."""
     return segrec_service_pb2.SegmentProfile(
         segment_id=segment.segment_id,
-        label=segment.label,
+        label=release.names.of(segment),
         user_count=segment.user_count,
         share=segment.share,
         traits=[segrec_service_pb2.Trait(**trait.model_dump()) for trait in segment.traits],

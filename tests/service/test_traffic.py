@@ -6,16 +6,18 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from segrec import ModelClient, SegrecClient
+from segrec import Event, ModelClient, SegrecClient
 from segrec.cli import main
 from segrec.errors import FailedPrecondition, InvalidArgument, NotFound
 from segrec.v1.model_service_pb2 import Guard, ReleaseState
 
 from server.core.repository.audit import read_audit
+from server.core.repository.segment_notes import SEGMENT_NOTES
 from server.core.repository.traffic import TRAFFIC, change_traffic, read_traffic
-from tests.support.releases import tiny_release
+from tests.support.releases import item_id, tiny_release
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_until
+from training.segments.notes import rename_segment
 
 USERS = [f"traffic-{number}" for number in range(1000)]
 IN_FORCE_SECONDS = 1.0
@@ -244,6 +246,24 @@ def test_the_command_shows_sets_and_takes_back(pair: Pair, capsys: pytest.Captur
     assert "Release 1 answers everyone" in capsys.readouterr().out
     assert main.main(["segment", "anyone", "--release", "canary", "--address", pair.servers[0].address]) == 3
     assert "no canary" in capsys.readouterr().err
+
+
+def test_a_new_name_of_a_segment_is_in_all_answers_of_all_servers(pair: Pair) -> None:
+    def labels() -> set[str]:
+        listed = [client.list_segments() for client in pair.clients]
+        return {segment.label for answer in listed for segment in answer.segments if segment.segment_id == 2}
+
+    rename_segment(pair.repository, 2, "Weekend families")
+    try:
+        wait_until(lambda: labels() == {"Weekend families"}, 10)
+        event = Event(item_id=item_id(2), action="view")
+        assert pair.clients[0].segment(events=[event]).assignment.label == "Weekend families"
+        (pair.repository / SEGMENT_NOTES).write_text("[segments.2\n")
+        pair.servers[0].wait_until_said("is no TOML file", 10)
+        assert labels() == {"Weekend families"}
+    finally:
+        (pair.repository / SEGMENT_NOTES).unlink()
+    wait_until(lambda: "Weekend families" not in labels(), 10)
 
 
 def test_metrics_show_the_shares(pair: Pair) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import config as config_commands
-from training.cli import diff, privacy, prune, segments, traffic
+from training.cli import diff, privacy, prune, segment_notes, segments, traffic
 from training.cli import tune as tune_commands
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import (
@@ -312,6 +312,7 @@ def probe(
 app.add_typer(config_commands.commands)
 app.add_typer(tune_commands.commands)
 app.add_typer(segments.commands)
+app.add_typer(segment_notes.commands, name="segments")
 app.add_typer(diff.commands)
 app.add_typer(traffic.commands)
 app.add_typer(privacy.commands)

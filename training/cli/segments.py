@@ -79,6 +79,8 @@ def members(
     with command_console() as console:
         from training.data.reading.tables import check_writable, write_table
         from training.reports.members import members_of_log, members_of_run
+        from training.repository import find_release
+        from training.segments.notes import with_names
 
         if events and run_id is not None:
             raise ConfigError("Members come from the log of --events or from the run of --run; give only one of them.")
@@ -96,7 +98,9 @@ def members(
         write_table(users, out)
         if found:
             console.print(found.account.table())
-        console.print(f"{len(users):,} users of {f'segment {segment}' if segment else 'all segments'} are in {out}.")
+        names = {one.segment_id: one.label for one in with_names(find_release(repository, number), repository).segments}
+        whose = f"segment {segment} “{names[segment]}”" if segment else "all segments"
+        console.print(f"{len(users):,} users of {whose} are in {out}.")
         if found and found.unknown_users:
             console.print(
                 f"Left out: {found.unknown_users:,} users, since release {number} knows none of their events."

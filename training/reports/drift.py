@@ -33,6 +33,7 @@ from training.errors import LogError
 from training.repository import find_release
 from training.runs import Progress, no_progress
 from training.segments.drift_reference import DriftReference, read_reference
+from training.segments.notes import with_names
 from training.segments.placement import PlacedUsers, histories_of, place_users, read_events
 
 Verdict = Literal["stable", "moved", "drifted"]
@@ -158,7 +159,7 @@ def drift(
         users_now=len(placed.users),
         measures=measures,
         figures=_figures(release, reference, placed),
-        segments=_segments(release, placed),
+        segments=_segments(with_names(release, repository), placed),
         notes=_notes(measures, placed),
         account=read.account,
     )

@@ -31,6 +31,7 @@ from training.reports.members import published_as, run_of
 from training.repository import find_release, release_numbers
 from training.runs import Progress, Run, no_progress
 from training.segments.migration import Overlap, flows_of, merges_of, splits_of
+from training.segments.notes import with_names
 from training.segments.placement import read_events
 from training.segments.quality import NEIGHBOURS, neighbour_overlap
 
@@ -55,7 +56,7 @@ def diff(
     releases know.
     """
     check_numbers(repository, numbers)
-    before, after = (find_release(repository, number) for number in numbers)
+    before, after = (with_names(find_release(repository, number), repository) for number in numbers)
     progress("reading", 0, 0)
     log: Log = events or _log_of(repository, (after, before), runs)
     clocked = before if before.preprocessing.has_clock else after
