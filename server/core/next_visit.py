@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from server.core.frozen_model import FrozenModel
-from server.core.own_items import NEVER, OWN_FEATURES, USER_FEATURES, OwnItems
+from server.core.own_items import OWN_FEATURES, USER_FEATURES, OwnItems
 
 POOL = 100
 """Candidates by personal score, by segment and by popularity, of each."""
@@ -74,15 +74,32 @@ class NextVisitModel(FrozenModel):
         return mean
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class SegmentList:
     """The items of a segment, best first: `rows` (M,) and their log-probabilities `scores` (M,)."""
 
     rows: NDArray[np.intp]
     scores: NDArray[np.float32]
 
+    @cached_property
+    def by_row(self) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """Rows and scores, by row."""
+        order = np.argsort(self.rows, kind="stable")
+        return self.rows[order], self.scores[order]
+
 
 NO_SEGMENT = SegmentList(np.empty(0, np.intp), np.empty(0, np.float32))
+
+
+@dataclass(frozen=True, slots=True)
+class AverageItem:
+    """Averages over items, weighted by popularity: the log-probability `popularity`, the `embedding` (D,), and the
+    statistics of repeats `repeats` (2,). It is an item of an average event.
+    """
+
+    popularity: float
+    embedding: NDArray[np.float64]
+    repeats: NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,14 @@ class ItemTables:
         best = [np.argsort(-self.popularity, kind="stable")[:POOL]]
         best += [np.argsort(-self.statistics[:, place], kind="stable")[:RECENT_POOL] for place in range(2)]
         return np.unique(np.concatenate(best))
+
+    @cached_property
+    def average(self) -> AverageItem:
+        """The item to which scores are compared; see `server.core.reasons`."""
+        share = np.exp(self.popularity.astype(np.float64))
+        share /= share.sum()
+        repeats = (share @ self.statistics[:, -2:]).astype(np.float32)
+        return AverageItem(float(share @ self.popularity), share @ self.embeddings, repeats)
 
     @cached_property
     def item_features(self) -> NDArray[np.float32]:
@@ -141,13 +166,6 @@ def features_of(tables: ItemTables, own: OwnItems, person: Person, rows: NDArray
     return features
 
 
-def never_had(features: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The features as if the user had never had the items."""
-    changed = features.copy()
-    changed[:, _OWN] = NEVER
-    return changed
-
-
 def segment_scores(
     segment: SegmentList, popularity: NDArray[np.float32], rows: NDArray[np.integer]
 ) -> NDArray[np.float32]:
@@ -158,8 +176,8 @@ def segment_scores(
     scores: NDArray[np.float32] = popularity[rows].copy()
     if len(segment.rows):
         np.minimum(scores, segment.scores[-1], out=scores)
-        order = np.argsort(segment.rows, kind="stable")
-        place = order[np.minimum(np.searchsorted(segment.rows[order], rows), len(order) - 1)]
-        listed = segment.rows[place] == rows
-        scores[listed] = segment.scores[place[listed]]
+        listed_rows, listed_scores = segment.by_row
+        place = np.minimum(np.searchsorted(listed_rows, rows), len(listed_rows) - 1)
+        listed = listed_rows[place] == rows
+        scores[listed] = listed_scores[place[listed]]
     return scores

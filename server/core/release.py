@@ -4,7 +4,7 @@ manifest.json        everything about the release, with size and SHA-256 of ever
 manifest.sig         its signature, if the release is signed; see `server.core.repository.signature`
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
-items.parquet        the catalogue; row r is item index r + 1; the column `TREND` is optional
+items.parquet        the catalogue; row r is item index r + 1; the column `TREND` is optional, `GROUP` tells variants
 item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the order of the centroids
@@ -30,11 +30,11 @@ from server.core.figures import Figure
 from server.core.frozen_model import FrozenModel
 from server.core.hash_index import HashIndex, hashes_of
 from server.core.item_search import ItemSearch, SearchLists
-from server.core.next_visit import ITEM_STATISTICS, ItemTables, NextVisitModel
+from server.core.next_visit import ITEM_STATISTICS, ItemTables, NextVisitModel, SegmentList
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 GOLDEN_TOLERANCE = 1e-4
 """Largest allowed difference between an embedding and its golden value, for an encoder in float32. Processors round
@@ -55,6 +55,9 @@ RANKING = "ranking.json"
 SEARCH_LISTS = "search_lists.npz"
 ITEM_HASH = "item_hash"
 """Column of `items.parquet`: `text_hash` of the item id, uint64. It saves the server a second per 400,000 items."""
+GROUP = "group"
+"""Column of `items.parquet`: the row of the first item of the item's group, int32. Items of one group are variants of
+one thing, of which the best is recommended."""
 TREND = "trend"
 """Column of `items.parquet`: the trend that is added to an item's personal score, float32, in nats."""
 
@@ -253,6 +256,20 @@ class Release:
         exploded = self.items.with_row_index("row").select("row", "category").explode("category").drop_nulls()
         groups = exploded.group_by("category", maintain_order=True).agg("row")
         return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
+
+    @cached_property
+    def segment_lists(self) -> dict[int, SegmentList]:
+        """Segment id → its items by row."""
+        return {
+            segment_id: SegmentList((items.item_index - 1).astype(np.intp), items.score)
+            for segment_id, items in self.segment_items.items()
+        }
+
+    @cached_property
+    def variant_groups(self) -> NDArray[np.int32] | None:
+        """The row of the first item of each item's group, (V,); None if no two items are of one group."""
+        groups = self.items[GROUP].to_numpy().astype(np.int32)
+        return None if np.array_equal(groups, np.arange(len(groups))) else groups
 
     @cached_property
     def trend(self) -> NDArray[np.float32] | None:

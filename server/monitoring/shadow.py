@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from server.core.errors import EncoderUnavailable, SegrecError
-from server.core.ranking import Query, Ranked
+from server.core.query import Query, Ranking
 from server.core.release import Release
 from server.core.repository.traffic import Traffic
 from server.monitoring.release_stats import ReleaseStats, ShadowComparison
@@ -175,8 +175,8 @@ def segment_id(release: Release, answer: Answer) -> int:
     return release.segments[answer.embedded.segment_index].segment_id
 
 
-def _scores(release: Release, ranked: Sequence[Ranked]) -> dict[str, float]:
-    return {release.item_ids[item.row]: item.score for item in ranked}
+def _scores(release: Release, ranking: Ranking) -> dict[str, float]:
+    return {release.item_ids[item.row]: item.score for item in ranking.items}
 
 
 def compare_answers(

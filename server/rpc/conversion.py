@@ -10,18 +10,31 @@ from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 from server.core.figures import values_by_name
 from server.core.history import Event
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
-from server.core.ranking import Ranked, Reason
+from server.core.query import Part, Ranking, Strategy
 from server.core.release import Release, TrainedOn
 from server.monitoring.release_stats import Figures
 from server.releases.registry import State, Status
 from server.serving.answer import Answer, Degraded
 
 _REASONS = {
-    Reason.PERSONAL: segrec_service_pb2.ITEM_REASON_PERSONAL,
-    Reason.SEGMENT: segrec_service_pb2.ITEM_REASON_SEGMENT,
-    Reason.PERSONAL_AND_SEGMENT: segrec_service_pb2.ITEM_REASON_PERSONAL_AND_SEGMENT,
-    Reason.POPULAR: segrec_service_pb2.ITEM_REASON_POPULAR,
-    Reason.AGAIN: segrec_service_pb2.ITEM_REASON_AGAIN,
+    Part.OWN_HISTORY: segrec_service_pb2.ITEM_REASON_AGAIN,
+    Part.ENCODER: segrec_service_pb2.ITEM_REASON_PERSONAL,
+    Part.SEGMENT: segrec_service_pb2.ITEM_REASON_SEGMENT,
+    Part.POPULARITY: segrec_service_pb2.ITEM_REASON_POPULAR,
+    Part.TREND: segrec_service_pb2.ITEM_REASON_TREND,
+}
+_PARTS = {
+    Part.OWN_HISTORY: segrec_service_pb2.SCORE_PART_OWN_HISTORY,
+    Part.ENCODER: segrec_service_pb2.SCORE_PART_ENCODER,
+    Part.SEGMENT: segrec_service_pb2.SCORE_PART_SEGMENT,
+    Part.POPULARITY: segrec_service_pb2.SCORE_PART_POPULARITY,
+    Part.TREND: segrec_service_pb2.SCORE_PART_TREND,
+}
+_STRATEGIES = {
+    Strategy.HYBRID: segrec_service_pb2.STRATEGY_HYBRID,
+    Strategy.PERSONAL: segrec_service_pb2.STRATEGY_PERSONAL,
+    Strategy.SEGMENT: segrec_service_pb2.STRATEGY_SEGMENT,
+    Strategy.POPULAR: segrec_service_pb2.STRATEGY_POPULAR,
 }
 _DEGRADED = {
     Degraded.STALE_EMBEDDING: common_pb2.DEGRADED_REASON_STALE_EMBEDDING,
@@ -100,17 +113,23 @@ def fill_segment(response: segrec_service_pb2.SegmentResponse, release: Release,
 
 
 def fill_recommend(
-    response: segrec_service_pb2.RecommendResponse, release: Release, answer: Answer, ranked: Sequence[Ranked]
+    response: segrec_service_pb2.RecommendResponse, release: Release, answer: Answer, ranking: Ranking
 ) -> None:
     """Fill the response of Recommend, or the result of a StreamRecommend row."""
     item_ids, titles, add = release.item_ids, release.titles, response.items.add
-    for row, score, reason, seen in ranked:
+    for row, score, reason, seen, explanation in ranking.items:
         item = add()
         item.item_id = item_ids[row]
         item.title = titles[row]
         item.score = score
         item.reason = _REASONS[reason]
         item.seen = seen
+        if explanation is not None:
+            item.explanation.base = explanation.base
+            for part, value in explanation.parts.items():
+                item.explanation.parts.add(part=_PARTS[part], value=value)
+    response.strategy = _STRATEGIES[ranking.strategy]
+    response.removed_item_count = ranking.removed_count
     _fill_assignment(response.assignment, release, answer)
     _fill_info(response.info, release, answer)
 

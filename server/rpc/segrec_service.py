@@ -13,7 +13,7 @@ from segrec.v1.common_pb2 import EventList
 
 from server.core.errors import InvalidArgument, NoRelease, NotFound, ReleaseGone, SegrecError, ShuttingDown
 from server.core.history import History
-from server.core.ranking import Query
+from server.core.query import Query
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
@@ -111,9 +111,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         start = monotonic()
         with ExitStack() as leases:
             release, answer = await self._answer(leases, request, context)
-            [ranked] = await self._pipeline.recommend(release, query, [answer])
+            [ranking] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
-            fill_recommend(response, release, answer, ranked)
+            fill_recommend(response, release, answer, ranking)
             self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
@@ -339,9 +339,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
 
     async def _rank(self, group: ReleaseRows, query: Query) -> None:
         with self._metrics.release_stats.counting_errors(group.release.number, len(group.rows), is_batch=True):
-            ranked = await self._pipeline.recommend(group.release, query, group.answers)
-        for row, items in zip(group.rows, ranked, strict=True):
-            row.items = items
+            rankings = await self._pipeline.recommend(group.release, query, group.answers)
+        for row, ranking in zip(group.rows, rankings, strict=True):
+            row.ranking = ranking
 
 
 @dataclass(slots=True)

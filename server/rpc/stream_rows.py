@@ -7,7 +7,7 @@ from google.rpc.status_pb2 import Status
 from segrec.v1 import segrec_service_pb2 as pb
 
 from server.core.errors import InvalidArgument, SegrecError
-from server.core.ranking import Ranked
+from server.core.query import Ranking
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.rpc.conversion import fill_recommend, fill_segment, segment_state
@@ -21,13 +21,13 @@ from server.serving.pipeline import NO_ANSWER
 
 @dataclass(slots=True)
 class Row:
-    """One user of a chunk: the release that answers, then an error, or the answer and the recommended items."""
+    """One user of a chunk: the release that answers, then an error, or the answer and the ranking."""
 
     user_id: str
     release: Release
     error: SegrecError | None = None
     answer: Answer = NO_ANSWER
-    items: Sequence[Ranked] = ()
+    ranking: Ranking | None = None
 
     @property
     def shown_id(self) -> str:
@@ -105,8 +105,8 @@ def recommend_chunk(chunk_id: int, rows: Sequence[Row]) -> pb.RecommendChunk:
     for row in rows:
         message = chunk.rows.add()
         message.user_id = row.shown_id
-        if row.error is None:
-            fill_recommend(message.result, row.release, row.answer, row.items)
+        if row.error is None and row.ranking is not None:
+            fill_recommend(message.result, row.release, row.answer, row.ranking)
         else:
             message.status.CopyFrom(status_of(row.error))
     return chunk

@@ -25,7 +25,7 @@ from segrec.v1.segrec_service_pb2 import (
 
 from server.core.errors import InvalidArgument
 from server.core.history import ID_MAX_BYTES, Event, History, history_of
-from server.core.ranking import Query, Strategy
+from server.core.query import Query, Strategy
 from server.releases.routing import NO_PIN, Alias, Pin
 from server.rpc.decoding import NOT_UTF8
 
@@ -188,6 +188,8 @@ def query_of(options: RecommendOptions, field: str = "options") -> Query:
         _checked_ids(options.include_categories, f"{field}.include_categories", MAX_CATEGORIES),
         _checked_ids(options.candidate_item_ids, f"{field}.candidate_item_ids", MAX_ITEM_IDS),
         diversity,
+        options.include_variants,
+        options.explain,
     )
 
 

@@ -13,7 +13,8 @@ from server import tracing
 from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.history import EMPTY, Event, History
-from server.core.ranking import Query, Ranked, Subject, past_events, rank
+from server.core.query import Query, Ranking, Subject
+from server.core.ranking import past_events, rank
 from server.core.release import Release
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.batching import MicroBatcher
@@ -254,7 +255,7 @@ class Pipeline:
             if histories:
                 await self._embedder.embed(release, histories[:count], WARM_UP_SECONDS)
 
-    async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
+    async def recommend(self, release: Release, query: Query, answers: Sequence[Answer]) -> list[Ranking]:
         """Rank items for each answer; see `server.core.ranking.rank`."""
         with tracing.span("rank", answers=len(answers)):
             if len(answers) < RANK_IN_THREAD_FROM and len(release.item_ids) < LARGE_CATALOGUE:
@@ -323,7 +324,7 @@ async def _patiently(ask: Callable[[], Awaitable[T]], end: float, patience: Pati
         pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
-def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[list[Ranked]]:
+def _rank(release: Release, query: Query, answers: Sequence[Answer]) -> list[Ranking]:
     return rank(release, query, [_subject(release, answer) for answer in answers])
 
 

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 
 from server.core.own_items import PastEvents
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.ranking import Query, Strategy, Subject, rank
+from server.core.query import Query, Strategy, Subject
+from server.core.ranking import rank
 from server.core.release import Golden, Manifest, RankedItems, Release, with_item_hashes
 from tests.benchmarks.common import show
 from training.segments.search_lists import search_lists
@@ -91,7 +92,7 @@ def measured(release: Release, query: Query, subjects: list[Subject]) -> tuple[f
     rank(release, query, subjects[:1])
     start = time.process_time()
     answers = [rank(release, query, [subject])[0] for subject in subjects]
-    return 1000 * (time.process_time() - start) / len(subjects), [[item.row for item in one] for one in answers]
+    return 1000 * (time.process_time() - start) / len(subjects), [[item.row for item in one.items] for one in answers]
 
 
 def around(directions: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -124,6 +125,7 @@ def release_of(items: int, directions: NDArray[np.float32], rng: np.random.Gener
         {
             "item_id": pl.Series(number).cast(pl.String),
             "title": pl.Series(number).cast(pl.String),
+            "group": pl.Series(number, dtype=pl.Int32),
             "category": pl.Series(category, dtype=pl.List(pl.String)),
             "popularity": np.log(popularity / popularity.sum()).astype(np.float32),
         }

@@ -35,7 +35,8 @@ from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 from server.adapters.lmdb_store import LmdbStore
 from server.core.features import batches, features_of
 from server.core.history import History
-from server.core.ranking import Query, Strategy, Subject, past_events, rank
+from server.core.query import Query, Subject
+from server.core.ranking import past_events, rank
 from server.core.release import Release
 from server.core.repository.audit import AuditKind
 from server.core.repository.layout import MODEL_NAME
@@ -333,10 +334,9 @@ def _differences(
 def _item_differences(
     release: Release, answer: pb.RecommendResponse, embedding: NDArray[np.float32], segment_id: int, history: History
 ) -> list[str]:
-    query = Query(10, Strategy.HYBRID, None, (), (), (), (), 0.0)
     subject = Subject(np.ascontiguousarray(embedding), segment_id, past_events(release, history))
-    [ranked] = rank(release, query, [subject])
-    expected = [score for _, score, _, _ in ranked]
+    [ranked] = rank(release, Query(), [subject])
+    expected = [item.score for item in ranked.items]
     scores = [item.score for item in answer.items]
     if len(scores) != len(expected) or not np.allclose(scores, expected, atol=1e-3):
         return [f"release {release.number}: items have other scores than its own"]

@@ -12,7 +12,8 @@ from typer.testing import CliRunner, Result
 
 from server.core.features import batches, features_of
 from server.core.history import EMPTY, Event, history_of
-from server.core.ranking import Query, Strategy, Subject, past_events, rank
+from server.core.query import Query, Strategy, Subject
+from server.core.ranking import past_events, rank
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release, record_of
@@ -86,7 +87,8 @@ def best_of(release: Release, embeddings: np.ndarray, candidates: list[str], cou
     query = Query(top_k=count, strategy=Strategy.PERSONAL, candidate_item_ids=tuple(candidates))
     subjects = [Subject(embedding, 1, past_events(release, EMPTY)) for embedding in embeddings]
     return [
-        {int(release.item_ids[ranked.row][-5:]) % 4 for ranked in ranking} for ranking in rank(release, query, subjects)
+        {int(release.item_ids[ranked.row][-5:]) % 4 for ranked in ranking.items}
+        for ranking in rank(release, query, subjects)
     ]
 
 

@@ -212,6 +212,7 @@ def _write_items(
         {
             "item_id": [item_id(i) for i in range(1, items + 1)],
             "title": [f"Item {i} of release {number}" for i in range(1, items + 1)],
+            "group": pl.int_range(items, eager=True, dtype=pl.Int32),
             "category": [[f"category-{i % segments + 1}"] for i in range(items)],
             "event_count": np.round(1000 / ranks).astype(np.int64),
             "popularity": popularity.astype(np.float32),

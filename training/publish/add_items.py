@@ -32,6 +32,7 @@ from training.model.user_encoder import PLACES
 from training.publish.active_gate import active_release
 from training.publish.gates import Gate, vocabulary_gate
 from training.publish.publish import Push, add_release, file_records, with_history, write_segments
+from training.ranking.variants import groups_with_new
 from training.repository import find_release, locked, newest_release
 from training.runs import Progress, no_progress
 from training.segments.migration import unchanged_migration, write_migration
@@ -244,7 +245,8 @@ def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
     )
     schema = old.items.schema
     typed = added.select(pl.col(name).cast(schema[name]) for name in added.columns if name in schema)
-    return with_item_hashes(pl.concat([old.items, typed], how="diagonal"))
+    joined = pl.concat([old.items, typed], how="diagonal")
+    return with_item_hashes(joined.with_columns(groups_with_new(old.items, table)))
 
 
 def _write_segments_and_manifest(staged: Path, old: Release, added: int) -> None:

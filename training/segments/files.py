@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.core.features import batches
 from server.core.next_visit import ITEM_STATISTICS
 from server.core.preprocessing import Preprocessing
-from server.core.release import GOLDEN_TOLERANCE, RANKING, SEARCH_LISTS, TREND, Golden, with_item_hashes
+from server.core.release import GOLDEN_TOLERANCE, GROUP, RANKING, SEARCH_LISTS, TREND, Golden, with_item_hashes
 from server.core.segments import next_item_part
 from training.model.drawn_histories import draw_histories
 from training.model.onnx_inference import embed
@@ -21,6 +21,7 @@ from training.ranking.hybrid import HybridChoice
 from training.ranking.next_visit import item_statistics
 from training.ranking.segment_items import behaviour_of, popularity, segment_items
 from training.ranking.trend import Demand
+from training.ranking.variants import variant_groups
 from training.segments.clusters import Segments
 from training.segments.confidence import UserConfidence
 from training.segments.drift_reference import write_reference
@@ -71,7 +72,14 @@ def write_items(
     items = pl.read_parquet(inputs.prepared / "items.parquet")
     behaviour = behaviour_of(log, log.features.ends, preprocessing, len(items))
     global_scores = np.log(popularity(behaviour, choice.smoothing.half_life)).astype(np.float32)
-    catalogue = items.select("item_id", "title", "category", "event_count", pl.Series("popularity", global_scores))
+    catalogue = items.select(
+        "item_id",
+        "title",
+        "category",
+        "event_count",
+        pl.Series("popularity", global_scores),
+        variant_groups(items).alias(GROUP),
+    )
     (directory / RANKING).unlink(missing_ok=True)
     if choice.next_visit:
         statistics = item_statistics(log, log.features.ends, preprocessing, len(items))

@@ -30,9 +30,18 @@ class ItemReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ITEM_REASON_UNSPECIFIED: _ClassVar[ItemReason]
     ITEM_REASON_PERSONAL: _ClassVar[ItemReason]
     ITEM_REASON_SEGMENT: _ClassVar[ItemReason]
-    ITEM_REASON_PERSONAL_AND_SEGMENT: _ClassVar[ItemReason]
+    ITEM_REASON_TREND: _ClassVar[ItemReason]
     ITEM_REASON_POPULAR: _ClassVar[ItemReason]
     ITEM_REASON_AGAIN: _ClassVar[ItemReason]
+
+class ScorePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SCORE_PART_UNSPECIFIED: _ClassVar[ScorePart]
+    SCORE_PART_OWN_HISTORY: _ClassVar[ScorePart]
+    SCORE_PART_ENCODER: _ClassVar[ScorePart]
+    SCORE_PART_SEGMENT: _ClassVar[ScorePart]
+    SCORE_PART_POPULARITY: _ClassVar[ScorePart]
+    SCORE_PART_TREND: _ClassVar[ScorePart]
 SEGMENT_STATE_UNSPECIFIED: SegmentState
 SEGMENT_STATE_ASSIGNED: SegmentState
 SEGMENT_STATE_NO_HISTORY: SegmentState
@@ -46,9 +55,15 @@ STRATEGY_POPULAR: Strategy
 ITEM_REASON_UNSPECIFIED: ItemReason
 ITEM_REASON_PERSONAL: ItemReason
 ITEM_REASON_SEGMENT: ItemReason
-ITEM_REASON_PERSONAL_AND_SEGMENT: ItemReason
+ITEM_REASON_TREND: ItemReason
 ITEM_REASON_POPULAR: ItemReason
 ITEM_REASON_AGAIN: ItemReason
+SCORE_PART_UNSPECIFIED: ScorePart
+SCORE_PART_OWN_HISTORY: ScorePart
+SCORE_PART_ENCODER: ScorePart
+SCORE_PART_SEGMENT: ScorePart
+SCORE_PART_POPULARITY: ScorePart
+SCORE_PART_TREND: ScorePart
 
 class SegmentAssignment(_message.Message):
     __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance", "confidence", "short_history")
@@ -70,22 +85,40 @@ class SegmentAssignment(_message.Message):
     short_history: bool
     def __init__(self, state: _Optional[_Union[SegmentState, str]] = ..., segment_id: _Optional[int] = ..., label: _Optional[str] = ..., distance: _Optional[float] = ..., runner_up_segment_id: _Optional[int] = ..., runner_up_distance: _Optional[float] = ..., confidence: _Optional[float] = ..., short_history: _Optional[bool] = ...) -> None: ...
 
+class ScorePartValue(_message.Message):
+    __slots__ = ("part", "value")
+    PART_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    part: ScorePart
+    value: float
+    def __init__(self, part: _Optional[_Union[ScorePart, str]] = ..., value: _Optional[float] = ...) -> None: ...
+
+class ScoreExplanation(_message.Message):
+    __slots__ = ("base", "parts")
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    base: float
+    parts: _containers.RepeatedCompositeFieldContainer[ScorePartValue]
+    def __init__(self, base: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ScorePartValue, _Mapping]]] = ...) -> None: ...
+
 class RecommendedItem(_message.Message):
-    __slots__ = ("item_id", "title", "score", "reason", "seen")
+    __slots__ = ("item_id", "title", "score", "reason", "seen", "explanation")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     title: str
     score: float
     reason: ItemReason
     seen: bool
-    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[ItemReason, str]] = ..., seen: _Optional[bool] = ...) -> None: ...
+    explanation: ScoreExplanation
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[ItemReason, str]] = ..., seen: _Optional[bool] = ..., explanation: _Optional[_Union[ScoreExplanation, _Mapping]] = ...) -> None: ...
 
 class RecommendOptions(_message.Message):
-    __slots__ = ("top_k", "strategy", "exclude_seen", "exclude_item_ids", "exclude_categories", "include_categories", "candidate_item_ids", "diversity")
+    __slots__ = ("top_k", "strategy", "exclude_seen", "exclude_item_ids", "exclude_categories", "include_categories", "candidate_item_ids", "diversity", "include_variants", "explain")
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     EXCLUDE_SEEN_FIELD_NUMBER: _ClassVar[int]
@@ -94,6 +127,8 @@ class RecommendOptions(_message.Message):
     INCLUDE_CATEGORIES_FIELD_NUMBER: _ClassVar[int]
     CANDIDATE_ITEM_IDS_FIELD_NUMBER: _ClassVar[int]
     DIVERSITY_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_VARIANTS_FIELD_NUMBER: _ClassVar[int]
+    EXPLAIN_FIELD_NUMBER: _ClassVar[int]
     top_k: int
     strategy: Strategy
     exclude_seen: bool
@@ -102,7 +137,9 @@ class RecommendOptions(_message.Message):
     include_categories: _containers.RepeatedScalarFieldContainer[str]
     candidate_item_ids: _containers.RepeatedScalarFieldContainer[str]
     diversity: float
-    def __init__(self, top_k: _Optional[int] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., exclude_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., exclude_categories: _Optional[_Iterable[str]] = ..., include_categories: _Optional[_Iterable[str]] = ..., candidate_item_ids: _Optional[_Iterable[str]] = ..., diversity: _Optional[float] = ...) -> None: ...
+    include_variants: bool
+    explain: bool
+    def __init__(self, top_k: _Optional[int] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., exclude_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., exclude_categories: _Optional[_Iterable[str]] = ..., include_categories: _Optional[_Iterable[str]] = ..., candidate_item_ids: _Optional[_Iterable[str]] = ..., diversity: _Optional[float] = ..., include_variants: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
     __slots__ = ("user_id", "events", "release", "release_alias")
@@ -139,14 +176,18 @@ class RecommendRequest(_message.Message):
     def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("items", "assignment", "info")
+    __slots__ = ("items", "assignment", "info", "strategy", "removed_item_count")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[RecommendedItem]
     assignment: SegmentAssignment
     info: _common_pb2.AnswerInfo
-    def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
+    strategy: Strategy
+    removed_item_count: int
+    def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., removed_item_count: _Optional[int] = ...) -> None: ...
 
 class StreamSegmentRequest(_message.Message):
     __slots__ = ("config", "chunk")

@@ -17,6 +17,7 @@ from server.core.next_visit import ITEM_STATISTICS, NextVisitModel
 from server.core.profiles import Migration, SegmentProfile
 from server.core.release import (
     FILES,
+    GROUP,
     ITEM_HASH,
     MIGRATION,
     RANKING,
@@ -35,7 +36,7 @@ from server.core.segments import segment_part
 
 HASH_SAMPLE = 100
 """Approximate number of item hashes that are computed again to check a release."""
-_ITEM_COLUMNS = {"item_id", "title", "category", "popularity", ITEM_HASH}
+_ITEM_COLUMNS = {"item_id", "title", "category", "popularity", GROUP, ITEM_HASH}
 
 
 class _SchemaVersion(BaseModel):
@@ -202,6 +203,7 @@ def _check_shapes(release: Release) -> None:
     for name, array in (arrays | {f"{TREND} of items.parquet": release.trend}).items():
         if array is not None and (array.dtype != np.float32 or not np.isfinite(array).all()):
             raise DamagedRelease(f"{where}: {name} must hold finite float32 numbers")
+    _check_groups(release)
     if release.search_lists is not None:
         release.search_lists.check(manifest.item_count, manifest.embedding_dim + (release.trend is not None))
     for ranked in release.segment_items.values():
@@ -217,3 +219,13 @@ def _check_shapes(release: Release) -> None:
     sample = pl.concat([release.items.gather_every(step), release.items.tail(1)])
     if hashes.dtype != pl.UInt64 or hashes.null_count() or not sample.equals(with_item_hashes(sample)):
         raise DamagedRelease(f"{where}: items.parquet has wrong values of {ITEM_HASH}: publish the run again")
+
+
+def _check_groups(release: Release) -> None:
+    """Each item's group must be named by the row of the group's first item."""
+    groups = release.items[GROUP]
+    rows = np.arange(release.items.height)
+    named = groups.to_numpy()
+    is_row = groups.dtype == pl.Int32 and not groups.null_count() and bool(((named >= 0) & (named <= rows)).all())
+    if not is_row or (named[named] != named).any():
+        raise DamagedRelease(f"release {release.number}: items.parquet has wrong values of {GROUP}: publish it again")

@@ -11,7 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, Inputs, batches
-from server.core.ranking import Query, Ranked, Subject, rank
+from server.core.query import Query, Subject
+from server.core.ranking import rank
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 from server.core.segments import next_item_part
@@ -173,10 +174,11 @@ def _recommendations(
     items = np.full((len(subjects), query.top_k), NO_ITEM, np.int64)
     scores = np.full(items.shape, np.nan)
     for start in range(0, len(subjects), _USERS_PER_RANKING):
-        ranked: list[list[Ranked]] = rank(release, query, subjects[start : start + _USERS_PER_RANKING])
-        for place, row in enumerate(ranked, start):
-            items[place, : len(row)] = codes[[item.row for item in row]]
-            scores[place, : len(row)] = [item.score for item in row]
+        rankings = rank(release, query, subjects[start : start + _USERS_PER_RANKING])
+        for place, ranking in enumerate(rankings, start):
+            count = len(ranking.items)
+            items[place, :count] = codes[[item.row for item in ranking.items]]
+            scores[place, :count] = [item.score for item in ranking.items]
     return items, scores
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from server.core import ranking as ranked
 from server.core.history import Event, history_of
 from server.core.next_visit import (
     FEATURES,
@@ -16,10 +17,10 @@ from server.core.next_visit import (
     SegmentList,
     candidate_rows,
     features_of,
-    never_had,
 )
 from server.core.own_items import Behaviour, own_items
-from server.core.ranking import Query, Reason, Strategy, Subject, past_events, rank
+from server.core.query import Part, Query, Ranked, Strategy, Subject
+from server.core.ranking import past_events
 from server.core.release import Release
 from server.core.repository.read import read_release
 from tests.support.releases import item_id, ranking_of, tiny_release
@@ -42,6 +43,10 @@ def subject(release: Release, *numbers: int) -> Subject:
     """Somebody who viewed these items, one a day, oldest first."""
     history = history_of(Event(item_id(number), "view", timestamp=day * DAY_MS) for day, number in enumerate(numbers))
     return Subject(release.item_embeddings[0::4].mean(0), 1, past_events(release, history))
+
+
+def rank(release: Release, query: Query, users: list[Subject]) -> list[list[Ranked]]:
+    return [ranking.items for ranking in ranked.rank(release, query, users)]
 
 
 def test_networks_are_averaged_and_rectified() -> None:
@@ -93,14 +98,13 @@ def test_features_have_their_names_places(release: Release) -> None:
     assert column["segment"][0] == -0.5
     scores = release.item_embeddings @ user.embedding
     np.testing.assert_allclose(column["personal"], (scores - np.log(np.exp(scores).sum()))[[2, 4]], rtol=1e-4)
-    assert never_had(found)[:, FEATURES.index("own")].tolist() == [0, 0]
 
 
 def test_what_repeats_is_named_so_and_a_new_event_changes_the_next_answer(release: Release) -> None:
     ranking = with_ranking(release, ranking_of(own=5.0, visits_with_item=1.0, popularity=0.1))
     [first] = rank(ranking, Query(3), [subject(release, 11, 30, 11)])
-    assert [(item.row, item.reason) for item in first[:2]] == [(10, Reason.AGAIN), (29, Reason.AGAIN)]
-    assert first[2].reason is not Reason.AGAIN
+    assert [(item.row, item.reason) for item in first[:2]] == [(10, Part.OWN_HISTORY), (29, Part.OWN_HISTORY)]
+    assert first[2].reason is not Part.OWN_HISTORY
     assert first[0].score > first[1].score > first[2].score
     assert first[0].seen
     assert not first[2].seen
@@ -113,7 +117,7 @@ def test_an_own_item_that_is_there_for_another_reason_is_not_named_again(release
     best = int(release.popular_rows[0])
     [items] = rank(ranking, Query(1), [subject(release, best + 1)])
     assert items[0].row == best
-    assert items[0].reason is not Reason.AGAIN
+    assert items[0].reason is not Part.OWN_HISTORY
 
 
 def test_new_items_only_and_filters_hold(release: Release) -> None:
@@ -133,7 +137,7 @@ def test_users_together_are_as_each_alone_and_without_embedding_popular(release:
     for alone, one in zip(together, many, strict=True):
         [expected] = rank(ranking, Query(10), [one])
         assert [item.row for item in alone] == [item.row for item in expected]
-    assert {item.reason for item in together[1]} == {Reason.POPULAR}
+    assert {item.reason for item in together[1]} == {Part.POPULARITY}
 
 
 def test_other_strategies_do_not_use_it(release: Release) -> None:

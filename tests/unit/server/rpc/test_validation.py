@@ -9,7 +9,7 @@ from segrec.v1.segrec_service_pb2 import RecommendOptions
 from segrec.v1.segrec_service_pb2 import Strategy as StrategyMessage
 
 from server.core.errors import InvalidArgument
-from server.core.ranking import Query, Strategy
+from server.core.query import Query, Strategy
 from server.rpc.decoding import NOT_UTF8
 from server.rpc.validation import checked_id, event_of, inline_history, query_of
 

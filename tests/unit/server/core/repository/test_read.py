@@ -103,13 +103,13 @@ def test_a_directory_of_another_number_is_refused(directory: Path) -> None:
 
 def test_another_schema_version_is_refused(directory: Path) -> None:
     rewrite_manifest(directory, lambda manifest: manifest.update(schema_version=99))
-    with pytest.raises(DamagedRelease, match=r"schema version 99 and this build reads 1: publish the run again"):
+    with pytest.raises(DamagedRelease, match=r"schema version 99 and this build reads 2: publish the run again"):
         read_release(directory)
 
 
 def test_another_schema_is_refused_before_its_keys_are_read(directory: Path) -> None:
-    (directory / "manifest.json").write_text('{"schema_version": 2, "surprise": 1}')
-    with pytest.raises(DamagedRelease, match="schema version 2 and this build reads 1"):
+    (directory / "manifest.json").write_text('{"schema_version": 3, "surprise": 1}')
+    with pytest.raises(DamagedRelease, match="schema version 3 and this build reads 2"):
         read_release(directory)
 
 
