@@ -133,7 +133,7 @@ class SegrecClient(BlockingClient):
 
         `arguments` are the fields of `segrec.v1.RecommendOptions` by name: top_k, strategy ("hybrid", "personal",
         "segment", "popular"), exclude_seen, exclude_item_ids, exclude_categories, include_categories,
-        candidate_item_ids, diversity.
+        candidate_item_ids, diversity, include_variants, explain.
         """
         fields, options = split_arguments(arguments)
         request = recommend_request(user_id, events, release, fields)

@@ -46,6 +46,8 @@ class RecommendArguments(TypedDict, total=False):
     include_categories: Sequence[str]
     candidate_item_ids: Sequence[str]
     diversity: float
+    include_variants: bool
+    explain: bool
 
 
 class RecommendCall(RecommendArguments, CallOptions, total=False):

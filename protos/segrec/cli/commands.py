@@ -7,57 +7,37 @@ from typing import Any
 from google.protobuf.message import Message
 
 from segrec.cli.exit_codes import OK, exit_code
-from segrec.cli.records import iso_time, json_line, plain_float, recommend_record, segment_record, table
+from segrec.cli.records import iso_time, json_line, plain_float, segment_record, table
 from segrec.cli.release_stats import live_record, live_sentences
 from segrec.cli.terminal import complain, say
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
-from segrec.requests import RecommendArguments
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import Remainder, RemainderPlace
 from segrec.v1.model_service_pb2 import Release, ReleaseState, TrainedOn
-from segrec.v1.segrec_service_pb2 import Migration, RecommendRow, SegmentItem, SegmentProfile, SegmentRow
+from segrec.v1.segrec_service_pb2 import Migration, SegmentItem, SegmentProfile, SegmentRow
 
 _ITEM_FIELDS = ("item_id", "title", "user_share", "lift", "lift_low")
 
 
 def segment(client: SegrecClient, options: argparse.Namespace) -> int:
     """Prints the segment of each user; returns the exit code of the first failure."""
-    rows, code = _answers(options.users, lambda user: client.segment(user, release=options.release))
+    rows, code = answers_of(options.users, lambda user: client.segment(user, release=options.release))
     records = [segment_record(SegmentRow(user_id=user, result=answer)) for user, answer in rows]
     if options.json:
-        _print_json(records)
+        print_json(records)
     elif records:
         columns = ("user_id", "segment_id", "label", "confidence", "distance", "release", "history_event_count")
         headers = ("user", "segment", "label", "confidence", "distance", "release", "events", "note")
         lines = [
-            [_shown_id(record[name]) if name == "user_id" else record[name] for name in columns] + [_note(record)]
+            [shown_id(record[name]) if name == "user_id" else record[name] for name in columns] + [note_of(record)]
             for record in records
         ]
         say(*table(headers, lines))
     return code
 
 
-def recommend(client: SegrecClient, options: argparse.Namespace, arguments: RecommendArguments) -> int:
-    """Prints the items for each user; returns the exit code of the first failure."""
-    rows, code = _answers(options.users, lambda user: client.recommend(user, release=options.release, **arguments))
-    records = [recommend_record(RecommendRow(user_id=user, result=answer)) for user, answer in rows]
-    if options.json:
-        _print_json(records)
-        return code
-    for record in records:
-        segment_text = f"segment {record['segment_id']} ({record['label']})" if record["segment_id"] else "no segment"
-        facts = [segment_text, f"release {record['release']}", f"{record['history_event_count']:,} events"]
-        say(f"{record['user_id']}: {', '.join(fact for fact in (*facts, _note(record)) if fact)}")
-        items = [
-            (str(rank), _shown_id(item["item_id"]), item["title"], item["score"], item["reason"], "seen" * item["seen"])
-            for rank, item in enumerate(record["items"], start=1)
-        ]
-        say(*(table(("rank", "item", "title", "score", "reason", ""), items) if items else ["no items"]))
-    return code
-
-
-def _answers(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
+def answers_of(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
     """The answers by user, and the exit code. A refused user is reported on stderr; the other users are answered."""
     rows, code = [], OK
     for user in users:
@@ -69,7 +49,8 @@ def _answers(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[s
     return rows, code
 
 
-def _note(record: dict[str, Any]) -> str:
+def note_of(record: dict[str, Any]) -> str:
+    """What limits an answer, in a few words; empty if nothing does."""
     if record["degraded"]:
         return f"degraded: {record['reason'].lower().replace('_', ' ')}"
     if record["state"] == "no_history":
@@ -78,7 +59,8 @@ def _note(record: dict[str, Any]) -> str:
     return ", ".join(notes + ["short history"] * record["short_history"])
 
 
-def _shown_id(text: str) -> str:
+def shown_id(text: str) -> str:
+    """The id, or two quotation marks for an empty one."""
     return text or '""'
 
 
@@ -87,14 +69,14 @@ def segments(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.segment_id is not None:
         answer = client.get_segment(options.segment_id, options.release)
         if options.json:
-            _print_json([_profile_record(answer.segment, answer.release)])
+            print_json([_profile_record(answer.segment, answer.release)])
         else:
             _print_profile(answer.segment, answer.release)
             _print_migration(answer.migration)
         return OK
     response = client.list_segments(options.release)
     if options.json:
-        _print_json([_profile_record(profile, response.release) for profile in response.segments])
+        print_json([_profile_record(profile, response.release) for profile in response.segments])
         return OK
     say(f"release {response.release}")
     lines = [
@@ -172,7 +154,7 @@ def history(client: SegrecClient, options: argparse.Namespace) -> int:
     """Prints the newest events of a user, oldest first."""
     answer = client.history(options.user, options.limit)
     if options.json:
-        _print_json([_event_record(event) for event in answer.events])
+        print_json([_event_record(event) for event in answer.events])
         return OK
     say(f"{options.user}: {answer.stored_event_count:,} events stored, {len(answer.events):,} shown")
     if answer.events:
@@ -196,7 +178,7 @@ def erase(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.json:
         left = [_remainder_record(remainder) for remainder in receipt.remainders]
         count = receipt.erased_event_count
-        _print_json([{"user_id": options.user, "erased_event_count": count, "remainders": left}])
+        print_json([{"user_id": options.user, "erased_event_count": count, "remainders": left}])
         return OK
     say(f"{options.user}: {receipt.erased_event_count:,} events erased; events from before now are refused")
     for remainder in receipt.remainders:
@@ -219,7 +201,7 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
     messages = client.list_releases() if options.number is None else [client.get_release(options.number)]
     records = [_release_record(release) for release in messages]
     if options.json:
-        _print_json(records)
+        print_json(records)
     elif options.number is not None:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
         say(*facts, *live_sentences(messages[0]))
@@ -273,6 +255,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in facts.items() if value not in (None, "")} | figures
 
 
-def _print_json(records: list[dict[str, Any]]) -> None:
+def print_json(records: list[dict[str, Any]]) -> None:
+    """Prints one JSON object a line."""
     for record in records:
         say(json_line(record))

@@ -8,7 +8,18 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from segrec.channel import DEFAULT_ADDRESS, DEFAULT_MODEL_ADDRESS, DEFAULT_TIMEOUT_SECONDS, Tls, read_token
-from segrec.cli import catalogue, commands, exit_codes, health, reading_options, record, stream, stream_options, traffic
+from segrec.cli import (
+    catalogue,
+    commands,
+    exit_codes,
+    health,
+    reading_options,
+    recommend,
+    record,
+    stream,
+    stream_options,
+    traffic,
+)
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError
@@ -30,6 +41,7 @@ _RECOMMEND_FIELDS = {
     "category": "include_categories",
     "candidate": "candidate_item_ids",
     "diversity": "diversity",
+    "include_variants": "include_variants",
 }
 
 
@@ -74,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _run_command(client: SegrecClient, options: argparse.Namespace) -> int:
     if options.command == "recommend":
-        return commands.recommend(client, options, _recommend_arguments(options))
+        return recommend.recommend(client, options, _recommend_arguments(options))
     if options.command == "stream":
         arguments = _recommend_arguments(options)
         if arguments and not options.recommend:
@@ -187,10 +199,11 @@ def _add_query_commands(commands_: _Commands) -> None:
     segment = commands_.add("segment", "show the segment of each user")
     segment.add_argument("users", nargs="+", metavar="USER")
     _add_release(segment)
-    recommend = commands_.add("recommend", "recommend items to users")
-    recommend.add_argument("users", nargs="+", metavar="USER")
-    _add_release(recommend)
-    _add_recommend_options(recommend)
+    items = commands_.add("recommend", "recommend items to users")
+    items.add_argument("users", nargs="+", metavar="USER")
+    _add_release(items)
+    _add_recommend_options(items)
+    items.add_argument("--explain", action="store_true", help="show the parts of each score")
     segments = commands_.add("segments", "list the segments, or show one segment")
     segments.add_argument("segment_id", nargs="?", type=int, metavar="ID")
     _add_release(segments)
@@ -270,6 +283,9 @@ def _add_recommend_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--candidate", action="append", metavar="ID", help="rank only the candidates; may be repeated")
     group.add_argument("--diversity", type=float, metavar="X", help="weight of variety against score, 0 (default) to 1")
+    group.add_argument(
+        "--include-variants", action="store_true", default=None, help="show all items of one title, not the best only"
+    )
 
 
 if __name__ == "__main__":

@@ -16,9 +16,11 @@ from segrec.v1.segrec_service_pb2 import (
     ItemReason,
     RecommendedItem,
     RecommendRow,
+    ScorePart,
     SegmentAssignment,
     SegmentRow,
     SegmentState,
+    Strategy,
 )
 from segrec.visible import visible
 
@@ -75,8 +77,10 @@ def recommend_record(row: RecommendRow) -> Record:
     if not row.HasField("result"):
         return {"user_id": row.user_id, "items": []} | _failure(row.status)
     result = row.result
-    items = [_item(item) for item in result.items]
-    return {"user_id": row.user_id, "items": items} | _assignment(result.assignment) | _info(result.info)
+    items = [_item(item) | _explanation(item) for item in result.items]
+    record = {"user_id": row.user_id, "items": items} | _assignment(result.assignment) | _info(result.info)
+    strategy = Strategy.Name(result.strategy).removeprefix("STRATEGY_").lower()
+    return record | {"strategy": strategy, "removed_item_count": result.removed_item_count}
 
 
 def item_records(row: RecommendRow) -> list[Record]:
@@ -140,6 +144,17 @@ def _item(item: RecommendedItem) -> Record:
         "reason": ItemReason.Name(item.reason).removeprefix("ITEM_REASON_").lower(),
         "seen": item.seen,
     }
+
+
+def _explanation(item: RecommendedItem) -> Record:
+    """The base and the parts of the score by name, if the answer has them."""
+    if not item.HasField("explanation"):
+        return {}
+    parts = {
+        ScorePart.Name(one.part).removeprefix("SCORE_PART_").lower(): plain_float(one.value)
+        for one in item.explanation.parts
+    }
+    return {"base": plain_float(item.explanation.base), "parts": parts}
 
 
 def plain_float(value: float) -> float:
