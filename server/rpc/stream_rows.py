@@ -7,7 +7,7 @@ from google.rpc.status_pb2 import Status
 from segrec.v1 import segrec_service_pb2 as pb
 
 from server.core.errors import InvalidArgument, SegrecError
-from server.core.query import Ranking
+from server.core.query import Ranking, Strategy
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.rpc.conversion import fill_recommend, fill_segment, segment_state
@@ -19,6 +19,9 @@ from server.serving.answer import Answer, Degraded
 from server.serving.pipeline import NO_ANSWER
 
 
+_NOT_RANKED = Ranking([], Strategy.HYBRID, 0)
+
+
 @dataclass(slots=True)
 class Row:
     """One user of a chunk: the release that answers, then an error, or the answer and the ranking."""
@@ -27,7 +30,7 @@ class Row:
     release: Release
     error: SegrecError | None = None
     answer: Answer = NO_ANSWER
-    ranking: Ranking | None = None
+    ranking: Ranking = _NOT_RANKED
 
     @property
     def shown_id(self) -> str:
@@ -105,7 +108,7 @@ def recommend_chunk(chunk_id: int, rows: Sequence[Row]) -> pb.RecommendChunk:
     for row in rows:
         message = chunk.rows.add()
         message.user_id = row.shown_id
-        if row.error is None and row.ranking is not None:
+        if row.error is None:
             fill_recommend(message.result, row.release, row.answer, row.ranking)
         else:
             message.status.CopyFrom(status_of(row.error))

@@ -54,7 +54,7 @@ def users(release: Release) -> list[Subject]:
             Event(item_id(int(row)), "view", timestamp=day * DAY_MS)
             for day, row in enumerate(rng.integers(1, 51, 1 + number % 10))
         ]
-        embedding = rng.normal(size=release.item_embeddings.shape[1]).astype(np.float32)
+        embedding = rng.normal(size=(release.manifest.embedding_dim,)).astype(np.float32)
         subjects.append(Subject(embedding, 1 + number % 4, past_events(release, history_of(events))))
     return [*subjects, Subject(None, 0, past_events(release, history_of([])))]
 
