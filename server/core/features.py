@@ -206,12 +206,10 @@ def look_up(
     histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Indexed:
     """Index the newest `max_length` known events of each history, tied events in canonical order unless `ordered`."""
-    max_length, cleaning = preprocessing.max_length, preprocessing.value_cleaning
+    max_length = preprocessing.max_length
 
     def indexes(window: _Window) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
-        item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
-        known, usable = (item_index > 0) & (action_index > 0), usable_values(window.values, cleaning)
-        return item_index, action_index, known if usable is None else known & usable
+        return _indexes(window, items, actions, preprocessing)
 
     if preprocessing.visits.ordered:
         counts = [min(len(history), max_length) for history in histories]
@@ -238,6 +236,23 @@ def look_up(
         window.timestamps[kept],
         ignored,
     )
+
+
+def ignored_count(history: History, items: HashIndex, actions: HashIndex, preprocessing: Preprocessing) -> int:
+    """How many events of the whole history are unknown, or would be dropped by the cleaning of the log."""
+    window = _newest([history], [len(history)], actions, preprocessing)
+    known = _indexes(window, items, actions, preprocessing)[2]
+    return len(history) - int(known.sum())
+
+
+def _indexes(
+    window: "_Window", items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
+) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
+    """Indexes of item and action of each event (N,), and which events are known and kept by the cleaning."""
+    item_index, action_index = items.find(window.item_hashes), actions.find(window.action_hashes)
+    known = (item_index > 0) & (action_index > 0)
+    usable = usable_values(window.values, preprocessing.value_cleaning)
+    return item_index, action_index, known if usable is None else known & usable
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import TypeVar
 from server import tracing
 from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
+from server.core.features import ignored_count
 from server.core.history import EMPTY, Event, History
 from server.core.query import Query, Ranking, Subject
 from server.core.ranking import past_events, rank
@@ -139,15 +140,14 @@ class Pipeline:
         return Answer(embedded, history)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
-        """The answer for an inline history. `ignored_count` counts unknown events over the whole history."""
-        items, actions = release.item_index.find(history.item_hashes), release.action_index.find(history.action_hashes)
-        unknown = int(((items == 0) | (actions == 0)).sum())
+        """The answer for an inline history. `ignored_count` counts the events of the whole history that are not read."""
+        ignored = ignored_count(history, release.item_index, release.action_index, release.preprocessing)
         try:
             embedded = await self._embed_one(release, history, timeout_seconds)
         except EncoderUnavailable as error:
-            nothing = _NO_EMBEDDING._replace(ignored_count=unknown)
+            nothing = _NO_EMBEDDING._replace(ignored_count=ignored)
             return Answer(nothing, history, _reason(error), _tells_of_release(error))
-        return Answer(embedded._replace(ignored_count=unknown), history)
+        return Answer(embedded._replace(ignored_count=ignored), history)
 
     async def _embed_one(self, release: Release, history: History, seconds: float) -> Embedded:
         async def embed() -> list[Embedded]:

@@ -132,6 +132,21 @@ async def test_a_full_server_refuses_writes_by_name_in_one_line_of_the_log(
     await store.close()
 
 
+async def test_a_full_server_still_erases(redis_server: RedisServer) -> None:
+    store = await ValkeyStore.connect(redis_server.url, LIMIT)
+    for user_id in ("gone", "other"):
+        await store.record(user_id, [view(1)])
+    await _set(redis_server, maxmemory="1")
+    assert await store.erase("gone") == 1
+    assert await store.erase("never-there") == 0
+    assert len(await store.get("gone")) == 0
+    assert len(await store.get("other")) == 1
+    await _set(redis_server, maxmemory="0")
+    erasures = await store.erasures()
+    assert len(erasures) == 2, "both are on record"
+    await store.close()
+
+
 async def test_a_server_that_hangs_fails_a_call_once_and_in_its_time(redis_server: RedisServer) -> None:
     store = await ValkeyStore.connect(redis_server.url, LIMIT)
     for number in range(50):

@@ -14,13 +14,14 @@ from server.core.features import (
     encode_few,
     encode_many,
     features_of,
+    ignored_count,
     look_up,
     pad,
     padded_length,
 )
 from server.core.hash_index import HashIndex
 from server.core.history import Event, History, history_of
-from server.core.preprocessing import Action, Preprocessing, ValueNormaliser, Visits
+from server.core.preprocessing import Action, Preprocessing, ValueCleaning, ValueNormaliser, Visits
 
 ITEMS = HashIndex.of(["a", "b", "c"])
 ACTIONS = HashIndex.of(["view", "buy"])
@@ -70,6 +71,15 @@ def test_events_with_unknown_items_or_actions_are_counted_and_left_out() -> None
     assert features.item_index.tolist() == [1, 3]
     assert features.ignored.tolist() == [2, 0]
     assert features.lengths.tolist() == [2, 0]
+
+
+def test_events_that_the_cleaning_drops_are_counted_over_the_whole_history() -> None:
+    rules = preprocessing(value_cleaning=ValueCleaning(missing="drop", bounds=(0.0, 9.0), drop_outside=True))
+    odd = [Event("a", "view", float("nan"), 0), Event("a", "view", 50.0, 1), Event("?", "view", 1.0, 2)]
+    events = history(*odd, *(Event("b", "view", 1.0, 10 + n) for n in range(rules.max_length)))
+    assert ignored_count(events, ITEMS, ACTIONS, rules) == 3
+    assert ignored_count(events, ITEMS, ACTIONS, preprocessing()) == 1
+    assert ignored_count(history(), ITEMS, ACTIONS, rules) == 0
 
 
 def test_only_the_newest_known_events_are_read() -> None:
