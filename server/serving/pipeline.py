@@ -140,7 +140,7 @@ class Pipeline:
         return Answer(embedded, history)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
-        """The answer for an inline history. `ignored_count` counts the events of the whole history that are not read."""
+        """The answer for an inline history. `ignored_count` counts events of the whole history."""
         ignored = ignored_count(history, release.item_index, release.action_index, release.preprocessing)
         try:
             embedded = await self._embed_one(release, history, timeout_seconds)

@@ -74,10 +74,16 @@ def json_bytes(records: Iterable[Record]) -> bytes:
 
 def csv_bytes(columns: Sequence[str], records: Iterable[Record]) -> bytes:
     """Lines of CSV without a header."""
+    rows = [[_csv_value(record[name]) for name in columns] for record in records]
+    text = _csv_text(rows, csv.QUOTE_MINIMAL)
+    # Lines end with LF, so the writer leaves a CR within a value bare, which readers take for the end of a line.
+    return (_csv_text(rows, csv.QUOTE_ALL) if "\r" in text else text).encode()
+
+
+def _csv_text(rows: list[list[object]], quoting: int) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_csv_value(record[name]) for name in columns] for record in records)
-    return text.getvalue().encode()
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerows(rows)  # type: ignore[arg-type]
+    return text.getvalue()
 
 
 def _csv_value(value: object) -> object:
