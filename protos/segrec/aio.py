@@ -327,7 +327,7 @@ class AsyncModelClient(_AsyncClient):
         stable: int = 0,
         *,
         canary: int = 0,
-        canary_percent: float = 0.0,
+        canary_share: float = 0.0,
         shadow: int = 0,
         guard: Guard | None = None,
         reason: str = "",
@@ -335,7 +335,7 @@ class AsyncModelClient(_AsyncClient):
         etag: str = "",
         **options: Unpack[CallOptions],
     ) -> TrafficRecord:
-        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
+        request = traffic_request(stable, canary, canary_share, shadow, guard, changed_by, reason, etag)
         response = await self._call(self._models.SetTraffic, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False)
         return response.traffic
 

@@ -302,7 +302,7 @@ class ModelClient(BlockingClient):
         stable: int = 0,
         *,
         canary: int = 0,
-        canary_percent: float = 0.0,
+        canary_share: float = 0.0,
         shadow: int = 0,
         guard: Guard | None = None,
         reason: str = "",
@@ -316,7 +316,7 @@ class ModelClient(BlockingClient):
         after a lost answer. With the `etag` of a `TrafficRecord`, it raises FailedPrecondition when that traffic is no
         longer in force.
         """
-        request = traffic_request(stable, canary, canary_percent, shadow, guard, changed_by, reason, etag)
+        request = traffic_request(stable, canary, canary_share, shadow, guard, changed_by, reason, etag)
         return self._call(self._models.SetTraffic, request, options, TRAFFIC_CHANGE_SECONDS, repeat=False).traffic
 
     @named_arguments

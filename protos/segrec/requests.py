@@ -183,7 +183,7 @@ def stream_recommend_config(release: int | str, arguments: RecommendArguments) -
 def traffic_request(
     stable: int,
     canary: int,
-    percent: float,
+    share: float,
     shadow: int,
     guard: Guard | None,
     changed_by: str,
@@ -193,10 +193,10 @@ def traffic_request(
     """A request that replaces the traffic. Raises InvalidArgument."""
     traffic = build(
         Traffic,
-        stable_release=stable,
-        canary_release=canary,
-        canary_percent=percent,
-        shadow_release=shadow,
+        stable_release=stable or None,
+        canary_release=canary or None,
+        canary_share=share or None,
+        shadow_release=shadow or None,
         guard=guard,
     )
     return build(SetTrafficRequest, traffic=traffic, changed_by=changed_by, reason=reason, etag=etag)

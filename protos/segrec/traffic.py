@@ -18,6 +18,12 @@ NEWEST = 0
 """Stands for the newest good release, instead of a release number. People write `newest`."""
 LARGEST_CANARY_PERCENT = 99.0
 
+
+def percent_of(share: float) -> float:
+    """The share of 0 to 1 in percent: the decimal number that a person has written, not its nearest neighbour."""
+    return float(f"{share * 100.0:.12g}")
+
+
 GuardBounds = Mapping[str, float]
 """Bounds above which the canary is removed, by field name: `max_error_share`, `max_degraded_share` and
 `max_unconfident_share` (0 to 1), `max_p99_seconds`, `window_seconds`, `min_answer_count`. A bound that is not set has

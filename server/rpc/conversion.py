@@ -7,9 +7,8 @@ from datetime import UTC, datetime
 from google.protobuf.timestamp_pb2 import Timestamp
 from segrec.v1 import common_pb2, model_service_pb2, segrec_service_pb2
 
-from server.core.figures import values_by_name
 from server.core.history import Event
-from server.core.profiles import Migration, SegmentItem, SegmentProfile
+from server.core.profiles import Flow, Migration, SegmentItem, SegmentProfile, Trait
 from server.core.query import Part, Ranking, Strategy
 from server.core.release import Release, TrainedOn
 from server.monitoring.release_stats import Figures
@@ -40,6 +39,12 @@ _DEGRADED = {
     Degraded.STALE_EMBEDDING: common_pb2.DEGRADED_REASON_STALE_EMBEDDING,
     Degraded.ENCODER_UNAVAILABLE: common_pb2.DEGRADED_REASON_ENCODER_UNAVAILABLE,
     Degraded.STORE_UNAVAILABLE: common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE,
+}
+_TRAIT_KINDS = {
+    "category": segrec_service_pb2.TRAIT_KIND_CATEGORY,
+    "item": segrec_service_pb2.TRAIT_KIND_ITEM,
+    "action": segrec_service_pb2.TRAIT_KIND_ACTION,
+    "time": segrec_service_pb2.TRAIT_KIND_TIME,
 }
 _STATES = {
     State.AVAILABLE: model_service_pb2.RELEASE_STATE_AVAILABLE,
@@ -141,7 +146,7 @@ def profile_of(release: Release, segment: SegmentProfile) -> segrec_service_pb2.
         label=release.names.of(segment),
         user_count=segment.user_count,
         share=segment.share,
-        traits=[segrec_service_pb2.Trait(**trait.model_dump()) for trait in segment.traits],
+        traits=[_trait_message(trait) for trait in segment.traits],
         top_items=_item_messages(release, segment.top_items),
         particular_items=_item_messages(release, segment.particular_items),
         mean_distance=segment.mean_distance,
@@ -164,12 +169,34 @@ def migration_message(migration: Migration | None) -> segrec_service_pb2.Migrati
     return segrec_service_pb2.Migration(
         previous_release=migration.previous_release,
         user_count=migration.user_count,
-        flows=[segrec_service_pb2.SegmentFlow(**flow.model_dump()) for flow in migration.flows],
+        flows=[_flow_message(flow) for flow in migration.flows],
         born_segment_ids=migration.born_segment_ids,
         retired_segment_ids=migration.retired_segment_ids,
         splits=[segrec_service_pb2.SegmentChange(**change.model_dump()) for change in migration.splits],
         merges=[segrec_service_pb2.SegmentChange(**change.model_dump()) for change in migration.merges],
     )
+
+
+def _trait_message(trait: Trait) -> segrec_service_pb2.Trait:
+    message = segrec_service_pb2.Trait(
+        kind=_TRAIT_KINDS.get(trait.kind, segrec_service_pb2.TRAIT_KIND_UNSPECIFIED),
+        name=trait.name,
+        share=trait.share,
+        lift=trait.lift,
+        user_count=trait.user_count,
+    )
+    if trait.lift_low > 0:
+        message.lift_low = trait.lift_low
+    return message
+
+
+def _flow_message(flow: Flow) -> segrec_service_pb2.SegmentFlow:
+    message = segrec_service_pb2.SegmentFlow(
+        to_segment_id=flow.to_segment_id, user_count=flow.user_count, share=flow.share
+    )
+    if flow.from_segment_id:
+        message.from_segment_id = flow.from_segment_id
+    return message
 
 
 def _item_messages(release: Release, items: Sequence[SegmentItem]) -> list[segrec_service_pb2.SegmentItem]:
@@ -199,25 +226,28 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
         release=status.number,
         state=_STATES[status.state],
         failure=status.failure,
-        traffic_percent=status.traffic_percent,
+        traffic_share=status.traffic_percent / 100.0,
         live=live_message(live) if live else None,
     )
     manifest = status.manifest
     if manifest is None:
         return message
-    message.created_time.CopyFrom(_timestamp(manifest.created_time))
+    message.create_time.CopyFrom(_timestamp(manifest.created_time))
     if manifest.data_cutoff_time is not None:
-        message.data_cutoff_time.CopyFrom(_timestamp(manifest.data_cutoff_time))
-    message.parent_release = manifest.parent_release
+        message.cutoff_time.CopyFrom(_timestamp(manifest.data_cutoff_time))
+    if manifest.parent_release:
+        message.parent_release = manifest.parent_release
     message.embedding_dim = manifest.embedding_dim
     message.max_length = manifest.max_length
     message.item_count = manifest.item_count
     message.segment_count = manifest.segment_count
-    message.figures.update(values_by_name(manifest.figures))
-    message.min_segment_size = manifest.min_segment_size
+    message.figures.extend(model_service_pb2.Figure(**figure.model_dump()) for figure in manifest.figures)
+    if manifest.min_segment_size:
+        message.min_segment_size = manifest.min_segment_size
     if manifest.confidence is not None:
         message.min_confidence = manifest.confidence.min_confidence
-        message.min_history = manifest.confidence.min_history
+        if manifest.confidence.min_history:
+            message.min_history = manifest.confidence.min_history
     if manifest.trained_on is not None:
         message.trained_on.CopyFrom(_trained_on_message(manifest.trained_on))
     if manifest.forget_after is not None:
@@ -243,7 +273,7 @@ def live_message(figures: Figures) -> model_service_pb2.LiveFigures:
         error_share=figures.error_share,
         degraded_share=figures.degraded_share,
         unconfident_share=figures.unconfident_share,
-        compared_release=figures.compared_release,
+        compared_release=figures.compared_release or None,
         compared_count=figures.compared_count,
         changed_segment_share=figures.changed_share,
         top_items_overlap=figures.top_items_overlap,

@@ -41,5 +41,5 @@ def _release(manifest: Manifest) -> pb.Remainder:
         "no history",
     )
     if manifest.forget_after is not None:
-        remainder.until.FromDatetime(manifest.forget_after)
+        remainder.expire_time.FromDatetime(manifest.forget_after)
     return remainder

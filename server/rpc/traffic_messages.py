@@ -4,7 +4,7 @@ import math
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from segrec.traffic import LARGEST_CANARY_PERCENT
+from segrec.traffic import LARGEST_CANARY_PERCENT, percent_of
 from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
@@ -21,13 +21,14 @@ _SHARES = ("max_error_share", "max_degraded_share", "max_unconfident_share")
 def traffic_of(message: pb.Traffic) -> Traffic:
     """The traffic of a request. Raises `InvalidArgument` with the path of the wrong field."""
     for name in ("stable_release", "canary_release", "shadow_release"):
-        in_range(getattr(message, name), 0, LARGEST_RELEASE, f"traffic.{name}", reason="RELEASE_OUT_OF_RANGE")
-    percent = _within(message.canary_percent, 0.0, LARGEST_CANARY_PERCENT, "traffic.canary_percent")
+        if message.HasField(name):
+            in_range(getattr(message, name), 1, LARGEST_RELEASE, f"traffic.{name}", reason="RELEASE_OUT_OF_RANGE")
+    share = _within(message.canary_share, 0.0, LARGEST_CANARY_PERCENT / 100.0, "traffic.canary_share")
     guard = _guard_of(message.guard, "traffic.guard") if message.HasField("guard") else None
     fields = {
         "stable": message.stable_release,
         "canary": message.canary_release,
-        "canary_percent": percent,
+        "canary_percent": percent_of(share),
         "shadow": message.shadow_release,
     }
     return validated_traffic(fields | {"guard": guard})
@@ -64,7 +65,11 @@ def _guard_of(message: pb.Guard, field: str) -> Guard:
         reason="GUARD_OUT_OF_RANGE",
     )
     count = in_range(
-        message.min_answer_count or 100, 1, 2**62, f"{field}.min_answer_count", reason="GUARD_OUT_OF_RANGE"
+        message.min_answer_count if message.HasField("min_answer_count") else 100,
+        1,
+        2**62,
+        f"{field}.min_answer_count",
+        reason="GUARD_OUT_OF_RANGE",
     )
     return Guard(**bounds, window_seconds=window, min_answer_count=count)
 
@@ -83,10 +88,10 @@ def record_message(traffic: Traffic) -> pb.TrafficRecord:
     """The message of a traffic with its origin: author, time, reason and previous releases."""
     record = pb.TrafficRecord(
         traffic=pb.Traffic(
-            stable_release=traffic.stable,
-            canary_release=traffic.canary,
-            canary_percent=traffic.canary_percent,
-            shadow_release=traffic.shadow,
+            stable_release=traffic.stable or None,
+            canary_release=traffic.canary or None,
+            canary_share=traffic.canary_percent / 100.0 if traffic.canary else None,
+            shadow_release=traffic.shadow or None,
             guard=_guard_message(traffic.guard) if traffic.guard else None,
         ),
         previous_releases=traffic.previous,
@@ -97,7 +102,7 @@ def record_message(traffic: Traffic) -> pb.TrafficRecord:
     if traffic.changed_time is not None:
         time = Timestamp()
         time.FromDatetime(traffic.changed_time)
-        record.changed_time.CopyFrom(time)
+        record.update_time.CopyFrom(time)
     return record
 
 

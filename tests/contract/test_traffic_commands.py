@@ -39,9 +39,9 @@ class RepositoryModels:
         return pb.ListReleasesResponse(releases=[active], traffic=record_message(read_traffic(self._repository)))
 
     def set_traffic(self, stable: int, *, reason: str, changed_by: str, **fields: Any) -> pb.TrafficRecord:
-        canary, percent, shadow, guard = (fields[name] for name in ("canary", "canary_percent", "shadow", "guard"))
+        canary, share, shadow, guard = (fields[name] for name in ("canary", "canary_share", "shadow", "guard"))
         try:
-            wanted = traffic_of(traffic_request(stable, canary, percent, shadow, guard, changed_by, reason).traffic)
+            wanted = traffic_of(traffic_request(stable, canary, share, shadow, guard, changed_by, reason).traffic)
         except InvalidArgument as error:
             raise errors.InvalidArgument(str(error)) from error
 

@@ -107,7 +107,7 @@ def test_segments_releases_history_and_erase(fake: FakeSegrec, capsys: pytest.Ca
     [receipt] = records(capsys.readouterr().out)
     assert (receipt["user_id"], receipt["erased_event_count"]) == ("u", 1)
     description, until = "release 3 was trained before", "2023-11-14T22:13:20Z"
-    left = {"place": "release", "description": description, "release": 3, "until": until}
+    left = {"place": "release", "description": description, "release": 3, "expire_time": until}
     assert receipt["remainders"] == [left]
     assert main.main(["erase", "u"]) == 0
     assert f"u: 0 events erased; events from before now are refused\n- {description} (until {until})\n" in (

@@ -116,7 +116,7 @@ def test_two_servers_follow_each_change_and_rollback_within_a_second(pair: Pair)
 def test_the_canary_has_the_same_users_everywhere_and_a_larger_share_only_adds_some(pair: Pair) -> None:
     before: set[str] = set()
     for percent in (1.0, 5.0, 20.0):
-        pair.models.set_traffic(1, canary=2, canary_percent=percent)
+        pair.models.set_traffic(1, canary=2, canary_share=percent / 100)
         expected = [2 if read_traffic(pair.repository).is_canary_user(user) else 1 for user in USERS]
         assert pair.releases(USERS, 0) == expected
         wait_until(lambda expected=expected: pair.releases(USERS, 1) == expected)  # type: ignore[misc]
@@ -134,14 +134,14 @@ def test_the_canary_has_the_same_users_everywhere_and_a_larger_share_only_adds_s
 def test_the_canary_has_its_share_of_100_000_users_within_half_a_point(pair: Pair) -> None:
     users = [f"{number:06d}" for number in range(100_000)]
     for percent in (1.0, 5.0):
-        pair.models.set_traffic(1, canary=2, canary_percent=percent)
+        pair.models.set_traffic(1, canary=2, canary_share=percent / 100)
         share = pair.releases(users, 0).count(2) / 1000
         print(f"\n{percent:g} % asked for, {share:.3f} % got")
         assert abs(share - percent) < 0.5
 
 
 def test_pins_and_rows_of_streams(pair: Pair) -> None:
-    pair.models.set_traffic(1, canary=2, canary_percent=50.0, shadow=3)
+    pair.models.set_traffic(1, canary=2, canary_share=0.5, shadow=3)
     client = pair.clients[0]
     member = next(user for user in USERS if read_traffic(pair.repository).is_canary_user(user))
     assert client.segment(member).info.release == 2
@@ -162,7 +162,7 @@ def test_pins_and_rows_of_streams(pair: Pair) -> None:
 
 
 def test_a_stream_keeps_its_stable_release_and_leaves_a_canary_that_is_none_any_more(pair: Pair) -> None:
-    pair.models.set_traffic(1, canary=2, canary_percent=50.0)
+    pair.models.set_traffic(1, canary=2, canary_share=0.5)
     ids = (user for _ in range(100) for user in USERS)
     with pair.clients[0].stream_segment(ids, chunk_size=100, max_in_flight=2) as stream:
         chunks = stream.chunks()
@@ -175,12 +175,12 @@ def test_a_stream_keeps_its_stable_release_and_leaves_a_canary_that_is_none_any_
 
 def test_releases_tell_their_states_and_shares(pair: Pair) -> None:
     guard = Guard(max_error_share=0.01)
-    record = pair.models.set_traffic(1, canary=2, canary_percent=5.0, shadow=3, guard=guard, changed_by="me")
+    record = pair.models.set_traffic(1, canary=2, canary_share=0.05, shadow=3, guard=guard, changed_by="me")
     assert (record.traffic.guard.window.seconds, record.traffic.guard.min_answer_count) == (30, 100)
-    told = {one.release: (one.state, one.traffic_percent) for one in pair.models.list_releases()}
+    told = {one.release: (one.state, one.traffic_share) for one in pair.models.list_releases()}
     assert told == {
-        1: (ReleaseState.RELEASE_STATE_ACTIVE, 95.0),
-        2: (ReleaseState.RELEASE_STATE_CANARY, 5.0),
+        1: (ReleaseState.RELEASE_STATE_ACTIVE, 0.95),
+        2: (ReleaseState.RELEASE_STATE_CANARY, 0.05),
         3: (ReleaseState.RELEASE_STATE_SHADOW, 0.0),
     }
     overview = pair.models.overview()
@@ -190,7 +190,7 @@ def test_releases_tell_their_states_and_shares(pair: Pair) -> None:
 
 
 def test_a_damaged_file_changes_nothing_and_is_mended_without_a_restart(pair: Pair) -> None:
-    pair.models.set_traffic(1, canary=2, canary_percent=50.0)
+    pair.models.set_traffic(1, canary=2, canary_share=0.5)
     expected = pair.releases(USERS, 0)
     whole = (pair.repository / TRAFFIC).read_text()
     (pair.repository / TRAFFIC).write_text(whole[:-20])
@@ -210,14 +210,14 @@ def test_refused_changes_name_their_field_and_change_nothing(pair: Pair) -> None
     broken = tiny_release(pair.repository, 9)
     (broken / "centroids.npy").write_bytes(b"damaged")
     with pytest.raises(NotFound) as missing:
-        pair.models.set_traffic(1, canary=8, canary_percent=5.0)
+        pair.models.set_traffic(1, canary=8, canary_share=0.05)
     assert missing.value.field == "traffic.canary_release"
     with pytest.raises(FailedPrecondition, match=r"centroids\.npy") as damaged:
         pair.models.set_traffic(9)
     assert damaged.value.reason == "DAMAGED_RELEASE"
     for fields, field in (
         ({"stable": -1}, "traffic.stable_release"),
-        ({"stable": 1, "canary": 2, "canary_percent": 100.0}, "traffic.canary_percent"),
+        ({"stable": 1, "canary": 2, "canary_share": 1.0}, "traffic.canary_share"),
         ({"stable": 1, "canary": 2}, "traffic"),
         ({"stable": 1, "shadow": 1}, "traffic"),
         ({"stable": 1, "reason": "x" * 1025}, "reason"),
@@ -269,7 +269,7 @@ def test_a_new_name_of_a_segment_is_in_all_answers_of_all_servers(pair: Pair) ->
 def test_metrics_show_the_shares(pair: Pair) -> None:
     from urllib.request import urlopen
 
-    pair.models.set_traffic(1, canary=2, canary_percent=5.0)
+    pair.models.set_traffic(1, canary=2, canary_share=0.05)
     with urlopen(f"http://{pair.servers[0].metrics_address}/metrics", timeout=10) as page:
         lines = page.read().decode().splitlines()
     told = [line for line in lines if line.startswith("segrec_traffic_")]

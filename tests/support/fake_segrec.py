@@ -249,7 +249,7 @@ def profile(segment_id: int) -> pb.SegmentProfile:
         label=f"Segment {segment_id} 茶",
         user_count=1000 * segment_id,
         share=0.5,
-        traits=[pb.Trait(kind="category", name="Tea", share=0.3, lift=2.5)],
+        traits=[pb.Trait(kind=pb.TRAIT_KIND_CATEGORY, name="Tea", share=0.3, lift=2.5)],
         top_items=[pb.SegmentItem(item_id="i1", title="Item 1", user_share=0.6, lift=1.25, lift_low=0.75)],
         particular_items=[pb.SegmentItem(item_id="i2", title="Item 2", user_share=0.2, lift=4.0, lift_low=2.5)],
         mean_distance=0.4,
@@ -291,7 +291,7 @@ class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
             place=event_service_pb2.REMAINDER_PLACE_RELEASE,
             description="release 3 was trained before",
             release=3,
-            until=Timestamp(seconds=1_700_000_000),
+            expire_time=Timestamp(seconds=1_700_000_000),
         )
         count = len(self.script.stored.pop(request.user_id, []))
         return event_service_pb2.EraseUserResponse(erased_event_count=count, remainders=[left])
@@ -326,10 +326,10 @@ def release_of(number: int) -> model_service_pb2.Release:
     return model_service_pb2.Release(
         release=number,
         state=state,
-        parent_release=number - 1,
+        parent_release=number - 1 or None,
         item_count=999,
         segment_count=2,
-        figures={"ndcg@10": 0.1},
+        figures=[model_service_pb2.Figure(protocol="as served", method="hybrid", metric="ndcg", k=10, value=0.1)],
         trained_on=model_service_pb2.TrainedOn(
             first_event_time=Timestamp(seconds=1_700_000_000),
             user_count=42,

@@ -14,8 +14,8 @@ from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import Remainder, RemainderPlace
-from segrec.v1.model_service_pb2 import Release, ReleaseState, TrainedOn
-from segrec.v1.segrec_service_pb2 import Migration, SegmentItem, SegmentProfile, SegmentRow
+from segrec.v1.model_service_pb2 import Figure, Release, ReleaseState, TrainedOn
+from segrec.v1.segrec_service_pb2 import Migration, SegmentItem, SegmentProfile, SegmentRow, Trait, TraitKind
 
 _ITEM_FIELDS = ("item_id", "title", "user_share", "lift", "lift_low")
 
@@ -98,7 +98,7 @@ def _print_profile(profile: SegmentProfile, release: int) -> None:
         say(profile.description)
     say(f"{profile.user_count:,} users, {profile.share:.1%} of all")
     say(f"mean distance {profile.mean_distance:.3f}, silhouette {profile.silhouette:.3f}", "")
-    traits = [(trait.kind, trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
+    traits = [(_kind(trait), trait.name, f"{trait.share:.1%}", trait.lift) for trait in profile.traits]
     say(*table(("trait", "name", "share", "lift"), traits), "")
     _print_items("What most of its users chose, by share of users:", profile.top_items)
     _print_items("What it is particular about, by the lower bound of the lift:", profile.particular_items)
@@ -137,12 +137,16 @@ def _ids(segment_ids: Iterable[int]) -> str:
 
 def _profile_record(profile: SegmentProfile, release: int) -> dict[str, Any]:
     record = _fields(profile, "segment_id", "label", "user_count", "share", "mean_distance", "silhouette")
-    record["traits"] = [_fields(trait, "kind", "name", "share", "lift") for trait in profile.traits]
+    record["traits"] = [{"kind": _kind(trait)} | _fields(trait, "name", "share", "lift") for trait in profile.traits]
     for name in ("top_items", "particular_items"):
         record[name] = [_fields(item, *_ITEM_FIELDS) for item in getattr(profile, name)]
     record["description"] = profile.description
     record["history"] = [_fields(size, "release", "user_count", "share") for size in profile.history]
     return record | {"release": release}
+
+
+def _kind(trait: Trait) -> str:
+    return TraitKind.Name(trait.kind).removeprefix("TRAIT_KIND_").lower()
 
 
 def _fields(message: Message, *names: str) -> dict[str, Any]:
@@ -182,7 +186,7 @@ def erase(client: SegrecClient, options: argparse.Namespace) -> int:
         return OK
     say(f"{options.user}: {receipt.erased_event_count:,} events erased; events from before now are refused")
     for remainder in receipt.remainders:
-        until = f" (until {iso_time(remainder.until)})" if remainder.HasField("until") else ""
+        until = f" (until {iso_time(remainder.expire_time)})" if remainder.HasField("expire_time") else ""
         say(f"- {remainder.description}{until}")
     return OK
 
@@ -192,7 +196,7 @@ def _remainder_record(remainder: Remainder) -> dict[str, object]:
         "place": RemainderPlace.Name(remainder.place).removeprefix("REMAINDER_PLACE_").lower(),
         "description": remainder.description,
         "release": remainder.release or None,
-        "until": iso_time(remainder.until) if remainder.HasField("until") else None,
+        "expire_time": iso_time(remainder.expire_time) if remainder.HasField("expire_time") else None,
     }
 
 
@@ -206,9 +210,9 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
         say(*facts, *live_sentences(messages[0]))
     else:
-        columns = ("release", "state", "traffic_percent", "created_time", "item_count", "segment_count", "failure")
+        columns = ("release", "state", "traffic_share", "create_time", "item_count", "segment_count", "failure")
         lines = [[record[name] for name in columns] for record in records]
-        say(*table(("release", "state", "traffic %", "created", "items", "segments", "failure"), lines))
+        say(*table(("release", "state", "traffic", "created", "items", "segments", "failure"), lines))
     return OK
 
 
@@ -216,23 +220,35 @@ def _release_record(release: Release) -> dict[str, Any]:
     return {
         "release": release.release,
         "state": ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower(),
-        "traffic_percent": plain_float(release.traffic_percent),
+        "traffic_share": plain_float(release.traffic_share),
         "failure": release.failure,
-        "created_time": iso_time(release.created_time) if release.HasField("created_time") else None,
-        "data_cutoff_time": iso_time(release.data_cutoff_time) if release.HasField("data_cutoff_time") else None,
+        "create_time": iso_time(release.create_time) if release.HasField("create_time") else None,
+        "cutoff_time": iso_time(release.cutoff_time) if release.HasField("cutoff_time") else None,
         "forget_after_time": iso_time(release.forget_after_time) if release.HasField("forget_after_time") else None,
         "trained_on": _trained_on_record(release.trained_on) if release.HasField("trained_on") else None,
-        "parent_release": release.parent_release,
+        "parent_release": release.parent_release or None,
         "embedding_dim": release.embedding_dim,
         "max_length": release.max_length,
         "item_count": release.item_count,
         "segment_count": release.segment_count,
         "min_confidence": plain_float(release.min_confidence) if release.HasField("min_confidence") else None,
-        "min_history": release.min_history,
-        "min_segment_size": release.min_segment_size,
-        "figures": dict(sorted(release.figures.items())),
+        "min_history": release.min_history or None,
+        "min_segment_size": release.min_segment_size or None,
+        "figures": [_figure_record(figure) for figure in release.figures],
         "live": live_record(release),
     }
+
+
+def _figure_record(figure: Figure) -> dict[str, Any]:
+    record = _fields(figure, "protocol", "method", "metric")
+    record |= {"k": figure.k if figure.HasField("k") else None, "value": plain_float(figure.value)}
+    bounds = {name: plain_float(getattr(figure, name)) for name in ("low", "high") if figure.HasField(name)}
+    return record | bounds
+
+
+def _figure_name(record: dict[str, Any]) -> str:
+    metric = record["metric"] if record["k"] is None else f"{record['metric']}@{record['k']}"
+    return " / ".join(part for part in (record["protocol"], record["method"], metric) if part)
 
 
 def _trained_on_record(trained_on: TrainedOn) -> dict[str, Any]:
@@ -250,7 +266,7 @@ def _flat(record: dict[str, Any]) -> dict[str, Any]:
     trained_on = {f"trained_on_{name}": value for name, value in (record.pop("trained_on") or {}).items()}
     if trained_on:
         trained_on["trained_on_files"] = ", ".join(trained_on["trained_on_files"])
-    figures: dict[str, Any] = record.pop("figures")
+    figures = {_figure_name(figure): figure["value"] for figure in record.pop("figures")}
     facts = {name: value for name, value in (record | trained_on).items() if name != "live"}
     return {name: value for name, value in facts.items() if value not in (None, "")} | figures
 

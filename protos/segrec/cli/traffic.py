@@ -15,6 +15,7 @@ from segrec.traffic import (
     TrafficState,
     origin_sentences,
     parse_change,
+    percent_of,
     sentences,
     user_at_host,
 )
@@ -47,7 +48,7 @@ def traffic(client: ModelClient, options: argparse.Namespace) -> int:
         record = client.set_traffic(
             after.stable,
             canary=after.canary,
-            canary_percent=after.canary_percent,
+            canary_share=after.canary_percent / 100.0,
             shadow=after.shadow,
             guard=guard_message(after.guard) if after.guard else None,
             reason=options.reason,
@@ -103,7 +104,7 @@ def state_of(message: Traffic) -> TrafficState:
     return TrafficState(
         message.stable_release,
         message.canary_release,
-        message.canary_percent,
+        percent_of(message.canary_share),
         message.shadow_release,
         _bounds_of(message.guard) if message.HasField("guard") else None,
     )
@@ -134,7 +135,7 @@ def _print(record: TrafficRecord, failure: str, options: argparse.Namespace) -> 
     if options.json:
         say(json_line(_record(record, failure)))
         return
-    changed_time = record.changed_time.ToDatetime(UTC) if record.HasField("changed_time") else None
+    changed_time = record.update_time.ToDatetime(UTC) if record.HasField("update_time") else None
     origin = origin_sentences(record.previous_releases, changed_time, record.changed_by, record.reason)
     say(*sentences(state_of(record.traffic)), *origin)
     if failure:
@@ -146,11 +147,11 @@ def _record(record: TrafficRecord, failure: str) -> dict[str, Any]:
     return {
         "stable_release": message.stable_release,
         "canary_release": message.canary_release,
-        "canary_percent": message.canary_percent,
+        "canary_share": message.canary_share,
         "shadow_release": message.shadow_release,
         "guard": _bounds_of(message.guard) if message.HasField("guard") else None,
         "previous_releases": list(record.previous_releases),
-        "changed_time": iso_time(record.changed_time) if record.HasField("changed_time") else None,
+        "update_time": iso_time(record.update_time) if record.HasField("update_time") else None,
         "changed_by": record.changed_by,
         "reason": record.reason,
         "failure": failure,

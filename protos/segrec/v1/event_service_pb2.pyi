@@ -92,13 +92,13 @@ class EraseUserResponse(_message.Message):
     def __init__(self, erased_event_count: _Optional[int] = ..., remainders: _Optional[_Iterable[_Union[Remainder, _Mapping]]] = ...) -> None: ...
 
 class Remainder(_message.Message):
-    __slots__ = ("place", "description", "release", "until")
+    __slots__ = ("place", "description", "release", "expire_time")
     PLACE_FIELD_NUMBER: _ClassVar[int]
     DESCRIPTION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
-    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    EXPIRE_TIME_FIELD_NUMBER: _ClassVar[int]
     place: RemainderPlace
     description: str
     release: int
-    until: _timestamp_pb2.Timestamp
-    def __init__(self, place: _Optional[_Union[RemainderPlace, str]] = ..., description: _Optional[str] = ..., release: _Optional[int] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    expire_time: _timestamp_pb2.Timestamp
+    def __init__(self, place: _Optional[_Union[RemainderPlace, str]] = ..., description: _Optional[str] = ..., release: _Optional[int] = ..., expire_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...

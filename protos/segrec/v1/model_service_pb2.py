@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x05\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12\x30\n\x0c\x63reated_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x34\n\x10\x64\x61ta_cutoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0eparent_release\x18\x06 \x01(\x03\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\x30\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x1f.segrec.v1.Release.FiguresEntry\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x00\x88\x01\x01\x12\x13\n\x0bmin_history\x18\r \x01(\x05\x12\x18\n\x10min_segment_size\x18\x0e \x01(\x03\x12\x17\n\x0ftraffic_percent\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x12(\n\ntrained_on\x18\x11 \x01(\x0b\x32\x14.segrec.v1.TrainedOn\x12\x35\n\x11\x66orget_after_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x11\n\x0f_min_confidence\"\xae\x01\n\tTrainedOn\x12\x34\n\x10\x66irst_event_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuser_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x03(\t\"\xf4\x02\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10\x63ompared_release\x18\x08 \x01(\x03\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\"\xa5\x02\n\x05Guard\x12\x1c\n\x0fmax_error_share\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12max_degraded_share\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15max_unconfident_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12/\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x18\n\x10min_answer_count\x18\x06 \x01(\x03\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_share\"\x8a\x01\n\x07Traffic\x12\x16\n\x0estable_release\x18\x01 \x01(\x03\x12\x16\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03\x12\x16\n\x0e\x63\x61nary_percent\x18\x03 \x01(\x01\x12\x16\n\x0eshadow_release\x18\x04 \x01(\x03\x12\x1f\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.Guard\"\xb3\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12\x30\n\x0c\x63hanged_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"\x15\n\x13ListReleasesRequest\"\x80\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"j\n\x11SetTrafficRequest\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x12\n\nchanged_by\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"C\n\x0fRollbackRequest\x12\x12\n\nchanged_by\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xba\x02\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\x12I\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\x12\x43\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponseB@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63utoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0eparent_release\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\"\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x11.segrec.v1.Figure\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bmin_history\x18\r \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x10min_segment_size\x18\x0e \x01(\x03H\x03\x88\x01\x01\x12\x15\n\rtraffic_share\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x12(\n\ntrained_on\x18\x11 \x01(\x0b\x32\x14.segrec.v1.TrainedOn\x12\x35\n\x11\x66orget_after_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_parent_releaseB\x11\n\x0f_min_confidenceB\x0e\n\x0c_min_historyB\x13\n\x11_min_segment_size\"\x95\x01\n\x06\x46igure\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05value\x18\x05 \x01(\x01\x12\x10\n\x03low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x42\x04\n\x02_kB\x06\n\x04_lowB\x07\n\x05_high\"\xae\x01\n\tTrainedOn\x12\x34\n\x10\x66irst_event_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuser_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x03(\t\"\x8e\x03\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10\x63ompared_release\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\x42\x13\n\x11_compared_release\"\xbf\x02\n\x05Guard\x12\x1c\n\x0fmax_error_share\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12max_degraded_share\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15max_unconfident_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12/\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10min_answer_count\x18\x06 \x01(\x03H\x03\x88\x01\x01\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_shareB\x13\n\x11_min_answer_count\"\xe6\x01\n\x07Traffic\x12\x1b\n\x0estable_release\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1b\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x0c\x63\x61nary_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0eshadow_release\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1f\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.GuardB\x11\n\x0f_stable_releaseB\x11\n\x0f_canary_releaseB\x0f\n\r_canary_shareB\x11\n\x0f_shadow_release\"\xb2\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"\x15\n\x13ListReleasesRequest\"\x80\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"j\n\x11SetTrafficRequest\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x12\n\nchanged_by\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"C\n\x0fRollbackRequest\x12\x12\n\nchanged_by\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xba\x02\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\x12I\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\x12\x43\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponseB@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,40 +34,38 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'segrec.v1.model_service_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.segrec.v1P\001Z!segrec.dev/gen/segrec/v1;segrecv1\252\002\tSegrec.V1'
-  _globals['_RELEASE_FIGURESENTRY']._loaded_options = None
-  _globals['_RELEASE_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_RELEASESTATE']._serialized_start=2507
-  _globals['_RELEASESTATE']._serialized_end=2739
+  _globals['_RELEASESTATE']._serialized_start=2803
+  _globals['_RELEASESTATE']._serialized_end=3035
   _globals['_RELEASE']._serialized_start=110
-  _globals['_RELEASE']._serialized_end=760
-  _globals['_RELEASE_FIGURESENTRY']._serialized_start=695
-  _globals['_RELEASE_FIGURESENTRY']._serialized_end=741
-  _globals['_TRAINEDON']._serialized_start=763
-  _globals['_TRAINEDON']._serialized_end=937
-  _globals['_LIVEFIGURES']._serialized_start=940
-  _globals['_LIVEFIGURES']._serialized_end=1312
-  _globals['_GUARD']._serialized_start=1315
-  _globals['_GUARD']._serialized_end=1608
-  _globals['_TRAFFIC']._serialized_start=1611
-  _globals['_TRAFFIC']._serialized_end=1749
-  _globals['_TRAFFICRECORD']._serialized_start=1752
-  _globals['_TRAFFICRECORD']._serialized_end=1931
-  _globals['_LISTRELEASESREQUEST']._serialized_start=1933
-  _globals['_LISTRELEASESREQUEST']._serialized_end=1954
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=1957
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=2085
-  _globals['_GETRELEASEREQUEST']._serialized_start=2087
-  _globals['_GETRELEASEREQUEST']._serialized_end=2123
-  _globals['_GETRELEASERESPONSE']._serialized_start=2125
-  _globals['_GETRELEASERESPONSE']._serialized_end=2182
-  _globals['_SETTRAFFICREQUEST']._serialized_start=2184
-  _globals['_SETTRAFFICREQUEST']._serialized_end=2290
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=2292
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=2355
-  _globals['_ROLLBACKREQUEST']._serialized_start=2357
-  _globals['_ROLLBACKREQUEST']._serialized_end=2424
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2426
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2504
-  _globals['_MODELSERVICE']._serialized_start=2742
-  _globals['_MODELSERVICE']._serialized_end=3056
+  _globals['_RELEASE']._serialized_end=761
+  _globals['_FIGURE']._serialized_start=764
+  _globals['_FIGURE']._serialized_end=913
+  _globals['_TRAINEDON']._serialized_start=916
+  _globals['_TRAINEDON']._serialized_end=1090
+  _globals['_LIVEFIGURES']._serialized_start=1093
+  _globals['_LIVEFIGURES']._serialized_end=1491
+  _globals['_GUARD']._serialized_start=1494
+  _globals['_GUARD']._serialized_end=1813
+  _globals['_TRAFFIC']._serialized_start=1816
+  _globals['_TRAFFIC']._serialized_end=2046
+  _globals['_TRAFFICRECORD']._serialized_start=2049
+  _globals['_TRAFFICRECORD']._serialized_end=2227
+  _globals['_LISTRELEASESREQUEST']._serialized_start=2229
+  _globals['_LISTRELEASESREQUEST']._serialized_end=2250
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=2253
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=2381
+  _globals['_GETRELEASEREQUEST']._serialized_start=2383
+  _globals['_GETRELEASEREQUEST']._serialized_end=2419
+  _globals['_GETRELEASERESPONSE']._serialized_start=2421
+  _globals['_GETRELEASERESPONSE']._serialized_end=2478
+  _globals['_SETTRAFFICREQUEST']._serialized_start=2480
+  _globals['_SETTRAFFICREQUEST']._serialized_end=2586
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=2588
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=2651
+  _globals['_ROLLBACKREQUEST']._serialized_start=2653
+  _globals['_ROLLBACKREQUEST']._serialized_end=2720
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2722
+  _globals['_ROLLBACKRESPONSE']._serialized_end=2800
+  _globals['_MODELSERVICE']._serialized_start=3038
+  _globals['_MODELSERVICE']._serialized_end=3352
 # @@protoc_insertion_point(module_scope)

@@ -31,19 +31,12 @@ RELEASE_STATE_CANARY: ReleaseState
 RELEASE_STATE_SHADOW: ReleaseState
 
 class Release(_message.Message):
-    __slots__ = ("release", "state", "failure", "created_time", "data_cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_percent", "live", "trained_on", "forget_after_time")
-    class FiguresEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: str
-        value: float
-        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    __slots__ = ("release", "state", "failure", "create_time", "cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_share", "live", "trained_on", "forget_after_time")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
-    CREATED_TIME_FIELD_NUMBER: _ClassVar[int]
-    DATA_CUTOFF_TIME_FIELD_NUMBER: _ClassVar[int]
+    CREATE_TIME_FIELD_NUMBER: _ClassVar[int]
+    CUTOFF_TIME_FIELD_NUMBER: _ClassVar[int]
     PARENT_RELEASE_FIELD_NUMBER: _ClassVar[int]
     EMBEDDING_DIM_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
@@ -53,29 +46,47 @@ class Release(_message.Message):
     MIN_CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
     MIN_HISTORY_FIELD_NUMBER: _ClassVar[int]
     MIN_SEGMENT_SIZE_FIELD_NUMBER: _ClassVar[int]
-    TRAFFIC_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_SHARE_FIELD_NUMBER: _ClassVar[int]
     LIVE_FIELD_NUMBER: _ClassVar[int]
     TRAINED_ON_FIELD_NUMBER: _ClassVar[int]
     FORGET_AFTER_TIME_FIELD_NUMBER: _ClassVar[int]
     release: int
     state: ReleaseState
     failure: str
-    created_time: _timestamp_pb2.Timestamp
-    data_cutoff_time: _timestamp_pb2.Timestamp
+    create_time: _timestamp_pb2.Timestamp
+    cutoff_time: _timestamp_pb2.Timestamp
     parent_release: int
     embedding_dim: int
     max_length: int
     item_count: int
     segment_count: int
-    figures: _containers.ScalarMap[str, float]
+    figures: _containers.RepeatedCompositeFieldContainer[Figure]
     min_confidence: float
     min_history: int
     min_segment_size: int
-    traffic_percent: float
+    traffic_share: float
     live: LiveFigures
     trained_on: TrainedOn
     forget_after_time: _timestamp_pb2.Timestamp
-    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., created_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., data_cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_percent: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ..., trained_on: _Optional[_Union[TrainedOn, _Mapping]] = ..., forget_after_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_share: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ..., trained_on: _Optional[_Union[TrainedOn, _Mapping]] = ..., forget_after_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class Figure(_message.Message):
+    __slots__ = ("protocol", "method", "metric", "k", "value", "low", "high")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    METHOD_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    LOW_FIELD_NUMBER: _ClassVar[int]
+    HIGH_FIELD_NUMBER: _ClassVar[int]
+    protocol: str
+    method: str
+    metric: str
+    k: int
+    value: float
+    low: float
+    high: float
+    def __init__(self, protocol: _Optional[str] = ..., method: _Optional[str] = ..., metric: _Optional[str] = ..., k: _Optional[int] = ..., value: _Optional[float] = ..., low: _Optional[float] = ..., high: _Optional[float] = ...) -> None: ...
 
 class TrainedOn(_message.Message):
     __slots__ = ("first_event_time", "last_event_time", "user_count", "event_count", "files")
@@ -136,34 +147,34 @@ class Guard(_message.Message):
     def __init__(self, max_error_share: _Optional[float] = ..., max_degraded_share: _Optional[float] = ..., max_unconfident_share: _Optional[float] = ..., max_p99_time: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., window: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., min_answer_count: _Optional[int] = ...) -> None: ...
 
 class Traffic(_message.Message):
-    __slots__ = ("stable_release", "canary_release", "canary_percent", "shadow_release", "guard")
+    __slots__ = ("stable_release", "canary_release", "canary_share", "shadow_release", "guard")
     STABLE_RELEASE_FIELD_NUMBER: _ClassVar[int]
     CANARY_RELEASE_FIELD_NUMBER: _ClassVar[int]
-    CANARY_PERCENT_FIELD_NUMBER: _ClassVar[int]
+    CANARY_SHARE_FIELD_NUMBER: _ClassVar[int]
     SHADOW_RELEASE_FIELD_NUMBER: _ClassVar[int]
     GUARD_FIELD_NUMBER: _ClassVar[int]
     stable_release: int
     canary_release: int
-    canary_percent: float
+    canary_share: float
     shadow_release: int
     guard: Guard
-    def __init__(self, stable_release: _Optional[int] = ..., canary_release: _Optional[int] = ..., canary_percent: _Optional[float] = ..., shadow_release: _Optional[int] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
+    def __init__(self, stable_release: _Optional[int] = ..., canary_release: _Optional[int] = ..., canary_share: _Optional[float] = ..., shadow_release: _Optional[int] = ..., guard: _Optional[_Union[Guard, _Mapping]] = ...) -> None: ...
 
 class TrafficRecord(_message.Message):
-    __slots__ = ("traffic", "previous_releases", "changed_time", "changed_by", "reason", "etag")
+    __slots__ = ("traffic", "previous_releases", "update_time", "changed_by", "reason", "etag")
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     PREVIOUS_RELEASES_FIELD_NUMBER: _ClassVar[int]
-    CHANGED_TIME_FIELD_NUMBER: _ClassVar[int]
+    UPDATE_TIME_FIELD_NUMBER: _ClassVar[int]
     CHANGED_BY_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     traffic: Traffic
     previous_releases: _containers.RepeatedScalarFieldContainer[int]
-    changed_time: _timestamp_pb2.Timestamp
+    update_time: _timestamp_pb2.Timestamp
     changed_by: str
     reason: str
     etag: str
-    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., changed_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
+    def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class ListReleasesRequest(_message.Message):
     __slots__ = ()

@@ -42,6 +42,14 @@ class ScorePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCORE_PART_SEGMENT: _ClassVar[ScorePart]
     SCORE_PART_POPULARITY: _ClassVar[ScorePart]
     SCORE_PART_TREND: _ClassVar[ScorePart]
+
+class TraitKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRAIT_KIND_UNSPECIFIED: _ClassVar[TraitKind]
+    TRAIT_KIND_CATEGORY: _ClassVar[TraitKind]
+    TRAIT_KIND_ITEM: _ClassVar[TraitKind]
+    TRAIT_KIND_ACTION: _ClassVar[TraitKind]
+    TRAIT_KIND_TIME: _ClassVar[TraitKind]
 SEGMENT_STATE_UNSPECIFIED: SegmentState
 SEGMENT_STATE_ASSIGNED: SegmentState
 SEGMENT_STATE_NO_HISTORY: SegmentState
@@ -64,6 +72,11 @@ SCORE_PART_ENCODER: ScorePart
 SCORE_PART_SEGMENT: ScorePart
 SCORE_PART_POPULARITY: ScorePart
 SCORE_PART_TREND: ScorePart
+TRAIT_KIND_UNSPECIFIED: TraitKind
+TRAIT_KIND_CATEGORY: TraitKind
+TRAIT_KIND_ITEM: TraitKind
+TRAIT_KIND_ACTION: TraitKind
+TRAIT_KIND_TIME: TraitKind
 
 class SegmentAssignment(_message.Message):
     __slots__ = ("state", "segment_id", "label", "distance", "runner_up_segment_id", "runner_up_distance", "confidence", "short_history")
@@ -333,13 +346,13 @@ class Trait(_message.Message):
     LIFT_FIELD_NUMBER: _ClassVar[int]
     LIFT_LOW_FIELD_NUMBER: _ClassVar[int]
     USER_COUNT_FIELD_NUMBER: _ClassVar[int]
-    kind: str
+    kind: TraitKind
     name: str
     share: float
     lift: float
     lift_low: float
     user_count: int
-    def __init__(self, kind: _Optional[str] = ..., name: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ..., lift_low: _Optional[float] = ..., user_count: _Optional[int] = ...) -> None: ...
+    def __init__(self, kind: _Optional[_Union[TraitKind, str]] = ..., name: _Optional[str] = ..., share: _Optional[float] = ..., lift: _Optional[float] = ..., lift_low: _Optional[float] = ..., user_count: _Optional[int] = ...) -> None: ...
 
 class Activity(_message.Message):
     __slots__ = ("mean_events", "median_events", "mean_active_days", "mean_days_since_last")

@@ -17,7 +17,7 @@ BOUNDS = {
 def test_a_guard_comes_back_as_it_was_sent() -> None:
     message = guard_message(BOUNDS)
     assert message.max_p99_time.ToMilliseconds() == 50
-    traffic = Traffic(stable_release=7, canary_release=8, canary_percent=5, shadow_release=9, guard=message)
+    traffic = Traffic(stable_release=7, canary_release=8, canary_share=0.05, shadow_release=9, guard=message)
     assert state_of(traffic) == TrafficState(7, 8, 5.0, 9, BOUNDS)
     assert state_of(Traffic(stable_release=7)) == TrafficState(7)
 

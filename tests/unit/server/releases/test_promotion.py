@@ -178,9 +178,9 @@ async def test_a_repository_that_cannot_be_written_gives_a_clear_error(
     [
         ({"stable_release": -1}, "traffic.stable_release"),
         ({"shadow_release": 10**18}, "traffic.shadow_release"),
-        ({"canary_percent": float("nan")}, "traffic.canary_percent"),
-        ({"canary_percent": 99.5}, "traffic.canary_percent"),
-        ({"stable_release": 1, "canary_release": 1, "canary_percent": 5.0}, "traffic"),
+        ({"canary_share": float("nan")}, "traffic.canary_share"),
+        ({"canary_share": 0.995}, "traffic.canary_share"),
+        ({"stable_release": 1, "canary_release": 1, "canary_share": 0.05}, "traffic"),
         ({"stable_release": 1, "canary_release": 2}, "traffic"),
         ({"guard": pb.Guard()}, "traffic.guard"),
         ({"guard": pb.Guard(max_error_share=1.5)}, "traffic.guard.max_error_share"),
@@ -196,14 +196,14 @@ def test_wrong_fields_are_named_by_their_path(fields: dict[str, Any], field: str
 
 
 def test_a_guard_may_allow_zero_errors() -> None:
-    message = pb.Traffic(stable_release=1, canary_release=2, canary_percent=5, guard=pb.Guard(max_error_share=0.0))
+    message = pb.Traffic(stable_release=1, canary_release=2, canary_share=0.05, guard=pb.Guard(max_error_share=0.0))
     assert traffic_of(message).guard == Guard(max_error_share=0.0)
 
 
 def test_traffic_comes_back_as_it_was_sent() -> None:
     guard = pb.Guard(max_degraded_share=0.25, max_p99_time=Duration(nanos=50_000_000), window=Duration(seconds=9))
     guard.min_answer_count = 7
-    sent = pb.Traffic(stable_release=1, canary_release=2, canary_percent=2.5, shadow_release=3, guard=guard)
+    sent = pb.Traffic(stable_release=1, canary_release=2, canary_share=0.025, shadow_release=3, guard=guard)
     assert record_message(traffic_of(sent)).traffic == sent
 
 

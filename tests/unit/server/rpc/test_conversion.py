@@ -3,6 +3,7 @@
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from server.core.figures import Figure
 from server.core.release import TrainedOn
 from server.core.repository.read import read_manifest
 from server.releases.registry import State, Status
@@ -27,6 +28,25 @@ def test_a_release_tells_what_it_was_trained_on_and_when_it_must_be_forgotten(tm
     message = release_message(Status(1, State.AVAILABLE, "", plain))
     assert not message.HasField("trained_on")
     assert not message.HasField("forget_after_time")
+
+
+def test_a_figure_is_told_in_its_parts(tmp_path: Path) -> None:
+    figures = (
+        Figure.parse("as served/popularity, 7 days/hr@10", 0.5, (0.4, 0.6)),
+        Figure.parse("next visit/hybrid/auroc", 0.25),
+    )
+    manifest = read_manifest(tiny_release(tmp_path)).model_copy(update={"figures": figures})
+    first, second = release_message(Status(1, State.AVAILABLE, "", manifest)).figures
+    assert (first.protocol, first.method, first.metric, first.k) == ("as served", "popularity, 7 days", "hr", 10)
+    assert (first.value, first.low, first.high) == (0.5, 0.4, 0.6)
+    assert [second.HasField(name) for name in ("k", "low", "high")] == [False] * 3
+
+
+def test_what_a_first_release_lacks_is_unset(tmp_path: Path) -> None:
+    manifest = read_manifest(tiny_release(tmp_path)).model_copy(update={"parent_release": 0, "min_segment_size": 0})
+    message = release_message(Status(1, State.AVAILABLE, "", manifest, 12.5))
+    assert [message.HasField(name) for name in ("parent_release", "min_segment_size")] == [False, False]
+    assert message.traffic_share == 0.125
 
 
 def test_without_a_clock_no_times_are_told(tmp_path: Path) -> None:
