@@ -248,7 +248,8 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
 def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
     told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
     assert told.description == "Sentence 2 of release 3."
-    assert told.traits == [pb.Trait(kind="category", name="category-2", share=0.9, lift=4, lift_low=2, user_count=91)]
+    trait = {"name": "category-2", "share": 0.9, "lift": 4.0, "lift_low": 2.0, "user_count": 91}
+    assert told.traits == [pb.Trait(kind=pb.TRAIT_KIND_CATEGORY, **trait)]  # type: ignore[arg-type]
     title = "Item {} of release 3"
     own = pb.SegmentItem(item_id="item-002", title=title.format(2), user_share=0.75, lift=2, lift_low=1.5)
     common = pb.SegmentItem(item_id="item-001", title=title.format(1), user_share=0.95, lift=1, lift_low=0.5)
