@@ -18,7 +18,6 @@ from server.rpc.validation import checked_id, is_plain
 from server.serving.answer import Answer, Degraded
 from server.serving.pipeline import NO_ANSWER
 
-
 _NOT_RANKED = Ranking([], Strategy.HYBRID, 0)
 
 
