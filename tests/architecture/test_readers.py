@@ -29,6 +29,7 @@ OWN_FILES = frozenset(
         "training.publish": "active_gate",
         "training.reports": "members",
         "training.reports.segments": "content",
+        "training.tune": "rules",
         "training.segments": "drift_reference files previous_release segment",
     }.items()
     for name in names.split()
