@@ -163,9 +163,10 @@ class AsyncSegrecClient(_AsyncClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
+        session_key: str = "",
         **options: Unpack[CallOptions],
     ) -> SegmentResponse:
-        return await self._call(self._segrec.Segment, segment_request(user_id, events, release), options)
+        return await self._call(self._segrec.Segment, segment_request(user_id, events, release, session_key), options)
 
     @named_arguments
     async def recommend(
@@ -174,10 +175,11 @@ class AsyncSegrecClient(_AsyncClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
+        session_key: str = "",
         **arguments: Unpack[RecommendCall],
     ) -> RecommendResponse:
         fields, options = split_arguments(arguments)
-        request = recommend_request(user_id, events, release, fields)
+        request = recommend_request(user_id, events, release, session_key, fields)
         return await self._call(self._segrec.Recommend, request, options)
 
     @named_arguments

@@ -112,13 +112,16 @@ class SegrecClient(BlockingClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
+        session_key: str = "",
         **options: Unpack[CallOptions],
     ) -> SegmentResponse:
         """The segment of a user of the history store, or of an inline history of 1 to 4,096 `events`.
 
-        `release` pins a release by number, or as "stable" or "canary"; with 0 the traffic chooses the release.
+        `release` pins a release by number, or as "stable" or "canary"; with 0 the traffic chooses the release, by the
+        user id, or for `events` by `session_key`; without a key the active release answers them. The answer's
+        `warnings` say what the release does not know of the request; see `segrec.warning_sentence`.
         """
-        return self._call(self._segrec.Segment, segment_request(user_id, events, release), options)
+        return self._call(self._segrec.Segment, segment_request(user_id, events, release, session_key), options)
 
     @named_arguments
     def recommend(
@@ -127,6 +130,7 @@ class SegrecClient(BlockingClient):
         *,
         events: Iterable[Event] | None = None,
         release: int | str = 0,
+        session_key: str = "",
         **arguments: Unpack[RecommendCall],
     ) -> RecommendResponse:
         """Items for a user of the history store, or for an inline history, best first; see `segment`.
@@ -136,7 +140,7 @@ class SegrecClient(BlockingClient):
         candidate_item_ids, diversity, include_variants, explain.
         """
         fields, options = split_arguments(arguments)
-        request = recommend_request(user_id, events, release, fields)
+        request = recommend_request(user_id, events, release, session_key, fields)
         return self._call(self._segrec.Recommend, request, options)
 
     @named_arguments

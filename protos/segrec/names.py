@@ -1,6 +1,11 @@
-"""Names of enum values, as people read them."""
+"""Enum values and warnings, as people read them."""
 
 from google.protobuf.message import Message
+
+from segrec.v1.common_pb2 import (
+    Warning,  # noqa: A004 - the name is that of the API
+    WarningReason,
+)
 
 
 def enum_name(message: Message, field: str) -> str:
@@ -19,3 +24,17 @@ def enum_name(message: Message, field: str) -> str:
 def _prefix(enum: str) -> str:
     """`ITEM_REASON_` for `ItemReason`."""
     return "".join(f"_{letter}" if letter.isupper() else letter.upper() for letter in enum).removeprefix("_") + "_"
+
+
+_UNKNOWN = {
+    WarningReason.WARNING_REASON_UNKNOWN_ITEM: ("item", "items"),
+    WarningReason.WARNING_REASON_UNKNOWN_ACTION: ("action", "actions"),
+    WarningReason.WARNING_REASON_UNKNOWN_CATEGORY: ("category", "categories"),
+}
+
+
+def warning_sentence(warning: Warning) -> str:
+    """What a warning of an answer says, in one sentence."""
+    noun, command = _UNKNOWN.get(warning.reason, ("value", "items"))
+    place = f" in {warning.field}" if warning.field else ""
+    return f"the release does not know the {noun} {warning.value!r}{place}: see `segrec {command}`"

@@ -1,5 +1,6 @@
 """Builds request messages from Python arguments, for the blocking and the asyncio clients. No I/O."""
 
+import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
@@ -27,6 +28,8 @@ MessageT = TypeVar("MessageT", bound=Message)
 
 TRAFFIC_CHANGE_SECONDS = 90.0
 """Default deadline of a change of the traffic, which may have to load a release."""
+MAX_WARNINGS = 20
+"""Most warnings about one request."""
 MAX_PAGE_SIZE = 1000
 """Most entries in one page of a list."""
 MAX_EVENTS_PER_CALL = 1024
@@ -114,21 +117,28 @@ def pin_fields(release: int | str) -> dict[str, int]:
         raise InvalidArgument(message, field="release_alias") from None
 
 
-def segment_request(user_id: str | None, events: Iterable[Event] | None, release: int | str) -> SegmentRequest:
+def segment_request(
+    user_id: str | None, events: Iterable[Event] | None, release: int | str, session_key: str
+) -> SegmentRequest:
     """A request for a user of the history store or for an inline history. Raises InvalidArgument."""
     if _is_inline(user_id, events):
-        return build(SegmentRequest, events=build(EventList, events=events), **pin_fields(release))
-    return build(SegmentRequest, user_id=sendable(user_id), **pin_fields(release))
+        listed = build(EventList, events=events)
+        return build(SegmentRequest, events=listed, session_key=session_key, **pin_fields(release))
+    return build(SegmentRequest, user_id=sendable(user_id), session_key=session_key, **pin_fields(release))
 
 
 def recommend_request(
-    user_id: str | None, events: Iterable[Event] | None, release: int | str, arguments: RecommendArguments
+    user_id: str | None,
+    events: Iterable[Event] | None,
+    release: int | str,
+    session_key: str,
+    arguments: RecommendArguments,
 ) -> RecommendRequest:
     """A request for a user of the history store or for an inline history. Raises InvalidArgument."""
-    options = recommend_options(arguments)
+    rest = {"options": recommend_options(arguments), "session_key": session_key, **pin_fields(release)}
     if _is_inline(user_id, events):
-        return build(RecommendRequest, events=build(EventList, events=events), options=options, **pin_fields(release))
-    return build(RecommendRequest, user_id=sendable(user_id), options=options, **pin_fields(release))
+        return build(RecommendRequest, events=build(EventList, events=events), **rest)
+    return build(RecommendRequest, user_id=sendable(user_id), **rest)
 
 
 def _is_inline(user_id: str | None, events: Iterable[Event] | None) -> bool:
@@ -217,9 +227,14 @@ def record_requests(events: Iterable[UserEvent]) -> Iterator[RecordEventsRequest
 
 
 def add_response(total: RecordEventsResponse, response: RecordEventsResponse, first_index: int) -> None:
-    """Adds one response to `total`. `first_index` is added to the indexes of refused events."""
+    """Adds one response to `total`. `first_index` is added to the indexes of events."""
     total.stored_count += response.stored_count
     total.duplicate_count += response.duplicate_count
     total.too_old_count += response.too_old_count
+    for warning in response.warnings:
+        warning.field = re.sub(r"\d+", lambda index: str(first_index + int(index[0])), warning.field, count=1)
+        known = {(earlier.reason, earlier.value) for earlier in total.warnings}
+        if len(known) < MAX_WARNINGS and (warning.reason, warning.value) not in known:
+            total.warnings.append(warning)
     for refused in response.refused:
         total.refused.add(index=first_index + refused.index, status=refused.status)

@@ -236,6 +236,12 @@ class Release:
         return action_index_of(self.preprocessing)
 
     @cached_property
+    def action_names(self) -> frozenset[str]:
+        """All names of the actions that the release knows."""
+        actions = self.preprocessing.actions
+        return frozenset(name for action in actions for name in (action.name, *action.raw_names))
+
+    @cached_property
     def action_weights(self) -> NDArray[np.float32]:
         """Weight by action index, (A + 1,); 0 for an unknown action, index 0."""
         return np.array([0.0, *(action.weight for action in self.preprocessing.actions)], np.float32)

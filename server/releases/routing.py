@@ -47,7 +47,8 @@ class Routing:
     def lease(self, pin: Pin = NO_PIN, user_id: str = "") -> Iterator[Release]:
         """The release for a user; it stays loaded until the block ends.
 
-        An empty `user_id` stands for a history given inline, which the active release answers. Raises `NoRelease` or
+        `user_id` may be the key of a session; an empty one stands for a history given inline without a key, which the
+        active release answers. Raises `NoRelease` or
         `NotFound`.
         """
         number = self._pinned(pin) if pin or not user_id else self._number_for(user_id)

@@ -1,9 +1,11 @@
 """`segrec.v1.EventService`: writes, reads and erases histories."""
 
 import asyncio
+from collections.abc import Iterable
 
 from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import event_service_pb2_grpc
+from segrec.v1.common_pb2 import Warning  # noqa: A004 - the name is that of the API
 
 from server.access.control import current_caller
 from server.core.errors import Erased, InvalidArgument, Overloaded, SegrecError
@@ -16,6 +18,7 @@ from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.erasure_receipt import remainders
 from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
+from server.rpc.request_warnings import RequestWarnings
 from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
 from server.serving.pipeline import Pipeline
 
@@ -74,12 +77,23 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
         overloads = [failure for failure in failures if isinstance(failure, Overloaded)]
         if overloads and len(overloads) == len(failures):
             raise overloads[0]
+        response.warnings.extend(self._warnings_of(request, by_user.values()))
         response.refused.sort(key=lambda refused: refused.index)
         self._metrics.events.labels("stored").inc(response.stored_count)
         self._metrics.events.labels("duplicate").inc(response.duplicate_count)
         self._metrics.events.labels("too_old").inc(response.too_old_count)
         self._metrics.events.labels("refused").inc(len(response.refused))
         return response
+
+    def _warnings_of(self, request: pb.RecordEventsRequest, valid: Iterable[list[tuple[int, Event]]]) -> list[Warning]:
+        """What the active release does not know of the valid events; nothing without a release."""
+        release = self._releases.active
+        if release is None:
+            return []
+        found = RequestWarnings(release)
+        indexes = sorted(index for events in valid for index, _ in events)
+        found.add_events((f"events[{index}].event", request.events[index].event) for index in indexes)
+        return found.messages()
 
     async def _store(
         self, user_id: str, events: list[tuple[int, Event]], response: pb.RecordEventsResponse, seconds: float

@@ -9,7 +9,10 @@ from typing import TypeVar
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
-from segrec.v1.common_pb2 import EventList
+from segrec.v1.common_pb2 import (
+    EventList,
+    Warning,  # noqa: A004 - the name is that of the API
+)
 
 from server.core.errors import InvalidArgument, NoRelease, NotFound, ReleaseGone, SegrecError, ShuttingDown
 from server.core.history import History
@@ -22,6 +25,7 @@ from server.rpc.conversion import fill_recommend, fill_segment, migration_messag
 from server.rpc.deadlines import seconds_left
 from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
+from server.rpc.request_warnings import RequestWarnings
 from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.stream_release import StreamRelease
 from server.rpc.stream_rows import (
@@ -103,6 +107,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             release, answer = await self._answer(leases, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
+            response.warnings.extend(_warnings_of(release, request))
             self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
@@ -114,6 +119,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             [ranking] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranking)
+            response.warnings.extend(_warnings_of(release, request, request.options))
             self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
@@ -216,7 +222,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
     def _lease(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
         """The release for a unary call; an error of it is counted in the release's figures."""
         with (
-            self._routing.lease(pin_of(request), _user_of(request)) as release,
+            self._routing.lease(pin_of(request), _routing_key(request)) as release,
             self._metrics.release_stats.counting_errors(release.number, 1),
         ):
             yield release
@@ -354,9 +360,24 @@ class _Stream:
     query: Query = field(default_factory=lambda: query_of(pb.RecommendOptions()))
 
 
-def _user_of(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
-    """The user id of a request; empty for an inline history."""
-    return request.user_id if request.WhichOneof("subject") == "user_id" else ""
+def _routing_key(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
+    """What the traffic chooses the release by: the user id, or the session key; empty for a history without a key."""
+    if request.WhichOneof("subject") == "user_id":
+        if request.session_key:
+            message = "session_key is for a history given in the request: the id of a stored user chooses the release"
+            raise InvalidArgument(message, "session_key", reason="SESSION_KEY_WITHOUT_EVENTS")
+        return request.user_id
+    return checked_id(request.session_key, "session_key") if request.session_key else ""
+
+
+def _warnings_of(
+    release: Release, request: pb.SegmentRequest | pb.RecommendRequest, options: pb.RecommendOptions | None = None
+) -> list[Warning]:
+    found = RequestWarnings(release)
+    if options is not None:
+        found.add_options(options)
+    found.add_events((f"events.events[{index}]", event) for index, event in enumerate(request.events.events))
+    return found.messages()
 
 
 def _check_size(user_ids: Sequence[str]) -> None:

@@ -131,6 +131,24 @@ def test_the_canary_has_the_same_users_everywhere_and_a_larger_share_only_adds_s
         assert pair.clients[1].recommend(user).info.release == (2 if user in before else 1)
 
 
+def test_a_session_key_draws_the_release_of_a_history_given_in_the_request(pair: Pair) -> None:
+    pair.models.set_traffic(1, canary=2, canary_percent=50.0)
+    traffic, events = read_traffic(pair.repository), [Event(item_id="item-001", action="view")]
+    keys = [f"session-{number}" for number in range(40)]
+    expected = [2 if traffic.is_canary_user(key) else 1 for key in keys]
+    assert {1, 2} == set(expected)
+    for key in (keys[expected.index(1)], keys[expected.index(2)]):
+        chosen = expected[keys.index(key)]
+        wait_until(lambda key=key, chosen=chosen: pair.clients[1].segment(key).info.release == chosen)  # type: ignore[misc]
+    for client in pair.clients:  # the same on every server, and at every call
+        assert [client.segment(events=events, session_key=key).info.release for key in keys] == expected
+    assert [pair.clients[0].recommend(events=events, session_key=key).info.release for key in keys] == expected
+    assert {pair.clients[0].segment(events=events).info.release for _ in range(20)} == {1}
+    pinned = pair.clients[0].segment(events=events, session_key=keys[expected.index(2)], release="stable")
+    assert pinned.info.release == 1
+    assert not [line for server in pair.servers for line in server.lines if "session-" in line]
+
+
 def test_the_canary_has_its_share_of_100_000_users_within_half_a_point(pair: Pair) -> None:
     users = [f"{number:06d}" for number in range(100_000)]
     for percent in (1.0, 5.0):

@@ -12,6 +12,7 @@ from segrec.cli.release_stats import live_record, live_sentences
 from segrec.cli.terminal import complain, say
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, NotFound
+from segrec.names import warning_sentence
 from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import Remainder, RemainderPlace
 from segrec.v1.model_service_pb2 import Figure, Release, ReleaseState, TrainedOn
@@ -38,7 +39,10 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
 
 
 def answers_of(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
-    """The answers by user, and the exit code. A refused user is reported on stderr; the other users are answered."""
+    """The answers by user, and the exit code. A refused user is reported on stderr; the other users are answered.
+
+    What the release does not know of the options is reported there too, once.
+    """
     rows, code = [], OK
     for user in users:
         try:
@@ -46,6 +50,8 @@ def answers_of(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple
         except (InvalidArgument, NotFound) as error:
             complain(f"segrec: {user!r}: {error}")
             code = code or exit_code(error)
+    for sentence in dict.fromkeys(warning_sentence(warning) for _, answer in rows for warning in answer.warnings):
+        complain(f"segrec: warning: {sentence}")
     return rows, code
 
 

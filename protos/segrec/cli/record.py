@@ -1,8 +1,9 @@
 """`segrec record`: sends the events of a file to the server."""
 
 import argparse
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,10 +15,14 @@ from segrec.cli.records import json_line
 from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient
 from segrec.errors import InvalidArgument, error_of_status
+from segrec.names import warning_sentence
 from segrec.reading.columns import DEFAULT_ACTION
 from segrec.reading.refusals import Unreadable
-from segrec.requests import MAX_EVENTS_PER_CALL, id_problem
-from segrec.v1.common_pb2 import Event
+from segrec.requests import MAX_EVENTS_PER_CALL, MAX_WARNINGS, id_problem
+from segrec.v1.common_pb2 import (
+    Event,
+    Warning,  # noqa: A004 - the name is that of the API
+)
 from segrec.v1.event_service_pb2 import UserEvent
 
 ValueT = TypeVar("ValueT")
@@ -33,6 +38,8 @@ class _Counts:
     duplicate: int = 0
     too_old: int = 0
     refused: int = 0
+    unknown: set[tuple[int, str]] = field(default_factory=set)
+    """What was warned about: reasons and values."""
 
 
 def record_file(client: SegrecClient, options: argparse.Namespace) -> int:
@@ -66,9 +73,23 @@ def _send(client: SegrecClient, chunk: list[tuple[InputRow, UserEvent]], counts:
     counts.stored += response.stored_count
     counts.duplicate += response.duplicate_count
     counts.too_old += response.too_old_count
+    for warning in response.warnings:
+        _warn(counts, chunk, warning)
     for refused in response.refused:
         error = error_of_status(refused.status)
         _refuse(counts, chunk[refused.index][0], error.reason, str(error), as_json=as_json)
+
+
+def _warn(counts: _Counts, chunk: list[tuple[InputRow, UserEvent]], warning: Warning) -> None:
+    """Tells once of an item or an action that the release does not know, by its first row; 20 are told at most."""
+    known = (warning.reason, warning.value)
+    if known in counts.unknown or len(counts.unknown) >= MAX_WARNINGS:
+        return
+    counts.unknown.add(known)
+    index = re.search(r"\d+", warning.field)
+    row = chunk[int(index[0])][0] if index else chunk[0][0]
+    warning.ClearField("field")  # the row says where
+    complain(f"{row.place}: warning: {warning_sentence(warning)}")
 
 
 def _refuse(counts: _Counts, row: InputRow, reason: str, message: str, *, as_json: bool) -> None:

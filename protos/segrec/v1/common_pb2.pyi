@@ -22,6 +22,13 @@ class ReleaseAlias(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     RELEASE_ALIAS_UNSPECIFIED: _ClassVar[ReleaseAlias]
     RELEASE_ALIAS_STABLE: _ClassVar[ReleaseAlias]
     RELEASE_ALIAS_CANARY: _ClassVar[ReleaseAlias]
+
+class WarningReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    WARNING_REASON_UNSPECIFIED: _ClassVar[WarningReason]
+    WARNING_REASON_UNKNOWN_ITEM: _ClassVar[WarningReason]
+    WARNING_REASON_UNKNOWN_ACTION: _ClassVar[WarningReason]
+    WARNING_REASON_UNKNOWN_CATEGORY: _ClassVar[WarningReason]
 DEGRADED_REASON_UNSPECIFIED: DegradedReason
 DEGRADED_REASON_STALE_EMBEDDING: DegradedReason
 DEGRADED_REASON_ENCODER_UNAVAILABLE: DegradedReason
@@ -29,6 +36,10 @@ DEGRADED_REASON_STORE_UNAVAILABLE: DegradedReason
 RELEASE_ALIAS_UNSPECIFIED: ReleaseAlias
 RELEASE_ALIAS_STABLE: ReleaseAlias
 RELEASE_ALIAS_CANARY: ReleaseAlias
+WARNING_REASON_UNSPECIFIED: WarningReason
+WARNING_REASON_UNKNOWN_ITEM: WarningReason
+WARNING_REASON_UNKNOWN_ACTION: WarningReason
+WARNING_REASON_UNKNOWN_CATEGORY: WarningReason
 
 class Event(_message.Message):
     __slots__ = ("item_id", "action", "value", "timestamp", "event_id")
@@ -63,3 +74,13 @@ class AnswerInfo(_message.Message):
     degraded: bool
     degraded_reason: DegradedReason
     def __init__(self, release: _Optional[int] = ..., history_event_count: _Optional[int] = ..., ignored_event_count: _Optional[int] = ..., degraded: _Optional[bool] = ..., degraded_reason: _Optional[_Union[DegradedReason, str]] = ...) -> None: ...
+
+class Warning(_message.Message):
+    __slots__ = ("reason", "field", "value")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    reason: WarningReason
+    field: str
+    value: str
+    def __init__(self, reason: _Optional[_Union[WarningReason, str]] = ..., field: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...

@@ -50,16 +50,18 @@ class RefusedEvent(_message.Message):
     def __init__(self, index: _Optional[int] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
 
 class RecordEventsResponse(_message.Message):
-    __slots__ = ("stored_count", "duplicate_count", "refused", "too_old_count")
+    __slots__ = ("stored_count", "duplicate_count", "refused", "too_old_count", "warnings")
     STORED_COUNT_FIELD_NUMBER: _ClassVar[int]
     DUPLICATE_COUNT_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     TOO_OLD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     stored_count: int
     duplicate_count: int
     refused: _containers.RepeatedCompositeFieldContainer[RefusedEvent]
     too_old_count: int
-    def __init__(self, stored_count: _Optional[int] = ..., duplicate_count: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedEvent, _Mapping]]] = ..., too_old_count: _Optional[int] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    def __init__(self, stored_count: _Optional[int] = ..., duplicate_count: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedEvent, _Mapping]]] = ..., too_old_count: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
 
 class GetUserHistoryRequest(_message.Message):
     __slots__ = ("user_id", "limit")

@@ -155,52 +155,60 @@ class RecommendOptions(_message.Message):
     def __init__(self, top_k: _Optional[int] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., exclude_seen: _Optional[bool] = ..., exclude_item_ids: _Optional[_Iterable[str]] = ..., exclude_categories: _Optional[_Iterable[str]] = ..., include_categories: _Optional[_Iterable[str]] = ..., candidate_item_ids: _Optional[_Iterable[str]] = ..., diversity: _Optional[float] = ..., include_variants: _Optional[bool] = ..., explain: _Optional[bool] = ...) -> None: ...
 
 class SegmentRequest(_message.Message):
-    __slots__ = ("user_id", "events", "release", "release_alias")
+    __slots__ = ("user_id", "events", "release", "release_alias", "session_key")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_KEY_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     events: _common_pb2.EventList
     release: int
     release_alias: _common_pb2.ReleaseAlias
-    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
+    session_key: str
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., session_key: _Optional[str] = ...) -> None: ...
 
 class SegmentResponse(_message.Message):
-    __slots__ = ("assignment", "info")
+    __slots__ = ("assignment", "info", "warnings")
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     assignment: SegmentAssignment
     info: _common_pb2.AnswerInfo
-    def __init__(self, assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    def __init__(self, assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
 
 class RecommendRequest(_message.Message):
-    __slots__ = ("user_id", "events", "options", "release", "release_alias")
+    __slots__ = ("user_id", "events", "options", "release", "release_alias", "session_key")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
     EVENTS_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    SESSION_KEY_FIELD_NUMBER: _ClassVar[int]
     user_id: str
     events: _common_pb2.EventList
     options: RecommendOptions
     release: int
     release_alias: _common_pb2.ReleaseAlias
-    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
+    session_key: str
+    def __init__(self, user_id: _Optional[str] = ..., events: _Optional[_Union[_common_pb2.EventList, _Mapping]] = ..., options: _Optional[_Union[RecommendOptions, _Mapping]] = ..., release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., session_key: _Optional[str] = ...) -> None: ...
 
 class RecommendResponse(_message.Message):
-    __slots__ = ("items", "assignment", "info", "strategy", "removed_item_count")
+    __slots__ = ("items", "assignment", "info", "strategy", "removed_item_count", "warnings")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     ASSIGNMENT_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
     STRATEGY_FIELD_NUMBER: _ClassVar[int]
     REMOVED_ITEM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[RecommendedItem]
     assignment: SegmentAssignment
     info: _common_pb2.AnswerInfo
     strategy: Strategy
     removed_item_count: int
-    def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., removed_item_count: _Optional[int] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    def __init__(self, items: _Optional[_Iterable[_Union[RecommendedItem, _Mapping]]] = ..., assignment: _Optional[_Union[SegmentAssignment, _Mapping]] = ..., info: _Optional[_Union[_common_pb2.AnswerInfo, _Mapping]] = ..., strategy: _Optional[_Union[Strategy, str]] = ..., removed_item_count: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
 
 class StreamSegmentRequest(_message.Message):
     __slots__ = ("config", "chunk")

@@ -29,7 +29,7 @@ class FullFor:
 
 
 async def record(pipeline: FullFor, *user_ids: str) -> pb.RecordEventsResponse:
-    releases: Any = None
+    releases: Any = SimpleNamespace(active=None)
     audit: Any = None
     context: Any = SimpleNamespace(time_remaining=lambda: None)
     servicer = EventServicer(pipeline, releases, Metrics(), lambda: 1000.0, "", audit)  # type: ignore[arg-type]
