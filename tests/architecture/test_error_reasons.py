@@ -20,7 +20,7 @@ def given_reasons() -> set[str]:
 
 def test_the_api_lists_every_reason_that_the_server_gives_and_no_other() -> None:
     listed = {name.removeprefix(PREFIX) for name, _ in ErrorReason.items()}
-    assert listed - {"UNSPECIFIED"} == given_reasons() - {"SETUP", "DAMAGED_SEGMENT_NOTES"}  # never sent
+    assert listed - {"UNSPECIFIED"} == given_reasons() - {"SETUP"}
 
 
 def test_every_reason_but_those_of_requests_has_one_status() -> None:
