@@ -71,6 +71,8 @@ class Filter:
     @property
     def left_count(self) -> int:
         """How many items may be returned."""
+        if not len(self.banned):
+            return self.passing_count
         return self.passing_count - int(np.count_nonzero(self.of_mask(self.banned)))
 
     def of_mask(self, rows: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -63,11 +63,6 @@ class Subject:
     segment_id: int
     past: PastEvents
 
-    @property
-    def seen_rows(self) -> NDArray[np.int64]:
-        """The items of the history, ascending."""
-        return np.unique(self.past.item_row)
-
 
 class Explanation(NamedTuple):
     """A score as `base` + the sum of `parts`; see `server.core.reasons`."""

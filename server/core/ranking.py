@@ -31,16 +31,15 @@ def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[Ra
     A subject without an embedding gets popular items. A segment with too few items is followed by popular items.
     """
     plan = Plan.of(release, query)
-    seen = [subject.seen_rows for subject in subjects]
+    seen = [set(subject.past.item_row.tolist()) for subject in subjects]
     filters = [plan.filter_for(rows) for rows in seen]
     chosen = [_chosen(release, query, one) for one in score(plan, subjects, filters)]
     parts = parts_of(release, subjects, chosen)
     places = zip(parts.reasons(), parts.explanations() if query.explain else repeat(None), strict=False)
     rankings = []
     for one, seen_rows, passes in zip(chosen, seen, filters, strict=True):
-        seen_set = set(seen_rows.tolist())
         items = [
-            Ranked(row, value, reason, row in seen_set, explanation)
+            Ranked(row, value, reason, row in seen_rows, explanation)
             for row, value, (reason, explanation) in zip(one.rows.tolist(), one.scores.tolist(), places, strict=False)
         ]
         rankings.append(Ranking(items, one.strategy, len(release.item_ids) - passes.left_count))

@@ -52,6 +52,8 @@ _PARTS = tuple(Part)
 
 def parts_of(release: Release, subjects: Sequence[Subject], scored: Sequence[Scored]) -> Parts:
     """The parts of all scores of several users, one user after the other."""
+    if len({one.strategy for one in scored}) == 1:
+        return _FUNCTIONS[scored[0].strategy](release, _Items(subjects, scored))
     lengths = [len(one.rows) for one in scored]
     parts = Parts(*(np.zeros(shape, kind) for shape, kind in _columns(sum(lengths))))
     places = np.split(np.arange(sum(lengths)), np.cumsum(lengths)[:-1])

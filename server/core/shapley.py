@@ -19,6 +19,7 @@ from server.core.own_items import NEVER, OWN_FEATURES
 _GROUPS = 5
 _ROWS_AT_ONCE = 256
 """Rows whose coalitions fit the CPU's cache."""
+_ONE_ROUND = 50
 
 _OWN = np.arange(len(OWN_FEATURES))
 _HAD = FEATURES.index("own")
@@ -45,16 +46,17 @@ def next_visit_parts(
     moves = _moves(average, features, encoder)
     is_there = np.column_stack([np.any(move != 0, axis=1) for move in moves])
     is_there[:, 0] = features[:, _HAD] > 0
-    # For an item that the user never had, half of the coalitions do.
+    # For an item that the user never had, half of the coalitions do; for few items one round is quicker than two.
+    has_own = is_there[:, 0] | (len(features) <= _ONE_ROUND)
     for with_own in (False, True):
-        places = np.flatnonzero(is_there[:, 0] == with_own)
+        places = np.flatnonzero(has_own == with_own)
         groups = range(0 if with_own else 1, _GROUPS)
         for start in range(0, len(places), _ROWS_AT_ONCE):
             part = places[start : start + _ROWS_AT_ONCE]
             scores = _coalition_scores(model, features[part], [moves[group][part] for group in groups], groups)
             base[part] = scores[0]
             values[part, groups.start :] = (_weights(len(groups)) @ scores).T
-    return base, values, is_there
+    return base, np.where(is_there, values, 0.0), is_there
 
 
 def _moves(
@@ -80,12 +82,13 @@ def _coalition_scores(
     (first, *weights), (bias, *biases) = model.arrays
     inputs = [np.ascontiguousarray(first[:, _COLUMNS[group]]) for group in groups]
     steps = [move @ weight for move, weight in zip(moves, inputs, strict=True)]
-    values = (features @ first + bias[:, None] - np.sum(steps, axis=0))[None]
+    values = features @ first + bias[:, None] - sum(steps)  # (M, C * N, outputs), at first of one coalition
     for step in steps:
-        values = np.concatenate([values, values + step])
+        moved = values.reshape(len(first), -1, *step.shape[1:]) + step[:, None]
+        values = np.concatenate([values, moved.reshape(values.shape)], axis=1)
     for weight, bias in zip(weights, biases, strict=True):
         values = np.maximum(values, 0.0, out=values) @ weight + bias[:, None]
-    log_odds = values[..., 0].mean(axis=1).astype(np.float64)
+    log_odds = values[..., 0].mean(axis=0).astype(np.float64).reshape(-1, len(features))
     scores: NDArray[np.float64] = -np.logaddexp(0.0, -log_odds)
     return scores
 

@@ -1,6 +1,6 @@
 """Scores the items of a release for each user by a strategy, and keeps the best."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,11 +61,11 @@ class Plan:
         groups = None if query.include_variants else release.variant_groups
         return cls(release, query, _used(release, query.strategy), mask, passing, count, groups)
 
-    def filter_for(self, seen_rows: NDArray[np.int64]) -> Filter:
+    def filter_for(self, seen_rows: Collection[int]) -> Filter:
         """The items that a user may get who has seen these."""
         default = self.release.preprocessing.exclude_seen
         is_excluded = default if self.query.exclude_seen is None else self.query.exclude_seen
-        return Filter(self.mask, self.passing_count, seen_rows if is_excluded else seen_rows[:0])
+        return Filter(self.mask, self.passing_count, np.array(sorted(seen_rows) if is_excluded else [], np.int64))
 
     def best(self, rows: NDArray[np.intp], scores: NDArray[np.floating], strategy: Strategy) -> Scored:
         """The `count` best of scored rows (R,), one of each group."""
@@ -78,7 +78,10 @@ def _used(release: Release, asked: Strategy) -> Strategy:
     """The strategy that a release answers with: a hybrid with all weight on one side is that side."""
     if asked is not Strategy.HYBRID or release.next_visit is not None:
         return asked
-    return {1.0: Strategy.PERSONAL, 0.0: Strategy.SEGMENT}.get(release.manifest.hybrid_weight, asked)
+    weight = release.manifest.hybrid_weight
+    if weight == 1:
+        return Strategy.PERSONAL
+    return asked if weight else Strategy.SEGMENT
 
 
 def pool_size(query: Query) -> int:
@@ -199,10 +202,7 @@ def _next_visit_scorer(plan: Plan, own: OwnItems, person: Person, passes: Filter
 
 
 def _listed(plan: Plan, subject: Subject, passes: Filter) -> Scored:
-    """The items of the user's segment, followed by popular items if they are too few; without a segment popular items.
-
-    A segment with too few items is followed by popular items.
-    """
+    """The items of the user's segment, then popular items where they are too few; popular items without a segment."""
     if subject.embedding is None or plan.strategy is not Strategy.SEGMENT:
         return popular(plan, passes)
     segment = segment_list(plan.release, subject.segment_id)
