@@ -132,7 +132,7 @@ def test_the_canary_has_the_same_users_everywhere_and_a_larger_share_only_adds_s
 
 
 def test_a_session_key_draws_the_release_of_a_history_given_in_the_request(pair: Pair) -> None:
-    pair.models.set_traffic(1, canary=2, canary_percent=50.0)
+    pair.models.set_traffic(1, canary=2, canary_share=0.5)
     traffic, events = read_traffic(pair.repository), [Event(item_id="item-001", action="view")]
     keys = [f"session-{number}" for number in range(40)]
     expected = [2 if traffic.is_canary_user(key) else 1 for key in keys]
