@@ -22,6 +22,7 @@ from segrec.channel import (
     token_metadata,
 )
 from segrec.errors import error_of_call, pause_before_retry
+from segrec.paging import add_page, first_page_size, next_page
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     MAX_PAGE_SIZE,
@@ -54,8 +55,8 @@ from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import (
     EraseUserRequest,
     EraseUserResponse,
-    GetUserHistoryRequest,
-    GetUserHistoryResponse,
+    ListEventsRequest,
+    ListEventsResponse,
     RecordEventsResponse,
     UserEvent,
 )
@@ -230,9 +231,12 @@ class AsyncSegrecClient(_AsyncClient):
         return total
 
     @named_arguments
-    async def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> GetUserHistoryResponse:
-        request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
-        return await self._call(self._events.GetUserHistory, request, options)
+    async def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> ListEventsResponse:
+        request = build(ListEventsRequest, user_id=sendable(user_id), page_size=first_page_size(limit))
+        listed = await self._call(self._events.ListEvents, request, options)
+        while next_page(request, listed.next_page_token, limit - len(listed.events)):
+            add_page(listed, await self._call(self._events.ListEvents, request, options))
+        return listed
 
     @named_arguments
     async def erase(self, user_id: str, **options: Unpack[CallOptions]) -> EraseUserResponse:
@@ -241,8 +245,11 @@ class AsyncSegrecClient(_AsyncClient):
 
     @named_arguments
     async def list_segments(self, release: int | str = 0, **options: Unpack[CallOptions]) -> ListSegmentsResponse:
-        request = build(ListSegmentsRequest, **pin_fields(release))
-        return await self._call(self._segrec.ListSegments, request, options)
+        request = build(ListSegmentsRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        listed = await self._call(self._segrec.ListSegments, request, options)
+        while next_page(request, listed.next_page_token):
+            add_page(listed, await self._call(self._segrec.ListSegments, request, options))
+        return listed
 
     @named_arguments
     async def get_segment(
@@ -311,8 +318,7 @@ class AsyncModelClient(_AsyncClient):
 
     @named_arguments
     async def list_releases(self, **options: Unpack[CallOptions]) -> list[Release]:
-        response = await self._call(self._models.ListReleases, ListReleasesRequest(), options)
-        return list(response.releases)
+        return list((await self.overview(**options)).releases)
 
     @named_arguments
     async def get_release(self, release: int, **options: Unpack[CallOptions]) -> Release:
@@ -321,7 +327,11 @@ class AsyncModelClient(_AsyncClient):
 
     @named_arguments
     async def overview(self, **options: Unpack[CallOptions]) -> ListReleasesResponse:
-        return await self._call(self._models.ListReleases, ListReleasesRequest(), options)
+        request = ListReleasesRequest(page_size=MAX_PAGE_SIZE)
+        listed = await self._call(self._models.ListReleases, request, options)
+        while next_page(request, listed.next_page_token):
+            add_page(listed, await self._call(self._models.ListReleases, request, options))
+        return listed
 
     @named_arguments
     async def set_traffic(

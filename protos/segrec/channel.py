@@ -37,7 +37,7 @@ _RETRY = {
 # somebody may have changed the traffic in between. The client resumes streams: it knows which chunks it has.
 _REPEATABLE = {
     "SegrecService": ("Segment", "Recommend", "ListSegments", "GetSegment"),
-    "EventService": ("RecordEvents", "GetUserHistory", "EraseUser"),
+    "EventService": ("RecordEvents", "ListEvents", "EraseUser"),
     "CatalogueService": ("ListItems", "GetItem", "ListCategories", "ListActions"),
     "ModelService": ("ListReleases", "GetRelease"),
 }

@@ -13,6 +13,7 @@ from segrec.channel import (
     ROUND_ROBIN,
     Tls,
 )
+from segrec.paging import add_page, first_page_size, next_page
 from segrec.requests import (
     MAX_EVENTS_PER_CALL,
     MAX_PAGE_SIZE,
@@ -46,8 +47,8 @@ from segrec.v1.common_pb2 import Event
 from segrec.v1.event_service_pb2 import (
     EraseUserRequest,
     EraseUserResponse,
-    GetUserHistoryRequest,
-    GetUserHistoryResponse,
+    ListEventsRequest,
+    ListEventsResponse,
     RecordEventsResponse,
     UserEvent,
 )
@@ -201,10 +202,13 @@ class SegrecClient(BlockingClient):
         return total
 
     @named_arguments
-    def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> GetUserHistoryResponse:
-        """The newest `limit` (1 to 4,096) events of a user, oldest first; empty for an unknown user."""
-        request = build(GetUserHistoryRequest, user_id=sendable(user_id), limit=limit)
-        return self._call(self._events.GetUserHistory, request, options)
+    def history(self, user_id: str, limit: int = 100, **options: Unpack[CallOptions]) -> ListEventsResponse:
+        """The newest `limit` events of a user, the newest first; empty for an unknown user. `total_size` counts all."""
+        request = build(ListEventsRequest, user_id=sendable(user_id), page_size=first_page_size(limit))
+        listed = self._call(self._events.ListEvents, request, options)
+        while next_page(request, listed.next_page_token, limit - len(listed.events)):
+            add_page(listed, self._call(self._events.ListEvents, request, options))
+        return listed
 
     @named_arguments
     def erase(self, user_id: str, **options: Unpack[CallOptions]) -> EraseUserResponse:
@@ -215,8 +219,11 @@ class SegrecClient(BlockingClient):
     @named_arguments
     def list_segments(self, release: int | str = 0, **options: Unpack[CallOptions]) -> ListSegmentsResponse:
         """The segments of a release, largest first. `release`: a number, "stable" or "canary"; 0 is the active one."""
-        request = build(ListSegmentsRequest, **pin_fields(release))
-        return self._call(self._segrec.ListSegments, request, options)
+        request = build(ListSegmentsRequest, page_size=MAX_PAGE_SIZE, **pin_fields(release))
+        listed = self._call(self._segrec.ListSegments, request, options)
+        while next_page(request, listed.next_page_token):
+            add_page(listed, self._call(self._segrec.ListSegments, request, options))
+        return listed
 
     @named_arguments
     def get_segment(
@@ -288,7 +295,7 @@ class ModelClient(BlockingClient):
     @named_arguments
     def list_releases(self, **options: Unpack[CallOptions]) -> list[Release]:
         """The releases in the model repository, newest first; `failure` says what is wrong with a damaged release."""
-        return list(self._call(self._models.ListReleases, ListReleasesRequest(), options).releases)
+        return list(self.overview(**options).releases)
 
     @named_arguments
     def get_release(self, release: int, **options: Unpack[CallOptions]) -> Release:
@@ -298,7 +305,11 @@ class ModelClient(BlockingClient):
     @named_arguments
     def overview(self, **options: Unpack[CallOptions]) -> ListReleasesResponse:
         """The releases, the traffic in force, and what is wrong with the traffic file, if anything."""
-        return self._call(self._models.ListReleases, ListReleasesRequest(), options)
+        request = ListReleasesRequest(page_size=MAX_PAGE_SIZE)
+        listed = self._call(self._models.ListReleases, request, options)
+        while next_page(request, listed.next_page_token):
+            add_page(listed, self._call(self._models.ListReleases, request, options))
+        return listed
 
     @named_arguments
     def set_traffic(

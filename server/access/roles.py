@@ -20,7 +20,7 @@ ROLES_OF_METHOD: dict[str, tuple[Role, ...]] = {
     "segrec.v1.CatalogueService/ListCategories": ("read",),
     "segrec.v1.CatalogueService/ListActions": ("read",),
     "segrec.v1.EventService/RecordEvents": ("record",),
-    "segrec.v1.EventService/GetUserHistory": ("erase",),
+    "segrec.v1.EventService/ListEvents": ("erase",),
     "segrec.v1.EventService/EraseUser": ("erase",),
     "segrec.v1.ModelService/ListReleases": ("read", "operate"),
     "segrec.v1.ModelService/GetRelease": ("read", "operate"),

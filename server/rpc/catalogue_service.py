@@ -13,15 +13,13 @@ from segrec.v1 import catalogue_service_pb2_grpc
 from server.core.errors import InvalidArgument, NotFound
 from server.core.history import ID_MAX_BYTES
 from server.core.release import Release
-from server.releases.routing import NO_PIN, Pin, Routing
+from server.releases.routing import Routing
 from server.rpc.grpc_types import Context
-from server.rpc.pages import Page
+from server.rpc.listing import page_of
 from server.rpc.validation import checked_id, pin_of
 
 COMPARED_CATEGORIES = 10_000
 """Categories among which a similar name is looked for."""
-
-Listing = pb.ListItemsRequest | pb.ListCategoriesRequest | pb.ListActionsRequest
 
 
 class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
@@ -32,7 +30,7 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
 
     async def ListItems(self, request: pb.ListItemsRequest, context: Context) -> pb.ListItemsResponse:
         category, prefix = _checked_filters(request)
-        page, pin = _page_of(request, category, prefix)
+        page, pin = page_of(request, category, prefix)
         with self._routing.lease(pin) as release:
             rows = await asyncio.to_thread(_item_rows, release, category, prefix)
             cut = page.cut(rows, release.number)
@@ -53,7 +51,7 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
         return pb.GetItemResponse(item=item, release=release.number)
 
     async def ListCategories(self, request: pb.ListCategoriesRequest, context: Context) -> pb.ListCategoriesResponse:
-        page, pin = _page_of(request)
+        page, pin = page_of(request)
         release = self._routing.get(pin)
         categories = sorted(release.category_rows.items(), key=lambda named: (-len(named[1]), named[0]))
         cut = page.cut(categories, release.number)
@@ -65,7 +63,7 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
         )
 
     async def ListActions(self, request: pb.ListActionsRequest, context: Context) -> pb.ListActionsResponse:
-        page, pin = _page_of(request)
+        page, pin = page_of(request)
         release = self._routing.get(pin)
         actions = sorted(release.preprocessing.actions, key=lambda action: (-action.weight, action.name))
         cut = page.cut(actions, release.number)
@@ -78,13 +76,6 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
             total_size=cut.total_size,
             release=release.number,
         )
-
-
-def _page_of(request: Listing, *filters: str) -> tuple[Page, Pin]:
-    """The page of a request, and its release: that of the first page, where this is a later one."""
-    pin = pin_of(request)
-    page = Page.of(request.page_size, request.page_token, type(request).__name__, pin.number, pin.alias.name, *filters)
-    return page, Pin(page.release) if page.release else pin or NO_PIN
 
 
 def _checked_filters(request: pb.ListItemsRequest) -> tuple[str, str]:

@@ -18,11 +18,11 @@ from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.erasure_receipt import remainders
 from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
+from server.rpc.pages import Page
 from server.rpc.request_warnings import RequestWarnings
-from server.rpc.validation import MAX_EVENTS, MAX_RECORDED_EVENTS, Clock, checked_id, event_of, in_range
+from server.rpc.validation import MAX_RECORDED_EVENTS, Clock, checked_id, event_of
 from server.serving.pipeline import Pipeline
 
-DEFAULT_HISTORY_LIMIT = 100
 STORE_SECONDS = 10.0
 """Longest wait for the history store in a call without a deadline."""
 
@@ -120,13 +120,16 @@ class EventServicer(event_service_pb2_grpc.EventServiceServicer):
             )
         return None
 
-    async def GetUserHistory(self, request: pb.GetUserHistoryRequest, context: Context) -> pb.GetUserHistoryResponse:
+    async def ListEvents(self, request: pb.ListEventsRequest, context: Context) -> pb.ListEventsResponse:
         user_id = checked_id(request.user_id, "user_id")
-        limit = request.limit if request.HasField("limit") else DEFAULT_HISTORY_LIMIT
-        in_range(limit, 1, MAX_EVENTS, "limit", reason="LIMIT_OUT_OF_RANGE")
+        page = Page.of(request.page_size, request.page_token, "events", user_id)
         history = await self._pipeline.history(user_id, seconds_left(context, STORE_SECONDS))
-        return pb.GetUserHistoryResponse(
-            events=[event_message(event) for event in history.events()[-limit:]], stored_event_count=len(history)
+        numbered = list(enumerate(history.events(), 1))[::-1]
+        cut = page.cut_from_newest(numbered, lambda entry: entry[0])
+        return pb.ListEventsResponse(
+            events=[event_message(event) for _, event in cut.entries],
+            next_page_token=cut.next_page_token,
+            total_size=cut.total_size,
         )
 
     async def EraseUser(self, request: pb.EraseUserRequest, context: Context) -> pb.EraseUserResponse:

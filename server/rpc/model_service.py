@@ -11,6 +11,7 @@ from server.monitoring.release_stats import ReleaseStats
 from server.releases.promotion import Promotion
 from server.rpc.conversion import release_message
 from server.rpc.grpc_types import Context
+from server.rpc.pages import Page
 from server.rpc.traffic_messages import (
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
@@ -29,10 +30,14 @@ class ModelServicer(model_service_pb2_grpc.ModelServiceServicer):
         self._releases = promotion.releases
 
     async def ListReleases(self, request: pb.ListReleasesRequest, context: Context) -> pb.ListReleasesResponse:
+        page = Page.of(request.page_size, request.page_token, "releases")
         statuses = await asyncio.to_thread(self._releases.statuses)
+        cut = page.cut_from_newest(statuses, lambda status: status.number)
         watcher = self._promotion.watcher
         return pb.ListReleasesResponse(
-            releases=[release_message(status, self._release_stats.figures(status.number)) for status in statuses],
+            releases=[release_message(status, self._release_stats.figures(status.number)) for status in cut.entries],
+            next_page_token=cut.next_page_token,
+            total_size=cut.total_size,
             traffic=record_message(self._releases.traffic),
             traffic_failure=watcher.failure,
         )

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, Self, TypeVar
 
@@ -49,6 +49,16 @@ class Page:
         end = self.start + self.size
         token = "" if end >= len(entries) else _written(release, end, self.mark)
         return Cut(entries[self.start : end], token, len(entries))
+
+    def cut_from_newest(self, newest_first: Sequence[T], number_of: Callable[[T], int]) -> "Cut[T]":
+        """The entries of this page of a list that grows at its head: entries that come later move no page.
+
+        `number_of` gives each entry a number from 1 that falls along the list and stays the same.
+        """
+        rest = [entry for entry in newest_first if not self.start or number_of(entry) < self.start]
+        shown = rest[: self.size]
+        token = _written(1, number_of(shown[-1]), self.mark) if len(rest) > len(shown) else ""
+        return Cut(shown, token, len(newest_first))
 
 
 @dataclass(frozen=True, slots=True)

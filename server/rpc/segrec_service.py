@@ -25,6 +25,7 @@ from server.rpc.conversion import fill_recommend, fill_segment, migration_messag
 from server.rpc.deadlines import seconds_left
 from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
+from server.rpc.listing import page_of
 from server.rpc.request_warnings import RequestWarnings
 from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.stream_release import StreamRelease
@@ -198,10 +199,14 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             stream.release.close()
 
     async def ListSegments(self, request: pb.ListSegmentsRequest, context: Context) -> pb.ListSegmentsResponse:
-        release = self._routing.get(pin_of(request))
+        page, pin = page_of(request)
+        release = self._routing.get(pin)
         ordered = sorted(release.segments, key=lambda segment: -segment.user_count)
+        cut = page.cut(ordered, release.number)
         return pb.ListSegmentsResponse(
-            segments=[profile_of(release, segment) for segment in ordered],
+            segments=[profile_of(release, segment) for segment in cut.entries],
+            next_page_token=cut.next_page_token,
+            total_size=cut.total_size,
             release=release.number,
             migration=migration_message(release.migration),
         )

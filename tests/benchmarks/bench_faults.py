@@ -299,7 +299,7 @@ async def _record(client: AsyncSegrecClient, seen: Seen, number: int) -> None:
 async def _lost(client: AsyncSegrecClient, seen: Seen) -> int:
     stored = 0
     for number in range(2):
-        stored += (await client.history(f"recorder-{number}", limit=1)).stored_event_count
+        stored += (await client.history(f"recorder-{number}", limit=1)).total_size
     return max(0, len(seen.acknowledged) - stored)
 
 

@@ -83,7 +83,7 @@ def test_a_killed_server_loses_no_acknowledged_event_and_callers_see_unavailable
 def stored_events(server: ServerProcess) -> int:
     stubs = Stubs(server)
     try:
-        request = event_service_pb2.GetUserHistoryRequest(user_id="recorder", limit=1)
-        return stubs.events.GetUserHistory(request).stored_event_count
+        request = event_service_pb2.ListEventsRequest(user_id="recorder", page_size=1)
+        return stubs.events.ListEvents(request).total_size
     finally:
         stubs.close()

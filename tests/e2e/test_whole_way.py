@@ -136,5 +136,5 @@ def test_a_chinese_log_without_time_or_items_works_as_it_is(start_server: StartS
         assert answer.assignment.segment_id
         assert len(answer.items) == 5
         history = client.history(user_id)
-    assert history.stored_event_count == 15
+    assert history.total_size == 15
     assert {event.action for event in history.events} <= set(actions.values()) | {"view", "search", "purchase"}

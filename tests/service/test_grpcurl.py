@@ -31,7 +31,7 @@ CALLS: list[tuple[str, object, str]] = [
     ("CatalogueService/ListCategories", {}, "category-4"),
     ("CatalogueService/ListActions", {}, '"weight"'),
     ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "_count"),
-    ("EventService/GetUserHistory", {"user_id": "curl"}, "item-002"),
+    ("EventService/ListEvents", {"user_id": "curl"}, "item-002"),
     ("EventService/EraseUser", {"user_id": "curl"}, "erased_event_count"),
     ("ModelService/ListReleases", {}, "RELEASE_STATE_ACTIVE"),
     ("ModelService/GetRelease", {"release": 3}, '"embedding_dim": 16'),

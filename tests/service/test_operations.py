@@ -194,8 +194,8 @@ def test_a_killed_server_leaves_no_process_and_loses_no_acknowledged_event(
     again.wait_until_serving()
     stubs = Stubs(again)
     for n in range(20):
-        history = stubs.events.GetUserHistory(event_service_pb2.GetUserHistoryRequest(user_id=f"kept-{n}"))
-        assert history.stored_event_count == 10
+        history = stubs.events.ListEvents(event_service_pb2.ListEventsRequest(user_id=f"kept-{n}"))
+        assert history.total_size == 10
         assert stubs.segrec.Segment(SEGMENT(user_id=f"kept-{n}")).assignment.segment_id == n % 4 + 1
     stubs.close()
 
@@ -240,7 +240,7 @@ def test_histories_may_live_in_redis_and_a_lost_one_is_said(start_server: StartS
     assert without.info.degraded_reason == DEGRADED_REASON_STORE_UNAVAILABLE
     assert {item.reason for item in without.items} == {segrec_service_pb2.ITEM_REASON_POPULAR}
     with pytest.raises(grpc.RpcError) as caught:
-        stubs.events.GetUserHistory(event_service_pb2.GetUserHistoryRequest(user_id="u"), timeout=30)
+        stubs.events.ListEvents(event_service_pb2.ListEventsRequest(user_id="u"), timeout=30)
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     refused = stubs.events.RecordEvents(
         event_service_pb2.RecordEventsRequest(

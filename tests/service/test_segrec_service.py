@@ -245,6 +245,14 @@ def test_segments_are_listed_largest_first_and_found_one_by_one(stubs: Stubs) ->
         assert segment.label
 
 
+def test_segments_come_in_pages_of_one_release(stubs: Stubs) -> None:
+    whole = stubs.segrec.ListSegments(pb.ListSegmentsRequest())
+    first = stubs.segrec.ListSegments(pb.ListSegmentsRequest(page_size=3))
+    rest = stubs.segrec.ListSegments(pb.ListSegmentsRequest(page_size=3, page_token=first.next_page_token))
+    assert [*first.segments, *rest.segments] == list(whole.segments)
+    assert (first.total_size, rest.next_page_token, rest.release) == (4, "", whole.release)
+
+
 def test_a_segment_is_told_in_figures_and_in_a_sentence(stubs: Stubs) -> None:
     told = stubs.segrec.GetSegment(pb.GetSegmentRequest(segment_id=2)).segment
     assert told.description == "Sentence 2 of release 3."

@@ -282,9 +282,14 @@ class FakeEventService(event_service_pb2_grpc.EventServiceServicer):
             self.script.stored.setdefault(event.user_id, []).append(event.event)
             response.stored_count += 1
 
-    def GetUserHistory(self, request: event_service_pb2.GetUserHistoryRequest, context: Any) -> Any:
-        events = self.script.stored.get(request.user_id, [])
-        return event_service_pb2.GetUserHistoryResponse(events=events[-request.limit :], stored_event_count=len(events))
+    def ListEvents(self, request: event_service_pb2.ListEventsRequest, context: Any) -> Any:
+        events = self.script.stored.get(request.user_id, [])[::-1]
+        start = int(request.page_token or 0)
+        end = start + request.page_size
+        token = str(end) if end < len(events) else ""
+        return event_service_pb2.ListEventsResponse(
+            events=events[start:end], next_page_token=token, total_size=len(events)
+        )
 
     def EraseUser(self, request: event_service_pb2.EraseUserRequest, context: Any) -> Any:
         left = event_service_pb2.Remainder(

@@ -161,12 +161,12 @@ def _fields(message: Message, *names: str) -> dict[str, Any]:
 
 
 def history(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Prints the newest events of a user, oldest first."""
+    """Prints the newest events of a user, the newest first."""
     answer = client.history(options.user, options.limit)
     if options.json:
         print_json([_event_record(event) for event in answer.events])
         return OK
-    say(f"{options.user}: {answer.stored_event_count:,} events stored, {len(answer.events):,} shown")
+    say(f"{options.user}: {answer.total_size:,} events stored, {len(answer.events):,} shown")
     if answer.events:
         records = [_event_record(event) for event in answer.events]
         say(*table(("time", "action", "item", "value"), [list(record.values()) for record in records]))

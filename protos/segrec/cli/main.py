@@ -209,7 +209,7 @@ def _add_query_commands(commands_: _Commands) -> None:
     _add_release(segments)
     history = commands_.add("history", "show the newest events of a user")
     history.add_argument("user", metavar="USER")
-    history.add_argument("--limit", type=int, default=100, help="number of events, 1 to 4096; default 100")
+    history.add_argument("--limit", type=int, default=100, help="number of events; default 100")
     health.add_options(commands_.add("health", "say whether the server answers and is ready (exit code 0 or 4)"))
     erase = commands_.add("erase", "delete everything stored about a user")
     erase.add_argument("user", metavar="USER")

@@ -63,21 +63,25 @@ class RecordEventsResponse(_message.Message):
     warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
     def __init__(self, stored_count: _Optional[int] = ..., duplicate_count: _Optional[int] = ..., refused: _Optional[_Iterable[_Union[RefusedEvent, _Mapping]]] = ..., too_old_count: _Optional[int] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
 
-class GetUserHistoryRequest(_message.Message):
-    __slots__ = ("user_id", "limit")
+class ListEventsRequest(_message.Message):
+    __slots__ = ("user_id", "page_size", "page_token")
     USER_ID_FIELD_NUMBER: _ClassVar[int]
-    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     user_id: str
-    limit: int
-    def __init__(self, user_id: _Optional[str] = ..., limit: _Optional[int] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, user_id: _Optional[str] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
-class GetUserHistoryResponse(_message.Message):
-    __slots__ = ("events", "stored_event_count")
+class ListEventsResponse(_message.Message):
+    __slots__ = ("events", "next_page_token", "total_size")
     EVENTS_FIELD_NUMBER: _ClassVar[int]
-    STORED_EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
     events: _containers.RepeatedCompositeFieldContainer[_common_pb2.Event]
-    stored_event_count: int
-    def __init__(self, events: _Optional[_Iterable[_Union[_common_pb2.Event, _Mapping]]] = ..., stored_event_count: _Optional[int] = ...) -> None: ...
+    next_page_token: str
+    total_size: int
+    def __init__(self, events: _Optional[_Iterable[_Union[_common_pb2.Event, _Mapping]]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class EraseUserRequest(_message.Message):
     __slots__ = ("user_id",)

@@ -40,10 +40,10 @@ class EventServiceStub:
                 request_serializer=segrec_dot_v1_dot_event__service__pb2.RecordEventsRequest.SerializeToString,
                 response_deserializer=segrec_dot_v1_dot_event__service__pb2.RecordEventsResponse.FromString,
                 _registered_method=True)
-        self.GetUserHistory = channel.unary_unary(
-                '/segrec.v1.EventService/GetUserHistory',
-                request_serializer=segrec_dot_v1_dot_event__service__pb2.GetUserHistoryRequest.SerializeToString,
-                response_deserializer=segrec_dot_v1_dot_event__service__pb2.GetUserHistoryResponse.FromString,
+        self.ListEvents = channel.unary_unary(
+                '/segrec.v1.EventService/ListEvents',
+                request_serializer=segrec_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
+                response_deserializer=segrec_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
                 _registered_method=True)
         self.EraseUser = channel.unary_unary(
                 '/segrec.v1.EventService/EraseUser',
@@ -64,8 +64,8 @@ class EventServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def GetUserHistory(self, request, context):
-        """Returns the stored history of a user.
+    def ListEvents(self, request, context):
+        """Lists the stored events of a user, the newest first, in pages.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -87,10 +87,10 @@ def add_EventServiceServicer_to_server(servicer, server):
                     request_deserializer=segrec_dot_v1_dot_event__service__pb2.RecordEventsRequest.FromString,
                     response_serializer=segrec_dot_v1_dot_event__service__pb2.RecordEventsResponse.SerializeToString,
             ),
-            'GetUserHistory': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetUserHistory,
-                    request_deserializer=segrec_dot_v1_dot_event__service__pb2.GetUserHistoryRequest.FromString,
-                    response_serializer=segrec_dot_v1_dot_event__service__pb2.GetUserHistoryResponse.SerializeToString,
+            'ListEvents': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListEvents,
+                    request_deserializer=segrec_dot_v1_dot_event__service__pb2.ListEventsRequest.FromString,
+                    response_serializer=segrec_dot_v1_dot_event__service__pb2.ListEventsResponse.SerializeToString,
             ),
             'EraseUser': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseUser,
@@ -137,7 +137,7 @@ class EventService:
             _registered_method=True)
 
     @staticmethod
-    def GetUserHistory(request,
+    def ListEvents(request,
             target,
             options=(),
             channel_credentials=None,
@@ -150,9 +150,9 @@ class EventService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/segrec.v1.EventService/GetUserHistory',
-            segrec_dot_v1_dot_event__service__pb2.GetUserHistoryRequest.SerializeToString,
-            segrec_dot_v1_dot_event__service__pb2.GetUserHistoryResponse.FromString,
+            '/segrec.v1.EventService/ListEvents',
+            segrec_dot_v1_dot_event__service__pb2.ListEventsRequest.SerializeToString,
+            segrec_dot_v1_dot_event__service__pb2.ListEventsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,8 +37,8 @@ class EventServiceStub:
     """Stores events. They are durable before the answer, and the very next Segment sees them. Refused events are named
     by index; the others are stored.
     """
-    GetUserHistory: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.GetUserHistoryRequest, _event_service_pb2.GetUserHistoryResponse]
-    """Returns the stored history of a user."""
+    ListEvents: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]
+    """Lists the stored events of a user, the newest first, in pages."""
     EraseUser: _grpc.UnaryUnaryMultiCallable[_event_service_pb2.EraseUserRequest, _event_service_pb2.EraseUserResponse]
     """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
     from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
@@ -53,8 +53,8 @@ class EventServiceAsyncStub(EventServiceStub):
     """Stores events. They are durable before the answer, and the very next Segment sees them. Refused events are named
     by index; the others are stored.
     """
-    GetUserHistory: _aio.UnaryUnaryMultiCallable[_event_service_pb2.GetUserHistoryRequest, _event_service_pb2.GetUserHistoryResponse]  # type: ignore[assignment]
-    """Returns the stored history of a user."""
+    ListEvents: _aio.UnaryUnaryMultiCallable[_event_service_pb2.ListEventsRequest, _event_service_pb2.ListEventsResponse]  # type: ignore[assignment]
+    """Lists the stored events of a user, the newest first, in pages."""
     EraseUser: _aio.UnaryUnaryMultiCallable[_event_service_pb2.EraseUserRequest, _event_service_pb2.EraseUserResponse]  # type: ignore[assignment]
     """Deletes the user's history durably, and this server's cached embeddings. Events from before the erasure are refused
     from then on, by RecordEvents and by bulk loads. The answer is a receipt: it names what is left elsewhere.
@@ -74,12 +74,12 @@ class EventServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
     @_abc_1.abstractmethod
-    def GetUserHistory(
+    def ListEvents(
         self,
-        request: _event_service_pb2.GetUserHistoryRequest,
+        request: _event_service_pb2.ListEventsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_event_service_pb2.GetUserHistoryResponse, _abc.Awaitable[_event_service_pb2.GetUserHistoryResponse]]:
-        """Returns the stored history of a user."""
+    ) -> _typing.Union[_event_service_pb2.ListEventsResponse, _abc.Awaitable[_event_service_pb2.ListEventsResponse]]:
+        """Lists the stored events of a user, the newest first, in pages."""
 
     @_abc_1.abstractmethod
     def EraseUser(

@@ -177,18 +177,26 @@ class TrafficRecord(_message.Message):
     def __init__(self, traffic: _Optional[_Union[Traffic, _Mapping]] = ..., previous_releases: _Optional[_Iterable[int]] = ..., update_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., changed_by: _Optional[str] = ..., reason: _Optional[str] = ..., etag: _Optional[str] = ...) -> None: ...
 
 class ListReleasesRequest(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("page_size", "page_token")
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    page_size: int
+    page_token: str
+    def __init__(self, page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListReleasesResponse(_message.Message):
-    __slots__ = ("releases", "traffic", "traffic_failure")
+    __slots__ = ("releases", "traffic", "traffic_failure", "next_page_token", "total_size")
     RELEASES_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     TRAFFIC_FAILURE_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
     releases: _containers.RepeatedCompositeFieldContainer[Release]
     traffic: TrafficRecord
     traffic_failure: str
-    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ..., traffic_failure: _Optional[str] = ...) -> None: ...
+    next_page_token: str
+    total_size: int
+    def __init__(self, releases: _Optional[_Iterable[_Union[Release, _Mapping]]] = ..., traffic: _Optional[_Union[TrafficRecord, _Mapping]] = ..., traffic_failure: _Optional[str] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class GetReleaseRequest(_message.Message):
     __slots__ = ("release",)

@@ -64,7 +64,7 @@ class ModelServiceServicer:
     """
 
     def ListReleases(self, request, context):
-        """Lists the releases in the model repository, newest first, damaged ones with what is wrong.
+        """Lists the releases in the model repository, newest first, in pages, damaged ones with what is wrong.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -36,7 +36,7 @@ class ModelServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ModelServiceAsyncStub: ...
     ListReleases: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.ListReleasesRequest, _model_service_pb2.ListReleasesResponse]
-    """Lists the releases in the model repository, newest first, damaged ones with what is wrong."""
+    """Lists the releases in the model repository, newest first, in pages, damaged ones with what is wrong."""
     GetRelease: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.GetReleaseRequest, _model_service_pb2.GetReleaseResponse]
     """Describes one release."""
     SetTraffic: _grpc.UnaryUnaryMultiCallable[_model_service_pb2.SetTrafficRequest, _model_service_pb2.SetTrafficResponse]
@@ -55,7 +55,7 @@ class ModelServiceAsyncStub(ModelServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListReleases: _aio.UnaryUnaryMultiCallable[_model_service_pb2.ListReleasesRequest, _model_service_pb2.ListReleasesResponse]  # type: ignore[assignment]
-    """Lists the releases in the model repository, newest first, damaged ones with what is wrong."""
+    """Lists the releases in the model repository, newest first, in pages, damaged ones with what is wrong."""
     GetRelease: _aio.UnaryUnaryMultiCallable[_model_service_pb2.GetReleaseRequest, _model_service_pb2.GetReleaseResponse]  # type: ignore[assignment]
     """Describes one release."""
     SetTraffic: _aio.UnaryUnaryMultiCallable[_model_service_pb2.SetTrafficRequest, _model_service_pb2.SetTrafficResponse]  # type: ignore[assignment]
@@ -77,7 +77,7 @@ class ModelServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _model_service_pb2.ListReleasesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_model_service_pb2.ListReleasesResponse, _abc.Awaitable[_model_service_pb2.ListReleasesResponse]]:
-        """Lists the releases in the model repository, newest first, damaged ones with what is wrong."""
+        """Lists the releases in the model repository, newest first, in pages, damaged ones with what is wrong."""
 
     @_abc_1.abstractmethod
     def GetRelease(

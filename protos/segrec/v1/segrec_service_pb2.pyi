@@ -481,22 +481,30 @@ class Migration(_message.Message):
     def __init__(self, previous_release: _Optional[int] = ..., user_count: _Optional[int] = ..., flows: _Optional[_Iterable[_Union[SegmentFlow, _Mapping]]] = ..., born_segment_ids: _Optional[_Iterable[int]] = ..., retired_segment_ids: _Optional[_Iterable[int]] = ..., splits: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ..., merges: _Optional[_Iterable[_Union[SegmentChange, _Mapping]]] = ...) -> None: ...
 
 class ListSegmentsRequest(_message.Message):
-    __slots__ = ("release", "release_alias")
+    __slots__ = ("release", "release_alias", "page_size", "page_token")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
     release: int
     release_alias: _common_pb2.ReleaseAlias
-    def __init__(self, release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ...) -> None: ...
+    page_size: int
+    page_token: str
+    def __init__(self, release: _Optional[int] = ..., release_alias: _Optional[_Union[_common_pb2.ReleaseAlias, str]] = ..., page_size: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
 
 class ListSegmentsResponse(_message.Message):
-    __slots__ = ("segments", "release", "migration")
+    __slots__ = ("segments", "release", "migration", "next_page_token", "total_size")
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     MIGRATION_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_FIELD_NUMBER: _ClassVar[int]
     segments: _containers.RepeatedCompositeFieldContainer[SegmentProfile]
     release: int
     migration: Migration
-    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ..., migration: _Optional[_Union[Migration, _Mapping]] = ...) -> None: ...
+    next_page_token: str
+    total_size: int
+    def __init__(self, segments: _Optional[_Iterable[_Union[SegmentProfile, _Mapping]]] = ..., release: _Optional[int] = ..., migration: _Optional[_Union[Migration, _Mapping]] = ..., next_page_token: _Optional[str] = ..., total_size: _Optional[int] = ...) -> None: ...
 
 class GetSegmentRequest(_message.Message):
     __slots__ = ("segment_id", "release", "release_alias")

@@ -103,7 +103,7 @@ class SegrecServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSegments(self, request, context):
-        """Lists the segments of a release.
+        """Lists the segments of a release, the largest first, in pages; all pages of a list are of one release.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

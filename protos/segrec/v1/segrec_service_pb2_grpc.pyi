@@ -46,7 +46,7 @@ class SegrecServiceStub:
     StreamRecommend: _grpc.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]
     """Recommends items to many users, in the manner of StreamSegment."""
     ListSegments: _grpc.UnaryUnaryMultiCallable[_segrec_service_pb2.ListSegmentsRequest, _segrec_service_pb2.ListSegmentsResponse]
-    """Lists the segments of a release."""
+    """Lists the segments of a release, the largest first, in pages; all pages of a list are of one release."""
     GetSegment: _grpc.UnaryUnaryMultiCallable[_segrec_service_pb2.GetSegmentRequest, _segrec_service_pb2.GetSegmentResponse]
     """Describes one segment of a release."""
 
@@ -68,7 +68,7 @@ class SegrecServiceAsyncStub(SegrecServiceStub):
     StreamRecommend: _aio.StreamStreamMultiCallable[_segrec_service_pb2.StreamRecommendRequest, _segrec_service_pb2.StreamRecommendResponse]  # type: ignore[assignment]
     """Recommends items to many users, in the manner of StreamSegment."""
     ListSegments: _aio.UnaryUnaryMultiCallable[_segrec_service_pb2.ListSegmentsRequest, _segrec_service_pb2.ListSegmentsResponse]  # type: ignore[assignment]
-    """Lists the segments of a release."""
+    """Lists the segments of a release, the largest first, in pages; all pages of a list are of one release."""
     GetSegment: _aio.UnaryUnaryMultiCallable[_segrec_service_pb2.GetSegmentRequest, _segrec_service_pb2.GetSegmentResponse]  # type: ignore[assignment]
     """Describes one segment of a release."""
 
@@ -117,7 +117,7 @@ class SegrecServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _segrec_service_pb2.ListSegmentsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_segrec_service_pb2.ListSegmentsResponse, _abc.Awaitable[_segrec_service_pb2.ListSegmentsResponse]]:
-        """Lists the segments of a release."""
+        """Lists the segments of a release, the largest first, in pages; all pages of a list are of one release."""
 
     @_abc_1.abstractmethod
     def GetSegment(
