@@ -30,4 +30,4 @@ def add_page(listed: Listed, page: Listed) -> None:
     """Adds the entries of the next page to those that are listed already."""
     [name] = {"events", "releases", "segments"} & set(listed.DESCRIPTOR.fields_by_name)
     getattr(listed, name).extend(getattr(page, name))
-    listed.next_page_token = ""
+    listed.next_page_token = page.next_page_token
