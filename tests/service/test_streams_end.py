@@ -113,6 +113,22 @@ def test_a_second_signal_ends_the_server_at_once(server: ServerProcess, stream: 
     wait_until(lambda: not triton.is_running() or triton.status() == psutil.STATUS_ZOMBIE)
 
 
+def test_a_stream_whose_answers_nobody_reads_does_not_hold_a_stop_beyond_its_bound(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    tiny_release(tmp_path / "repository", 1)
+    server = start_server("--drain-seconds", "2")
+    server.wait_until_serving()
+    stream = RawStream(server)
+    for chunk_id in range(1, 101):
+        stream.send(chunk_id, *USERS[:1000])
+    next(stream.answers)
+    begin = time.monotonic()
+    assert server.terminate() == 0
+    assert time.monotonic() - begin < DRAIN_SECONDS / 2
+    stream.close()
+
+
 def test_an_idle_stream_lets_go_of_its_release(server: ServerProcess, stream: RawStream) -> None:
     assert stream.ask(1, "u0").release == 1
     tiny_release(server.repository, 2, items=600)

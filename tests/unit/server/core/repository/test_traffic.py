@@ -90,6 +90,31 @@ def test_a_change_is_in_the_file_and_in_the_audit_log(tmp_path: Path) -> None:
     assert last_traffic(tmp_path) == after
 
 
+def test_a_change_is_on_disk_before_it_is_in_force_and_its_name_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a power cut, a file that was not synced may be empty, and a name that was not synced the old one."""
+    steps: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def fsync(descriptor: int) -> None:
+        steps.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        sync(descriptor)
+
+    def rename(path: Path, target: Path) -> Path:
+        steps.append(f"rename to {target.name}")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "replace", rename)
+    change_traffic(tmp_path, to(2), who="a", what="traffic", reason="")
+    assert [step for step in steps if "audit" not in step] == [
+        f"sync .{TRAFFIC}.{os.getpid()}",
+        f"rename to {TRAFFIC}",
+        f"sync {tmp_path.name}",
+    ]
+
+
 def test_the_key_stays_when_shares_change(tmp_path: Path) -> None:
     first = change_traffic(tmp_path, to(7), "traffic", "ada")
     assert len(first.key) == 32
