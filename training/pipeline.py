@@ -23,6 +23,9 @@ from training.segments.segment import segment
 
 STAGES = ("prepare", "train", "evaluate", "export", "segment", "publish")
 
+_NO_STAGE = ("tracking",)
+"""Sections of the configuration that change no result."""
+
 _FIRST_STAGE: Mapping[str, str] = {"train": "train", "segment": "segment", "publish": "publish"}
 """The first stage that reads a section of the configuration; `prepare` for all other sections."""
 
@@ -129,7 +132,8 @@ def _changed_stages(run: Run, inputs: RunInputs) -> set[str]:
     if recorded != inputs.fingerprints():
         return {"prepare"}
     old, new = run.config(), inputs.config
-    sections = [name for name in Config.model_fields if getattr(old, name) != getattr(new, name)]
+    names = Config.model_fields.keys() - set(_NO_STAGE)
+    sections = [name for name in names if getattr(old, name) != getattr(new, name)]
     return {_FIRST_STAGE.get(section, "prepare") for section in sections}
 
 

@@ -181,6 +181,7 @@ class Run:
         (run.path / "prepare").symlink_to(prepared.resolve(), target_is_directory=True)
         record = self.record()
         kept = {key: record[key] for key in ("config", "seed", "data", "versions") if key in record}
+        kept["config"] = {key: part for key, part in kept.get("config", {}).items() if key != "tracking"}
         stages = {"prepare": record["stages"]["prepare"]}
         run._write({"schema_version": SCHEMA_VERSION, "id": name, "created": _now()} | kept | {"stages": stages})
         return run

@@ -41,10 +41,12 @@ from training.cli.options import (
     release_number,
     signing_key,
 )
+from training.cli.tracking import track
 from training.config import PublishSettings, load_config
 from training.errors import ConfigError
 from training.fit.processes import Processes
 from training.runs import Run
+from training.tracking import check_tracking
 
 if TYPE_CHECKING:
     from training.publish.publish import Push
@@ -110,6 +112,7 @@ def run(
             log, items, users = written.events, written.items, written.users
         check_files(items, users, settings.text.vectors, erasures, contract)
         check_night(since, contract)
+        check_tracking(settings.tracking)
         push = _push(console, settings.publish, force, by, sign)
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
         inputs = RunInputs(log, items, users, settings, repository, erasures, since, contract)
@@ -118,6 +121,7 @@ def run(
         if not finished_stages:
             console.print(f"Run {run.path.name} is complete already.")
         console.end_stage()
+        track(console, run, repository)
         console.print(summary(run, repository))
 
 
@@ -161,6 +165,7 @@ def train(run_id: RunId, runs: Runs = RUNS, max_minutes: MaxMinutes = None, resu
         console.run = run = Run.open(runs, run_id)
         console.resume = f"segrec-train train --run {run_id} --resume"
         settings = with_overrides(run.config(), k=None, max_minutes=max_minutes, seed=None).train
+        check_tracking(run.config().tracking)
         work(run, settings=settings, resume=resume, progress=console.start_stage("train"))
 
 
@@ -173,6 +178,7 @@ def evaluate(run_id: RunId, runs: Runs = RUNS) -> None:
         console.run = run = Run.open(runs, run_id)
         result = work(run, progress=console.start_stage("evaluate"))
         console.end_stage()
+        track(console, run)
         verdict = result.verdict(())
         console.print(*([verdict] if verdict else []), *result.tables(), *result.notes, sep="\n")
 
@@ -245,6 +251,7 @@ def publish(
         push = _push(console, settings, force, by, sign)
         number = work(run, repository, push, console.start_stage("publish"))
         console.end_stage()
+        track(console, run, repository)
         console.print(after_publishing(repository, number), serving_hint(run, repository, number), sep="\n")
 
 

@@ -20,6 +20,7 @@ from training.cli.options import (
     log_of,
     release_number,
 )
+from training.cli.tracking import track
 from training.config import load_config
 from training.errors import ConfigError
 from training.runs import Run, write_atomically
@@ -143,4 +144,5 @@ def report(
         console.run = run = Run.open(runs, run_id)
         page = write_report(run, repository, out, progress=console.start_stage("report"))
         console.end_stage()
+        track(console, run)
         console.print(f"The report is {page}; open it in a browser.", soft_wrap=True)

@@ -10,6 +10,7 @@ from server.core.repository.audit import read_audit
 from server.core.repository.traffic import last_traffic, read_traffic
 from training.cli.console import TrainConsole, command_console
 from training.cli.options import REPOSITORY, By, Repository
+from training.cli.tracking import follow
 from training.errors import ConfigError, PublishError
 
 commands = typer.Typer()
@@ -53,6 +54,7 @@ def traffic(
             return
         after = set_traffic(repository, shares or [], shadow, guard, by or user_at_host(), reason)
         console.print(traffic_in_force(repository, after))
+        follow(console, repository)
 
 
 @commands.command()
@@ -66,6 +68,7 @@ def rollback(reason: Reason = "", by: By = None, repository: Repository = REPOSI
         check_repository(repository)
         _, summary = roll_back(repository, by or user_at_host(), reason)
         console.print(summary)
+        follow(console, repository)
 
 
 @commands.command()

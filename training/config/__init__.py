@@ -1,6 +1,6 @@
 """The configuration of a run, read once from a TOML file; without a file, all settings have their defaults.
 
-One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`.
+One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `tracking`.
 """
 
 from training.config.cleaning import ActionSetting, Clean, Missing, MissingColumns, Outliers
@@ -10,6 +10,7 @@ from training.config.log import PrivacySettings, SplitSettings, Text, VisitSetti
 from training.config.publish import PublishSettings
 from training.config.segment import Naming, SegmentSettings
 from training.config.toml import load_settings
+from training.config.tracking import TrackingSettings
 from training.config.train import TrainSettings
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "SegmentSettings",
     "SplitSettings",
     "Text",
+    "TrackingSettings",
     "TrainSettings",
     "UserColumns",
     "VisitSettings",

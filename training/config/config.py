@@ -12,6 +12,7 @@ from training.config.log import PrivacySettings, SplitSettings, Text, VisitSetti
 from training.config.publish import PublishSettings
 from training.config.segment import SegmentSettings
 from training.config.toml import load_settings
+from training.config.tracking import TrackingSettings
 from training.config.train import TrainSettings
 
 
@@ -35,6 +36,7 @@ class Config(FrozenModel):
     segment: SegmentSettings = SegmentSettings()
     privacy: PrivacySettings = PrivacySettings()
     publish: PublishSettings = PublishSettings()
+    tracking: TrackingSettings = TrackingSettings()
 
     @model_validator(mode="after")
     def _times_are_known(self) -> Self:

@@ -36,6 +36,7 @@ from training.model.text_projection import ITEM_TEXT
 from training.model.user_encoder import SEGMENT_EMBEDDING, SegmentEmbedding
 from training.model.weights import SHAPE, WEIGHTS, load_encoder
 from training.runs import CURVES, Progress, Run, Stage, no_progress, write_atomically
+from training.tracking import Tracking
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,8 @@ def train(
         callbacks = [report, clock, weights, *_patience(settings, validation), *checkpoint_callbacks(stage.directory)]
         callbacks += watchers
         with quiet_lightning(), lost_processes_are_errors(processes):
-            trainer = build_trainer(settings, device, processes, callbacks, resumes=checkpoint is not None)
+            logger = Tracking(run).logger() if processes.is_first else None
+            trainer = build_trainer(settings, device, processes, callbacks, checkpoint is not None, logger)
             trainer.fit(module, batches, validation, ckpt_path=checkpoint, weights_only=True)
 
         if processes.is_first:

@@ -10,6 +10,7 @@ from typing import Literal
 import lightning
 import torch
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 
 from training.config import TrainSettings
@@ -19,9 +20,14 @@ from training.fit.processes import Processes
 
 
 def build_trainer(
-    settings: TrainSettings, device: str, processes: Processes, callbacks: list[Callback], resumes: bool
+    settings: TrainSettings,
+    device: str,
+    processes: Processes,
+    callbacks: list[Callback],
+    resumes: bool,
+    logger: Logger | None,
 ) -> lightning.Trainer:
-    """A trainer on `device`, `cpu` or `cuda`. One that resumes needs no trial validation."""
+    """A trainer on `device`, `cpu` or `cuda`, that tells `logger` the curves. One that resumes needs no trial run."""
     data_parallel = DDPStrategy(
         process_group_backend="nccl" if device == "cuda" else "gloo",
         broadcast_buffers=False,
@@ -37,7 +43,7 @@ def build_trainer(
         max_epochs=settings.epochs,
         callbacks=callbacks,
         plugins=AtomicCheckpointIO(),
-        logger=False,
+        logger=logger or False,
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0 if resumes else 2,
