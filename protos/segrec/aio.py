@@ -28,6 +28,7 @@ from segrec.requests import (
     MAX_PAGE_SIZE,
     TRAFFIC_CHANGE_SECONDS,
     RecommendCall,
+    SimilarCall,
     add_response,
     build,
     checked_type,
@@ -36,6 +37,7 @@ from segrec.requests import (
     record_requests,
     segment_request,
     sendable,
+    similar_request,
     split_arguments,
     stream_recommend_config,
     stream_segment_config,
@@ -49,6 +51,7 @@ from segrec.v1.catalogue_service_pb2 import (
     ListActionsRequest,
     ListCategoriesRequest,
     ListItemsRequest,
+    SimilarItemsResponse,
 )
 from segrec.v1.catalogue_service_pb2_grpc import CatalogueServiceStub
 from segrec.v1.common_pb2 import Event
@@ -276,6 +279,13 @@ class AsyncSegrecClient(_AsyncClient):
         checked_type(item_id, "item_id")
         request = build(GetItemRequest, item_id=item_id, **pin_fields(release))
         return (await self._call(self._catalogue.GetItem, request, options)).item
+
+    @named_arguments
+    async def similar_items(
+        self, item_id: str, *, release: int | str = 0, **arguments: Unpack[SimilarCall]
+    ) -> SimilarItemsResponse:
+        request, options = similar_request(item_id, release, arguments)
+        return await self._call(self._catalogue.SimilarItems, request, options)
 
     @named_arguments
     def list_categories(self, release: int | str = 0, **options: Unpack[CallOptions]) -> AsyncIterator[Category]:

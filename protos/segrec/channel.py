@@ -38,7 +38,7 @@ _RETRY = {
 _REPEATABLE = {
     "SegrecService": ("Segment", "Recommend", "ListSegments", "GetSegment"),
     "EventService": ("RecordEvents", "ListEvents", "EraseUser"),
-    "CatalogueService": ("ListItems", "GetItem", "ListCategories", "ListActions"),
+    "CatalogueService": ("ListItems", "GetItem", "SimilarItems", "ListCategories", "ListActions"),
     "ModelService": ("ListReleases", "GetRelease"),
 }
 _METHOD_CONFIG = {

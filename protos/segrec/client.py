@@ -19,6 +19,7 @@ from segrec.requests import (
     MAX_PAGE_SIZE,
     TRAFFIC_CHANGE_SECONDS,
     RecommendCall,
+    SimilarCall,
     add_response,
     build,
     checked_type,
@@ -27,6 +28,7 @@ from segrec.requests import (
     record_requests,
     segment_request,
     sendable,
+    similar_request,
     split_arguments,
     stream_recommend_config,
     stream_segment_config,
@@ -41,6 +43,7 @@ from segrec.v1.catalogue_service_pb2 import (
     ListActionsRequest,
     ListCategoriesRequest,
     ListItemsRequest,
+    SimilarItemsResponse,
 )
 from segrec.v1.catalogue_service_pb2_grpc import CatalogueServiceStub
 from segrec.v1.common_pb2 import Event
@@ -257,6 +260,18 @@ class SegrecClient(BlockingClient):
         checked_type(item_id, "item_id")
         request = build(GetItemRequest, item_id=item_id, **pin_fields(release))
         return self._call(self._catalogue.GetItem, request, options).item
+
+    @named_arguments
+    def similar_items(
+        self, item_id: str, *, release: int | str = 0, **arguments: Unpack[SimilarCall]
+    ) -> SimilarItemsResponse:
+        """Items like an item, the most similar first. Raises NotFound when the release does not know the item.
+
+        `arguments`: top_k, exclude_item_ids, exclude_categories, include_categories, candidate_item_ids,
+        include_variants.
+        """
+        request, options = similar_request(item_id, release, arguments)
+        return self._call(self._catalogue.SimilarItems, request, options)
 
     @named_arguments
     def list_categories(self, release: int | str = 0, **options: Unpack[CallOptions]) -> Iterator[Category]:

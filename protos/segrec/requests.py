@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from segrec.calls import CallOptions
 from segrec.errors import InvalidArgument
+from segrec.v1.catalogue_service_pb2 import SimilarItemsRequest
 from segrec.v1.common_pb2 import Event, EventList, ReleaseAlias
 from segrec.v1.event_service_pb2 import RecordEventsRequest, RecordEventsResponse, UserEvent
 from segrec.v1.model_service_pb2 import Guard, SetTrafficRequest, Traffic
@@ -53,6 +54,17 @@ class RecommendArguments(TypedDict, total=False):
     explain: bool
 
 
+class SimilarCall(CallOptions, total=False):
+    """The fields of `segrec.v1.SimilarItemsRequest` beside the item and the release, and the options of the call."""
+
+    top_k: int
+    exclude_item_ids: Sequence[str]
+    exclude_categories: Sequence[str]
+    include_categories: Sequence[str]
+    candidate_item_ids: Sequence[str]
+    include_variants: bool
+
+
 class RecommendCall(RecommendArguments, CallOptions, total=False):
     """The keyword arguments of `recommend` beside the subject and the release."""
 
@@ -62,6 +74,16 @@ def split_arguments(arguments: RecommendCall) -> tuple[RecommendArguments, CallO
     fields = {name: value for name, value in arguments.items() if name not in CallOptions.__optional_keys__}
     options = {name: value for name, value in arguments.items() if name in CallOptions.__optional_keys__}
     return cast(RecommendArguments, fields), cast(CallOptions, options)
+
+
+def similar_request(
+    item_id: str, release: int | str, arguments: SimilarCall
+) -> tuple[SimilarItemsRequest, CallOptions]:
+    """A request for items like an item, and the options of the call. Raises InvalidArgument."""
+    checked_type(item_id, "item_id")
+    fields = {name: value for name, value in arguments.items() if name not in CallOptions.__optional_keys__}
+    options = {name: value for name, value in arguments.items() if name in CallOptions.__optional_keys__}
+    return build(SimilarItemsRequest, item_id=item_id, **fields, **pin_fields(release)), cast(CallOptions, options)
 
 
 def strategy_of(name: str | int) -> int:

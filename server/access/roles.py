@@ -17,6 +17,7 @@ ROLES_OF_METHOD: dict[str, tuple[Role, ...]] = {
     "segrec.v1.SegrecService/GetSegment": ("read",),
     "segrec.v1.CatalogueService/ListItems": ("read",),
     "segrec.v1.CatalogueService/GetItem": ("read",),
+    "segrec.v1.CatalogueService/SimilarItems": ("read",),
     "segrec.v1.CatalogueService/ListCategories": ("read",),
     "segrec.v1.CatalogueService/ListActions": ("read",),
     "segrec.v1.EventService/RecordEvents": ("record",),

@@ -32,6 +32,9 @@ class ItemFilters:
         return keep
 
 
+NO_FILTERS = ItemFilters()
+
+
 def _mask(size: int, rows: NDArray[np.intp]) -> NDArray[np.bool_]:
     mask = np.zeros(size, bool)
     mask[rows] = True

@@ -264,6 +264,14 @@ class Release:
         return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
 
     @cached_property
+    def category_counts(self) -> NDArray[np.float32]:
+        """How many categories each item has, (V,)."""
+        counts = np.zeros(len(self.item_ids), np.float32)
+        for rows in self.category_rows.values():
+            counts[rows] += 1
+        return counts
+
+    @cached_property
     def segment_lists(self) -> dict[int, SegmentList]:
         """Segment id → its items by row."""
         return {

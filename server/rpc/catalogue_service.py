@@ -13,10 +13,11 @@ from segrec.v1 import catalogue_service_pb2_grpc
 from server.core.errors import InvalidArgument, NotFound
 from server.core.history import ID_MAX_BYTES
 from server.core.release import Release
+from server.core.similar import similar_items
 from server.releases.routing import Routing
 from server.rpc.grpc_types import Context
 from server.rpc.listing import page_of
-from server.rpc.validation import checked_id, pin_of
+from server.rpc.validation import checked_id, pin_of, similar_query_of
 
 COMPARED_CATEGORIES = 10_000
 """Categories among which a similar name is looked for."""
@@ -44,11 +45,18 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
     async def GetItem(self, request: pb.GetItemRequest, context: Context) -> pb.GetItemResponse:
         item_id = checked_id(request.item_id, "item_id")
         release = self._routing.get(pin_of(request))
-        index = release.vocabulary.get(item_id)
-        if index is None:
-            raise NotFound(f"release {release.number} has no item {item_id!r}", "item_id", reason="ITEM_NOT_FOUND")
-        [item] = _item_messages(release, [index - 1])
+        [item] = _item_messages(release, [_row_of(release, item_id)])
         return pb.GetItemResponse(item=item, release=release.number)
+
+    async def SimilarItems(self, request: pb.SimilarItemsRequest, context: Context) -> pb.SimilarItemsResponse:
+        item_id, query = checked_id(request.item_id, "item_id"), similar_query_of(request)
+        with self._routing.lease(pin_of(request)) as release:
+            found = await asyncio.to_thread(similar_items, release, _row_of(release, item_id), query)
+            items = [
+                pb.SimilarItem(item_id=release.item_ids[row], title=release.titles[row], similarity=similarity)
+                for row, similarity in found
+            ]
+            return pb.SimilarItemsResponse(items=items, release=release.number)
 
     async def ListCategories(self, request: pb.ListCategoriesRequest, context: Context) -> pb.ListCategoriesResponse:
         page, pin = page_of(request)
@@ -76,6 +84,13 @@ class CatalogueServicer(catalogue_service_pb2_grpc.CatalogueServiceServicer):
             total_size=cut.total_size,
             release=release.number,
         )
+
+
+def _row_of(release: Release, item_id: str) -> int:
+    index = release.vocabulary.get(item_id)
+    if index is None:
+        raise NotFound(f"release {release.number} has no item {item_id!r}", "item_id", reason="ITEM_NOT_FOUND")
+    return index - 1
 
 
 def _checked_filters(request: pb.ListItemsRequest) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from segrec.v1.catalogue_service_pb2 import (
     ListActionsRequest,
     ListCategoriesRequest,
     ListItemsRequest,
+    SimilarItemsRequest,
 )
 from segrec.v1.common_pb2 import Event as EventMessage
 from segrec.v1.common_pb2 import EventList, ReleaseAlias
@@ -24,8 +25,10 @@ from segrec.v1.segrec_service_pb2 import (
 )
 
 from server.core.errors import InvalidArgument
+from server.core.filters import ItemFilters
 from server.core.history import ID_MAX_BYTES, Event, History, history_of
 from server.core.query import Query, Strategy
+from server.core.similar import SimilarQuery
 from server.releases.routing import NO_PIN, Alias, Pin
 from server.rpc.decoding import NOT_UTF8
 
@@ -61,6 +64,7 @@ Pinning = (
     | GetSegmentRequest
     | ListItemsRequest
     | GetItemRequest
+    | SimilarItemsRequest
     | ListCategoriesRequest
     | ListActionsRequest
 )
@@ -163,11 +167,7 @@ def inline_history(events: EventList, now_seconds: float) -> History:
 
 def query_of(options: RecommendOptions, field: str = "options") -> Query:
     """The query of the options, with defaults for unset fields."""
-    top_k = options.top_k if options.HasField("top_k") else DEFAULT_TOP_K
-    if not 1 <= top_k <= MAX_TOP_K:
-        raise InvalidArgument(
-            f"{field}.top_k is {top_k}; 1 to {MAX_TOP_K} are allowed", f"{field}.top_k", reason="TOP_K_OUT_OF_RANGE"
-        )
+    top_k = _top_k(options, f"{field}.top_k")
     if options.strategy not in _STRATEGIES:
         raise InvalidArgument(
             f"{field}.strategy {options.strategy} is unknown", f"{field}.strategy", reason="STRATEGY_UNKNOWN"
@@ -191,6 +191,24 @@ def query_of(options: RecommendOptions, field: str = "options") -> Query:
         options.include_variants,
         options.explain,
     )
+
+
+def similar_query_of(request: SimilarItemsRequest) -> SimilarQuery:
+    """The query of a request for similar items, with defaults for unset fields."""
+    filters = ItemFilters(
+        _checked_ids(request.exclude_item_ids, "exclude_item_ids", MAX_ITEM_IDS),
+        _checked_ids(request.exclude_categories, "exclude_categories", MAX_CATEGORIES),
+        _checked_ids(request.include_categories, "include_categories", MAX_CATEGORIES),
+        _checked_ids(request.candidate_item_ids, "candidate_item_ids", MAX_ITEM_IDS),
+    )
+    return SimilarQuery(_top_k(request, "top_k"), filters, request.include_variants)
+
+
+def _top_k(message: RecommendOptions | SimilarItemsRequest, field: str) -> int:
+    top_k = message.top_k if message.HasField("top_k") else DEFAULT_TOP_K
+    if not 1 <= top_k <= MAX_TOP_K:
+        raise InvalidArgument(f"{field} is {top_k}; 1 to {MAX_TOP_K} are allowed", field, reason="TOP_K_OUT_OF_RANGE")
+    return top_k
 
 
 def _checked_ids(values: Iterable[str], field: str, most: int) -> tuple[str, ...]:

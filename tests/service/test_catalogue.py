@@ -125,3 +125,35 @@ def test_commands_show_what_a_release_knows(running_server: ServerProcess, capsy
     assert "category-1" in run("categories")[1]
     assert "view" in run("actions", "--release", "stable")[1]
     assert run("items", "item-2") == (3, "segrec: release 3 has no item 'item-2'\n")
+
+
+def test_similar_items_are_of_the_items_group_and_filtered(
+    client: SegrecClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = client.similar_items(item_id(2), top_k=5)
+    assert found.release == 3
+    assert len(found.items) == 5
+    assert {int(item.item_id[-3:]) % 4 for item in found.items} == {2}, "the items of its group"
+    assert item_id(2) not in {item.item_id for item in found.items}
+    similarity = [item.similarity for item in found.items]
+    assert similarity == sorted(similarity, reverse=True)
+    assert -1 <= similarity[-1] <= similarity[0] <= 1
+    elsewhere = client.similar_items(
+        item_id(2), top_k=50, exclude_categories=["category-2"], candidate_item_ids=[item_id(6), item_id(7)]
+    )
+    assert [item.item_id for item in elsewhere.items] == [item_id(7)]
+    with pytest.raises(NotFound, match="has no item 'none'") as caught:
+        client.similar_items("none")
+    assert (caught.value.reason, caught.value.field) == ("ITEM_NOT_FOUND", "item_id")
+    with pytest.raises(InvalidArgument, match="top_k is 501"):
+        client.similar_items(item_id(2), top_k=501)
+    address = ["--address", client._address]
+    assert main.main(["similar", item_id(2), "--top-k", "2", "--category", "category-2", *address]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["item", "id", "title", "similarity"]
+    assert [line.split()[0] for line in lines[1:]] == [item.item_id for item in found.items[:2]]
+
+
+async def test_similar_items_by_the_asyncio_client(running_server: ServerProcess) -> None:
+    async with AsyncSegrecClient(running_server.address, timeout_seconds=20) as client:
+        assert len((await client.similar_items(item_id(3), top_k=4)).items) == 4

@@ -28,6 +28,7 @@ CALLS: list[tuple[str, object, str]] = [
     ("SegrecService/GetSegment", {"segment_id": 2}, '"segment_id": 2'),
     ("CatalogueService/ListItems", {"category": "category-2", "page_size": 2}, '"next_page_token"'),
     ("CatalogueService/GetItem", {"item_id": "item-002"}, "category-2"),
+    ("CatalogueService/SimilarItems", {"item_id": "item-002", "top_k": 1}, "similarity"),
     ("CatalogueService/ListCategories", {}, "category-4"),
     ("CatalogueService/ListActions", {}, '"weight"'),
     ("EventService/RecordEvents", {"events": [{"user_id": "curl", "event": EVENT}]}, "_count"),

@@ -100,6 +100,7 @@ def _run_command(client: SegrecClient, options: argparse.Namespace) -> int:
         "history": commands.history,
         "erase": commands.erase,
         "items": catalogue.items,
+        "similar": catalogue.similar,
         "categories": catalogue.categories,
         "actions": catalogue.actions,
     }

@@ -47,6 +47,11 @@ class CatalogueServiceStub:
                 request_serializer=segrec_dot_v1_dot_catalogue__service__pb2.GetItemRequest.SerializeToString,
                 response_deserializer=segrec_dot_v1_dot_catalogue__service__pb2.GetItemResponse.FromString,
                 _registered_method=True)
+        self.SimilarItems = channel.unary_unary(
+                '/segrec.v1.CatalogueService/SimilarItems',
+                request_serializer=segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsRequest.SerializeToString,
+                response_deserializer=segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsResponse.FromString,
+                _registered_method=True)
         self.ListCategories = channel.unary_unary(
                 '/segrec.v1.CatalogueService/ListCategories',
                 request_serializer=segrec_dot_v1_dot_catalogue__service__pb2.ListCategoriesRequest.SerializeToString,
@@ -79,6 +84,15 @@ class CatalogueServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SimilarItems(self, request, context):
+        """Lists the items that are most like an item: liked by the same users and of the same categories. They are
+        alternatives to the item, not what follows it; Recommend with `events` tells that. NOT_FOUND when the release does
+        not know the item.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCategories(self, request, context):
         """Lists the categories of a release, those with the most items first.
         """
@@ -105,6 +119,11 @@ def add_CatalogueServiceServicer_to_server(servicer, server):
                     servicer.GetItem,
                     request_deserializer=segrec_dot_v1_dot_catalogue__service__pb2.GetItemRequest.FromString,
                     response_serializer=segrec_dot_v1_dot_catalogue__service__pb2.GetItemResponse.SerializeToString,
+            ),
+            'SimilarItems': grpc.unary_unary_rpc_method_handler(
+                    servicer.SimilarItems,
+                    request_deserializer=segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsRequest.FromString,
+                    response_serializer=segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsResponse.SerializeToString,
             ),
             'ListCategories': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCategories,
@@ -174,6 +193,33 @@ class CatalogueService:
             '/segrec.v1.CatalogueService/GetItem',
             segrec_dot_v1_dot_catalogue__service__pb2.GetItemRequest.SerializeToString,
             segrec_dot_v1_dot_catalogue__service__pb2.GetItemResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SimilarItems(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/segrec.v1.CatalogueService/SimilarItems',
+            segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsRequest.SerializeToString,
+            segrec_dot_v1_dot_catalogue__service__pb2.SimilarItemsResponse.FromString,
             options,
             channel_credentials,
             insecure,

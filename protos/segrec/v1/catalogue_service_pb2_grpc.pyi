@@ -40,6 +40,11 @@ class CatalogueServiceStub:
     """Lists the items of a release, the most popular first."""
     GetItem: _grpc.UnaryUnaryMultiCallable[_catalogue_service_pb2.GetItemRequest, _catalogue_service_pb2.GetItemResponse]
     """Describes one item. NOT_FOUND when the release does not know it."""
+    SimilarItems: _grpc.UnaryUnaryMultiCallable[_catalogue_service_pb2.SimilarItemsRequest, _catalogue_service_pb2.SimilarItemsResponse]
+    """Lists the items that are most like an item: liked by the same users and of the same categories. They are
+    alternatives to the item, not what follows it; Recommend with `events` tells that. NOT_FOUND when the release does
+    not know the item.
+    """
     ListCategories: _grpc.UnaryUnaryMultiCallable[_catalogue_service_pb2.ListCategoriesRequest, _catalogue_service_pb2.ListCategoriesResponse]
     """Lists the categories of a release, those with the most items first."""
     ListActions: _grpc.UnaryUnaryMultiCallable[_catalogue_service_pb2.ListActionsRequest, _catalogue_service_pb2.ListActionsResponse]
@@ -57,6 +62,11 @@ class CatalogueServiceAsyncStub(CatalogueServiceStub):
     """Lists the items of a release, the most popular first."""
     GetItem: _aio.UnaryUnaryMultiCallable[_catalogue_service_pb2.GetItemRequest, _catalogue_service_pb2.GetItemResponse]  # type: ignore[assignment]
     """Describes one item. NOT_FOUND when the release does not know it."""
+    SimilarItems: _aio.UnaryUnaryMultiCallable[_catalogue_service_pb2.SimilarItemsRequest, _catalogue_service_pb2.SimilarItemsResponse]  # type: ignore[assignment]
+    """Lists the items that are most like an item: liked by the same users and of the same categories. They are
+    alternatives to the item, not what follows it; Recommend with `events` tells that. NOT_FOUND when the release does
+    not know the item.
+    """
     ListCategories: _aio.UnaryUnaryMultiCallable[_catalogue_service_pb2.ListCategoriesRequest, _catalogue_service_pb2.ListCategoriesResponse]  # type: ignore[assignment]
     """Lists the categories of a release, those with the most items first."""
     ListActions: _aio.UnaryUnaryMultiCallable[_catalogue_service_pb2.ListActionsRequest, _catalogue_service_pb2.ListActionsResponse]  # type: ignore[assignment]
@@ -83,6 +93,17 @@ class CatalogueServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_catalogue_service_pb2.GetItemResponse, _abc.Awaitable[_catalogue_service_pb2.GetItemResponse]]:
         """Describes one item. NOT_FOUND when the release does not know it."""
+
+    @_abc_1.abstractmethod
+    def SimilarItems(
+        self,
+        request: _catalogue_service_pb2.SimilarItemsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_catalogue_service_pb2.SimilarItemsResponse, _abc.Awaitable[_catalogue_service_pb2.SimilarItemsResponse]]:
+        """Lists the items that are most like an item: liked by the same users and of the same categories. They are
+        alternatives to the item, not what follows it; Recommend with `events` tells that. NOT_FOUND when the release does
+        not know the item.
+        """
 
     @_abc_1.abstractmethod
     def ListCategories(
