@@ -48,6 +48,14 @@ def test_the_whole_way(place: Place) -> None:
     assert visible_lines(page) == page
     assert "<script" not in page
     assert r"alert(1)&lt;/script&gt;\u001b[31m\n\ttail" in page
+    assert place.stage("publish", "--run", "odd", "--repository", place.repository).exit_code == 0
+    out = place.path / "diff.html"
+    diff = place.call("diff", 1, 2, "--repository", place.repository, "--runs", place.runs, "--out", out)
+    assert diff.exit_code == 0, diff.output
+    assert visible_lines(diff.output) == diff.output
+    page = out.read_text(encoding="utf-8")
+    assert visible_lines(page) == page
+    assert "<script" not in page
 
 
 def test_the_first_broken_row_is_shown_as_text(place: Place, tmp_path: Path) -> None:
