@@ -66,6 +66,13 @@ protos: setup
 protos-check: setup
 	@$(BIN)/python deploy/protos.py check
 
+# Pages that are made of the code and of the protos; tests compare them.
+reference: setup
+	@{ printf '# Settings\n\nMade by `make reference` from the code.\n\n'; $(BIN)/segrec-train config --reference; echo; \
+	  $(BIN)/segrec-serve config --reference; } > docs/CONFIG.md
+	@$(BIN)/python -m deploy.api_page > docs/API.md.new && mv docs/API.md.new docs/API.md
+	@$(BIN)/python -m deploy.api_page > docs/API.md.new && mv docs/API.md.new docs/API.md
+
 # The client and the platform, as two wheels in dist/.
 wheels: setup
 	@$(BIN)/uv build --quiet --wheel --python $(BIN)/python --out-dir dist protos

@@ -99,14 +99,23 @@ def _google_protos() -> list[Path]:
     ]
 
 
+def describe(root: Path, target: Path) -> None:
+    """Writes the FileDescriptorSet of the protos, with their comments, to a file."""
+    _compile(root, [f"--descriptor_set_out={target}", "--include_source_info"])
+
+
 def _protoc(root: Path, target: Path) -> None:
-    google = _google_protos()[0].parent.parent.parent
     out = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
     plugin = [f"--plugin=protoc-gen-mypy_grpc={_BIN / 'protoc-gen-mypy_grpc'}", f"--mypy_grpc_out=quiet:{target}"]
+    _compile(root, [*out, *plugin])
+
+
+def _compile(root: Path, options: list[str]) -> None:
+    google = _google_protos()[0].parent.parent.parent
     well_known = resources("grpc_tools") / "_proto"
     include = [f"-I{root / 'protos'}", f"-I{google}", f"-I{well_known}"]
     sources = sorted((root / PACKAGE).glob("*.proto"))
-    _run(sys.executable, "-m", "grpc_tools.protoc", *include, *out, *plugin, *sources)
+    _run(sys.executable, "-m", "grpc_tools.protoc", *include, *options, *sources)
 
 
 def _git(root: Path, *words: str) -> str:
