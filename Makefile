@@ -71,7 +71,6 @@ reference: setup
 	@{ printf '# Settings\n\nMade by `make reference` from the code.\n\n'; $(BIN)/segrec-train config --reference; echo; \
 	  $(BIN)/segrec-serve config --reference; } > docs/CONFIG.md
 	@$(BIN)/python -m deploy.api_page > docs/API.md.new && mv docs/API.md.new docs/API.md
-	@$(BIN)/python -m deploy.api_page > docs/API.md.new && mv docs/API.md.new docs/API.md
 
 # The client and the platform, as two wheels in dist/.
 wheels: setup

@@ -68,7 +68,7 @@ Node, with `npm install @grpc/grpc-js @grpc/proto-loader google-proto-files`, in
 
 ```js
 const grpc = require("@grpc/grpc-js");
-const files = { keepCase: true, includeDirs: ["protos", "node_modules/google-proto-files/.."] };
+const files = { keepCase: true, includeDirs: ["protos", "node_modules/google-proto-files"] };
 const names = ["segrec", "catalogue", "event", "model"].map((name) => `segrec/v1/${name}_service.proto`);
 const { v1 } = grpc.loadPackageDefinition(require("@grpc/proto-loader").loadSync(names, files)).segrec;
 const open = (name, address) => new v1[name](address, grpc.credentials.createInsecure());
