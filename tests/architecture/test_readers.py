@@ -16,7 +16,7 @@ OPENERS = {
 OWN_FILES = frozenset(
     f"{package}.{name}"
     for package, names in {
-        "deploy": "demo",
+        "deploy": "api_page demo",
         "segrec.cli": "output_file",
         "server.adapters": "store_export",
         "server.core.repository": "audit read",
