@@ -28,7 +28,7 @@ OWN_FILES = frozenset(
         "training.privacy": "prune_runs tables",
         "training.publish": "active_gate",
         "training.reports": "members",
-        "training.reports.segments": "content",
+        "training.reports.segments": "content people",
         "training.tune": "rules",
         "training.segments": "drift_reference files previous_release segment",
     }.items()

@@ -136,13 +136,17 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of the report; default: report/ of the run.")
     ] = None,
+    config: Annotated[
+        Path | None, typer.Option("--config", help="TOML file whose [report] is used; default: that of the run.")
+    ] = None,
 ) -> None:
     """Write an HTML page about a run's segments, readable offline, and its charts as PNG files."""
     with command_console() as console:
         from training.reports.segments.report import report as write_report
 
         console.run = run = Run.open(runs, run_id)
-        page = write_report(run, repository, out, progress=console.start_stage("report"))
+        settings = load_config(config).report if config else None
+        page = write_report(run, repository, out, console.start_stage("report"), settings)
         console.end_stage()
         track(console, run)
         console.print(f"The report is {page}; open it in a browser.", soft_wrap=True)

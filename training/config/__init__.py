@@ -1,6 +1,7 @@
 """The configuration of a run, read once from a TOML file; without a file, all settings have their defaults.
 
 One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `tracking`.
+One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `report`.
 """
 
 from training.config.cleaning import ActionSetting, Clean, Missing, MissingColumns, Outliers
@@ -8,6 +9,7 @@ from training.config.columns import Columns, ItemColumns, UserColumns
 from training.config.config import Config, load_config
 from training.config.log import PrivacySettings, SplitSettings, Text, VisitSettings
 from training.config.publish import PublishSettings
+from training.config.report import ReportSettings
 from training.config.segment import Naming, SegmentSettings
 from training.config.toml import load_settings
 from training.config.tracking import TrackingSettings
@@ -25,6 +27,7 @@ __all__ = [
     "Outliers",
     "PrivacySettings",
     "PublishSettings",
+    "ReportSettings",
     "SegmentSettings",
     "SplitSettings",
     "Text",

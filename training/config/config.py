@@ -10,6 +10,7 @@ from training.config.cleaning import ActionEntry, Clean
 from training.config.columns import Columns, ItemColumns, UserColumns
 from training.config.log import PrivacySettings, SplitSettings, Text, VisitSettings
 from training.config.publish import PublishSettings
+from training.config.report import ReportSettings
 from training.config.segment import SegmentSettings
 from training.config.toml import load_settings
 from training.config.tracking import TrackingSettings
@@ -37,6 +38,7 @@ class Config(FrozenModel):
     privacy: PrivacySettings = PrivacySettings()
     publish: PublishSettings = PublishSettings()
     tracking: TrackingSettings = TrackingSettings()
+    report: ReportSettings = ReportSettings()
 
     @model_validator(mode="after")
     def _times_are_known(self) -> Self:

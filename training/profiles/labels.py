@@ -136,10 +136,11 @@ def _when_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) ->
     weekend = _weekend(profile)
     if everyone and weekend is not None and weekend >= SMALLEST_LIFT * everyone:
         clauses.append("mostly on weekends" if weekend > 0.5 else "more on weekends than others")
-    for name, trait in _named(profile.traits, "time")[:1]:
-        clauses.append(f"mostly at {name}" if trait.share > 0.5 else f"more at {name} than others")
-    text = ", ".join(clauses)
-    return text if not text or "UTC" in text else f"{text} (UTC)"
+    times = _named(profile.traits, "time")[:1]
+    if clauses and not any("UTC" in name for name, _ in times):
+        clauses = [f"{clauses[0]} (UTC)"]
+    clauses += [f"mostly at {name}" if trait.share > 0.5 else f"more at {name} than others" for name, trait in times]
+    return ", ".join(clauses)
 
 
 def _amount_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:

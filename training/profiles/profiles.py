@@ -44,15 +44,17 @@ def profiles_of(
     segment_ids: Sequence[int],
     has_clock: bool,
     privacy: Privacy,
+    zone: str = "UTC",
 ) -> list[SegmentProfile]:
     """A profile for each cluster, without the history across releases.
 
     `events` has `row`, `item_id`, `action`, `value` and `timestamp` (milliseconds), in any order; `items` has
-    `item_id, title, category`; `segment_ids` are by cluster.
+    `item_id, title, category`; `segment_ids` are by cluster. Traits name parts of the day
+    of the time `zone`; hours and weekdays are UTC.
     """
     count, least = len(segment_ids), privacy.min_item_users
     events, items = _compact(events, items)
-    tallies = tallies_of(events, items, members.clusters, has_clock)
+    tallies = tallies_of(events, items, members.clusters, has_clock, zone)
     habits = habits_of(events, members.clusters, count, has_clock, least)
     sizes = np.bincount(members.clusters, minlength=count)
     shown = sizes >= max(privacy.min_segment_size, 1)

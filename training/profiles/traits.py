@@ -34,7 +34,7 @@ _ERROR_RATE = 0.025
 _SUPPORT_USERS = 20
 _SUPPORT_SHARE = 0.05
 _HOURS = 6
-"""Hours in a part of the day, in UTC. The parts have no names, since the log does not have the users' time zones."""
+"""Hours in a part of the day. The parts have no names, since the log does not have the users' time zones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,13 @@ class Tallies:
     clusters: pl.DataFrame
 
 
-def tallies_of(events: pl.LazyFrame, items: pl.DataFrame, clusters: NDArray[np.intp], has_clock: bool) -> Tallies:
+def tallies_of(
+    events: pl.LazyFrame, items: pl.DataFrame, clusters: NDArray[np.intp], has_clock: bool, zone: str = "UTC"
+) -> Tallies:
     """Count the events of a log; memory is limited to the pairs of user and item, for a log of any size.
 
     `events` has `row`, `item_id`, `action` and `timestamp` (milliseconds); `items` has `item_id, title, category`;
-    `clusters` (U,) is the cluster of each row.
+    `clusters` (U,) is the cluster of each row; parts of the day are of the time `zone`, whose name they carry.
     """
     placed = placed_users(clusters)
     event_counts = events.group_by("row").agg(pl.len().cast(pl.Float64).alias("events")).collect(engine="streaming")
@@ -74,11 +76,12 @@ def tallies_of(events: pl.LazyFrame, items: pl.DataFrame, clusters: NDArray[np.i
         "action": events.group_by("row", pl.col("action").alias("name")).agg(pl.len().alias("count")),
     }
     if has_clock:
-        day_part = pl.from_epoch("timestamp", "ms").dt.hour() // _HOURS * _HOURS
+        local = pl.from_epoch("timestamp", "ms").dt.replace_time_zone("UTC").dt.convert_time_zone(zone)
+        day_part = local.dt.hour() // _HOURS * _HOURS
         counts["time"] = events.group_by("row", day_part.alias("name")).agg(pl.len().alias("count"))
     tallied = {kind: _tallied(frame, users) for kind, frame in counts.items()}
     if has_clock:
-        hour_names = pl.format("{}–{} h UTC", "name", pl.col("name") + _HOURS).alias("name")
+        hour_names = pl.format(f"{{}}–{{}} h {zone}", "name", pl.col("name") + _HOURS).alias("name")
         tallied["time"] = tallied["time"].with_columns(hour_names)
     named = [table.with_columns(pl.col("name").cast(pl.String), kind=pl.lit(kind)) for kind, table in tallied.items()]
     return Tallies(pl.concat(named), per_cluster)

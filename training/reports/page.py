@@ -9,7 +9,7 @@ from typing import Any
 import altair as alt
 import vl_convert
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from segrec.visible import visible
 
 from training.reports import wording
@@ -44,9 +44,17 @@ def rendered(template: str, **variables: Any) -> str:
         lstrip_blocks=True,
         finalize=_shown,
     )
+    environment.filters["code"] = with_code
     for text_filter in (wording.percent, wording.signed_percent, wording.count, wording.figure):
         environment.filters[text_filter.__name__] = text_filter
     return environment.get_template(template).render(**variables)
+
+
+def with_code(text: str) -> Markup:
+    """A sentence as HTML, in which what stands between backticks is code."""
+    parts = str(visible(text)).split("`")
+    marked = [Markup("<code>{}</code>").format(part) if place % 2 else escape(part) for place, part in enumerate(parts)]
+    return Markup("").join(marked) if len(parts) % 2 else escape("`".join(parts))
 
 
 def _shown(value: object) -> object:

@@ -3,15 +3,18 @@
 Each segment has its own colour and shape and is labelled by its number, so that charts can be read without colours.
 """
 
+import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import altair as alt
+from segrec.visible import visible
 
 INK, QUIET, LINE, GREY = "#1c1f24", "#565d68", "#d9dde3", "#8b929c"
 ACCENT = "#0072b2"
-COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a03e99", "#8a6a00", "#3d3d3d", "#1e86b8", "#c2185b")
+COLOURS = ("#0072b2", "#d55e00", "#00805e", "#a03e99", "#8a6a00", "#3d3d3d", "#56b4e9", "#c2185b")
 SHAPES = ("circle", "square", "triangle-up", "diamond", "cross", "triangle-down", "triangle-right")
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 'Noto Sans', sans-serif"
@@ -41,10 +44,18 @@ class Page:
 
     def room_for(self, names: Sequence[str]) -> int:
         """Pixels for these names in a wide font, at most `self.names`."""
-        return min(self.names, 7 * max(map(len, names)) + 8)
+        return min(self.names, 7 * max(len(line) for name in names for line in self.lines_of(name)) + 8)
+
+    def lines_of(self, name: str) -> list[str]:
+        """A name in lines that fit into `names` pixels."""
+        return textwrap.wrap(name, self.names // 7 - 1) or [name]
+
+    def row_height(self, names: Sequence[str], least: int) -> int:
+        """Pixels for a row, at least `least`, of which the names may have several lines."""
+        return max(least, 16 * max(len(self.lines_of(name)) for name in names) + 8)
 
 
-WIDE, NARROW = Page(920, 220), Page(330, 118)
+WIDE, NARROW = Page(920, 290), Page(330, 150)
 
 
 def colour_of(segment_id: int) -> str:
@@ -58,9 +69,28 @@ def shape_of(segment_id: int) -> str:
 
 
 def names_axis(page: Page, names: Sequence[str]) -> alt.Axis:
-    """An axis of segment names left of their rows; labels are cut early, since the browser's font can be wider."""
+    """An axis of segment names left of their rows, in several lines where they are long."""
     room = page.room_for(names)
-    return alt.Axis(title=None, labelLimit=room * 0.86, minExtent=room, ticks=False, domain=False, grid=False)
+    return alt.Axis(
+        title=None,
+        labelLimit=2 * room,
+        labelExpr=_in_lines(names, page),
+        minExtent=room,
+        ticks=False,
+        domain=False,
+        grid=False,
+    )
+
+
+def legend_lines(names: Sequence[str], width: int) -> str:
+    """Vega expression that gives the lines of a legend's label, which fit into `width` pixels."""
+    return _in_lines(names, Page(width, width))
+
+
+def _in_lines(names: Sequence[str], page: Page) -> str:
+    """Vega expression that gives the lines of a label."""
+    lines = {name: page.lines_of(name) for name in map(visible, names)}
+    return f"{json.dumps(lines)}[datum.label]"
 
 
 def values_scale(padding: float) -> alt.Scale:
@@ -68,9 +98,10 @@ def values_scale(padding: float) -> alt.Scale:
     return alt.Scale(zero=False, nice=False, padding=padding)
 
 
-def whole_axis(title: str) -> alt.Axis:
-    """An axis with labels at whole numbers only."""
-    return alt.Axis(title=title, tickMinStep=1, format="d", grid=False)
+def whole_axis(title: str, numbers: Sequence[int], most: int = 8) -> alt.Axis:
+    """An axis with labels at some of these whole numbers, at most `most`."""
+    step = -(-len(numbers) // most)
+    return alt.Axis(title=title, values=list(numbers[::step]), format="d", grid=False)
 
 
 def fitted(chart: AnyChart, page: Page, height: float) -> AnyChart:

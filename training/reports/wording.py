@@ -12,8 +12,10 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def signed_percent(change: float) -> str:
-    """0.2 is +20 %."""
-    return f"{'+' if change >= 0 else '−'}{100 * abs(change):.0f}\xa0%"
+    """0.2 is +20 %; what rounds to 0 has no sign."""
+    number = f"{100 * abs(change):.0f}"
+    sign = "" if number == "0" else "+" if change > 0 else "−"
+    return f"{sign}{number}\xa0%"
 
 
 def count(number: float) -> str:

@@ -1,6 +1,6 @@
 """Measures K-means with a number of segments k: compactness, stability, and lift of the segments' popular items."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -17,6 +17,7 @@ from training.kmeans.engines import Engine
 from training.kmeans.fit import KMeansResult, assign, fit_kmeans
 from training.kmeans.settings import KMeansSettings
 from training.segments.quality import NEIGHBOURS, Targets, popularity_ranks
+from training.segments.trust import halves_kept, largest_jaccard
 
 FITTED_USERS = 100_000
 """The largest number of users that centroids are fitted on; all users are assigned to the centroids and measured."""
@@ -141,13 +142,20 @@ def stability(points: NDArray[np.float32], k: int, fitter: Fitter) -> float:
     1 means identical clusters, 0 agreement by chance. After Ben-Hur, Elisseeff and Guyon (2002), "A stability based
     method for discovering structure in clustered data".
     """
-    points = points[fitter.sample_rows(len(points), STABILITY_USERS)]
+    return _agreement(_resampled_fits(points[fitter.sample_rows(len(points), STABILITY_USERS)], k, fitter))
+
+
+def _resampled_fits(points: NDArray[np.float32], k: int, fitter: Fitter) -> NDArray[np.intp]:
+    """The clusters of points (N, E) in fits on resamples, (R, N); -1 for users outside the resample."""
     size = max(2, round(_RESAMPLE_SHARE * len(points)))
-    # One row of labels per resample; -1 for users outside the resample.
     labels = np.full((_RESAMPLES, len(points)), -1, np.intp)
     for fit_index, row_labels in enumerate(labels):
         rows = fitter.sample_rows(len(points), size, fit_index + 1)
         row_labels[rows] = fitter.fit(points[rows], k, fit_index).labels
+    return labels
+
+
+def _agreement(labels: NDArray[np.intp]) -> float:
     pairs = [(first, second, (first >= 0) & (second >= 0)) for first, second in combinations(labels, 2)]
     return float(np.mean([adjusted_rand_score(first[both], second[both]) for first, second, both in pairs]))
 
@@ -204,10 +212,16 @@ MIN_HALVES_AGREEMENT = 0.3
 
 @dataclass(frozen=True, slots=True)
 class SegmentStability:
-    """The results of `stability` and `halves_agree`; `halves` is NaN if too few users have two events."""
+    """`stability`, and the adjusted Rand index of the segments of two `halves` of each user's events.
+
+    Both also by segment, (K,): `reproduced` and `kept`, see `training.segments.trust`. What is unknown is NaN, such as
+    `halves` if too few users have two events.
+    """
 
     stability: float
     halves: float
+    reproduced: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    kept: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
 
     def figures(self) -> dict[str, float]:
         """The known figures by name."""
@@ -239,5 +253,12 @@ def segment_stability(
     fitter: Fitter,
 ) -> SegmentStability:
     """The stability of the segments around `centroids` (K, E); `points` (U, E) and `halves` as in `VectorSets`."""
-    agreement = halves_agree(halves, centroids) if halves else np.nan
-    return SegmentStability(stability(points, len(centroids), fitter), agreement)
+    count = len(centroids)
+    sample = points[fitter.sample_rows(len(points), STABILITY_USERS)]
+    fits = _resampled_fits(sample, count, fitter)
+    reproduced = largest_jaccard(assign_clusters(sample, centroids).clusters, list(fits), count)
+    if halves is None:
+        return SegmentStability(_agreement(fits), np.nan, reproduced, np.full(count, np.nan))
+    first, second = (assign_clusters(half, centroids).clusters for half in halves)
+    agreement = float(adjusted_rand_score(first, second))
+    return SegmentStability(_agreement(fits), agreement, reproduced, halves_kept(first, second, count))

@@ -13,6 +13,7 @@ from server.core.profiles import SegmentProfile
 from server.core.release import Release
 from training.ranking.item_lists import ListOverlap
 from training.runs import Run, write_atomically
+from training.segments.trust import SegmentTrust
 
 _FILE = "segmentation.json"
 
@@ -50,6 +51,9 @@ class Segmentation(FrozenModel):
     )
     particular_items_overlap: ListOverlap | None = Field(
         default=None, description="Of two segments' lists of particular items; none with fewer than two lists."
+    )
+    trust: tuple[SegmentTrust, ...] = Field(
+        default=(), description="How far each segment can be relied on; empty for a single segment."
     )
     notes: tuple[str, ...] = Field(default=(), description="Warnings and explanations, as sentences.")
 

@@ -43,6 +43,7 @@ from training.segments.migration import Overlap, migration_of, write_migration
 from training.segments.previous_release import PreviousSegments, place_previous_users, segment_means
 from training.segments.result import Segmentation
 from training.segments.sweep import resolve_k
+from training.segments.trust import SegmentTrust, trust_of
 from training.segments.vector_sets import VectorSets, VectorSetsBuilder
 
 _STEPS = (
@@ -131,6 +132,12 @@ class StageResults:
         """Warnings and explanations, as sentences."""
         previous = self.previous.notes if self.previous else []
         return [*self.chosen.notes, *self.clustering.notes, *self.choice.notes, *previous, *self.confidence.notes]
+
+    @property
+    def trust(self) -> tuple[SegmentTrust, ...]:
+        """How far each segment can be relied on; empty for a single segment."""
+        ids, stability = self.matching.segment_ids, self.clustering.stability
+        return trust_of(ids, stability.reproduced, stability.kept) if len(ids) > 1 else ()
 
     @property
     def figures(self) -> dict[str, object]:
@@ -248,6 +255,7 @@ def _describe(inputs: SegmentInputs, users: EmbeddedUsers, results: StageResults
         short_share=confidence.short_share,
         top_items_overlap=list_overlap([profile.top_items for profile in profiles]),
         particular_items_overlap=list_overlap([profile.particular_items for profile in profiles]),
+        trust=results.trust,
         notes=(*results.notes, *naming_notes),
     )
 
@@ -262,7 +270,9 @@ def _profiles(
     items = pl.read_parquet(inputs.prepared / "items.parquet", columns=["item_id", "title", "category"])
     privacy = Privacy(settings.min_segment_size, settings.min_item_users)
     has_clock = inputs.preprocessing.has_clock
-    bare = profiles_of(events, items, members, results.matching.segment_ids, has_clock, privacy)
+    bare = profiles_of(
+        events, items, members, results.matching.segment_ids, has_clock, privacy, inputs.run.config().report.time_zone
+    )
     behaviour = behaviour_of(users.log, users.log.features.ends, inputs.preprocessing, len(items))
     minimums = settings.min_item_users, settings.min_segment_size
     lists = item_lists(behaviour, members.clusters, len(bare), items["item_id"], *minimums)

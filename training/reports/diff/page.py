@@ -41,7 +41,7 @@ def page_of(diff: Diff, before: Release, after: Release) -> str:
 def pictures_of(diff: Diff, before: Release, after: Release) -> Iterator[Picture]:
     """The pictures that have data."""
     shown_ids = {row.segment_id for row in diff.segments[:MOST_SEGMENTS]}
-    cards = [Card(profile, (), (), None) for profile in _in_order(diff, after) if profile.segment_id in shown_ids]
+    cards = [Card(profile, (), ()) for profile in _in_order(diff, after) if profile.segment_id in shown_ids]
     migration = diff.migration
     if any(flow.to_segment_id in shown_ids for flow in migration.flows):
         moved = Moves(_flows_into(migration, shown_ids), before.segments)

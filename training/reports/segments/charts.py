@@ -55,7 +55,7 @@ def sizes(cards: Sequence[Card], previous: Sequence[SegmentProfile], page: Page)
     ticks = base.mark_tick(color=INK, thickness=3, height=26).encode(x=alt.X("before:Q", scale=scale, axis=None))
     texts = base.mark_text(align="left", dx=9).encode(x=alt.X("end:Q", scale=scale, axis=None), text="text:N")
     layers: alt.LayerChart = bars + ticks + texts
-    return fitted(layers, page, 30 * len(rows))
+    return fitted(layers, page, page.row_height(frame["name"].to_list(), 30) * len(rows))
 
 
 def k_sweep(sweep: Sweep, page: Page) -> Chart:
@@ -64,7 +64,7 @@ def k_sweep(sweep: Sweep, page: Page) -> Chart:
     rows = [row for measure in sweep.measures() for row in _points(sweep, measure)]
     axis = alt.Axis(title=None, tickCount=4, labelExpr=_SHORT)
     up = alt.Y("value:Q", axis=axis, scale=values_scale(8))
-    base = alt.Chart().encode(x=alt.X("k:Q", axis=whole_axis("k"), scale=values_scale(10)))
+    base = alt.Chart().encode(x=alt.X("k:Q", axis=whole_axis("k", [k for k, _ in sweep.rows]), scale=values_scale(10)))
     chosen = base.transform_filter("datum.chosen")
     layers = [
         chosen.mark_rule(color=QUIET, strokeDash=[4, 3]),
@@ -107,8 +107,9 @@ def quality(measured: Quality, page: Page) -> Chart:
     left, axis = page.room_for(names), names_axis(page, names)
     width = (page.width - left - 60) // 2 if page.is_wide else page.width - left - 24
     figures = measured.overall.figures
-    first = _dots("HR@10", names, hit_rates, figures["hr@10"], axis, width)
-    second = _dots("NDCG@10", names, ndcgs, figures["ndcg@10"], None if page.is_wide else axis, width)
+    step = page.row_height(names, 26)
+    first = _dots("HR@10", names, hit_rates, figures["hr@10"], axis, width, step)
+    second = _dots("NDCG@10", names, ndcgs, figures["ndcg@10"], None if page.is_wide else axis, width, step)
     return alt.hconcat(first, second, spacing=28) if page.is_wide else alt.vconcat(first, second, spacing=18)
 
 
@@ -119,19 +120,20 @@ def _dots(
     overall: float,
     axis: alt.Axis | None,
     width: int,
+    step: int,
 ) -> Chart:
     """A dot and an interval for each name, from `bounds` (value, low, high); a dashed line for all users."""
     value, low, high = zip(*bounds, strict=True)
     frame = pl.DataFrame({"name": names, "value": value, "low": low, "high": high})
     base = alt.Chart(frame).encode(y=alt.Y("name:N", sort=None, axis=axis))
-    across = alt.Axis(title=None, tickCount=4, format="~r")
+    across = alt.Axis(title=None, tickCount=4, format="~r", labelFlush=True)
     layers = [
         alt.Chart(pl.DataFrame({"x": [overall]})).mark_rule(color=INK, strokeDash=[5, 3]).encode(x="x:Q"),
         base.mark_rule(color=ACCENT, strokeWidth=2).encode(x=alt.X("low:Q", axis=across), x2="high:Q"),
         base.mark_point(color=ACCENT, filled=True, size=80, opacity=1).encode(x="value:Q"),
     ]
     heading = alt.Title(title, subtitle=f"dashed: all users, {overall:.3f}")
-    return alt.layer(*layers).properties(width=width, height=alt.Step(26), title=heading)
+    return alt.layer(*layers).properties(width=width, height=alt.Step(step), title=heading)
 
 
 def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
@@ -142,7 +144,7 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
     for key in shown:
         rows = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
         base = alt.Chart(pl.DataFrame(rows, schema=["epoch", "value"], orient="row")).encode(
-            x=alt.X("epoch:Q", axis=whole_axis("epoch"), scale=values_scale(8)),
+            x=alt.X("epoch:Q", axis=whole_axis("epoch", [epoch for epoch, _ in rows]), scale=values_scale(8)),
             y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale(8)),
         )
         dots = base.mark_point(color=ACCENT, filled=True, size=40, opacity=1)
@@ -152,9 +154,25 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
     return beside(panels, columns)
 
 
-def rhythm(profile: SegmentProfile, usual: Mapping[str, Sequence[float]]) -> Chart:
+def weeks(card: Card) -> Chart:
+    """Users of a segment with an event in each week; weeks of too few users are gaps."""
+    rows = [{"week": week.start.isoformat(), "users": week.users} for week in card.people.weeks]
+    ends = [card.people.weeks[0].start.isoformat(), card.people.weeks[-1].start.isoformat()]
+    base = alt.Chart(pl.DataFrame(rows, schema_overrides={"users": pl.Int64}))
+    across = alt.Axis(title=None, values=ends, format="%-d %b %Y", labelFlush=True, grid=False, labelOverlap=False)
+    area = base.mark_area(color=colour_of(card.profile.segment_id), opacity=0.85, line=False).encode(
+        x=alt.X("week:T", axis=across),
+        y=alt.Y("users:Q", axis=alt.Axis(title=None, tickCount=2, format="~s", grid=True)),
+    )
+    chart: Chart = area.properties(width=284, height=64)
+    return chart
+
+
+def rhythm(profile: SegmentProfile, usual: Mapping[str, Sequence[float]], zone: str) -> Chart:
     """Shares of a segment's events by hour and by weekday; dark marks are the shares of all users."""
-    hours = alt.Axis(title="hour, UTC", labelExpr="datum.value % 6 == 0 ? datum.value : ''", labelAngle=0, ticks=False)
+    hours = alt.Axis(
+        title=f"hour, {zone}", labelExpr="datum.value % 6 == 0 ? datum.value : ''", labelAngle=0, ticks=False
+    )
     days = alt.Axis(
         title="weekday", labelExpr="slice('MTWTFSS', datum.value, datum.value + 1)", labelAngle=0, ticks=False
     )

@@ -20,16 +20,20 @@ from server.core.figures import ENCODER
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
+from server.core.repository.segment_notes import SegmentNote, SegmentNotes, read_segment_notes
 from server.core.segments import normalised, segment_part
+from training.config import ReportSettings
 from training.data.account import Account
 from training.data.origin import Origin
 from training.errors import RunError
 from training.evaluation.results import RANKS, EvaluateResult, Result, figures_by_user
 from training.metrics import bootstrap_interval
+from training.reports.segments.people import People, people_by_segment, read_sources
 from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
 from training.repository import read_trusted
 from training.runs import CURVES, Run
 from training.segments.result import Segmentation
+from training.segments.trust import SegmentTrust
 
 MAP_USERS = 5_000
 """Largest number of users on the map; more users are sampled."""
@@ -52,7 +56,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A segment: its profile, its items, and the share of its users with a confident assignment, if known.
+    """A segment: its profile, its items, the facts of its users, what people say about it, and its trust, if known.
 
     `top_items` are the first ones by share, `particular_items` by the lower bound of the lift.
     """
@@ -60,7 +64,9 @@ class Card:
     profile: SegmentProfile
     top_items: tuple[Item, ...]
     particular_items: tuple[Item, ...]
-    confident: float | None
+    people: People = field(default_factory=People)
+    note: SegmentNote = field(default_factory=SegmentNote)
+    trust: SegmentTrust | None = None
 
     @property
     def name(self) -> str:
@@ -129,6 +135,8 @@ class Content:
     user_map: UserMap
     account: Account
     origin: Origin
+    settings: ReportSettings
+    stopped: str = ""
     sweep: Sweep | None = None
     moves: Moves | None = None
     quality: Quality | None = None
@@ -141,20 +149,23 @@ def display_name(profile: SegmentProfile) -> str:
     return f"{profile.segment_id} {profile.label}"
 
 
-def read_content(run: Run, repository: Path) -> Content:
-    """Read the files of the run's stages, and the release before from `repository`.
+def read_content(run: Run, repository: Path, settings: ReportSettings | None = None) -> Content:
+    """Read the files of the run's stages, and the release before and the names of segments from `repository`.
 
-    Raises RunError if the segment stage is not done.
+    `settings` take the place of those of the run. Raises RunError if the segment stage is not done.
     """
     prepared, segmented = run.require("prepare"), run.require("segment")
+    settings = settings or run.config().report
+    notes = read_segment_notes(repository)
     segmentation = Segmentation.read(segmented)
+    segmentation = segmentation.model_copy(update={"profiles": notes.named(segmentation.profiles)})
     least = run.config().segment.min_segment_size
     shown = _shown(segmentation.profiles, least)
     absent: dict[str, str] = {}
     parts: dict[str, Any] = {}
     readers: Mapping[str, Callable[[], Any]] = {
         "sweep": lambda: _sweep(run, segmented),
-        "moves": lambda: _moves(segmented, segmentation, repository, least),
+        "moves": lambda: _moves(segmented, segmentation, repository, least, notes),
         "quality": lambda: _quality(run, segmented, shown, least),
         "curves": lambda: _curves(run.require("train")),
     }
@@ -170,10 +181,12 @@ def read_content(run: Run, repository: Path) -> Content:
         segmentation=segmentation,
         min_segment_size=least,
         user_count=sum(profile.user_count for profile in segmentation.profiles),
-        cards=_cards(segmented, shown),
+        cards=_cards(run, segmentation, shown, notes, settings.time_zone),
         user_map=_user_map(run, segmented, shown),
         account=Account.model_validate_json((prepared / "account.json").read_bytes()),
         origin=Origin.of(run, prepared),
+        settings=settings,
+        stopped=str(run.figures("train").get("stopped", "")),
         absent=absent,
         **parts,
     )
@@ -189,32 +202,40 @@ def _shown(profiles: Sequence[SegmentProfile], least: int) -> tuple[SegmentProfi
     return tuple(sorted(large, key=lambda profile: (-profile.user_count, profile.segment_id))[:MOST_SEGMENTS])
 
 
-def _cards(segmented: Path, shown: Sequence[SegmentProfile]) -> tuple[Card, ...]:
+def _cards(
+    run: Run, segmentation: Segmentation, shown: Sequence[SegmentProfile], notes: SegmentNotes, zone: str
+) -> tuple[Card, ...]:
+    prepared, segmented = run.require("prepare"), run.require("segment")
     title = pl.coalesce(pl.when(pl.col("title") != "").then("title"), "item_id")
     catalogue = pl.read_parquet(segmented / "items.parquet", columns=["item_id", "title"]).select("item_id", title)
     titles = dict(catalogue.iter_rows())
-    confident = _confident_shares(segmented)
+    has_clock, least = bool(run.figures("prepare")["has_clock"]), run.config().segment.min_item_users
+    people = people_by_segment(read_sources(prepared, segmented, titles, has_clock, zone, least))
+    trust = {one.segment_id: one for one in segmentation.trust}
     return tuple(
         Card(
-            profile,
+            _local(profile, people.get(profile.segment_id, People()), zone),
             _items(profile.top_items, titles),
             _items(profile.particular_items, titles),
-            confident.get(profile.segment_id),
+            people.get(profile.segment_id, People()),
+            notes.segments.get(profile.segment_id, SegmentNote()),
+            trust.get(profile.segment_id),
         )
         for profile in shown
     )
+
+
+def _local(profile: SegmentProfile, people: People, zone: str) -> SegmentProfile:
+    """The profile with the hours and weekdays of the time zone; those of the release are UTC."""
+    if zone == "UTC" or not profile.hours:
+        return profile
+    return profile.model_copy(update={"hours": people.hours, "weekdays": people.weekdays})
 
 
 def _items(listed: Sequence[SegmentItem], titles: Mapping[str, str]) -> tuple[Item, ...]:
     return tuple(
         Item(titles[item.item_id], item.user_share, item.lift, item.lift_low) for item in listed[:_SHOWN_ITEMS]
     )
-
-
-def _confident_shares(segmented: Path) -> dict[int, float]:
-    """Share of each segment's users with a confident assignment, by segment id."""
-    assignments = pl.scan_parquet(segmented / "assignments.parquet")
-    return dict(assignments.group_by("segment_id").agg(pl.col("confident").mean()).collect().iter_rows())
 
 
 def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> UserMap:
@@ -252,7 +273,7 @@ def _curves(trained: Path) -> tuple[Mapping[str, float], ...]:
     return tuple(json.loads(path.read_text(encoding="utf-8")))
 
 
-def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least: int) -> Moves:
+def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least: int, notes: SegmentNotes) -> Moves:
     if not segmentation.parent_release:
         raise _AbsentError("There was no earlier release, so no user has moved.")
     path = segmented / MIGRATION
@@ -265,7 +286,7 @@ def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least:
     flows = tuple(flow for flow in migration.flows if flow.user_count >= least)
     try:
         release = read_trusted(repository / MODEL_NAME / str(migration.previous_release))
-        previous = _shown(release.segments, least)
+        previous = _shown(notes.named(release.segments), least)
     except (DamagedRelease, OSError):
         previous = ()
     return Moves(migration.model_copy(update={"flows": flows}), previous)

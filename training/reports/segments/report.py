@@ -10,8 +10,9 @@ from pathlib import Path
 import vl_convert
 from markupsafe import Markup
 
+from training.config import ReportSettings
 from training.reports.page import Picture, all_inlined, rendered
-from training.reports.segments import charts, wording
+from training.reports.segments import card_wording, charts, wording
 from training.reports.segments.content import Content, read_content
 from training.reports.segments.flow_chart import moves
 from training.reports.segments.user_map import users_map
@@ -25,15 +26,22 @@ _PIXELS_PER_UNIT = 2
 """Pixels of a PNG file per pixel of the page."""
 
 
-def report(run: Run, repository: Path, out: Path | None = None, progress: Progress = no_progress) -> Path:
+def report(
+    run: Run,
+    repository: Path,
+    out: Path | None = None,
+    progress: Progress = no_progress,
+    settings: ReportSettings | None = None,
+) -> Path:
     """Write `report.html` and the PNG files into `out` (default: `report/` of the run); returns the page's path.
 
-    The release before is read from `repository`. Raises RunError if the segment stage is not done.
+    The release before is read from `repository`; `settings` take the place of those of the run. Raises RunError if the
+    segment stage is not done.
     """
     run.require("segment")
     with run.stage("report") as stage:
         progress("reading", 0, 0)
-        content = read_content(run, repository)
+        content = read_content(run, repository, settings)
         directory = out or stage.directory
         directory.mkdir(parents=True, exist_ok=True)
         for old in stage.directory.glob("*.png"):  # also removes pictures of segments that are gone
@@ -68,15 +76,21 @@ def pictures_of(content: Content) -> Iterator[Picture]:
     if content.curves:
         yield Picture("curves", wording.curves_in_words(content), lambda page: charts.curves(content.curves, page))
     yield from _rhythms(content)
+    for card in cards:
+        if card.people.weeks:
+            alt = wording.weeks_in_words(card)
+            yield Picture(
+                f"weeks-{card.profile.segment_id}", alt, partial(_same_on_all_pages, charts.weeks(card)), (NARROW,)
+            )
 
 
 def _rhythms(content: Content) -> Iterator[Picture]:
     profiles = [card.profile for card in content.cards]
     usual = charts.usual_rhythm(profiles)
     for profile in profiles:
-        if text := wording.rhythm_in_words(profile):
+        if text := wording.rhythm_in_words(profile, content.settings.time_zone):
             alt = f"Bars of events by hour and weekday. {text}"
-            chart = charts.rhythm(profile, usual)
+            chart = charts.rhythm(profile, usual, content.settings.time_zone)
             yield Picture(f"rhythm-{profile.segment_id}", alt, partial(_same_on_all_pages, chart), (NARROW,))
 
 
@@ -87,4 +101,13 @@ def _same_on_all_pages(chart: Chart, page: Page) -> Chart:  # noqa: ARG001
 
 def page_of(content: Content, drawn: Mapping[str, Markup]) -> str:
     """The HTML of a report; `drawn` are its pictures by name."""
-    return rendered(_TEMPLATE, content=content, pictures=drawn, wording=wording, colour_of=colour_of)
+    names = {card.profile.segment_id: card.name for card in content.cards}
+    return rendered(
+        _TEMPLATE,
+        content=content,
+        pictures=drawn,
+        wording=wording,
+        cards=card_wording,
+        colour_of=colour_of,
+        names=names,
+    )

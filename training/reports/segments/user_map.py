@@ -8,7 +8,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from training.reports.segments.content import Card, UserMap
-from training.reports.style import INK, LINE, Chart, Page, colour_of, shape_of
+from training.reports.style import INK, LINE, Chart, Page, colour_of, legend_lines, shape_of
 
 _PHONE_USERS = 1_500
 """Users on the map of a phone."""
@@ -34,14 +34,16 @@ def _points(user_map: UserMap, cards: Sequence[Card], page: Page) -> alt.Chart:
     x, y = user_map.points[::step].T
     ids = pl.Series("id", user_map.segment_ids[::step])
     frame = pl.DataFrame({"x": x, "y": y, "segment": ids.replace_strict(names, return_dtype=pl.String)})
-    columns = 3 if page.is_wide else 1
+    longest = max(map(len, names.values()))
+    columns = min(3, max(1, page.width // (8 * longest + 60)))
     legend = alt.Legend(
         title=None,
         orient="bottom",
         columns=columns,
         columnPadding=36,
         rowPadding=6,
-        labelLimit=page.width // columns - 70,
+        labelLimit=page.width // columns - 24,
+        labelExpr=legend_lines(list(names.values()), page.width // columns - 50),
     )
     colours = alt.Scale(domain=list(names.values()), range=[colour_of(number) for number in names])
     shapes = alt.Scale(domain=list(names.values()), range=[shape_of(number) for number in names])

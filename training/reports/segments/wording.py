@@ -7,7 +7,7 @@ from humanize import natural_list
 
 from server.core.profiles import Change, Flow, Migration, SegmentProfile
 from training.ranking.item_lists import LONGEST_LIST
-from training.reports.segments.content import MAP_USERS, Content, Moves, Quality, display_name
+from training.reports.segments.content import MAP_USERS, Card, Content, Moves, Quality, display_name
 from training.reports.segments.sweep_charts import Sweep
 from training.reports.wording import percent, segments_in_words
 from training.segments.result import Segmentation
@@ -156,12 +156,31 @@ def _merge(change: Change) -> str:
     return f"{sources} merged into {segments_in_words(change.to_segment_ids)}"
 
 
-def rhythm_in_words(profile: SegmentProfile) -> str:
+def weeks_in_words(card: Card) -> str:
+    """The chart of users by week in words."""
+    told = [week for week in card.people.weeks if week.users is not None]
+    most = max(told, key=lambda week: week.users or 0)
+    return (
+        f"Users of “{card.name}” with an event in each week from {told[0].start:%-d %B %Y} ({told[0].users:,}) to "
+        f"{told[-1].start:%-d %B %Y} ({told[-1].users:,}); most in the week of {most.start:%-d %B %Y} ({most.users:,})."
+    )
+
+
+def foreseen(content: Content) -> str:
+    """What the first figure of quality means, beside the list of what is popular; empty if quality is unknown."""
+    if not content.quality:
+        return ""
+    popular = [one for one in content.quality.results if one.method.startswith("popularity")]
+    beside = f"; the ten most popular items: {percent(popular[0].figures['hr@10'])}" if popular else ""
+    return f"of ten recommended items, tested on choices that training did not see{beside}"
+
+
+def rhythm_in_words(profile: SegmentProfile, zone: str) -> str:
     """A segment's busiest hour and day."""
     parts = []
     if profile.hours:
         hour = int(np.argmax(profile.hours))
-        parts.append(f"{hour}–{hour + 1} h UTC ({percent(profile.hours[hour])} of events)")
+        parts.append(f"{hour}–{hour + 1} h {zone} ({percent(profile.hours[hour])} of events)")
     if profile.weekdays:
         day = int(np.argmax(profile.weekdays))
         parts.append(f"{WEEKDAYS[day]} ({percent(profile.weekdays[day])})")

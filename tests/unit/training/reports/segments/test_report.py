@@ -12,8 +12,10 @@ from segrec.visible import visible_lines
 
 from server.core.figures import AS_SERVED
 from server.core.profiles import Change, Flow, SegmentProfile
+from server.core.repository.segment_notes import SegmentNote, SegmentNotes, write_segment_notes
 from tests.e2e.test_segment import GROUPS, exported_run
 from tests.support.reports import fill, set_least, write_moves, write_sweep
+from training.config import ReportSettings
 from training.evaluation.results import METRICS, RANKS
 from training.publish.publish import publish
 from training.reports import wording as figures
@@ -78,7 +80,7 @@ def test_the_best_by_lift_stand_beside_the_best_by_share(own: Run) -> None:
             item.lift_low for item in card.profile.particular_items[:6]
         ]
     text = page(own)
-    assert text.count("What most of its users chose") == text.count("What it is particular about") == GROUPS
+    assert text.count("Items that most of its users chose") == text.count("Items that set it apart") == GROUPS
     assert "Its users choose no item clearly more often than all users." not in text
     overlap = segmentation.top_items_overlap
     assert overlap is not None
@@ -91,6 +93,28 @@ def test_the_best_by_lift_stand_beside_the_best_by_share(own: Run) -> None:
     assert "in common on average" not in text
 
 
+def test_what_people_say_about_a_segment_is_on_its_card(own: Run) -> None:
+    repository = own.path.parents[1] / "repository"
+    segment_id = Segmentation.read(own.path / "segment").profiles[0].segment_id
+    note = SegmentNote(name="Weekend <families>", note="Mailed in spring", tags=("mail",), owner="Ana")
+    repository.mkdir(exist_ok=True)
+    write_segment_notes(repository, SegmentNotes(segments={segment_id: note}))
+    text = page(own)
+    assert "</span>Weekend &lt;families&gt;</h3>" in text
+    assert "owner: Ana" in text
+    assert ">mail</span>" in text
+    assert "Mailed in spring" in text
+
+
+def test_trust_and_time_zone_are_told(own: Run) -> None:
+    settings = ReportSettings(time_zone="Asia/Tokyo", value_unit="$")
+    text = report(own, own.path.parents[1] / "repository", settings=settings).read_text(encoding="utf-8")
+    assert "What the segments can be used for" in text
+    assert text.count('class="trust ') == GROUPS
+    assert "h Asia/Tokyo (" in text
+    assert "h UTC (" not in text
+
+
 def test_what_is_missing_is_said_in_a_sentence(run: Run) -> None:
     absent = content_of(run).absent
     assert set(absent) == {"sweep", "moves", "quality", "curves"}
@@ -98,6 +122,7 @@ def test_what_is_missing_is_said_in_a_sentence(run: Run) -> None:
     for sentence in absent.values():
         assert sentence.endswith(".")
         assert sentence.split("`")[0] in text
+    assert "<code>--k auto</code> compares" in text
 
 
 def test_a_stale_evaluation_is_not_told(own: Run) -> None:
@@ -318,6 +343,8 @@ def test_inlined_pictures_have_a_name_and_ids_of_their_own() -> None:
         (figures.percent, 0.0, "0\xa0%"),
         (figures.signed_percent, -0.043, "−4\xa0%"),
         (figures.signed_percent, 0.2, "+20\xa0%"),
+        (figures.signed_percent, 0.004, "0\xa0%"),
+        (figures.signed_percent, -0.004, "0\xa0%"),
         (figures.figure, 1234.5, "1,234"),
         (figures.figure, 24.31, "24.3"),
     ],
