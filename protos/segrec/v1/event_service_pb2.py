@@ -22,12 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 from segrec.v1 import common_pb2 as segrec_dot_v1_dot_common__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16segrec/v1/common.proto\"=\n\tUserEvent\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x1f\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.Event\";\n\x13RecordEventsRequest\x12$\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEvent\"A\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x01\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\x12\x15\n\rtoo_old_count\x18\x04 \x01(\x05\x12$\n\x08warnings\x18\x05 \x03(\x0b\x32\x12.segrec.v1.Warning\"K\n\x11ListEventsRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"c\n\x12ListEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\"#\n\x10\x45raseUserRequest\x12\x0f\n\x07user_id\x18\x01 \x01(\t\"Y\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x12(\n\nremainders\x18\x02 \x03(\x0b\x32\x14.segrec.v1.Remainder\"\x9d\x01\n\tRemainder\x12(\n\x05place\x18\x01 \x01(\x0e\x32\x19.segrec.v1.RemainderPlace\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x07release\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_release*\xc2\x01\n\x0eRemainderPlace\x12\x1f\n\x1bREMAINDER_PLACE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREMAINDER_PLACE_STORE_FILES\x10\x01\x12\x1a\n\x16REMAINDER_PLACE_CACHES\x10\x02\x12\x1b\n\x17REMAINDER_PLACE_RELEASE\x10\x03\x12\x18\n\x14REMAINDER_PLACE_RUNS\x10\x04\x12\x1b\n\x17REMAINDER_PLACE_BACKUPS\x10\x05\x32\xf2\x01\n\x0c\x45ventService\x12O\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\x12I\n\nListEvents\x12\x1c.segrec.v1.ListEventsRequest\x1a\x1d.segrec.v1.ListEventsResponse\x12\x46\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponseB@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/event_service.proto\x12\tsegrec.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a\x16segrec/v1/common.proto\"I\n\tUserEvent\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12%\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x10.segrec.v1.EventB\x04\xe2\x41\x01\x02\"A\n\x13RecordEventsRequest\x12*\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x14.segrec.v1.UserEventB\x04\xe2\x41\x01\x02\"A\n\x0cRefusedEvent\x12\r\n\x05index\x18\x01 \x01(\x05\x12\"\n\x06status\x18\x02 \x01(\x0b\x32\x12.google.rpc.Status\"\xac\x01\n\x14RecordEventsResponse\x12\x14\n\x0cstored_count\x18\x01 \x01(\x05\x12\x17\n\x0f\x64uplicate_count\x18\x02 \x01(\x05\x12(\n\x07refused\x18\x03 \x03(\x0b\x32\x17.segrec.v1.RefusedEvent\x12\x15\n\rtoo_old_count\x18\x04 \x01(\x05\x12$\n\x08warnings\x18\x05 \x03(\x0b\x32\x12.segrec.v1.Warning\"]\n\x11ListEventsRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x17\n\tpage_size\x18\x02 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"c\n\x12ListEventsResponse\x12 \n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.Event\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x12\n\ntotal_size\x18\x03 \x01(\x03\")\n\x10\x45raseUserRequest\x12\x15\n\x07user_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\"Y\n\x11\x45raseUserResponse\x12\x1a\n\x12\x65rased_event_count\x18\x01 \x01(\x05\x12(\n\nremainders\x18\x02 \x03(\x0b\x32\x14.segrec.v1.Remainder\"\x9d\x01\n\tRemainder\x12(\n\x05place\x18\x01 \x01(\x0e\x32\x19.segrec.v1.RemainderPlace\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x07release\x18\x03 \x01(\x03H\x00\x88\x01\x01\x12/\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\n\n\x08_release*\xc2\x01\n\x0eRemainderPlace\x12\x1f\n\x1bREMAINDER_PLACE_UNSPECIFIED\x10\x00\x12\x1f\n\x1bREMAINDER_PLACE_STORE_FILES\x10\x01\x12\x1a\n\x16REMAINDER_PLACE_CACHES\x10\x02\x12\x1b\n\x17REMAINDER_PLACE_RELEASE\x10\x03\x12\x18\n\x14REMAINDER_PLACE_RUNS\x10\x04\x12\x1b\n\x17REMAINDER_PLACE_BACKUPS\x10\x05\x32\xca\x02\n\x0c\x45ventService\x12\x66\n\x0cRecordEvents\x12\x1e.segrec.v1.RecordEventsRequest\x1a\x1f.segrec.v1.RecordEventsResponse\"\x15\x82\xd3\xe4\x93\x02\x0f\"\n/v1/events:\x01*\x12m\n\nListEvents\x12\x1c.segrec.v1.ListEventsRequest\x1a\x1d.segrec.v1.ListEventsResponse\"\"\x82\xd3\xe4\x93\x02\x1c\x12\x1a/v1/users/{user_id}/events\x12\x63\n\tEraseUser\x12\x1b.segrec.v1.EraseUserRequest\x1a\x1c.segrec.v1.EraseUserResponse\"\x1b\x82\xd3\xe4\x93\x02\x15*\x13/v1/users/{user_id}B@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,26 +37,46 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'segrec.v1.event_service_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.segrec.v1P\001Z!segrec.dev/gen/segrec/v1;segrecv1\252\002\tSegrec.V1'
-  _globals['_REMAINDERPLACE']._serialized_start=959
-  _globals['_REMAINDERPLACE']._serialized_end=1153
-  _globals['_USEREVENT']._serialized_start=126
-  _globals['_USEREVENT']._serialized_end=187
-  _globals['_RECORDEVENTSREQUEST']._serialized_start=189
-  _globals['_RECORDEVENTSREQUEST']._serialized_end=248
-  _globals['_REFUSEDEVENT']._serialized_start=250
-  _globals['_REFUSEDEVENT']._serialized_end=315
-  _globals['_RECORDEVENTSRESPONSE']._serialized_start=318
-  _globals['_RECORDEVENTSRESPONSE']._serialized_end=490
-  _globals['_LISTEVENTSREQUEST']._serialized_start=492
-  _globals['_LISTEVENTSREQUEST']._serialized_end=567
-  _globals['_LISTEVENTSRESPONSE']._serialized_start=569
-  _globals['_LISTEVENTSRESPONSE']._serialized_end=668
-  _globals['_ERASEUSERREQUEST']._serialized_start=670
-  _globals['_ERASEUSERREQUEST']._serialized_end=705
-  _globals['_ERASEUSERRESPONSE']._serialized_start=707
-  _globals['_ERASEUSERRESPONSE']._serialized_end=796
-  _globals['_REMAINDER']._serialized_start=799
-  _globals['_REMAINDER']._serialized_end=956
-  _globals['_EVENTSERVICE']._serialized_start=1156
-  _globals['_EVENTSERVICE']._serialized_end=1398
+  _globals['_USEREVENT'].fields_by_name['user_id']._loaded_options = None
+  _globals['_USEREVENT'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_USEREVENT'].fields_by_name['event']._loaded_options = None
+  _globals['_USEREVENT'].fields_by_name['event']._serialized_options = b'\342A\001\002'
+  _globals['_RECORDEVENTSREQUEST'].fields_by_name['events']._loaded_options = None
+  _globals['_RECORDEVENTSREQUEST'].fields_by_name['events']._serialized_options = b'\342A\001\002'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTEVENTSREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_ERASEUSERREQUEST'].fields_by_name['user_id']._loaded_options = None
+  _globals['_ERASEUSERREQUEST'].fields_by_name['user_id']._serialized_options = b'\342A\001\002'
+  _globals['_EVENTSERVICE'].methods_by_name['RecordEvents']._loaded_options = None
+  _globals['_EVENTSERVICE'].methods_by_name['RecordEvents']._serialized_options = b'\202\323\344\223\002\017\"\n/v1/events:\001*'
+  _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._loaded_options = None
+  _globals['_EVENTSERVICE'].methods_by_name['ListEvents']._serialized_options = b'\202\323\344\223\002\034\022\032/v1/users/{user_id}/events'
+  _globals['_EVENTSERVICE'].methods_by_name['EraseUser']._loaded_options = None
+  _globals['_EVENTSERVICE'].methods_by_name['EraseUser']._serialized_options = b'\202\323\344\223\002\025*\023/v1/users/{user_id}'
+  _globals['_REMAINDERPLACE']._serialized_start=1064
+  _globals['_REMAINDERPLACE']._serialized_end=1258
+  _globals['_USEREVENT']._serialized_start=189
+  _globals['_USEREVENT']._serialized_end=262
+  _globals['_RECORDEVENTSREQUEST']._serialized_start=264
+  _globals['_RECORDEVENTSREQUEST']._serialized_end=329
+  _globals['_REFUSEDEVENT']._serialized_start=331
+  _globals['_REFUSEDEVENT']._serialized_end=396
+  _globals['_RECORDEVENTSRESPONSE']._serialized_start=399
+  _globals['_RECORDEVENTSRESPONSE']._serialized_end=571
+  _globals['_LISTEVENTSREQUEST']._serialized_start=573
+  _globals['_LISTEVENTSREQUEST']._serialized_end=666
+  _globals['_LISTEVENTSRESPONSE']._serialized_start=668
+  _globals['_LISTEVENTSRESPONSE']._serialized_end=767
+  _globals['_ERASEUSERREQUEST']._serialized_start=769
+  _globals['_ERASEUSERREQUEST']._serialized_end=810
+  _globals['_ERASEUSERRESPONSE']._serialized_start=812
+  _globals['_ERASEUSERRESPONSE']._serialized_end=901
+  _globals['_REMAINDER']._serialized_start=904
+  _globals['_REMAINDER']._serialized_end=1061
+  _globals['_EVENTSERVICE']._serialized_start=1261
+  _globals['_EVENTSERVICE']._serialized_end=1591
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
+from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63utoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0eparent_release\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\"\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x11.segrec.v1.Figure\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bmin_history\x18\r \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x10min_segment_size\x18\x0e \x01(\x03H\x03\x88\x01\x01\x12\x15\n\rtraffic_share\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x12(\n\ntrained_on\x18\x11 \x01(\x0b\x32\x14.segrec.v1.TrainedOn\x12\x35\n\x11\x66orget_after_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_parent_releaseB\x11\n\x0f_min_confidenceB\x0e\n\x0c_min_historyB\x13\n\x11_min_segment_size\"\x95\x01\n\x06\x46igure\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05value\x18\x05 \x01(\x01\x12\x10\n\x03low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x42\x04\n\x02_kB\x06\n\x04_lowB\x07\n\x05_high\"\xae\x01\n\tTrainedOn\x12\x34\n\x10\x66irst_event_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuser_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x03(\t\"\x8e\x03\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10\x63ompared_release\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\x42\x13\n\x11_compared_release\"\xbf\x02\n\x05Guard\x12\x1c\n\x0fmax_error_share\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x1f\n\x12max_degraded_share\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\"\n\x15max_unconfident_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12/\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12)\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10min_answer_count\x18\x06 \x01(\x03H\x03\x88\x01\x01\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_shareB\x13\n\x11_min_answer_count\"\xe6\x01\n\x07Traffic\x12\x1b\n\x0estable_release\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1b\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x19\n\x0c\x63\x61nary_share\x18\x03 \x01(\x01H\x02\x88\x01\x01\x12\x1b\n\x0eshadow_release\x18\x04 \x01(\x03H\x03\x88\x01\x01\x12\x1f\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.GuardB\x11\n\x0f_stable_releaseB\x11\n\x0f_canary_releaseB\x0f\n\r_canary_shareB\x11\n\x0f_shadow_release\"\xb2\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"<\n\x13ListReleasesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"\xad\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t\x12\x12\n\ntotal_size\x18\x05 \x01(\x03\"$\n\x11GetReleaseRequest\x12\x0f\n\x07release\x18\x01 \x01(\x03\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"j\n\x11SetTrafficRequest\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x12\n\nchanged_by\x18\x02 \x01(\t\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"C\n\x0fRollbackRequest\x12\x12\n\nchanged_by\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xba\x02\n\x0cModelService\x12O\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\x12I\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\x12I\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\x12\x43\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponseB@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dsegrec/v1/model_service.proto\x12\tsegrec.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x07Release\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.segrec.v1.ReleaseState\x12\x0f\n\x07\x66\x61ilure\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x63utoff_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1b\n\x0eparent_release\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x15\n\rembedding_dim\x18\x07 \x01(\x05\x12\x12\n\nmax_length\x18\x08 \x01(\x05\x12\x12\n\nitem_count\x18\t \x01(\x05\x12\x15\n\rsegment_count\x18\n \x01(\x05\x12\"\n\x07\x66igures\x18\x0b \x03(\x0b\x32\x11.segrec.v1.Figure\x12\x1b\n\x0emin_confidence\x18\x0c \x01(\x02H\x01\x88\x01\x01\x12\x18\n\x0bmin_history\x18\r \x01(\x05H\x02\x88\x01\x01\x12\x1d\n\x10min_segment_size\x18\x0e \x01(\x03H\x03\x88\x01\x01\x12\x15\n\rtraffic_share\x18\x0f \x01(\x01\x12$\n\x04live\x18\x10 \x01(\x0b\x32\x16.segrec.v1.LiveFigures\x12(\n\ntrained_on\x18\x11 \x01(\x0b\x32\x14.segrec.v1.TrainedOn\x12\x35\n\x11\x66orget_after_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x11\n\x0f_parent_releaseB\x11\n\x0f_min_confidenceB\x0e\n\x0c_min_historyB\x13\n\x11_min_segment_size\"\x95\x01\n\x06\x46igure\x12\x10\n\x08protocol\x18\x01 \x01(\t\x12\x0e\n\x06method\x18\x02 \x01(\t\x12\x0e\n\x06metric\x18\x03 \x01(\t\x12\x0e\n\x01k\x18\x04 \x01(\x05H\x00\x88\x01\x01\x12\r\n\x05value\x18\x05 \x01(\x01\x12\x10\n\x03low\x18\x06 \x01(\x01H\x01\x88\x01\x01\x12\x11\n\x04high\x18\x07 \x01(\x01H\x02\x88\x01\x01\x42\x04\n\x02_kB\x06\n\x04_lowB\x07\n\x05_high\"\xae\x01\n\tTrainedOn\x12\x34\n\x10\x66irst_event_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x33\n\x0flast_event_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nuser_count\x18\x03 \x01(\x03\x12\x13\n\x0b\x65vent_count\x18\x04 \x01(\x03\x12\r\n\x05\x66iles\x18\x05 \x03(\t\"\x8e\x03\n\x0bLiveFigures\x12)\n\x06window\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0c\x61nswer_count\x18\x02 \x01(\x03\x12\x13\n\x0b\x65rror_share\x18\x03 \x01(\x01\x12\x16\n\x0e\x64\x65graded_share\x18\x04 \x01(\x01\x12\x19\n\x11unconfident_share\x18\x05 \x01(\x01\x12.\n\x0bmedian_time\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12+\n\x08p99_time\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1d\n\x10\x63ompared_release\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x16\n\x0e\x63ompared_count\x18\t \x01(\x03\x12\x1d\n\x15\x63hanged_segment_share\x18\n \x01(\x01\x12\x19\n\x11top_items_overlap\x18\x0b \x01(\x01\x12\x13\n\x0bscore_shift\x18\x0c \x01(\x01\x42\x13\n\x11_compared_release\"\xe3\x02\n\x05Guard\x12\"\n\x0fmax_error_share\x18\x01 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12%\n\x12max_degraded_share\x18\x02 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12(\n\x15max_unconfident_share\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12\x35\n\x0cmax_p99_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12/\n\x06window\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationB\x04\xe2\x41\x01\x01\x12#\n\x10min_answer_count\x18\x06 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x42\x12\n\x10_max_error_shareB\x15\n\x13_max_degraded_shareB\x18\n\x16_max_unconfident_shareB\x13\n\x11_min_answer_count\"\x84\x02\n\x07Traffic\x12!\n\x0estable_release\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12!\n\x0e\x63\x61nary_release\x18\x02 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x01\x88\x01\x01\x12\x1f\n\x0c\x63\x61nary_share\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x02\x88\x01\x01\x12!\n\x0eshadow_release\x18\x04 \x01(\x03\x42\x04\xe2\x41\x01\x01H\x03\x88\x01\x01\x12%\n\x05guard\x18\x05 \x01(\x0b\x32\x10.segrec.v1.GuardB\x04\xe2\x41\x01\x01\x42\x11\n\x0f_stable_releaseB\x11\n\x0f_canary_releaseB\x0f\n\r_canary_shareB\x11\n\x0f_shadow_release\"\xb2\x01\n\rTrafficRecord\x12#\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Traffic\x12\x19\n\x11previous_releases\x18\x02 \x03(\x03\x12/\n\x0bupdate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nchanged_by\x18\x04 \x01(\t\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0c\n\x04\x65tag\x18\x06 \x01(\t\"H\n\x13ListReleasesRequest\x12\x17\n\tpage_size\x18\x01 \x01(\x05\x42\x04\xe2\x41\x01\x01\x12\x18\n\npage_token\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\"\xad\x01\n\x14ListReleasesResponse\x12$\n\x08releases\x18\x01 \x03(\x0b\x32\x12.segrec.v1.Release\x12)\n\x07traffic\x18\x02 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x17\n\x0ftraffic_failure\x18\x03 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x04 \x01(\t\x12\x12\n\ntotal_size\x18\x05 \x01(\x03\"*\n\x11GetReleaseRequest\x12\x15\n\x07release\x18\x01 \x01(\x03\x42\x04\xe2\x41\x01\x02\"9\n\x12GetReleaseResponse\x12#\n\x07release\x18\x01 \x01(\x0b\x32\x12.segrec.v1.Release\"\x82\x01\n\x11SetTrafficRequest\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x12.segrec.v1.TrafficB\x04\xe2\x41\x01\x02\x12\x18\n\nchanged_by\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x04 \x01(\tB\x04\xe2\x41\x01\x01\"?\n\x12SetTrafficResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\"U\n\x0fRollbackRequest\x12\x18\n\nchanged_by\x18\x01 \x01(\tB\x04\xe2\x41\x01\x01\x12\x14\n\x06reason\x18\x02 \x01(\tB\x04\xe2\x41\x01\x01\x12\x12\n\x04\x65tag\x18\x03 \x01(\tB\x04\xe2\x41\x01\x01\"N\n\x10RollbackResponse\x12)\n\x07traffic\x18\x01 \x01(\x0b\x32\x18.segrec.v1.TrafficRecord\x12\x0f\n\x07summary\x18\x02 \x01(\t*\xe8\x01\n\x0cReleaseState\x12\x1d\n\x19RELEASE_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17RELEASE_STATE_AVAILABLE\x10\x01\x12\x19\n\x15RELEASE_STATE_LOADING\x10\x02\x12\x18\n\x14RELEASE_STATE_ACTIVE\x10\x03\x12\x19\n\x15RELEASE_STATE_STANDBY\x10\x04\x12\x18\n\x14RELEASE_STATE_FAILED\x10\x05\x12\x18\n\x14RELEASE_STATE_CANARY\x10\x06\x12\x18\n\x14RELEASE_STATE_SHADOW\x10\x07\x32\xa9\x03\n\x0cModelService\x12\x65\n\x0cListReleases\x12\x1e.segrec.v1.ListReleasesRequest\x1a\x1f.segrec.v1.ListReleasesResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/releases\x12i\n\nGetRelease\x12\x1c.segrec.v1.GetReleaseRequest\x1a\x1d.segrec.v1.GetReleaseResponse\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x16/v1/releases/{release}\x12\x61\n\nSetTraffic\x12\x1c.segrec.v1.SetTrafficRequest\x1a\x1d.segrec.v1.SetTrafficResponse\"\x16\x82\xd3\xe4\x93\x02\x10\x1a\x0b/v1/traffic:\x01*\x12\x64\n\x08Rollback\x12\x1a.segrec.v1.RollbackRequest\x1a\x1b.segrec.v1.RollbackResponse\"\x1f\x82\xd3\xe4\x93\x02\x19\"\x14/v1/traffic:rollback:\x01*B@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,38 +36,88 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'segrec.v1.model_service_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\rdev.segrec.v1P\001Z!segrec.dev/gen/segrec/v1;segrecv1\252\002\tSegrec.V1'
-  _globals['_RELEASESTATE']._serialized_start=2887
-  _globals['_RELEASESTATE']._serialized_end=3119
-  _globals['_RELEASE']._serialized_start=110
-  _globals['_RELEASE']._serialized_end=761
-  _globals['_FIGURE']._serialized_start=764
-  _globals['_FIGURE']._serialized_end=913
-  _globals['_TRAINEDON']._serialized_start=916
-  _globals['_TRAINEDON']._serialized_end=1090
-  _globals['_LIVEFIGURES']._serialized_start=1093
-  _globals['_LIVEFIGURES']._serialized_end=1491
-  _globals['_GUARD']._serialized_start=1494
-  _globals['_GUARD']._serialized_end=1813
-  _globals['_TRAFFIC']._serialized_start=1816
-  _globals['_TRAFFIC']._serialized_end=2046
-  _globals['_TRAFFICRECORD']._serialized_start=2049
-  _globals['_TRAFFICRECORD']._serialized_end=2227
-  _globals['_LISTRELEASESREQUEST']._serialized_start=2229
-  _globals['_LISTRELEASESREQUEST']._serialized_end=2289
-  _globals['_LISTRELEASESRESPONSE']._serialized_start=2292
-  _globals['_LISTRELEASESRESPONSE']._serialized_end=2465
-  _globals['_GETRELEASEREQUEST']._serialized_start=2467
-  _globals['_GETRELEASEREQUEST']._serialized_end=2503
-  _globals['_GETRELEASERESPONSE']._serialized_start=2505
-  _globals['_GETRELEASERESPONSE']._serialized_end=2562
-  _globals['_SETTRAFFICREQUEST']._serialized_start=2564
-  _globals['_SETTRAFFICREQUEST']._serialized_end=2670
-  _globals['_SETTRAFFICRESPONSE']._serialized_start=2672
-  _globals['_SETTRAFFICRESPONSE']._serialized_end=2735
-  _globals['_ROLLBACKREQUEST']._serialized_start=2737
-  _globals['_ROLLBACKREQUEST']._serialized_end=2804
-  _globals['_ROLLBACKRESPONSE']._serialized_start=2806
-  _globals['_ROLLBACKRESPONSE']._serialized_end=2884
-  _globals['_MODELSERVICE']._serialized_start=3122
-  _globals['_MODELSERVICE']._serialized_end=3436
+  _globals['_GUARD'].fields_by_name['max_error_share']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['max_error_share']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['max_degraded_share']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['max_degraded_share']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['max_unconfident_share']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['max_unconfident_share']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['max_p99_time']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['max_p99_time']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['window']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['window']._serialized_options = b'\342A\001\001'
+  _globals['_GUARD'].fields_by_name['min_answer_count']._loaded_options = None
+  _globals['_GUARD'].fields_by_name['min_answer_count']._serialized_options = b'\342A\001\001'
+  _globals['_TRAFFIC'].fields_by_name['stable_release']._loaded_options = None
+  _globals['_TRAFFIC'].fields_by_name['stable_release']._serialized_options = b'\342A\001\001'
+  _globals['_TRAFFIC'].fields_by_name['canary_release']._loaded_options = None
+  _globals['_TRAFFIC'].fields_by_name['canary_release']._serialized_options = b'\342A\001\001'
+  _globals['_TRAFFIC'].fields_by_name['canary_share']._loaded_options = None
+  _globals['_TRAFFIC'].fields_by_name['canary_share']._serialized_options = b'\342A\001\001'
+  _globals['_TRAFFIC'].fields_by_name['shadow_release']._loaded_options = None
+  _globals['_TRAFFIC'].fields_by_name['shadow_release']._serialized_options = b'\342A\001\001'
+  _globals['_TRAFFIC'].fields_by_name['guard']._loaded_options = None
+  _globals['_TRAFFIC'].fields_by_name['guard']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRELEASESREQUEST'].fields_by_name['page_size']._loaded_options = None
+  _globals['_LISTRELEASESREQUEST'].fields_by_name['page_size']._serialized_options = b'\342A\001\001'
+  _globals['_LISTRELEASESREQUEST'].fields_by_name['page_token']._loaded_options = None
+  _globals['_LISTRELEASESREQUEST'].fields_by_name['page_token']._serialized_options = b'\342A\001\001'
+  _globals['_GETRELEASEREQUEST'].fields_by_name['release']._loaded_options = None
+  _globals['_GETRELEASEREQUEST'].fields_by_name['release']._serialized_options = b'\342A\001\002'
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['traffic']._loaded_options = None
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['traffic']._serialized_options = b'\342A\001\002'
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['changed_by']._loaded_options = None
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['changed_by']._serialized_options = b'\342A\001\001'
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_SETTRAFFICREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_ROLLBACKREQUEST'].fields_by_name['changed_by']._loaded_options = None
+  _globals['_ROLLBACKREQUEST'].fields_by_name['changed_by']._serialized_options = b'\342A\001\001'
+  _globals['_ROLLBACKREQUEST'].fields_by_name['reason']._loaded_options = None
+  _globals['_ROLLBACKREQUEST'].fields_by_name['reason']._serialized_options = b'\342A\001\001'
+  _globals['_ROLLBACKREQUEST'].fields_by_name['etag']._loaded_options = None
+  _globals['_ROLLBACKREQUEST'].fields_by_name['etag']._serialized_options = b'\342A\001\001'
+  _globals['_MODELSERVICE'].methods_by_name['ListReleases']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['ListReleases']._serialized_options = b'\202\323\344\223\002\016\022\014/v1/releases'
+  _globals['_MODELSERVICE'].methods_by_name['GetRelease']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['GetRelease']._serialized_options = b'\202\323\344\223\002\030\022\026/v1/releases/{release}'
+  _globals['_MODELSERVICE'].methods_by_name['SetTraffic']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['SetTraffic']._serialized_options = b'\202\323\344\223\002\020\032\013/v1/traffic:\001*'
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._loaded_options = None
+  _globals['_MODELSERVICE'].methods_by_name['Rollback']._serialized_options = b'\202\323\344\223\002\031\"\024/v1/traffic:rollback:\001*'
+  _globals['_RELEASESTATE']._serialized_start=3077
+  _globals['_RELEASESTATE']._serialized_end=3309
+  _globals['_RELEASE']._serialized_start=173
+  _globals['_RELEASE']._serialized_end=824
+  _globals['_FIGURE']._serialized_start=827
+  _globals['_FIGURE']._serialized_end=976
+  _globals['_TRAINEDON']._serialized_start=979
+  _globals['_TRAINEDON']._serialized_end=1153
+  _globals['_LIVEFIGURES']._serialized_start=1156
+  _globals['_LIVEFIGURES']._serialized_end=1554
+  _globals['_GUARD']._serialized_start=1557
+  _globals['_GUARD']._serialized_end=1912
+  _globals['_TRAFFIC']._serialized_start=1915
+  _globals['_TRAFFIC']._serialized_end=2175
+  _globals['_TRAFFICRECORD']._serialized_start=2178
+  _globals['_TRAFFICRECORD']._serialized_end=2356
+  _globals['_LISTRELEASESREQUEST']._serialized_start=2358
+  _globals['_LISTRELEASESREQUEST']._serialized_end=2430
+  _globals['_LISTRELEASESRESPONSE']._serialized_start=2433
+  _globals['_LISTRELEASESRESPONSE']._serialized_end=2606
+  _globals['_GETRELEASEREQUEST']._serialized_start=2608
+  _globals['_GETRELEASEREQUEST']._serialized_end=2650
+  _globals['_GETRELEASERESPONSE']._serialized_start=2652
+  _globals['_GETRELEASERESPONSE']._serialized_end=2709
+  _globals['_SETTRAFFICREQUEST']._serialized_start=2712
+  _globals['_SETTRAFFICREQUEST']._serialized_end=2842
+  _globals['_SETTRAFFICRESPONSE']._serialized_start=2844
+  _globals['_SETTRAFFICRESPONSE']._serialized_end=2907
+  _globals['_ROLLBACKREQUEST']._serialized_start=2909
+  _globals['_ROLLBACKREQUEST']._serialized_end=2994
+  _globals['_ROLLBACKRESPONSE']._serialized_start=2996
+  _globals['_ROLLBACKRESPONSE']._serialized_end=3074
+  _globals['_MODELSERVICE']._serialized_start=3312
+  _globals['_MODELSERVICE']._serialized_end=3737
 # @@protoc_insertion_point(module_scope)
