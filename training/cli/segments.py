@@ -114,7 +114,11 @@ def sweep(
     runs: Runs = RUNS,
     k_range: Annotated[
         tuple[int, int] | None,
-        typer.Option("--k-range", metavar="MIN MAX", help="Smallest and largest k; default: the run's own range."),
+        typer.Option(
+            "--k-range",
+            metavar="MIN MAX",
+            help="Smallest and largest k; default: the run's own. Tried: each up to 8, then steps of a quarter.",
+        ),
     ] = None,
 ) -> None:
     """Compare several numbers of segments, and show which number `--k auto` would choose."""
