@@ -88,6 +88,6 @@ def test_the_platforms_wheel_holds_server_and_training_with_their_data(platform:
 def test_the_platform_needs_the_client_of_its_own_version(client: Wheel, platform: Wheel) -> None:
     assert platform.metadata["Version"] == client.metadata["Version"]
     assert platform.requirements() == {f"segrec=={client.metadata['Version']}"}
-    extras = {"server", "training", "dask", "text", "llm", "gpu", "sources", "tune", "demo", "dev"}
+    extras = {"server", "training", "dask", "text", "llm", "gpu", "sources", "tune", "tracking", "demo", "dev"}
     assert set(platform.metadata.get_all("Provides-Extra", [])) == extras
     assert "segrec =" not in platform.entry_points
