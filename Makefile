@@ -8,7 +8,7 @@ RUN := demo
 .PHONY: run setup test nightly check lint types protos protos-check reference services wheels lock clean
 
 run: setup
-	@$(BIN)/segrec-train run --demo --run $(RUN)
+	@$(BIN)/segrec-train run --demo --run $(RUN) || test $$? -eq 6  # 6: the release stands by, as the demo explains
 	@exec $(BIN)/python deploy/demo.py --run runs/$(RUN)
 
 setup: $(STAMP)

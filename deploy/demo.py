@@ -1,6 +1,7 @@
 """The second half of `make run`: serves the demo's release, shows answers of its gRPC API, and keeps serving."""
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from rich.table import Table
 from segrec import ModelClient, SegrecClient
 from segrec.errors import SegrecError
 from segrec.v1 import segrec_service_pb2 as pb
+
+from training.repository import stands_by
 
 USERS_SHOWN = 5
 console = Console()
@@ -25,6 +28,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         # After the imports, since Ctrl-C does not interrupt waits with the handler of Polars (pola-rs/polars 21739).
         signal.signal(number, signal.default_int_handler)
+    _answer_all_the_same(options.run)
     events = options.run / "prepare" / "events.parquet"
     command = [Path(sys.executable).with_name("segrec-serve"), "--bootstrap-events", events]
     with subprocess.Popen(list(map(str, command)), start_new_session=True, stdout=subprocess.PIPE, text=True) as server:
@@ -43,6 +47,15 @@ def main() -> int:
         finally:
             server.terminate()
             server.wait()
+
+
+def _answer_all_the_same(run: Path) -> None:
+    """Give the demo's release traffic if it stands by, and say so: the demo shows answers in any case."""
+    published = json.loads((run / "run.json").read_text(encoding="utf-8"))["stages"]["publish"]["figures"]
+    if stands_by(Path(published["repository"]), published["release"]):
+        console.print("The release of this demo stands by, see above. The demo lets it answer all the same:")
+        command = [Path(sys.executable).with_name("segrec-train"), "traffic", f"{published['release']}=100"]
+        subprocess.run([*map(str, command), "--reason", "the demo shows answers in any case"], check=True)
 
 
 def _wait_until_serving(server: "subprocess.Popen[str]") -> dict[str, str]:

@@ -9,11 +9,12 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from pydantic import Field
 
-from server.core.errors import DamagedRelease
+from server.core.errors import DamagedRelease, DamagedTraffic
 from server.core.frozen_model import FrozenModel
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME, RELEASE_NAME
-from server.core.repository.read import read_release
+from server.core.repository.read import read_manifest, read_release
+from server.core.repository.traffic import last_traffic, read_traffic
 from training.errors import PublishError
 from training.runs import write_atomically
 
@@ -50,14 +51,28 @@ def read_trusted(directory: Path) -> Release:
     return read_release(directory, _Trust.key)
 
 
-def newest_release(repository: Path) -> Release | None:
-    """The newest release that passes its checks; None if no release does."""
+def newest_release(repository: Path, *, answering: bool = False) -> Release | None:
+    """The newest release that passes its checks; None if no release does.
+
+    `answering` leaves out the releases that stand by: the result answers when the traffic names no stable release.
+    """
     for number in reversed(release_numbers(repository)):
+        directory = repository / MODEL_NAME / str(number)
         try:
-            return read_trusted(repository / MODEL_NAME / str(number))
+            if not (answering and read_manifest(directory).stands_by):
+                return read_trusted(directory)
         except DamagedRelease:
             continue
     return None
+
+
+def stands_by(repository: Path, number: int) -> str:
+    """Why a release answers nobody; empty if it may, also because the traffic names it. Raises DamagedRelease."""
+    try:
+        named = number in read_traffic(repository).named_releases()
+    except DamagedTraffic:
+        named = number in last_traffic(repository).named_releases()
+    return "" if named else read_manifest(repository / MODEL_NAME / str(number)).stands_by
 
 
 def find_release(repository: Path, number: int) -> Release:

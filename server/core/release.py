@@ -161,6 +161,10 @@ class Manifest(FrozenModel):
         default=None, description="None when there were too few users to calibrate it."
     )
     min_segment_size: int = Field(default=0, ge=0, description="Segments and flows of fewer users are not published.")
+    stands_by: str = Field(default="", description="Why it answers nobody until it is given traffic; empty if it may.")
+    forced: str = Field(
+        default="", description="Why it may answer although a rule predicts better, in a person's words."
+    )
     files: dict[str, FileRecord]
     golden: Golden
 

@@ -10,6 +10,7 @@ from time import monotonic
 
 from server.core.errors import EncoderUnavailable, SegrecError
 from server.core.repository.layout import RELEASE_NAME
+from server.core.repository.read import read_manifest
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,13 @@ class ReleaseDirectory:
         except OSError:
             return 0.0, 0
         return max((stat.st_mtime for stat in stats), default=0.0), sum(stat.st_size for stat in stats)
+
+    def stands_by(self, number: int) -> str:
+        """Why a release gets no traffic by itself, as its manifest says; empty for any other. Reads the manifest."""
+        try:
+            return read_manifest(self.path(number)).stands_by
+        except SegrecError:
+            return ""
 
     def record_failure(self, number: int, error: SegrecError, signature: Signature) -> None:
         """Remember why a release could not be loaded. The same error is logged once; each attempt waits longer."""

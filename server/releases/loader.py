@@ -146,10 +146,15 @@ class Loader:
                 await self._try_to_load(number)
 
     async def _load_newest(self, numbers: Collection[int]) -> None:
-        """Load the newest good release: it answers when the traffic names no stable release."""
-        newest = max(self._releases.loaded_numbers(), default=0)
+        """Load the newest good release that does not stand by: it answers when the traffic names no stable release."""
+        newest = self._releases.newest_answering()
         for number in numbers:
-            if number <= newest or await self._try_to_load(number):
+            if number <= newest:
+                return
+            reason = await asyncio.to_thread(self._directory.stands_by, number)
+            if reason:
+                self._releases.note_standby(number, reason)
+            elif await self._try_to_load(number):
                 return
 
     async def _load_earlier(self, numbers: Collection[int]) -> None:
@@ -158,7 +163,10 @@ class Loader:
         if active is None or self._keep < 2 or self._releases.traffic.previous or len(self._releases.actives) > 1:
             return
         for number in numbers:
-            if number < active.number and (self._releases.is_loaded(number) or await self._try_to_load(number)):
+            if number >= active.number:
+                continue
+            reason = await asyncio.to_thread(self._directory.stands_by, number)
+            if not reason and (self._releases.is_loaded(number) or await self._try_to_load(number)):
                 self._releases.remember_earlier(number)
                 return
 

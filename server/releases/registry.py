@@ -56,6 +56,7 @@ class ReleaseRegistry:
         self.loading = 0
         """Number of the release that is being loaded; 0 for none."""
         self.encoder_healthy = False
+        self._remedy = "publish one with `segrec-train publish`"
         self.on_change: list[Callable[[], None]] = []
         """Called after a change of the shares or of the encoder's health."""
         self.on_unload: list[Callable[[int], None]] = []
@@ -84,7 +85,7 @@ class ReleaseRegistry:
     def get(self, number: int = 0) -> Release:
         """The loaded release of this number; 0 means the active one. Raises `NoRelease` or `NotFound`."""
         if self._active is None:
-            raise NoRelease("no release is active: publish one with `segrec-train publish`, then try again")
+            raise NoRelease(f"no release is active: {self._remedy}, then try again")
         if number == 0:
             return self._active
         if number not in self._loaded:
@@ -95,6 +96,17 @@ class ReleaseRegistry:
                 reason="RELEASE_NOT_LOADED",
             )
         return self._loaded[number]
+
+    def newest_answering(self) -> int:
+        """Number of the newest loaded release that does not stand by; 0 for none."""
+        return max((number for number, release in self._loaded.items() if not release.manifest.stands_by), default=0)
+
+    def note_standby(self, number: int, reason: str) -> None:
+        """Remember a release that answers only when the traffic names it; errors name it while nothing answers."""
+        remedy = f"release {number} stands by ({reason.rstrip('.')}): give it traffic, or publish a better one"
+        if remedy != self._remedy:
+            self._remedy = remedy
+            log.warning("release %d stands by and gets no traffic by itself. %s", number, reason)
 
     @contextmanager
     def lease(self, number: int = 0) -> Iterator[Release]:
@@ -119,9 +131,14 @@ class ReleaseRegistry:
         return len(self.directory.failed_numbers() | set(self._broken))
 
     def good_numbers(self) -> list[int]:
-        """Numbers of the releases on disk without a known failure, newest first."""
+        """Numbers of the releases on disk that can answer, newest first: no known failure, and not standing by."""
         failed = self.directory.failed_numbers() | set(self._broken)
-        return [number for number in self.directory.numbers() if number not in failed]
+        known = {self._traffic.stable, *self._traffic.previous}
+        return [
+            number
+            for number in self.directory.numbers()
+            if number not in failed and (number in known or not self.directory.stands_by(number))
+        ]
 
     def shares(self) -> dict[int, float]:
         """Release number → share of the users, 0 to 100, for the releases that answer."""
@@ -202,7 +219,7 @@ class ReleaseRegistry:
 
         None while no release is loaded.
         """
-        newest = max(self._loaded, default=0)
+        newest = self.newest_answering()
         if not self._traffic.stable:
             return self._loaded.get(newest)
         if self._traffic.stable in self._loaded:

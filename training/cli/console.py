@@ -21,6 +21,8 @@ _PLAIN_WIDTH = 140
 """Width of tables, in characters, when the output is no terminal."""
 
 BAD_INPUT, FAILED, CONTRACT_BROKEN, INTERRUPTED = 2, 1, 5, 130
+STANDS_BY = 6
+"""The exit code of `run` and `publish` when all is done and the release stands by."""
 
 
 class TextConsole(Console):

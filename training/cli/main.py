@@ -8,7 +8,7 @@ import typer
 from training.cli import config as config_commands
 from training.cli import diff, privacy, prune, segment_notes, segments, traffic
 from training.cli import tune as tune_commands
-from training.cli.console import TrainConsole, command_console
+from training.cli.console import STANDS_BY, TrainConsole, command_console
 from training.cli.options import (
     EVENTS_HELP,
     REPOSITORY,
@@ -95,7 +95,10 @@ def run(
     by: By = None,
     sign: Sign = None,
 ) -> None:
-    """Run all stages, from the log to a published release. An existing run continues where it stopped."""
+    """Run all stages, from the log to a published release. An existing run continues where it stopped.
+
+    Ends with 6 if the release stands by, since a rule of one line predicts better.
+    """
     with command_console() as console:
         if bool(events) == demo:
             raise ConfigError("Give a log with --events FILE, or --demo; not both.")
@@ -123,6 +126,7 @@ def run(
         console.end_stage()
         track(console, run, repository)
         console.print(summary(run, repository))
+        _exit_if_standing_by(repository, run.figures("publish")["release"])
 
 
 @app.command(cls=SeveralEvents)
@@ -238,10 +242,13 @@ def publish(
     by: By = None,
     sign: Sign = None,
 ) -> None:
-    """Publish the run as a release in the model repository, if it passes all gates."""
+    """Publish the run as a release in the model repository, if it passes all gates.
+
+    Ends with 6 if the release stands by, since a rule of one line predicts better.
+    """
     with command_console() as console:
         from training.cli.summary import serving_hint
-        from training.cli.traffic_tables import after_publishing
+        from training.cli.traffic_tables import after_publishing, same_as_before
         from training.publish.publish import publish as work
 
         console.run = run = Run.open(runs, run_id)
@@ -252,7 +259,9 @@ def publish(
         number = work(run, repository, push, console.start_stage("publish"))
         console.end_stage()
         track(console, run, repository)
-        console.print(after_publishing(repository, number), serving_hint(run, repository, number), sep="\n")
+        sentences = filter(None, [run.figures("publish")["beside_rules"], same_as_before(repository, number)])
+        console.print(*sentences, serving_hint(run, repository, number), after_publishing(repository, number), sep="\n")
+        _exit_if_standing_by(repository, number)
 
 
 @app.command()
@@ -391,6 +400,13 @@ def _push(
         key=signing_key(sign),
         show_gates=lambda gates: console.print(gates_table(gates, force is not None)),
     )
+
+
+def _exit_if_standing_by(repository: Path, number: int) -> None:
+    from training.repository import stands_by
+
+    if stands_by(repository, number):
+        raise typer.Exit(STANDS_BY)
 
 
 def _open_or_create(runs: Path, run_id: str | None, name: str) -> Run:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from server.core.figures import HYBRID, NEXT_VISIT, PERSONAL, POPULAR, SEGMENT, Figure
 from server.core.profiles import SegmentProfile
-from training.cli.traffic_tables import after_publishing
+from training.cli.traffic_tables import after_publishing, same_as_before
 from training.data.account import Account
 from training.evaluation.results import EvaluateResult
 from training.runs import Run
@@ -43,7 +43,9 @@ def summary(run: Run, repository: Path) -> RenderableType:
     if run.config().segment.k == "auto" and (k_sweep := read_sweep(run)):
         parts += [k_sweep.table(), ""]
     parts += [segments_summary(run), ""]
-    release = run.figures("publish")["release"]
+    published = run.figures("publish")
+    release = published["release"]
+    parts += list(filter(None, [published["beside_rules"], same_as_before(repository, release)]))
     parts += [serving_hint(run, repository, release), after_publishing(repository, release)]
     return Group(*parts)
 

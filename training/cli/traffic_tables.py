@@ -15,9 +15,12 @@ from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_manifest
 from server.core.repository.traffic import Traffic, read_traffic
 from training.publish.traffic import state_of
-from training.repository import newest_release, release_numbers
+from training.repository import newest_release, release_numbers, stands_by
 
 _ROLES = {"stable": "answers", "canary": "canary", "shadow": "shadow, compared and never returned"}
+
+_TOLD = ("segments.json", "migration.json")
+"""Files of a release that tell its history, and differ when a run is published again."""
 
 
 def traffic_in_force(repository: Path, traffic: Traffic) -> RenderableType:
@@ -28,6 +31,12 @@ def traffic_in_force(repository: Path, traffic: Traffic) -> RenderableType:
 
 def after_publishing(repository: Path, number: int) -> str:
     """Sentences for a release that was just published: whether it answers now, and the next command."""
+    if reason := stands_by(repository, number):
+        return (
+            f"Release {number} stands by and answers nobody. {reason} Train longer or on more events and publish "
+            "again, or let it answer all the same:\n"
+            f'  segrec-train traffic {number}=100 --reason "why"'
+        )
     try:
         stable = read_traffic(repository).stable
     except DamagedTraffic as error:
@@ -44,13 +53,36 @@ def after_publishing(repository: Path, number: int) -> str:
     )
 
 
+def same_as_before(repository: Path, number: int) -> str:
+    """A sentence if an earlier release has the same model, items and segments; empty otherwise."""
+    own = _content(repository, number)
+    same = [
+        earlier for earlier in release_numbers(repository) if earlier < number and _content(repository, earlier) == own
+    ]
+    if not own or not same:
+        return ""
+    return f"Release {number} has the model, the items and the segments of release {same[-1]}: nothing differs."
+
+
+def _content(repository: Path, number: int) -> dict[str, str]:
+    """The fingerprint of each file of a release that decides on answers; empty for a damaged one."""
+    try:
+        files = read_manifest(repository / MODEL_NAME / str(number)).files
+    except DamagedRelease:
+        return {}
+    return {name: record.sha256 for name, record in files.items() if name not in _TOLD}
+
+
 def _table(repository: Path, traffic: Traffic) -> Table:
     table = Table("release", "made", "share", "what it does", title=f"Releases in {repository}")
     roles = roles_of(repository, traffic)
     for number in sorted({*release_numbers(repository), *roles}, reverse=True):
         role, share = roles.get(number, ("not in use", 0.0))
         try:
-            made = f"{read_manifest(repository / MODEL_NAME / str(number)).created_time:%Y-%m-%d %H:%M}"
+            manifest = read_manifest(repository / MODEL_NAME / str(number))
+            made = f"{manifest.created_time:%Y-%m-%d %H:%M}"
+            if number not in roles and manifest.stands_by:
+                role = f"stands by. {manifest.stands_by}"
         except DamagedRelease as error:
             made, role = "?", f"{role}; but {error}"
         table.add_row(str(number), made, f"{share:g} %" if share else "–", role)
@@ -61,7 +93,7 @@ def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]
     """Role and share of users, in percent, of each release that the traffic uses."""
     stable = traffic.stable
     if not stable:
-        newest = newest_release(repository)
+        newest = newest_release(repository, answering=True)
         return {newest.number: ("answers, as the newest good release", 100.0)} if newest else {}
     roles = {stable: (_ROLES["stable"], 100.0 - traffic.canary_percent)}
     if traffic.canary:

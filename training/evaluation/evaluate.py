@@ -63,6 +63,7 @@ from training.model.torch_inference import Scorer, embed_histories, embed_users,
 from training.model.user_encoder import UserEncoder
 from training.model.weights import load_encoder
 from training.ranking.hybrid import TARGET_USERS, HybridTuner
+from training.ranking.served import SERVED_NDCG
 from training.ranking.trend import Demand, choose_trend, target_times
 from training.runs import Progress, Run, no_progress, write_atomically
 
@@ -114,6 +115,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
         else:
             found = _by_item(run, encoder, run_protocols, preprocessing, item_ids, progress)
         found.ranks.write_parquet(stage.directory / RANKS)
+        found.ndcg.write_parquet(stage.directory / SERVED_NDCG)
         content = {"results": [asdict(result) for result in found.results], "notes": found.notes}
         write_atomically(stage.directory / METRICS, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
         for result in found.results:
@@ -133,17 +135,21 @@ def _by_item(
     results: list[Result] = []
     ranks: list[pl.DataFrame] = []
     notes = _notes(run_protocols)
+    ndcg: dict[str, pl.Series] = {}
     for protocol in run_protocols:
+        users = protocol.log.users.gather(protocol.held.rows)
+        is_served = protocol.exclude_seen == preprocessing.exclude_seen
         for method, scorer in _scorers(run, encoder, protocol, preprocessing, notes):
             progress(f"{protocol.name}: {method}", len(results), 8 * len(run_protocols))
             target_ranking, top_items = rank_targets(scorer, protocol)
             results.append(measure(method, protocol, target_ranking, top_items))
+            if is_served:
+                ndcg |= {"user_id": users, method: pl.Series(ndcg_each(target_ranking, 10), dtype=pl.Float32)}
             if method == ENCODER:
-                users = protocol.log.users.gather(protocol.held.rows)
                 targets = item_ids.gather(protocol.held.targets - 1)
                 columns = {"user_id": users, "item_id": targets, "rank": target_ranking}
                 ranks.append(pl.DataFrame({"protocol": [protocol.name] * len(users), **columns}))
-    return Evaluation(tuple(results), pl.concat(ranks), tuple(notes))
+    return Evaluation(tuple(results), pl.concat(ranks), pl.DataFrame(ndcg), tuple(notes))
 
 
 def _by_visit(

@@ -134,10 +134,14 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """The results by method, the encoder's rank of each target (protocol, user_id, item_id, rank), and notes."""
+    """The results by method, the encoder's rank of each target (protocol, user_id, item_id, rank), and notes.
+
+    `ndcg` has NDCG@10 of each user of the protocol that is served: user_id, and a column for each method.
+    """
 
     results: tuple[Result, ...]
     ranks: pl.DataFrame
+    ndcg: pl.DataFrame
     notes: tuple[str, ...]
 
 
@@ -155,26 +159,30 @@ def evaluate_visits(
     if len(held_users) > len(visitors.first):
         notes.append(f"{NEXT_VISIT}: {len(visitors.first):,} users drawn from {len(held_users):,}")
     counts = np.bincount(log.features.item_index[in_training(log)] - 1, minlength=visitors.past.item_count)
-    results = []
     personal = personal_scorer(tuner, visitors)
+
+    def rankings() -> Iterator[tuple[str, Ranking]]:
+        for name, lists in served.items():
+            yield name, Ranking(lists, without_seen(lists, visitors.seen))
+        yield ENCODER, scored_lists(personal, visitors)
+        for name, rule in chosen_rules(visitors, validation, notes):
+            yield name, rule_lists(rule, visitors)
+        yield f"{POPULARITY}, {tuner.k} segments", scored_lists(segment_scorer(tuner, visitors.users), visitors)
+
+    results: list[Result] = []
+    ndcg = {"user_id": log.users.gather(visitors.users.rows)}
     progress(f"{NEXT_VISIT}: {ENCODER}", 0, 0)
-    for name, lists in served.items():
-        results.append(measure_visits(name, visitors, Ranking(lists, without_seen(lists, visitors.seen)), counts))
-    results.append(measure_visits(ENCODER, visitors, scored_lists(personal, visitors), counts))
-    for name, rule in chosen_rules(visitors, validation, notes):
+    for name, ranking in rankings():
         progress(f"{NEXT_VISIT}: {name}", len(results), 0)
-        results.append(measure_visits(name, visitors, rule_lists(rule, visitors), counts))
-    by_segment = f"{POPULARITY}, {tuner.k} segments"
-    progress(f"{NEXT_VISIT}: {by_segment}", len(results), 0)
-    segments = scored_lists(segment_scorer(tuner, visitors.users), visitors)
-    results.append(measure_visits(by_segment, visitors, segments, counts))
+        results.append(measure_visits(name, visitors, ranking, counts))
+        ndcg[name] = pl.Series(visit_metrics(visitors, ranking)["ndcg"], dtype=pl.Float32)
     columns = {
         "user_id": log.users.gather(visitors.held.rows),
         "item_id": item_ids.gather(visitors.held.targets.astype(np.int64) - 1),
         "rank": pair_ranks(personal, visitors),
     }
     ranks = pl.DataFrame({"protocol": [NEXT_VISIT] * len(visitors.held.rows), **columns})
-    return Evaluation(tuple(results), ranks, tuple(notes))
+    return Evaluation(tuple(results), ranks, pl.DataFrame(ndcg), tuple(notes))
 
 
 def chosen_rules(visitors: Visitors, validation: Visitors, notes: list[str]) -> Iterator[tuple[str, Rule]]:
@@ -339,7 +347,7 @@ def measure_visits(method: str, visitors: Visitors, ranking: Ranking, counts: ND
     listed = torch.from_numpy(top[top >= 0])
     figures |= {f"coverage@{LIST_LENGTH}": coverage(listed, len(counts))}
     figures |= {f"novelty@{LIST_LENGTH}": novelty(listed, counts)}
-    at_ten = set_metrics(hits, sizes, LIST_LENGTH)
+    at_ten = visit_metrics(visitors, ranking)
     slices = [_slice(name, at_ten, mask) for name, mask in visitors.activity().items()]
     repeats = wanted.multiply(seen).tocsr()
     news = (wanted - repeats).tocsr()
@@ -351,6 +359,12 @@ def measure_visits(method: str, visitors: Visitors, ranking: Ranking, counts: ND
         slices.append(_of_items(NEW_TO_USER, ranking.new, news))
     interval, hr_interval = (bootstrap_interval(at_ten[name], seed=0) for name in ("ndcg", "hr"))
     return Result(NEXT_VISIT, method, len(sizes), figures, interval, hr_interval, tuple(slices))
+
+
+def visit_metrics(visitors: Visitors, ranking: Ranking) -> Mapping[str, NDArray[np.float64]]:
+    """HR, recall and NDCG of each user's first ten items, (B,) each."""
+    sizes = np.diff(visitors.wanted.indptr)
+    return set_metrics(hits_of(ranking.served, visitors.wanted), sizes, LIST_LENGTH)
 
 
 def _of_items(name: str, lists: Lists, items: sparse.csr_matrix) -> UserSlice:

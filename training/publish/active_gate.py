@@ -58,7 +58,7 @@ class _Outcome:
 
 
 def active_release(repository: Path) -> Release | None:
-    """The stable release of the traffic, else the newest good release; None in a repository without a good release."""
+    """The stable release of the traffic, else the newest good release that does not stand by; None without any."""
     try:
         stable = read_traffic(repository).stable
     except DamagedTraffic:  # servers keep following the last valid traffic
@@ -68,7 +68,7 @@ def active_release(repository: Path) -> Release | None:
             return read_trusted(repository / MODEL_NAME / str(stable))
         except DamagedRelease:  # the newest good release answers instead
             pass
-    return newest_release(repository)
+    return newest_release(repository, answering=True)
 
 
 def compared_with_active(

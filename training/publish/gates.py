@@ -28,7 +28,8 @@ _MEMORY_PER_MODEL_BYTE = 6
 class Gate:
     """`measured` and `required` are texts; `problem` is a sentence, empty when the release passes.
 
-    `figures` go into the audit. `can_be_forced` marks a gate that is a matter of judgement.
+    `figures` go into the audit. `can_be_forced` marks a gate that is a matter of judgement. A failed gate that
+    `stands_by` does not stop the release: it is published without traffic.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Gate:
     problem: str = ""
     can_be_forced: bool = False
     figures: dict[str, float] | None = None
+    stands_by: bool = False
 
 
 def check_release(directory: Path, settings: PublishSettings) -> tuple[Release, list[Gate]]:
@@ -109,17 +111,25 @@ def vocabulary_gate(release: Release, active: Release, min_share: float) -> Gate
 def decide(gates: Sequence[Gate], forced: str | None) -> list[str]:
     """The problems of failed gates that the reason `forced` overrides. Raises PublishError for any other problem."""
     failed = [gate for gate in gates if gate.problem]
-    refused = [gate.problem for gate in failed if forced is None or not gate.can_be_forced]
+    stopping = [gate for gate in failed if not gate.stands_by]
+    refused = [gate.problem for gate in stopping if forced is None or not gate.can_be_forced]
     if refused:
-        hint = ' Publish it nevertheless with --force "why".' if all(gate.can_be_forced for gate in failed) else ""
+        hint = ' Publish it nevertheless with --force "why".' if all(gate.can_be_forced for gate in stopping) else ""
         raise PublishError(" ".join(refused) + hint)
-    return [gate.problem for gate in failed]
+    return [gate.problem for gate in failed] if forced is not None else []
 
 
 def gates_table(gates: Sequence[Gate], forced: bool) -> Table:
-    """Gates with their verdicts: passed, forced or failed."""
+    """Gates with their verdicts: passed, forced, stands by or failed."""
     table = Table("gate", "measured", "required", "", title="Gates of the release")
     for gate in gates:
-        verdict = "passed" if not gate.problem else "forced" if forced and gate.can_be_forced else "failed"
-        table.add_row(gate.name, gate.measured, gate.required, verdict)
+        table.add_row(gate.name, gate.measured, gate.required, _verdict(gate, forced))
     return table
+
+
+def _verdict(gate: Gate, forced: bool) -> str:
+    if not gate.problem:
+        return "passed"
+    if forced and gate.can_be_forced:
+        return "forced"
+    return "stands by" if gate.stands_by else "failed"

@@ -30,6 +30,7 @@ from training.errors import PublishError
 from training.model.text_projection import ITEM_TEXT
 from training.publish.active_gate import active_release, compared_with_active
 from training.publish.gates import Gate, check_release, decide, vocabulary_gate
+from training.publish.rule_gate import beside_rules, compare_with_rules, rule_gates, stand_by_reason
 from training.repository import Ledger, locked, newest_release, read_ledger, sync_directory, write_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.confidence import read_confidence
@@ -65,6 +66,14 @@ class Push:
     show_gates: Callable[[Sequence[Gate]], None] = _show_nothing
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Why a release stands by, or why it was `forced` to answer; both are empty for a release that passed."""
+
+    reason: str = ""
+    forced: str = ""
+
+
 Judge = Callable[[Release, Path], list[Gate]]
 """Returns the gates of a release, given the release and its directory, beyond the checks of its model."""
 
@@ -83,27 +92,32 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
         parent = newest_release(repository)
         _check_parent(run, repository, segmentation, parent)
         figures, origin = _evaluated(run), Origin.of(run, sources["prepare"])
+        comparisons = compare_with_rules(run)
+        problem = stand_by_reason(comparisons)
+        standing = Standing("", push.forced) if push.forced and problem else Standing(problem)
 
         def judge(release: Release, directory: Path) -> list[Gate]:
             active = active_release(repository)
             if active is None:
-                return []
+                return rule_gates(comparisons)
             catalogue = vocabulary_gate(release, active, settings.min_known_popularity)
             active_directory = repository / MODEL_NAME / str(active.number)
             return [
+                *rule_gates(comparisons),
                 catalogue,
                 *compared_with_active(run, (release, directory), (active, active_directory), settings, progress),
             ]
 
         number = add_release(
             repository,
-            lambda directory: _assemble(directory, sources, segmentation, parent, figures, origin),
+            lambda directory: _assemble(directory, sources, segmentation, parent, figures, origin, standing),
             judge,
             push,
             f"run {run.path.name}",
             progress,
         )
         stage.figures |= {"release": number, "repository": str(repository.resolve())}
+        stage.figures |= {"beside_rules": beside_rules(comparisons)}
     return number
 
 
@@ -181,6 +195,7 @@ def _assemble(
     parent: Release | None,
     figures: tuple[Figure, ...],
     origin: Origin,
+    standing: Standing,
 ) -> None:
     number = int(directory.name)
     for stage, names in _SOURCES.items():
@@ -210,6 +225,8 @@ def _assemble(
         figures=figures + segmentation.figures,
         confidence=read_confidence(sources["segment"]),
         min_segment_size=segmentation.min_segment_size,
+        stands_by=standing.reason,
+        forced=standing.forced,
         files=file_records(directory),
         golden=Golden.model_validate_json((sources["segment"] / "golden.json").read_bytes()),
     )

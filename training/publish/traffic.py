@@ -26,7 +26,7 @@ def set_traffic(
     """
 
     def changed(before: Traffic) -> Traffic:
-        newest = None if before.stable else newest_release(repository)
+        newest = None if before.stable else newest_release(repository, answering=True)
         active = newest.number if newest else before.stable
         after = before.replaced_by(_traffic_of(change.applied_to(state_of(before), active)), active)
         for number in sorted({after.stable, after.canary, after.shadow} - {NEWEST}):
@@ -89,15 +89,22 @@ def readable_releases(repository: Path) -> list[int]:
 
 def _one_step_back(repository: Path, before: Traffic) -> tuple[Traffic, str]:
     """The traffic after a roll-back to a release that passes all checks, and a sentence; only targets are checked."""
-    good = readable_releases(repository)
+    good = [number for number in readable_releases(repository) if _may_answer(repository, number, before)]
     if not before.stable:
-        newest = newest_release(repository)
+        newest = newest_release(repository, answering=True)
         good = [number for number in good if newest and number <= newest.number]
     while True:
         after, summary = rolled_back(before, good)
         if after.stable == before.stable or _is_good(repository, after.stable):
             return after, summary
         good.remove(after.stable)
+
+
+def _may_answer(repository: Path, number: int, traffic: Traffic) -> bool:
+    """Whether a release does not stand by, or has answered before."""
+    if number == traffic.stable or number in traffic.previous:
+        return True
+    return not read_manifest(repository / MODEL_NAME / str(number)).stands_by
 
 
 def _is_good(repository: Path, number: int) -> bool:
