@@ -26,7 +26,7 @@ OWN_FILES = frozenset(
         "training.fit": "train",
         "training.model": "category_tower",
         "training.privacy": "prune_runs tables",
-        "training.publish": "active_gate",
+        "training.publish": "active_gate rule_gate",
         "training.reports": "members",
         "training.reports.segments": "content people",
         "training.tune": "rules",
