@@ -10,6 +10,7 @@ import grpc
 
 from segrec.errors import SegrecError, StreamStalled, error_of_call
 from segrec.streaming import OpenCall
+from segrec.v1.common_pb2 import Warning  # noqa: A004 - the name is that of the API
 from segrec.v1.segrec_service_pb2 import StreamSummary
 from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
 
@@ -55,6 +56,11 @@ class AsyncRowStream(Generic[RowT]):
     def base_release(self) -> int:
         """The release that answers users outside the canary, on all connections; 0 until it is known."""
         return self._window.base_release
+
+    @property
+    def warnings(self) -> list[Warning]:
+        """What the releases that answered so far do not know of the stream's options."""
+        return list(self._window.warnings.values())
 
     def chunks(self) -> AsyncIterator[list[RowT]]:
         """Lists of rows, one list for each answered chunk."""

@@ -10,6 +10,7 @@ from typing import Any, Generic, Self
 import grpc
 
 from segrec.errors import SegrecError, StreamStalled, error_of_call
+from segrec.v1.common_pb2 import Warning  # noqa: A004 - the name is that of the API
 from segrec.v1.segrec_service_pb2 import StreamSummary
 from segrec.window import Request, Response, RowT, StreamSettings, Window, can_resume
 
@@ -63,6 +64,11 @@ class RowStream(Generic[RowT]):
     def base_release(self) -> int:
         """The release that answers users outside the canary, on all connections; 0 until it is known."""
         return self._window.base_release
+
+    @property
+    def warnings(self) -> list[Warning]:
+        """What the releases that answered so far do not know of the stream's options."""
+        return list(self._window.warnings.values())
 
     def chunks(self) -> Iterator[list[RowT]]:
         """Lists of rows, one list for each answered chunk."""

@@ -11,6 +11,7 @@ from google.rpc.status_pb2 import Status
 
 from segrec.errors import DataLoss, InvalidArgument, SegrecError, error_of_status, status_of
 from segrec.requests import build, checked_type, id_problem, id_problem_reason
+from segrec.v1.common_pb2 import Warning  # noqa: A004 - the name is that of the API
 from segrec.v1.segrec_service_pb2 import (
     RecommendChunk,
     RecommendRow,
@@ -104,6 +105,8 @@ class Window(Generic[RowT]):
         self._connection = StreamSummary()
         self.base_release = base_release
         """The release of this stream, 0 until it is known. It stays the same over all connections."""
+        self.warnings: dict[tuple[int, str], Warning] = {}
+        """What the releases of the stream do not know of its options, by reason and value."""
         self.counts = StreamSummary()
         """Counts over all connections so far, counted from the rows that were returned."""
         self.summary: StreamSummary | None = None
@@ -174,6 +177,8 @@ class Window(Generic[RowT]):
         refusal = answered.status if answered.HasField("status") else None
         chunk.rows += self._rows_of(chunk, cast(Sequence[RowT], answered.rows), refusal)
         self._failures, self._has_answer = 0, True
+        if isinstance(answered, RecommendChunk):
+            self.warnings.update({(warning.reason, warning.value): warning for warning in answered.warnings})
         if _has_more(answered):
             return []
         self._waiting.popleft()

@@ -10,7 +10,7 @@ from segrec.v1.common_pb2 import (
     Warning,  # noqa: A004 - the name is that of the API
     WarningReason,
 )
-from segrec.v1.segrec_service_pb2 import RecommendOptions
+from segrec.v1.segrec_service_pb2 import RecommendOptions, RecommendRequest, SegmentRequest
 
 from server.core.release import Release
 
@@ -53,3 +53,14 @@ class RequestWarnings:
     def messages(self) -> list[Warning]:
         """The warnings, in the order in which they were found; at most `MOST_WARNINGS`."""
         return [Warning(reason=reason, field=field, value=value) for (reason, value), field in self._found.items()]
+
+
+def warnings_of(
+    release: Release, request: SegmentRequest | RecommendRequest, options: RecommendOptions | None = None
+) -> list[Warning]:
+    """What a release does not know of the inline events of a request and of its options."""
+    found = RequestWarnings(release)
+    if options is not None:
+        found.add_options(options)
+    found.add_events((f"events.events[{index}]", event) for index, event in enumerate(request.events.events))
+    return found.messages()

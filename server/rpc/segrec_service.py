@@ -9,10 +9,7 @@ from typing import TypeVar
 
 from segrec.v1 import segrec_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2_grpc
-from segrec.v1.common_pb2 import (
-    EventList,
-    Warning,  # noqa: A004 - the name is that of the API
-)
+from segrec.v1.common_pb2 import EventList
 
 from server.core.errors import InvalidArgument, NoRelease, NotFound, ReleaseGone, SegrecError, ShuttingDown
 from server.core.history import History
@@ -26,7 +23,7 @@ from server.rpc.deadlines import seconds_left
 from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
 from server.rpc.listing import page_of
-from server.rpc.request_warnings import RequestWarnings
+from server.rpc.request_warnings import RequestWarnings, warnings_of
 from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.stream_release import StreamRelease
 from server.rpc.stream_rows import (
@@ -108,7 +105,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             release, answer = await self._answer(leases, request, context)
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
-            response.warnings.extend(_warnings_of(release, request))
+            response.warnings.extend(warnings_of(release, request))
             self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
@@ -120,7 +117,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             [ranking] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranking)
-            response.warnings.extend(_warnings_of(release, request, request.options))
+            response.warnings.extend(warnings_of(release, request, request.options))
             self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
 
@@ -149,7 +146,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         stream = self._open_stream("StreamRecommend")
 
         def configure(config: pb.StreamRecommendConfig) -> None:
-            stream.query = query_of(config.options)
+            stream.query, stream.options = query_of(config.options), config.options
             stream.pin, stream.release = self._release_of_stream(config)
 
         async def answer(part: ChunkPart) -> pb.StreamRecommendResponse:
@@ -298,6 +295,9 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
                     await asyncio.gather(*(self._rank(group, stream.query) for group in groups))
                     chunk = await asyncio.to_thread(recommend_chunk, part.chunk_id, rows)
                     chunk.release = route.stable.number
+                    found = RequestWarnings(route.stable)
+                    found.add_options(stream.options, "config.options")
+                    chunk.warnings.extend(found.messages())
                     for group in groups:
                         self._record_answers(group.release, group.answers, is_batch=True)
         except _ENDS_STREAM:
@@ -363,6 +363,7 @@ class _Stream:
     release: StreamRelease
     pin: Pin = NO_PIN
     query: Query = field(default_factory=lambda: query_of(pb.RecommendOptions()))
+    options: pb.RecommendOptions = field(default_factory=pb.RecommendOptions)
 
 
 def _routing_key(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
@@ -373,16 +374,6 @@ def _routing_key(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
             raise InvalidArgument(message, "session_key", reason="SESSION_KEY_WITHOUT_EVENTS")
         return request.user_id
     return checked_id(request.session_key, "session_key") if request.session_key else ""
-
-
-def _warnings_of(
-    release: Release, request: pb.SegmentRequest | pb.RecommendRequest, options: pb.RecommendOptions | None = None
-) -> list[Warning]:
-    found = RequestWarnings(release)
-    if options is not None:
-        found.add_options(options)
-    found.add_events((f"events.events[{index}]", event) for index, event in enumerate(request.events.events))
-    return found.messages()
 
 
 def _check_size(user_ids: Sequence[str]) -> None:

@@ -42,6 +42,17 @@ def test_unknown_names_in_options_and_events_are_warned_about_each_once(running_
         assert len(many.warnings) == 20
 
 
+def test_a_stream_warns_about_its_options(running_server: ServerProcess) -> None:
+    users = [f"warned-{number}" for number in range(30)]
+    with SegrecClient(running_server.address, timeout_seconds=20) as client:
+        stream = client.stream_recommend(users, chunk_size=10, include_categories=["category-1", "Nope"])
+        assert len(list(stream)) == 30
+        assert told(stream) == [("unknown_category", "config.options.include_categories[1]", "Nope")]
+        quiet = client.stream_recommend(users, include_categories=["category-1"])
+        assert len(list(quiet)) == 30
+        assert quiet.warnings == []
+
+
 async def test_recorded_events_of_unknown_names_are_stored_and_warned_about(running_server: ServerProcess) -> None:
     events = [
         UserEvent(user_id=f"warned-{number % 50}", event=Event(item_id="item-001", action="view"))
@@ -75,6 +86,11 @@ def test_commands_tell_on_standard_error(
     captured = capsys.readouterr()
     assert captured.err.count("segrec: warning: the release does not know the category 'Nope'") == 1
     assert "Nope" not in captured.out
+    users, out = tmp_path / "users.txt", tmp_path / "out.csv"
+    users.write_text("warned\nwarned-3\n")
+    words = ["stream", "--users", str(users), "--out", str(out), "--recommend", "--category", "Nope"]
+    assert main.main([*words, *address]) == 0
+    assert capsys.readouterr().err.count("segrec: warning: the release does not know the category 'Nope'") == 1
     path = tmp_path / "events.csv"
     path.write_text("user_id,item_id,action\nwarned-4,item-001,view\nwarned-4,item-002,buy\nwarned-5,item-003,buy\n")
     assert main.main(["record", str(path), *address]) == 0

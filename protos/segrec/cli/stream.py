@@ -24,6 +24,7 @@ from segrec.cli.stream_counts import Meter, StreamCounts
 from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient
 from segrec.errors import DataLoss, InvalidArgument, SegrecError
+from segrec.names import warning_sentence
 from segrec.requests import RecommendArguments
 from segrec.streaming import RowStream
 from segrec.v1.segrec_service_pb2 import RecommendRow, SegmentRow, StreamSummary
@@ -138,6 +139,8 @@ class _Copier:
             for rows in stream.chunks():
                 self._write(rows, stream.base_release)
                 self._meter.show(self._output.progress.counts, self._users.count)
+        for warning in stream.warnings:
+            complain(f"segrec: warning: {warning_sentence(warning)}")
         return stream.summary
 
     def _write(self, rows: Sequence[Row], base_release: int) -> None:

@@ -321,18 +321,20 @@ class StreamRecommendResponse(_message.Message):
     def __init__(self, chunk: _Optional[_Union[RecommendChunk, _Mapping]] = ..., summary: _Optional[_Union[StreamSummary, _Mapping]] = ...) -> None: ...
 
 class RecommendChunk(_message.Message):
-    __slots__ = ("chunk_id", "rows", "status", "release", "has_more")
+    __slots__ = ("chunk_id", "rows", "status", "release", "has_more", "warnings")
     CHUNK_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     HAS_MORE_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
     chunk_id: int
     rows: _containers.RepeatedCompositeFieldContainer[RecommendRow]
     status: _status_pb2.Status
     release: int
     has_more: bool
-    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., release: _Optional[int] = ..., has_more: _Optional[bool] = ...) -> None: ...
+    warnings: _containers.RepeatedCompositeFieldContainer[_common_pb2.Warning]
+    def __init__(self, chunk_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[RecommendRow, _Mapping]]] = ..., status: _Optional[_Union[_status_pb2.Status, _Mapping]] = ..., release: _Optional[int] = ..., has_more: _Optional[bool] = ..., warnings: _Optional[_Iterable[_Union[_common_pb2.Warning, _Mapping]]] = ...) -> None: ...
 
 class SegmentItem(_message.Message):
     __slots__ = ("item_id", "title", "user_share", "lift", "lift_low")
