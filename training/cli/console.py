@@ -124,8 +124,9 @@ def command_console(processes: Processes | None = None) -> Iterator[TrainConsole
     except (TrainingError, SegrecError) as error:
         raise console.fail(str(error), FAILED) from None
     except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and not isinstance(stop.__context__, KeyboardInterrupt):
-            raise  # Lightning turns Ctrl-C into SystemExit; any other SystemExit is intended
+        interrupted = isinstance(stop.__context__, KeyboardInterrupt)
+        if isinstance(stop, SystemExit) and stop.code is not None and not interrupted:
+            raise  # Lightning turns Ctrl-C into SystemExit, SIGTERM into one without a code; any other is intended
         hint = f" Continue with `{console.resume}`." if console.resume else ""
         raise console.fail(f"Stopped.{hint}", INTERRUPTED) from None
     except (typer.Exit, typer.Abort):

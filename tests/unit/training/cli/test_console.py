@@ -5,7 +5,7 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from training.cli.console import BAD_INPUT, command_console
+from training.cli.console import BAD_INPUT, INTERRUPTED, command_console
 from training.data.account import Account, Step
 from training.errors import LogError
 
@@ -56,3 +56,20 @@ def test_a_stage_shows_what_it_works_on(capsys: pytest.CaptureFixture[str], monk
     with command_console() as console:
         console.start_stage("prepare")("[/view]\x1b[99m", 0, 1)
     assert r"prepare: [/view]\u001b[99m" in capsys.readouterr().out
+
+
+class Terminated(SystemExit):
+    """What Lightning raises at SIGTERM: without a code."""
+
+
+def test_a_stage_that_is_terminated_does_not_end_with_success(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, command_console():
+        raise Terminated
+    assert ended.value.exit_code == INTERRUPTED
+    assert "Stopped." in capsys.readouterr().err
+
+
+def test_an_exit_with_a_code_keeps_it() -> None:
+    with pytest.raises(SystemExit) as ended, command_console():
+        raise SystemExit(3)
+    assert ended.value.code == 3
