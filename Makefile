@@ -24,14 +24,17 @@ $(STAMP): pyproject.toml protos/pyproject.toml requirements.lock
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e protos -e .
 	@touch $@
 
-# Programs that the tests run and that no Python package brings.
+# Programs that the tests run and that no Python package brings: services, a browser, and generators of code for other languages.
+SERVICES := redis-server prometheus chromium postgresql protobuf-compiler protoc-gen-go
+
 services:
-	@command -v redis-server >/dev/null && command -v promtool >/dev/null && command -v chromium >/dev/null \
-	  && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { \
-	  echo "Installing redis-server, prometheus, chromium and postgresql for the tests"; \
+	@PACKAGES="$(SERVICES)"; command -v node >/dev/null || PACKAGES="$$PACKAGES nodejs"; command -v npm >/dev/null || PACKAGES="$$PACKAGES npm"; \
+	  { command -v redis-server && command -v promtool && command -v chromium && command -v protoc && command -v protoc-gen-go \
+	  && command -v node && command -v npm && ls /usr/lib/postgresql/*/bin/initdb; } >/dev/null 2>&1 || { \
+	  echo "Installing for the tests: $$PACKAGES"; \
 	  SUDO=$$(test "$$(id -u)" = 0 || echo sudo); \
-	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends redis-server prometheus chromium postgresql >/dev/null; } \
-	|| { echo "error: a program that the tests need is missing: install the packages redis-server, prometheus, chromium and postgresql"; exit 1; }
+	  $$SUDO apt-get update -qq && $$SUDO env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$PACKAGES >/dev/null; } \
+	|| { echo "error: a program that the tests need is missing: install the packages $$PACKAGES"; exit 1; }
 
 # Tests of the running server mostly wait, two at once; simulated histories take all cores themselves.
 test: setup services
