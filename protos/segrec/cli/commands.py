@@ -7,6 +7,7 @@ from typing import Any
 from google.protobuf.message import Message
 
 from segrec.cli.exit_codes import OK, exit_code
+from segrec.cli.figure_tables import figure_tables
 from segrec.cli.records import iso_time, json_line, plain_float, segment_record, table
 from segrec.cli.release_stats import live_record, live_sentences
 from segrec.cli.terminal import complain, say
@@ -214,7 +215,7 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
         print_json(records)
     elif options.number is not None:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
-        say(*facts, *live_sentences(messages[0]))
+        say(*facts, *live_sentences(messages[0]), *figure_tables(messages[0].figures))
     else:
         columns = ("release", "state", "traffic_share", "create_time", "item_count", "segment_count", "failure")
         lines = [[record[name] for name in columns] for record in records]
@@ -252,11 +253,6 @@ def _figure_record(figure: Figure) -> dict[str, Any]:
     return record | bounds
 
 
-def _figure_name(record: dict[str, Any]) -> str:
-    metric = record["metric"] if record["k"] is None else f"{record['metric']}@{record['k']}"
-    return " / ".join(part for part in (record["protocol"], record["method"], metric) if part)
-
-
 def _trained_on_record(trained_on: TrainedOn) -> dict[str, Any]:
     times = ("first_event_time", "last_event_time")
     return {
@@ -268,13 +264,12 @@ def _trained_on_record(trained_on: TrainedOn) -> dict[str, Any]:
 
 
 def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    """The facts of a release line by line: those of `trained_on` by their own names, and the figures last."""
+    """The facts of a release line by line, those of `trained_on` by their own names, without the figures."""
     trained_on = {f"trained_on_{name}": value for name, value in (record.pop("trained_on") or {}).items()}
     if trained_on:
         trained_on["trained_on_files"] = ", ".join(trained_on["trained_on_files"])
-    figures = {_figure_name(figure): figure["value"] for figure in record.pop("figures")}
-    facts = {name: value for name, value in (record | trained_on).items() if name != "live"}
-    return {name: value for name, value in facts.items() if value not in (None, "")} | figures
+    facts = {name: value for name, value in (record | trained_on).items() if name not in ("live", "figures")}
+    return {name: value for name, value in facts.items() if value not in (None, "")}
 
 
 def print_json(records: list[dict[str, Any]]) -> None:
