@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from server.core.figures import Figure
 from training.config import Config
 from training.errors import RunError
+from training.machine import made_with, peak_memory_bytes
 
 UPSTREAM: Mapping[str, tuple[str, ...]] = {
     "prepare": (),
@@ -97,7 +98,8 @@ class Run:
                         f"The run {path} exists already; choose another id, or repeat a stage of this run."
                     ) from None
         run = cls(path)
-        run._write({"schema_version": SCHEMA_VERSION, "id": path.name, "created": _now(), "stages": {}})
+        record = {"schema_version": SCHEMA_VERSION, "id": path.name, "created": _now(), **made_with(), "stages": {}}
+        run._write(record)
         return run
 
     @classmethod
@@ -215,6 +217,7 @@ class Run:
             entry["state"] = "done"
         finally:
             entry |= {"ended": _now(), "seconds": round(time.perf_counter() - start, 3), "figures": stage.figures}
+            entry["peak_memory_bytes"] = peak_memory_bytes()
             if stage.quality:
                 entry["quality"] = [figure.model_dump(exclude_none=True) for figure in stage.quality]
             self._record_stage(name, entry)

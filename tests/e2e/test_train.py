@@ -60,6 +60,7 @@ def test_it_beats_popularity_in_both_protocols(run: Run) -> None:
     ndcg = {(entry.protocol, entry.method): entry.figures["ndcg@10"] for entry in result.results}
     for protocol in (LEAVE_ONE_OUT, AS_SERVED):
         assert ndcg[protocol, "encoder"] > 1.5 * ndcg[protocol, "popularity"], protocol
+    assert run.figures("train")["stopped"] == "epochs"
     assert EvaluateResult.read(run.path / "evaluate") == result
     assert values_by_name(run.quality("evaluate"))["as served/encoder/ndcg@10"] == pytest.approx(
         ndcg[AS_SERVED, "encoder"], abs=1e-6

@@ -1,5 +1,8 @@
 """The command line of `segrec-train`: all stages at once, or one by one."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +46,7 @@ from training.cli.options import (
 )
 from training.cli.tracking import track
 from training.config import PublishSettings, load_config
-from training.errors import ConfigError
+from training.errors import ConfigError, LogError
 from training.fit.processes import Processes
 from training.runs import Run
 from training.tracking import check_tracking
@@ -120,7 +123,8 @@ def run(
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
         inputs = RunInputs(log, items, users, settings, repository, erasures, since, contract)
         console.resume = f"segrec-train run … --run {run.path.name}"
-        finished_stages = run_all(run, inputs, push, console.start_stage)
+        with _kept_if_prepared(console, run, is_new=run_id is None):
+            finished_stages = run_all(run, inputs, push, console.start_stage)
         if not finished_stages:
             console.print(f"Run {run.path.name} is complete already.")
         console.end_stage()
@@ -150,7 +154,8 @@ def prepare(
         check_night(since, contract)
         console.run = run = _open_or_create(runs, run_id, "run")
         progress = console.start_stage("prepare")
-        result = work(run, log, items, users, settings, progress, erasures=erasures, since=since, contract=contract)
+        with _kept_if_prepared(console, run, is_new=run_id is None):
+            result = work(run, log, items, users, settings, progress, erasures=erasures, since=since, contract=contract)
         console.end_stage()
         console.print(result.account.table())
         console.print(f"Prepared {run.path}; continue with `segrec-train train --run {run.path.name}`.")
@@ -400,6 +405,18 @@ def _push(
         key=signing_key(sign),
         show_gates=lambda gates: console.print(gates_table(gates, force is not None)),
     )
+
+
+@contextmanager
+def _kept_if_prepared(console: TrainConsole, run: Run, is_new: bool) -> Iterator[None]:
+    """Delete a new numbered run whose log or settings cannot be used, so that a mistake leaves no empty run."""
+    try:
+        yield
+    except (ConfigError, LogError):
+        if is_new and "data" not in run.record():
+            console.run = None
+            shutil.rmtree(run.path)
+        raise
 
 
 def _exit_if_standing_by(repository: Path, number: int) -> None:

@@ -119,7 +119,14 @@ By = Annotated[str | None, typer.Option("--by", help="Your name in the audit; de
 K = Annotated[str | None, typer.Option("--k", help="Number of segments, or auto: a sweep chooses the number.")]
 
 
-MaxMinutes = Annotated[float | None, typer.Option("--max-minutes", help="Training stops after this many minutes.")]
+MaxMinutes = Annotated[
+    float | None,
+    typer.Option(
+        "--max-minutes",
+        help="The epochs of training stop after this many minutes; reading the log, what follows the epochs, and all "
+        "other stages come on top.",
+    ),
+]
 
 
 Seed = Annotated[int | None, typer.Option("--seed", min=0, help="Seed of all random choices.")]

@@ -31,7 +31,7 @@ def summary(run: Run, repository: Path) -> RenderableType:
     """A complete run: cleaning, quality, the sweep over k if any, segments, and how to serve the release."""
     account = Account.model_validate_json((run.require("prepare") / "account.json").read_bytes())
     segmentation = Segmentation.read(run.require("segment"))
-    parts: list[RenderableType] = [account.table(), ""]
+    parts: list[RenderableType] = [account.table(), "", *why_stopped(run), ""]
     if run.record()["stages"]["evaluate"]["state"] == "done":
         evaluated = EvaluateResult.read(run.require("evaluate"))
         verdict = evaluated.verdict(segmentation.figures)
@@ -48,6 +48,18 @@ def summary(run: Run, repository: Path) -> RenderableType:
     parts += list(filter(None, [published["beside_rules"], same_as_before(repository, release)]))
     parts += [serving_hint(run, repository, release), after_publishing(repository, release)]
     return Group(*parts)
+
+
+def why_stopped(run: Run) -> list[str]:
+    """Why training stopped, as a sentence; none for a run made of other runs."""
+    figures = run.figures("train")
+    reason = {
+        "time": "Training stopped because its time was up (`[train] max_minutes`): more time may give better figures.",
+        "early_stopping": "Training stopped because the figures of validation did not improve any more.",
+        "epochs": "Training ran all its epochs (`[train] epochs`).",
+        "callback": "Training was stopped by a program that watched it.",
+    }.get(figures.get("stopped", ""))
+    return [f"{reason} Epochs begun: {figures['epochs']}."] if reason else []
 
 
 def quality_table(figures: Sequence[Figure]) -> Table:

@@ -60,7 +60,10 @@ def compare_runs(runs: Sequence[Run]) -> list[RunComparison]:
     for run in runs[1:]:
         for name, value in _data_of(run).items():
             if value != _data_of(first)[name]:
-                raise RunError(f"{first.path} and {run.path} differ in {name}; their figures cannot be compared.")
+                raise RunError(
+                    f"{first.path} and {run.path} differ in {name}, so their figures cannot be compared: "
+                    f"{_described(first)}; {_described(run)}. Prepare and train both from the same files and [split]."
+                )
         if not ranks[first.path.name].select(_TARGET_COLUMNS).equals(ranks[run.path.name].select(_TARGET_COLUMNS)):
             raise RunError(f"{first.path} and {run.path} have different test targets; evaluate both again.")
     comparisons = []
@@ -98,6 +101,14 @@ def _cells(figure: PairedDifference) -> list[str | Text]:
 
 def _ranks(run: Run) -> pl.DataFrame:
     return pl.read_parquet(run.require("evaluate") / RANKS)
+
+
+def _described(run: Run) -> str:
+    """The events and the split of a run, as a phrase."""
+    log, count = run.record()["data"].get("events", {}), run.figures("prepare").get("events")
+    events = f"{count:,} events" if isinstance(count, int) else "events"
+    hashed = f" (sha256 {log['sha256'][:12]})" if "sha256" in log else ""
+    return f"{run.path.name} has {events}{hashed}, {read_split(run.require('prepare')).describe()}"
 
 
 def _data_of(run: Run) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class TrainingClock(Callback):
     def __init__(self, max_minutes: float | None = None) -> None:
         """The clock starts here. Without `max_minutes` there is no limit."""
         self.seconds = 0.0
+        self.is_up = False
         self.limit_seconds = 60 * max_minutes if max_minutes else math.inf
         self._validation_seconds = 0.0
         self._before = 0.0
@@ -59,7 +60,7 @@ class TrainingClock(Callback):
         step_is_whole = (batch_index + 1) % trainer.accumulate_grad_batches == 0
         reserved = min(self._validation_seconds, _VALIDATION_SHARE * self.limit_seconds)
         if step_is_whole and self.seconds + reserved > self.limit_seconds:
-            trainer.should_stop = True
+            trainer.should_stop = self.is_up = True
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, *_: Any) -> None:
         """Read the clock for the curves."""

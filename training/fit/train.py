@@ -10,6 +10,7 @@ from typing import Self
 
 import polars as pl
 import torch
+from lightning import Trainer
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -122,10 +123,19 @@ def train(
             best = load_encoder(stage.directory)
             SegmentEmbedding.fit(best, data.log, data.preprocessing, settings.seed).write(stage.directory)
         result = TrainResult(stage.directory, weights.best, trainer.current_epoch, device)
-        stage.figures |= _figures(result, encoder, chosen, processes)
+        stage.figures |= _figures(result, encoder, chosen, processes) | {"stopped": why_stopped(trainer, clock)}
         if not math.isnan(result.ndcg):
             stage.quality += figures_of(VALIDATION, ENCODER, {METRIC: result.ndcg})
     return result
+
+
+def why_stopped(trainer: Trainer, clock: TrainingClock) -> str:
+    """`time`, `early_stopping` (validation did not improve any more), `epochs`, or `callback` for anything else."""
+    if clock.is_up:
+        return "time"
+    if trainer.early_stopping_callback is not None and trainer.early_stopping_callback.stopped_epoch:
+        return "early_stopping"
+    return "epochs" if trainer.current_epoch == trainer.max_epochs else "callback"
 
 
 def _stage(run: Run, processes: Processes, derived: bool) -> AbstractContextManager[Stage]:
