@@ -15,12 +15,12 @@ from server.core.history import ID_MAX_BYTES
 from server.core.preprocessing import VALUE_MAX, ValueCleaning
 from training.config import Clean, Missing, Outliers
 from training.data.account import Step, dropping_step, lowest
+from training.data.reading.ids import unusable_ids
 from training.data.reading.log_reader import RawLog
 from training.data.split import LEAVE_ONE_OUT, Split
 from training.errors import LogError
 
 DAY_MS = 86_400_000
-_CONTROL = r"[\x00-\x1f\x7f]"
 _FOREST_ROWS = 100_000
 
 
@@ -141,7 +141,7 @@ def fill_of(events: pl.DataFrame, column: str, missing: Missing, split: Split = 
 def drop_unusable_ids(events: pl.DataFrame, column: str) -> tuple[pl.DataFrame, Step]:
     """Drop ids that the API refuses: too long, or with control characters."""
     ids = _texts(events[column])
-    bad = ids.filter((ids.str.len_bytes() > ID_MAX_BYTES) | ids.str.contains(_CONTROL))
+    bad = ids.filter(pl.select(unusable_ids(pl.lit(ids))).to_series())
     kept = events.filter(~pl.col(column).is_in(bad.cast(events.schema[column]).implode())) if len(bad) else events
     why = f"longer than {ID_MAX_BYTES} UTF-8 bytes, or with control characters"
     return kept, dropping_step(f"unusable {column}", events, kept, why)

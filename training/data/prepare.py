@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,7 @@ def prepare(
     if config.visits.ordered and isinstance(events, Source) and not events.has_row_order:
         raise ConfigError(f"[visits] ordered = true needs an order of the rows, and {events} has none; leave it out.")
     erased = read_erasures(erasures) if erasures else None
-    with run.stage("prepare") as stage:
-        scratch = stage.directory / "utf8"
+    with run.stage("prepare") as stage, _scratch(stage.directory) as scratch:
         progress(_STEPS[0], 0, len(_STEPS))
         now_ms = int(clock() * 1000)
         raw_log = read_raw_log(events, config.columns, scratch)
@@ -128,7 +128,6 @@ def prepare(
         )
         user_table = read_users(users, config.users, scratch, config.columns.words) if users else None
         user_notes = _user_notes(user_table, log.events["user_id"]) if user_table else []
-        shutil.rmtree(scratch, ignore_errors=True)
         progress(_STEPS[3], 3, len(_STEPS))
         repeats = found.repeats if split.by_visit else repeat_share(training_events)
         preprocessing = learn_preprocessing(cleaned.events, weights, log.has_clock, repeats, config, split)
@@ -161,6 +160,16 @@ def prepare(
         stage.figures |= {"contract": {line.text: line.seen for line in lines}} if lines else {}
         progress(_STEPS[3], 4, len(_STEPS))
     return PrepareResult(stage.directory, preprocessing, account, user_count, len(catalogue))
+
+
+@contextmanager
+def _scratch(directory: Path) -> Iterator[Path]:
+    """A place for copies in UTF-8 of files in other encodings, which hold users: no failure leaves them behind."""
+    scratch = directory / "utf8"
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def learn_preprocessing(

@@ -252,3 +252,12 @@ def test_events_without_a_clock_are_marked_as_such(tmp_path: Path) -> None:
     notes_of(tmp_path)
     [events] = (tmp_path / "runs").glob("*/prepare/events.parquet")
     assert pl.read_parquet_metadata(events)[EVENTS_MARK] == WITHOUT_CLOCK
+
+
+def test_a_failure_leaves_no_copy_of_the_log(tmp_path: Path) -> None:
+    log = tmp_path / "events.csv"
+    log.write_text("user_id,item_id,timestamp\n甲,乙,1700000000\n", encoding="utf-16")
+    run = Run.create(tmp_path / "runs")
+    with pytest.raises(LogError):
+        prepare(run, log, None, None, Config())
+    assert not (run.path / "prepare" / "utf8").exists()
