@@ -9,7 +9,7 @@ targets are all items of a user's last visit (`training.evaluation.visits`).
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -65,6 +65,7 @@ from training.model.weights import load_encoder
 from training.ranking.hybrid import TARGET_USERS, HybridTuner
 from training.ranking.served import SERVED_NDCG
 from training.ranking.trend import Demand, choose_trend, target_times
+from training.ranking.variants import groups_of, leave_out_variants
 from training.runs import Progress, Run, no_progress, write_atomically
 
 RECENT_POPULARITY = "popularity, lately"
@@ -87,6 +88,9 @@ class Protocol:
     training_counts: NDArray[np.int64]
     """The number of training events of each item, (V,)."""
 
+    groups: NDArray[np.int32] | None = None
+    """The groups of variants (V,), of which the best item alone is ranked, as a server does."""
+
     def slices(self) -> dict[str, NDArray[np.bool_]]:
         """Masks (T,) of the targets in each slice: thirds of the users by number of events, and new items."""
         events = self.held.ends - self.log.features.starts[self.held.rows]
@@ -106,12 +110,14 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     preprocessing = read_preprocessing(prepared)
     with run.stage("evaluate") as stage:
         encoder = load_encoder(trained)
-        item_ids = pl.read_parquet(prepared / "items.parquet", columns=["item_id"])["item_id"]
-        run_protocols = list(protocols(prepared, preprocessing, encoder.shape.item_count))
+        items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title"])
+        item_ids, groups = items["item_id"], groups_of(items)
+        found_protocols = protocols(prepared, preprocessing, encoder.shape.item_count)
+        run_protocols = [replace(protocol, groups=groups) for protocol in found_protocols]
         if not run_protocols:
             raise RunError(_no_targets_message(prepared))
         if run_protocols[0].name == NEXT_VISIT:
-            found = _by_visit(run, encoder, run_protocols[0].log, preprocessing, item_ids, progress)
+            found = _by_visit(run, encoder, run_protocols[0], preprocessing, item_ids, progress)
         else:
             found = _by_item(run, encoder, run_protocols, preprocessing, item_ids, progress)
         found.ranks.write_parquet(stage.directory / RANKS)
@@ -155,15 +161,15 @@ def _by_item(
 def _by_visit(
     run: Run,
     encoder: Encoder,
-    log: EventLog,
+    protocol: Protocol,
     preprocessing: Preprocessing,
     item_ids: pl.Series,
     progress: Progress,
 ) -> Evaluation:
     """The results of the next visit."""
-    item_count = encoder.shape.item_count
-    visitors = Visitors.of(log, 1, preprocessing, item_count, USERS_MAX)
-    validation = Visitors.of(log, 2, preprocessing, item_count, VALIDATION_USERS)
+    log, groups, item_count = protocol.log, protocol.groups, encoder.shape.item_count
+    visitors = Visitors.of(log, 1, preprocessing, item_count, USERS_MAX, groups)
+    validation = Visitors.of(log, 2, preprocessing, item_count, VALIDATION_USERS, groups)
     tuner = _tuner(run, encoder, log, preprocessing, len(visitors.first))
     return evaluate_visits(visitors, validation, tuner, item_ids, {}, progress)
 
@@ -281,6 +287,7 @@ def rank_targets(scorer: Scorer, protocol: Protocol) -> tuple[NDArray[np.int64],
             scores = scorer(places)
             if protocol.exclude_seen:
                 leave_out_seen(scores, protocol.log, part)
+            scores = leave_out_variants(scores, protocol.groups)
             ranks.append(target_ranks(scores, torch.from_numpy(part.targets.astype(np.int64) - 1)))
             top_items.append(scores.topk(min(LIST_LENGTH, item_count), sorted=False).indices)
     return torch.cat(ranks).numpy(), torch.cat(top_items)

@@ -29,11 +29,13 @@ from training.data.sequences import (
     users_of,
 )
 from training.evaluation.baselines import segment_scorer
+from training.evaluation.list_filling import LENGTH, best_of, filled
 from training.evaluation.results import Result, UserSlice
 from training.evaluation.visit_rules import OWN_ONLY, POPULARITY, Past, Rule, rules
 from training.metrics import CUTOFFS, LIST_LENGTH, bootstrap_interval, coverage, novelty, set_metrics, target_ranks
 from training.model.torch_inference import Scorer
 from training.ranking.hybrid import HybridTuner
+from training.ranking.variants import leave_out_variants
 from training.runs import Progress, no_progress
 
 USERS_MAX = 5_000
@@ -41,9 +43,6 @@ USERS_MAX = 5_000
 
 VALIDATION_USERS = 500
 """The users on whose validation visits the settings of rules are chosen."""
-
-LENGTH = max(CUTOFFS)
-"""The length of a user's list."""
 
 REPEATS, NEW_TO_USER = "repeats", "items new to the user"
 """The slices of users whose visit has items that they had before, or had not; only these items are targets."""
@@ -57,7 +56,7 @@ Lists = NDArray[np.int64]
 @dataclass(frozen=True, eq=False)
 class Visitors:
     """B users before a visit: `held` (T,) are the items of the visits, `first` (B,) the place in it of each user's
-    first, and `past` is what was known.
+    first, and `past` is what was known. Lists have the best item of each of the `groups` (V,) of variants.
     """
 
     log: EventLog
@@ -65,9 +64,18 @@ class Visitors:
     first: NDArray[np.intp]
     past: Past
     exclude_seen: bool
+    groups: NDArray[np.int32] | None = None
 
     @classmethod
-    def of(cls, log: EventLog, from_end: int, preprocessing: Preprocessing, item_count: int, most: int) -> "Visitors":
+    def of(
+        cls,
+        log: EventLog,
+        from_end: int,
+        preprocessing: Preprocessing,
+        item_count: int,
+        most: int,
+        groups: NDArray[np.int32] | None = None,
+    ) -> "Visitors":
         """At most `most` users before their last visit (1) or the visit before it (2)."""
         positive = positive_actions(preprocessing)
         held = users_of(held_out(log, from_end, positive), most, seed=0)
@@ -84,7 +92,7 @@ class Visitors:
             item_count,
             preprocessing.has_clock,
         )
-        return cls(log, held, first, past, preprocessing.exclude_seen)
+        return cls(log, held, first, past, preprocessing.exclude_seen, groups)
 
     @property
     def users(self) -> HeldOut:
@@ -222,9 +230,9 @@ def scored_lists(scorer: Scorer, visitors: Visitors) -> Ranking:
     parts = []
     for places in _chunks(len(visitors.first), visitors.past.item_count):
         scores = scorer(places)
-        best = _best(scores)
+        best = _best(leave_out_variants(scores, visitors.groups))
         _leave_out(scores, visitors.seen[places])
-        new = _best(scores)
+        new = _best(leave_out_variants(scores, visitors.groups))
         parts.append((new if visitors.exclude_seen else best, new))
     return Ranking(*(np.concatenate(lists) for lists in zip(*parts, strict=True)))
 
@@ -260,22 +268,12 @@ def _rule_lists(rule: Rule, visitors: Visitors, exclude: Sequence[bool]) -> list
                 barred = seen.indices[seen.indptr[user] : seen.indptr[user + 1] if excluded else seen.indptr[user]]
                 is_barred[barred] = True
                 free = ~is_barred[items]
-                best = _best_of(items[free], values[free], place)
+                best = best_of(items[free], values[free], place, visitors.groups)
                 is_barred[best] = True
-                # These candidates contain enough items that are neither listed nor barred.
-                candidates = order[: LENGTH + len(barred)] if len(best) < LENGTH else order[:0]
-                full = np.concatenate([best, candidates[~is_barred[candidates]]])[:LENGTH]
+                full = filled(best, order, is_barred, LENGTH + len(barred), visitors.groups)
                 lists[user, : len(full)] = full
                 is_barred[barred] = is_barred[best] = False
     return found
-
-
-def _best_of(items: NDArray[np.integer], values: NDArray[np.floating], place: NDArray[np.int64]) -> NDArray[np.integer]:
-    """At most `LENGTH` items of the largest values, best first; the smaller `place` (V,) decides between equals."""
-    if len(items) > LENGTH:
-        kept = values >= np.partition(values, len(values) - LENGTH)[-LENGTH]
-        items, values = items[kept], values[kept]
-    return items[np.lexsort((place[items], -values))][:LENGTH]
 
 
 def without_seen(lists: Lists, seen: sparse.csr_matrix) -> Lists:
@@ -302,6 +300,7 @@ def pair_ranks(scorer: Scorer, visitors: Visitors) -> NDArray[np.int64]:
         scores = scorer(places)
         if visitors.exclude_seen:
             _leave_out(scores, visitors.seen[places])
+        scores = leave_out_variants(scores, visitors.groups)
         pairs = slice(bounds[places[0]], bounds[places[-1] + 1])
         ranks[pairs] = _ranks(scores, visitors.places[pairs] - places[0], targets[pairs])
     return ranks

@@ -57,6 +57,7 @@ from training.ranking.segment_items import (
 )
 from training.ranking.served import LISTED, ServedQuality, served_protocol, strategy_lists
 from training.ranking.trend import Demand, Trend, TrendScores, choose_trend, target_times
+from training.ranking.variants import leave_out_variants
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
 """The candidate weights of the personal score; segment items have the rest."""
@@ -134,7 +135,8 @@ class HybridChoice:
 class HybridTuner:
     """The log, embeddings and K-means settings that a hybrid is tuned on.
 
-    Items of a segment may show an item that at least `min_item_users` of its users chose.
+    Items of a segment may show an item that at least `min_item_users` of its users chose. Of each of `groups` (V,) of
+    variants the best item is ranked, as a server does.
     """
 
     log: EventLog
@@ -145,6 +147,7 @@ class HybridTuner:
     engine: Engine
     kmeans: KMeansSettings
     min_item_users: int = 1
+    groups: NDArray[np.int32] | None = None
 
     def choose(self) -> HybridChoice:
         """Choose the settings on validation targets, and measure them on test targets."""
@@ -185,10 +188,12 @@ class HybridTuner:
         test = self.before_visit(1)
         asked, tables = self.asked(test, smoothing)
         test_rows = Rows.of(tables, asked)
-        lists = strategy_lists(test_rows.best(model, len(asked.rows), LISTED), tables, asked)
+        lists = strategy_lists(
+            test_rows.best(model, len(asked.rows), LISTED, self.groups), tables, asked, groups=self.groups
+        )
         each = {
-            name: {f"{metric}@10": values for metric, values in test.figures(best, 10).items()}
-            for name, best in lists.items()
+            name: {f"{metric}@10": values for metric, values in test.figures(listed, 10).items()}
+            for name, listed in lists.items()
         }
         quality = ServedQuality(NEXT_VISIT, test.snapshot.held.rows, each)
         # Once measured, the ranking learns from the test visits too: a release serves the visits after them.
@@ -320,7 +325,7 @@ class HybridTuner:
                 for weight in weights:
                     # An item left out (-inf) stays -inf; the product 0 * -inf would be NaN.
                     scores = torch.where(personal == -torch.inf, personal, weight * personal + (1 - weight) * shared)
-                    ranks[weight][places] = target_ranks(scores, targets).numpy()
+                    ranks[weight][places] = target_ranks(leave_out_variants(scores, self.groups), targets).numpy()
         return ranks
 
 

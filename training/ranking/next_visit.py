@@ -93,8 +93,13 @@ class Rows:
         columns = [np.concatenate([getattr(self, name), getattr(others, name)]) for name in self.__slots__]
         return Rows(*columns)
 
-    def best(self, model: NextVisitModel, user_count: int, count: int) -> NDArray[np.int64]:
-        """The best `count` item rows of each user, best first, (B, count); -1 where there are fewer."""
+    def best(
+        self, model: NextVisitModel, user_count: int, count: int, groups: NDArray[np.int32] | None = None
+    ) -> NDArray[np.int64]:
+        """The best `count` item rows of each user, best first, (B, count); -1 where there are fewer.
+
+        Of each of the `groups` (V,) of variants there is the best.
+        """
         scores = np.concatenate(
             [
                 model.log_odds(self.features[start : start + _ROWS_AT_ONCE])
@@ -102,7 +107,10 @@ class Rows:
             ]
         )
         order = np.lexsort((-scores, self.user))
-        place = places_of(0, np.bincount(self.user, minlength=user_count))
+        if groups is not None:
+            key = self.user[order].astype(np.int64) * len(groups) + groups[self.item_row[order]]
+            order = order[np.sort(np.unique(key, return_index=True)[1])]
+        place = places_of(0, np.bincount(self.user[order], minlength=user_count))
         kept = place < count
         best = np.full((user_count, count), -1, np.int64)
         best[self.user[order][kept], place[kept]] = self.item_row[order][kept]

@@ -14,6 +14,7 @@ from server.core.preprocessing import Preprocessing
 from training.data.split import Split
 from training.metrics import bootstrap_interval
 from training.ranking.next_visit import Asked
+from training.ranking.variants import first_of_groups
 
 SERVED_NDCG = "ndcg.parquet"
 """NDCG@10 of each user (user_id, and a column for each method), in the directory of the stage that measured it."""
@@ -63,16 +64,24 @@ def served_protocol(split: Split, preprocessing: Preprocessing) -> str:
 
 
 def strategy_lists(
-    hybrid: NDArray[np.int64], tables: ItemTables, asked: Asked, count: int = LISTED
+    hybrid: NDArray[np.int64],
+    tables: ItemTables,
+    asked: Asked,
+    groups: NDArray[np.int32] | None = None,
+    count: int = LISTED,
 ) -> dict[str, NDArray[np.int64]]:
-    """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none."""
-    popular = np.argsort(-tables.popularity, kind="stable")[:count]
-    segments = np.full((len(asked.rows), count), -1, np.int64)
+    """The best `count` items of each user by each strategy, as a release serves them, (B, count); -1 for none.
+
+    `groups` (V,) are those of variants, of which each list has the first; `hybrid` (B, count) has been cut so.
+    """
+    width = count if groups is None else max(map(len, (segment.rows for segment in asked.segments)), default=count)
+    popular = np.argsort(-tables.popularity, kind="stable")[: max(count, width)]
+    segments = np.full((len(asked.rows), width), -1, np.int64)
     for place, segment in enumerate(asked.segments):
-        segments[place, : len(segment.rows[:count])] = segment.rows[:count]
+        segments[place, : len(segment.rows[:width])] = segment.rows[:width]
     return {
         "hybrid": hybrid,
-        "personal": asked.pools[:, :count],
-        "segment": segments,
-        "popular": np.tile(popular, (len(asked.rows), 1)),
+        "personal": first_of_groups(asked.pools, groups, count),
+        "segment": first_of_groups(segments, groups, count),
+        "popular": np.tile(first_of_groups(popular[None], groups, count), (len(asked.rows), 1)),
     }

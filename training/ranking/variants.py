@@ -2,6 +2,9 @@
 
 import numpy as np
 import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from server.core.release import GROUP
 
@@ -32,3 +35,33 @@ def groups_with_new(old: pl.DataFrame, new: pl.DataFrame) -> pl.Series:
     groups = old[GROUP].to_numpy()
     joined = np.where(first < len(old), groups[np.minimum(first, len(old) - 1)], first)
     return pl.Series(GROUP, np.concatenate([groups, joined]), pl.Int32)
+
+
+def groups_of(items: pl.DataFrame) -> NDArray[np.int32] | None:
+    """The `variant_groups` of items; None if no two items are of one group."""
+    groups = variant_groups(items).to_numpy()
+    return None if np.array_equal(groups, np.arange(len(groups))) else groups
+
+
+def leave_out_variants(scores: Tensor, groups: NDArray[np.int32] | None) -> Tensor:
+    """The scores (B, V), with minus infinity for each item that another of its group beats, as a server shows them.
+
+    Of equal scores in a group, each stays.
+    """
+    if groups is None:
+        return scores
+    index = torch.from_numpy(groups.astype(np.int64)).expand_as(scores)
+    best = torch.full_like(scores, -torch.inf).scatter_reduce(1, index, scores, "amax")
+    return torch.where(scores < best.gather(1, index), -torch.inf, scores)
+
+
+def first_of_groups(lists: NDArray[np.int64], groups: NDArray[np.int32] | None, count: int) -> NDArray[np.int64]:
+    """The first `count` items of each list (B, L), of each group only the first; -1 where there are fewer."""
+    if groups is not None:
+        named = np.where(lists < 0, -1, groups[lists])
+        is_kept = lists >= 0
+        for place in range(1, lists.shape[1]):
+            is_kept[:, place] &= ~(named[:, :place] == named[:, place, None]).any(axis=1)
+        order = np.argsort(~is_kept, axis=1, kind="stable")
+        lists = np.take_along_axis(np.where(is_kept, lists, -1), order, axis=1)
+    return lists[:, :count]

@@ -31,6 +31,7 @@ from training.ranking.hybrid import HybridChoice, HybridTuner
 from training.ranking.item_lists import item_lists, list_overlap
 from training.ranking.segment_items import behaviour_of
 from training.ranking.served import SERVED_NDCG
+from training.ranking.variants import groups_of
 from training.repository import newest_release, read_ledger
 from training.runs import Progress, Run, no_progress
 from training.segments.clusters import Segments, cluster, limit_k, merging_notes
@@ -207,6 +208,7 @@ def _weigh_items(inputs: SegmentInputs, users: EmbeddedUsers, segment_count: int
         inputs.engine,
         KMeansSettings.of(inputs.settings),
         inputs.settings.min_item_users,
+        groups_of(pl.read_parquet(inputs.prepared / "items.parquet", columns=["title"])),
     )
     return tuner.choose()
 
