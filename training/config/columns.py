@@ -192,6 +192,13 @@ class ItemColumns(FrozenModel):
             "kind": "name or false",
         },
     )
+    group: str | None = Field(
+        default=None,
+        description="What variants have in common, such as a model in several sizes: of one group the best item is "
+        "recommended. Items without a value, and tables without this column, are grouped by their titles.",
+        examples=["model"],
+        json_schema_extra={"touch": "Variants have different titles, or different things have one title."},
+    )
     category_separator: str = Field(
         default="|",
         min_length=1,

@@ -110,7 +110,7 @@ def evaluate(run: Run, *, progress: Progress = no_progress) -> EvaluateResult:
     preprocessing = read_preprocessing(prepared)
     with run.stage("evaluate") as stage:
         encoder = load_encoder(trained)
-        items = pl.read_parquet(prepared / "items.parquet", columns=["item_id", "title"])
+        items = pl.read_parquet(prepared / "items.parquet")
         item_ids, groups = items["item_id"], groups_of(items)
         found_protocols = protocols(prepared, preprocessing, encoder.shape.item_count)
         run_protocols = [replace(protocol, groups=groups) for protocol in found_protocols]

@@ -38,7 +38,7 @@ def groups_with_new(old: pl.DataFrame, new: pl.DataFrame) -> pl.Series:
 
 
 def groups_of(items: pl.DataFrame) -> NDArray[np.int32] | None:
-    """The `variant_groups` of items; None if no two items are of one group."""
+    """The `variant_groups` of items (`title`, `group` if there is one); None if no two items are of one group."""
     groups = variant_groups(items).to_numpy()
     return None if np.array_equal(groups, np.arange(len(groups))) else groups
 

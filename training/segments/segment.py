@@ -208,7 +208,7 @@ def _weigh_items(inputs: SegmentInputs, users: EmbeddedUsers, segment_count: int
         inputs.engine,
         KMeansSettings.of(inputs.settings),
         inputs.settings.min_item_users,
-        groups_of(pl.read_parquet(inputs.prepared / "items.parquet", columns=["title"])),
+        groups_of(pl.read_parquet(inputs.prepared / "items.parquet")),
     )
     return tuner.choose()
 

@@ -35,7 +35,8 @@ class IdTable:
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collection[str] = MISSING_WORDS) -> IdTable:
-    """The item table: item_id, title and description (text, null if missing), category (list of distinct texts).
+    """The item table: item_id, title and description (text, null if missing), category (list of distinct texts), and
+    group (text, null if missing) if it is configured.
 
     Of an item in several rows, the first title and the first description count, and the categories are joined. A table
     with a description column and no title column gets the descriptions as titles, unless `title` is false. Raises
@@ -45,7 +46,7 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     frame = scan_table(path, scratch)
     by_role, category_columns = _item_columns(column_names(frame), columns, path)
     schema = frame.collect_schema()
-    ids, texts = by_role["item_id"], [role for role in ("title", "description") if role in by_role]
+    ids, texts = by_role["item_id"], [role for role in ("title", "description", "group") if role in by_role]
     with readable(path):
         table = frame.select(list(dict.fromkeys([*by_role.values(), *category_columns]))).collect()
     rows, notes = _with_ids(table, ids, "item_id", path, words)
@@ -68,7 +69,8 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
         .agg(pl.col("category").unique(maintain_order=True))
     )
     with_categories = merged.join(by_item, on="item_id", how="left", maintain_order="left")
-    items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description")
+    groups = ["group"] if "group" in by_role else []
+    items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description", *groups)
     return IdTable(items, _first_rows(rows), (*notes, *merge_notes))
 
 
@@ -98,6 +100,8 @@ def _item_columns(names: Sequence[str], columns: ItemColumns, path: Path) -> tup
     configured = columns.model_dump(include={"item_id", "title", "description"})
     configured["category"] = None if several else columns.category
     roles = ("item_id", "title", "description", *(() if several else ("category",)))
+    if columns.group is not None:
+        configured, roles = configured | {"group": columns.group}, (*roles, "group")
     by_role = find_columns(names, configured, roles, "items", str(path))
     if "title" not in by_role and "description" in by_role and columns.title is not False:
         by_role["title"] = by_role.pop("description")

@@ -14,10 +14,10 @@ from scipy import sparse
 from server.core.figures import NEXT_VISIT
 from server.core.preprocessing import Action, Preprocessing
 from training.data.sequences import read_log
+from training.evaluation.list_filling import LENGTH
 from training.evaluation.results import UserSlice
 from training.evaluation.visit_rules import OWN_FADING, OWN_FREQUENT, OWN_ONLY, POPULARITY, own_frequent, popularity
 from training.evaluation.visits import (
-    LENGTH,
     NEW_TO_USER,
     REPEATS,
     Ranking,

@@ -178,3 +178,11 @@ def test_a_second_column_of_ids_is_said(tmp_path: Path) -> None:
     users = read_users(path, UserColumns(user_id="uid"), tmp_path)
     assert users.rows.rows() == [("a", "X")]
     assert users.notes == ("the column `user_id` of users.csv is no label: the ids are in `uid`",)
+
+
+def test_a_column_of_groups_is_read_where_it_is_named(tmp_path: Path) -> None:
+    text = "item_id,title,group,model\n1,a,x,m\n2,b,, m \n3,c,x,\n"
+    assert "group" not in items(tmp_path, text).rows.columns, "only a column that is named"
+    assert items(tmp_path, text, group="model").rows["group"].to_list() == ["m", "m", None]
+    with pytest.raises(LogError, match="no column `size`"):
+        items(tmp_path, text, group="size")
