@@ -202,7 +202,7 @@ def test_files_fit_together(tmp_path: Path, repository: Path) -> None:
     golden = json.loads((directory / "golden.json").read_text())
     assert [sum(index > 0 for index in row) for row in golden["item_index"]] == [1, 10, 32]
     items = pl.read_parquet(directory / "items.parquet")
-    assert items.columns == ["item_id", "title", "category", "event_count", "popularity", "item_hash"]
+    assert items.columns == ["item_id", "title", "category", "event_count", "popularity", "group", "item_hash"]
     assert items["popularity"].exp().sum() == pytest.approx(1, abs=1e-4)
     assert run.figures("segment")["k"] == GROUPS
 
