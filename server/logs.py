@@ -72,7 +72,9 @@ class RefusedCalls:
         """Log one call; those beyond the limit are counted, and told with the first of a later second."""
         if self._clock() - self._start >= 1.0:
             if self._count > MOST_REFUSALS:
+                other = _request_id.set("")  # the line is not of the call at hand
                 log.info("%d more calls were refused and not logged", self._count - MOST_REFUSALS)
+                _request_id.reset(other)
             self._start, self._count = self._clock(), 0
         self._count += 1
         if self._count <= MOST_REFUSALS:

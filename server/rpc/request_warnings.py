@@ -37,9 +37,11 @@ class RequestWarnings:
         """Look at the filters and candidates of a recommendation."""
         items, categories = self._release.vocabulary, self._release.category_rows
         for name in ("exclude_item_ids", "candidate_item_ids"):
-            self._add_unknown(WARNING_REASON_UNKNOWN_ITEM, f"{field}.{name}", getattr(options, name), items)
+            if values := getattr(options, name):
+                self._add_unknown(WARNING_REASON_UNKNOWN_ITEM, f"{field}.{name}", values, items)
         for name in ("exclude_categories", "include_categories"):
-            self._add_unknown(WARNING_REASON_UNKNOWN_CATEGORY, f"{field}.{name}", getattr(options, name), categories)
+            if values := getattr(options, name):
+                self._add_unknown(WARNING_REASON_UNKNOWN_CATEGORY, f"{field}.{name}", values, categories)
 
     def _add_unknown(self, reason: WarningReason, field: str, values: Iterable[str], known: Container[str]) -> None:
         for index, value in enumerate(values):
@@ -62,5 +64,6 @@ def warnings_of(
     found = RequestWarnings(release)
     if options is not None:
         found.add_options(options)
-    found.add_events((f"events.events[{index}]", event) for index, event in enumerate(request.events.events))
+    if request.HasField("events"):
+        found.add_events((f"events.events[{index}]", event) for index, event in enumerate(request.events.events))
     return found.messages()
