@@ -10,6 +10,7 @@ from playwright.sync_api import Browser, Page
 from typer.testing import CliRunner, Result
 
 from server.core.profiles import Flow
+from server.core.repository.segment_notes import SegmentNote, SegmentNotes, write_segment_notes
 from tests.support.browser import CONTRAST, offline_page
 from tests.support.logs import write_planted
 from tests.support.reports import fill, write_moves, write_sweep
@@ -30,6 +31,12 @@ k = {SEGMENTS}
 min_segment_size = 10
 """
 NARROWEST, DESKTOP = 375, 1280
+OVERLAPS = """[...document.querySelectorAll('.card')].flatMap(card => {
+  const boxes = [...card.children].map(one => one.getBoundingClientRect());
+  return boxes.slice(1).filter((box, place) => box.height && box.top < boxes[place].bottom - 1).map(box => box.top);
+})"""
+"""JavaScript that gives the parts of cards that begin above the end of the part before them."""
+LONG_NAME = "Families who buy for the week on Saturdays, and what is new"
 EVIL = "<script>alert(1)</script>"
 
 
@@ -58,6 +65,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         for p in profiles
     ]
     write_moves(planted, 1, *flows)
+    write_segment_notes(root / "repository", SegmentNotes(segments={1: SegmentNote(name=LONG_NAME, owner="Ana")}))
     told = call("report", "planted", *places).output
     assert str(planted.path / "report" / "report.html") in told
     return planted
@@ -89,15 +97,35 @@ def test_links_of_the_contents_lead_somewhere(page: Page) -> None:
         assert page.locator(target).count() == 1
 
 
-@pytest.mark.parametrize("width", [NARROWEST, 600, 900, DESKTOP])
+@pytest.mark.parametrize("width", [NARROWEST, 420, 600, 900, DESKTOP])
 def test_nothing_sticks_out_of_the_page(page: Page, width: int) -> None:
     page.set_viewport_size({"width": width, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.evaluate(OVERLAPS) == []
     assert page.locator("#map svg:visible").count() == 1
     box = page.locator("#map svg:visible").bounding_box()
     assert box is not None
     assert box["x"] >= 0
     assert box["x"] + box["width"] <= width
+
+
+@pytest.mark.parametrize("width", [420, DESKTOP])
+def test_no_label_of_a_picture_is_cut(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 800})
+    texts = page.eval_on_selector_all(
+        "svg", "all => all.filter(one => one.checkVisibility()).map(one => one.textContent)"
+    )
+    assert any("Families who buy" in text for text in texts)
+    assert [text for text in texts if "…" in text] == []
+
+
+def test_it_says_what_segments_can_be_used_for_before_all_figures_of_models(page: Page) -> None:
+    top = page.locator("body > .page > header")
+    assert top.get_by_role("heading", name="What the segments can be used for").is_visible()
+    assert page.locator(".trust").count() == SEGMENTS
+    assert "chose next one of the ten items" in top.inner_text()
+    assert "HR@10" not in top.inner_text()
+    assert page.get_by_text("owner: Ana").is_visible()
 
 
 def test_texts_in_pictures_are_large_enough_on_a_phone(page: Page) -> None:

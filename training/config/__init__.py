@@ -1,7 +1,7 @@
 """The configuration of a run, read once from a TOML file; without a file, all settings have their defaults.
 
-One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `tracking`.
-One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `report`.
+One module for each group of sections: `columns`, `cleaning`, `log`, `train`, `segment`, `publish`, `tracking` and
+`report`.
 """
 
 from training.config.cleaning import ActionSetting, Clean, Missing, MissingColumns, Outliers

@@ -11,7 +11,7 @@ from training.profiles.traits import MOST_TRAITS, SMALLEST_LIFT
 LONGEST_NAME = 40
 """Maximum characters of a title or category in a description."""
 
-LABEL_SHARE, LABEL_USERS = 0.03, 0.1
+LABEL_SHARE, LABEL_USERS = 0.02, 0.1
 """Least share of the events and of the users of a segment, of a trait in its label and description; items: of users."""
 
 _SMALLEST_GROWTH = 0.1

@@ -19,12 +19,12 @@ USES: Mapping[Verdict, str] = {
 
 
 def verdicts_of(cards: Sequence[Card]) -> dict[Verdict, list[int]]:
-    """The ids of the segments of each verdict, in the order of the cards."""
+    """The ids of the segments of each verdict, ascending."""
     found: dict[Verdict, list[int]] = {word: [] for word in USES}
     for card in cards:
         if card.trust and card.trust.verdict:
             found[card.trust.verdict].append(card.profile.segment_id)
-    return {word: ids for word, ids in found.items() if ids}
+    return {word: sorted(ids) for word, ids in found.items() if ids}
 
 
 def trust_sentences(cards: Sequence[Card]) -> list[str]:

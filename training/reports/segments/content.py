@@ -136,7 +136,6 @@ class Content:
     account: Account
     origin: Origin
     settings: ReportSettings
-    stopped: str = ""
     sweep: Sweep | None = None
     moves: Moves | None = None
     quality: Quality | None = None
@@ -186,7 +185,6 @@ def read_content(run: Run, repository: Path, settings: ReportSettings | None = N
         account=Account.model_validate_json((prepared / "account.json").read_bytes()),
         origin=Origin.of(run, prepared),
         settings=settings,
-        stopped=str(run.figures("train").get("stopped", "")),
         absent=absent,
         **parts,
     )
@@ -233,9 +231,12 @@ def _local(profile: SegmentProfile, people: People, zone: str) -> SegmentProfile
 
 
 def _items(listed: Sequence[SegmentItem], titles: Mapping[str, str]) -> tuple[Item, ...]:
-    return tuple(
-        Item(titles[item.item_id], item.user_share, item.lift, item.lift_low) for item in listed[:_SHOWN_ITEMS]
-    )
+    """The first items of a list; of items with one title, such as sizes of one product, the first."""
+    by_title: dict[str, SegmentItem] = {}
+    for item in listed:
+        by_title.setdefault(titles[item.item_id], item)
+    shown = list(by_title.items())[:_SHOWN_ITEMS]
+    return tuple(Item(title, item.user_share, item.lift, item.lift_low) for title, item in shown)
 
 
 def _user_map(run: Run, segmented: Path, shown: Sequence[SegmentProfile]) -> UserMap:

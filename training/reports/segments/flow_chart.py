@@ -1,5 +1,6 @@
 """The alluvial chart of users who move between segments, drawn with Vega-Altair."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +20,8 @@ _THICK = 12.0
 """Width of a bar in pixels."""
 
 
-_NARROWER = 0.86
-"""Names are cut at this share of their space, since the browser's font can be wider than the measured font."""
+_LETTER = 8
+"""Pixels of a wide letter; names have several lines where they are longer than their space."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +105,22 @@ def _bars(rows: Sequence[Mapping[str, object]], frame: _Frame, up: alt.Scale) ->
     return rects
 
 
+def _in_lines(text: str, frame: _Frame) -> str:
+    return "\n".join(textwrap.wrap(text, max(8, frame.margin // _LETTER)))
+
+
 def _names(
     rows: Sequence[Mapping[str, object]], edge: str, align: Literal["left", "right"], frame: _Frame, up: alt.Scale
 ) -> alt.Chart:
     """Name and number of users beside each bar."""
     labels = pl.DataFrame(rows).with_columns(
-        ((pl.col("y") + pl.col("y2")) / 2).alias("middle"), pl.format("{} · {}", "name", "users").alias("text")
+        ((pl.col("y") + pl.col("y2")) / 2).alias("middle"),
+        pl.Series("text", [_in_lines(f"{row['name']} · {row['users']}", frame) for row in rows]),
     )
     away = -7 if align == "right" else 7
     texts: alt.Chart = (
         alt.Chart(labels)
-        .mark_text(align=align, dx=away, baseline="middle", limit=_NARROWER * frame.margin - 8)
+        .mark_text(align=align, dx=away, baseline="middle", limit=frame.margin - 8, lineBreak="\n")
         .encode(
             x=alt.X(f"{edge}:Q", scale=frame.across, axis=None), y=alt.Y("middle:Q", scale=up, axis=None), text="text:N"
         )

@@ -166,13 +166,10 @@ def weeks_in_words(card: Card) -> str:
     )
 
 
-def foreseen(content: Content) -> str:
-    """What the first figure of quality means, beside the list of what is popular; empty if quality is unknown."""
-    if not content.quality:
-        return ""
-    popular = [one for one in content.quality.results if one.method.startswith("popularity")]
-    beside = f"; the ten most popular items: {percent(popular[0].figures['hr@10'])}" if popular else ""
-    return f"of ten recommended items, tested on choices that training did not see{beside}"
+def beside_popular(quality: Quality) -> str:
+    """The first figure of quality for the list of what is popular, as a clause; empty if it was not measured."""
+    popular = [one for one in quality.results if one.method.startswith("popularity")]
+    return f"; of the ten most popular items, {percent(popular[0].figures['hr@10'])}" if popular else ""
 
 
 def rhythm_in_words(profile: SegmentProfile, zone: str) -> str:
