@@ -1,8 +1,10 @@
 """The terminal of a `segrec-train` command: progress bars, messages, errors as one sentence, exit codes."""
 
 import logging
+import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,6 +27,10 @@ STANDS_BY = 6
 """The exit code of `run` and `publish` when all is done and the release stands by."""
 
 
+LINE_SECONDS = 30.0
+"""Time between two lines on the progress of a stage whose output is no terminal."""
+
+
 class TextConsole(Console):
     """A console to which every text is data: markup, emoji codes and control characters are printed as they stand."""
 
@@ -36,8 +42,27 @@ class TextConsole(Console):
         return super().render_str(visible_lines(text), **options)
 
 
+class ProgressLines:
+    """Where bars cannot be drawn, as in a file: a line on what goes on every `LINE_SECONDS`, from a thread."""
+
+    def __init__(self, say: Callable[[str], None], stage: str) -> None:
+        """The lines begin now."""
+        self._say, self._stage, self.what = say, stage, "working"
+        self._started = time.monotonic()
+        self._ended = threading.Event()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def end(self) -> None:
+        """No line follows."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(LINE_SECONDS):
+            self._say(f"{self._stage}: {self.what}, after {time.monotonic() - self._started:.0f} s")
+
+
 class TrainConsole:
-    """Prints progress bars while a stage runs, one line when the stage ends, and errors on stderr.
+    """Prints progress bars or lines while a stage runs, one line when the stage ends, and errors on stderr.
 
     `run` is the run that the command works on; `resume` is the command that continues it after Ctrl-C.
     """
@@ -53,6 +78,7 @@ class TrainConsole:
         self._stage = ""
         self._bars: Progress | None = None
         self._task: TaskID | None = None
+        self._lines: ProgressLines | None = None
 
     def print(self, *parts: RenderableType, sep: str = " ", soft_wrap: bool = False) -> None:
         self._output.print(*parts, sep=sep, soft_wrap=soft_wrap)
@@ -63,6 +89,7 @@ class TrainConsole:
         self._stage = stage
         if not self._output.is_terminal:
             self._output.print(f"{stage} …")
+            self._lines = ProgressLines(lambda line: self._output.print(line, highlight=False), stage)
         columns = (
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
@@ -76,6 +103,8 @@ class TrainConsole:
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
+        if self._lines is not None:
+            self._lines.what = visible(f"{what} {done:,} of {total:,}" if total else what)
         if self._bars is not None and self._task is not None:
             self._bars.update(
                 self._task, description=visible(f"{self._stage}: {what}"), completed=done, total=total or None
@@ -91,6 +120,9 @@ class TrainConsole:
         self._stage = ""
 
     def _remove_bars(self) -> None:
+        if self._lines is not None:
+            self._lines.end()
+        self._lines = None
         if self._bars is not None:
             self._bars.stop()
         self._bars = self._task = None
