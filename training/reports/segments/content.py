@@ -136,6 +136,7 @@ class Content:
     account: Account
     origin: Origin
     settings: ReportSettings
+    out_of_time: bool = False
     sweep: Sweep | None = None
     moves: Moves | None = None
     quality: Quality | None = None
@@ -185,6 +186,7 @@ def read_content(run: Run, repository: Path, settings: ReportSettings | None = N
         account=Account.model_validate_json((prepared / "account.json").read_bytes()),
         origin=Origin.of(run, prepared),
         settings=settings,
+        out_of_time=run.figures("train").get("stopped") == "time",
         absent=absent,
         **parts,
     )

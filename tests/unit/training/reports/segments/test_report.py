@@ -106,9 +106,14 @@ def test_what_people_say_about_a_segment_is_on_its_card(own: Run) -> None:
     assert "Mailed in spring" in text
 
 
-def test_trust_and_time_zone_are_told(own: Run) -> None:
+def test_trust_and_time_zone_and_a_training_out_of_time_are_told(own: Run) -> None:
+    assert "its time was up" not in page(own)
+    record = own.record()
+    record["stages"]["train"]["figures"]["stopped"] = "time"
+    (own.path / "run.json").write_text(json.dumps(record))
     settings = ReportSettings(time_zone="Asia/Tokyo", value_unit="$")
     text = report(own, own.path.parents[1] / "repository", settings=settings).read_text(encoding="utf-8")
+    assert "its time was up (<code>[train] max_minutes</code>)" in text
     assert "What the segments can be used for" in text
     assert text.count('class="trust ') == GROUPS
     assert "h Asia/Tokyo (" in text
