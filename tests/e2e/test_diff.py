@@ -39,10 +39,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     told = place.call("diff", 1, 2, *runs)
     assert told.exit_code == 1
     assert "diff compares two releases, and there is only release 1 in" in told.stderr
-    for command in (("segment", "--run", "one", "--k", 3), ("publish", "--run", "one")):
+    for command in (
+        ("segment", "--run", "one", "--k", 3),
+        ("publish", "--run", "one", "--force", "rules win on so small a log"),
+    ):
         assert place.call(*command, *runs).exit_code == 0
     files = ("--events", place.events, "--items", root / "items.parquet", "--config", root / "other.toml")
-    assert place.call("run", *files, *runs, "--run", "two").exit_code == 0
+    assert place.call("run", *files, *runs, "--run", "two", "--force", "rules win on so small a log").exit_code == 0
     return place
 
 

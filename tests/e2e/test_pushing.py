@@ -41,7 +41,20 @@ def test_the_ten_lines_do_what_they_say(start_server: StartServer, tmp_path: Pat
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    run(["segrec-train", "run", "--events", "events.csv", "--config", "config.toml", "--run", "first"])
+    run(
+        [
+            "segrec-train",
+            "run",
+            "--events",
+            "events.csv",
+            "--config",
+            "config.toml",
+            "--run",
+            "first",
+            "--force",
+            "rules win on so small a log",
+        ]
+    )
     server = start_server("--bootstrap-events", str(tmp_path / "runs" / "first" / "prepare" / "events.parquet"))
     server.wait_until_serving()
     environment |= {"SEGREC_ADDRESS": server.address, "SEGREC_MODEL_ADDRESS": server.model_address}

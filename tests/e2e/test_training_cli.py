@@ -16,6 +16,8 @@ from training.errors import ConfigError
 from training.pipeline import STAGES, with_overrides
 from training.runs import Run
 
+FORCE = ("--force", "rules win on so small a log")
+
 QUICK = """
 [train]
 embedding_dim = 16
@@ -50,7 +52,7 @@ class Place:
         return CliRunner().invoke(app, [str(word) for word in words])
 
     def run(self, *more: object) -> Result:
-        files = ("--events", self.events, "--items", self.items, "--config", self.config)
+        files = ("--events", self.events, "--items", self.items, "--config", self.config, *FORCE)
         return self.call("run", *files, "--runs", self.runs, "--repository", self.repository, *more)
 
     def stage(self, name: str, *more: object) -> Result:
@@ -119,7 +121,8 @@ def test_stages_one_by_one(place: Place) -> None:
         done = place.stage(name, "--run", "mine")
         assert done.exit_code == 0, done.output
     for name in ("segment", "publish", "segment", "publish"):
-        done = place.stage(name, "--run", "mine", "--repository", place.repository)
+        forced = FORCE if name == "publish" else ()
+        done = place.stage(name, "--run", "mine", "--repository", place.repository, *forced)
         assert done.exit_code == 0, done.output
     assert "Release 2" in done.output
 
@@ -132,7 +135,7 @@ def test_the_chinese_log_without_times_and_items_works_as_it_is(place: Place) ->
     ]
     place.events.write_text("\n".join(["用户ID,商品ID,行为类型,行为值", *rows]), encoding="utf-8")
     files = ("--events", place.events, "--config", place.config, "--runs", place.runs)
-    done = place.call("run", *files, "--repository", place.repository, "--run", "cn")
+    done = place.call("run", *files, "--repository", place.repository, "--run", "cn", *FORCE)
     assert done.exit_code == 0, done.output
     release = read_release(place.repository / MODEL_NAME / "1")
     assert {action.name for action in release.preprocessing.actions} == {"浏览", "购买", "搜索"}
@@ -170,7 +173,7 @@ def test_histories_too_short_to_test_on_still_give_a_release(place: Place) -> No
     assert done.exit_code == 0, done.output
     assert "Quality was not measured" in done.output
     assert "3 segments instead of 4" in done.output
-    assert read_release(place.repository / MODEL_NAME / "1").manifest.figures == {}
+    assert read_release(place.repository / MODEL_NAME / "1").manifest.figures == ()
 
 
 def failing(error: BaseException) -> object:

@@ -39,7 +39,17 @@ def train(directory: Path, events: Path, *flags: object) -> Path:
     """All stages on a log; returns the run's directory. The release goes where the server of this test looks."""
     (directory / "config.toml").write_text(CONFIG)
     places = ("--runs", directory / "runs", "--repository", directory / "repository", "--run", "one")
-    words = ("run", "--events", events, "--config", directory / "config.toml", *places, *flags)
+    words = (
+        "run",
+        "--events",
+        events,
+        "--config",
+        directory / "config.toml",
+        *places,
+        *flags,
+        "--force",
+        "rules win on so small a log",
+    )
     result = CliRunner().invoke(app, [str(word) for word in words])
     assert result.exit_code == 0, result.output
     return directory / "runs" / "one"
