@@ -71,11 +71,11 @@ def methods_of(
         common = (has @ has[row].T).toarray().ravel()
         jaccard = common / np.maximum(lengths + lengths[row] - common, 1)
         share = CATEGORY_SHARE if lengths[row] else 0.0
-        return (1 - share) * (unit @ unit[row]) + share * jaccard
+        return np.asarray((1 - share) * (unit @ unit[row]) + share * jaccard)
 
     def together(row: int) -> NDArray[np.floating]:
         counts = (of_item @ by_item[:, [row]]).toarray().ravel()
-        return counts / np.sqrt(sizes * sizes[row])
+        return np.asarray(counts / np.sqrt(sizes * sizes[row]))
 
     return {"SimilarItems": served, "embeddings alone": lambda row: unit @ unit[row], "co-occurrence": together}
 
