@@ -145,7 +145,7 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
         rows = [(int(point["epoch"]) + 1, point[key]) for point in points if key in point]
         base = alt.Chart(pl.DataFrame(rows, schema=["epoch", "value"], orient="row")).encode(
             x=alt.X("epoch:Q", axis=whole_axis("epoch", [epoch for epoch, _ in rows]), scale=values_scale(8)),
-            y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format="~r"), scale=values_scale(8)),
+            y=alt.Y("value:Q", axis=alt.Axis(title=None, tickCount=5, format=".3~r"), scale=values_scale(8)),
         )
         dots = base.mark_point(color=ACCENT, filled=True, size=40, opacity=1)
         lines = base.mark_line(color=ACCENT, strokeWidth=2) + dots

@@ -104,7 +104,8 @@ def quality_in_words(quality: Quality) -> str:
 def curves_in_words(content: Content) -> str:
     """The first and the last loss, and the best validation NDCG@10 with its epoch."""
     curves = content.curves
-    loss = f"The loss went from {curves[0]['loss']:.3f} to {curves[-1]['loss']:.3f} in {len(curves)} epochs."
+    epochs = "epoch" if len(curves) == 1 else "epochs"
+    loss = f"The loss went from {curves[0]['loss']:.3f} to {curves[-1]['loss']:.3f} in {len(curves)} {epochs}."
     scored = [(point["ndcg@10"], int(point["epoch"]) + 1) for point in curves if "ndcg@10" in point]
     if not scored:
         return loss
