@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from server.core.profiles import Migration
 from server.core.release import Release
-from training.config import Config
+from training.config import Clean, Columns, Config
 from training.data.reading.sources import Log
 from training.data.split import read_split
 from training.errors import ConfigError, PublishError, RunError
@@ -38,6 +38,10 @@ from training.segments.quality import NEIGHBOURS, neighbour_overlap
 _NEIGHBOUR_SAMPLE = 1_000
 
 
+PREPARED = Config(columns=Columns(missing_words=()), clean=Clean(drop_duplicates=False))
+"""How the events of a run are read: they are cleaned, and a user called NA is one that the run's settings kept."""
+
+
 def diff(
     repository: Path,
     numbers: tuple[int, int],
@@ -59,6 +63,7 @@ def diff(
     before, after = (with_names(find_release(repository, number), repository) for number in numbers)
     progress("reading", 0, 0)
     log: Log = events or _log_of(repository, (after, before), runs)
+    config = config if events else PREPARED
     clocked = before if before.preprocessing.has_clock else after
     read = read_events(log, config, clocked)
     sample = draw_sample(read.events, users, seed)

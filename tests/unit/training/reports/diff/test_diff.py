@@ -21,10 +21,10 @@ from training.cli.diff import number_of_release
 from training.errors import ConfigError, LogError
 from training.reports.diff import wording as words
 from training.reports.diff.answers import NO_ITEM, Answers, answers, draw_sample
-from training.reports.diff.diff import compared, items_of, same_test
+from training.reports.diff.diff import PREPARED, compared, items_of, same_test
 from training.reports.diff.figures import Diff, SameTest
 from training.reports.diff.page import page_of
-from training.segments.placement import seen_item_rows
+from training.segments.placement import read_events, seen_item_rows
 
 GROUPS, EACH = 4, 30
 
@@ -281,3 +281,14 @@ def test_the_page_can_be_made_when_all_flows_are_small(repository: Path) -> None
 @pytest.mark.parametrize(("number", "text"), [(0.1234, "+0.123"), (-2, "−2.000"), (-0.0001, "0.000")])
 def test_changes_have_a_sign(number: float, text: str) -> None:
     assert words.signed(number, 3) == text
+
+
+def test_the_events_of_a_run_are_not_cleaned_again(repository: Path, tmp_path: Path) -> None:
+    events = events_of()
+    first = events["user_id"][0]
+    named = events.with_columns(pl.col("user_id").replace(first, "NA"))
+    twice = pl.concat([named, named.filter(pl.col("user_id") == "NA")])
+    twice.write_parquet(tmp_path / "events.parquet")
+    read = read_events(tmp_path / "events.parquet", PREPARED, one(repository)).events
+    count = len(events.filter(pl.col("user_id") == first))
+    assert len(read.filter(pl.col("user_id") == "NA")) == 2 * count
