@@ -15,7 +15,7 @@ from server.monitoring.release_stats import Figures
 from server.releases.registry import State, Status
 from server.serving.answer import Answer, Degraded
 
-_REASONS = {
+ITEM_REASONS = {
     Part.OWN_HISTORY: segrec_service_pb2.ITEM_REASON_AGAIN,
     Part.ENCODER: segrec_service_pb2.ITEM_REASON_PERSONAL,
     Part.SEGMENT: segrec_service_pb2.ITEM_REASON_SEGMENT,
@@ -127,7 +127,7 @@ def fill_recommend(
         item.item_id = item_ids[row]
         item.title = titles[row]
         item.score = score
-        item.reason = _REASONS[reason]
+        item.reason = ITEM_REASONS[reason]
         item.seen = seen
         if explanation is not None:
             item.explanation.base = explanation.base

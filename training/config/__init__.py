@@ -11,7 +11,7 @@ from training.config.log import PrivacySettings, SplitSettings, Text, VisitSetti
 from training.config.publish import PublishSettings
 from training.config.report import ReportSettings
 from training.config.segment import Naming, SegmentSettings
-from training.config.toml import load_settings
+from training.config.toml import checked_settings, load_settings
 from training.config.tracking import TrackingSettings
 from training.config.train import TrainSettings
 
@@ -35,6 +35,7 @@ __all__ = [
     "TrainSettings",
     "UserColumns",
     "VisitSettings",
+    "checked_settings",
     "load_config",
     "load_settings",
 ]

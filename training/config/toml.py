@@ -3,6 +3,7 @@
 import difflib
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,13 +27,18 @@ def load_settings(path: Path, kind: type[Settings]) -> Settings:
     except tomllib.TOMLDecodeError as error:
         hint = "" if text.isascii() else '; names in Chinese need quotes, as in "购买" = 1'
         raise ConfigError(f"{path} is not valid TOML: {error}{hint}.") from error
+    return checked_settings(raw, kind, str(path))
+
+
+def checked_settings(raw: Mapping[str, Any], kind: type[Settings], where: str) -> Settings:
+    """The settings in a table of keys. Raises ConfigError that names `where` they are, key and nearest known key."""
     try:
         return kind.model_validate(raw)
     except ValidationError as error:
         problems = "; ".join(
             _problem_text(kind, problem["loc"], problem["type"], problem["msg"]) for problem in error.errors()
         )
-        raise ConfigError(f"{path}: {problems}.") from error
+        raise ConfigError(f"{where}: {problems}.") from error
 
 
 def _problem_text(settings: type[FrozenModel], loc: tuple[int | str, ...], kind: str, message: str) -> str:

@@ -7,6 +7,7 @@ noted in the audit, and renamed into place. A failure before the rename does not
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from server.core.profiles import Migration, SegmentProfile, SegmentRecord
 from server.core.release import RANKING, SEARCH_LISTS, FileRecord, Golden, Manifest, Release
 from server.core.repository.audit import AuditEntry, append_audit
 from server.core.repository.layout import MODEL_NAME, ensure_repository, read_preprocessing
-from server.core.repository.read import record_of
+from server.core.repository.read import read_release, record_of
 from server.core.repository.signature import sign_manifest
 from training.config import PublishSettings
 from training.data.origin import Origin
@@ -119,6 +120,20 @@ def publish(run: Run, repository: Path, push: Push | None = None, progress: Prog
         stage.figures |= {"release": number, "repository": str(repository.resolve())}
         stage.figures |= {"beside_rules": beside_rules(comparisons)}
     return number
+
+
+def unpublished_release(run: Run) -> Release:
+    """The release that the run would be as the first of a repository. No repository is read or written.
+
+    Raises RunError when a stage is missing.
+    """
+    sources = {stage: run.require(stage) for stage in ("prepare", *_SOURCES)}
+    segmentation, origin = Segmentation.read(sources["segment"]), Origin.of(run, sources["prepare"])
+    with tempfile.TemporaryDirectory(prefix=_STAGING, dir=run.path) as scratch:
+        directory = Path(scratch) / "1"
+        directory.mkdir()
+        _assemble(directory, sources, segmentation, None, _evaluated(run), origin, Standing())
+        return read_release(directory)
 
 
 def add_release(

@@ -1,0 +1,159 @@
+"""`training.facade` on a planted log: its answers are those of a server, from tables in memory and from files."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from segrec.v1.segrec_service_pb2 import ItemReason
+
+import training.facade as segrec_train
+from server.core.history import Event
+from server.core.query import Query, Ranking
+from server.core.release import Release
+from server.core.repository.layout import MODEL_NAME
+from server.core.repository.read import read_release
+from server.rpc.conversion import ITEM_REASONS
+from server.serving.batching import MicroBatcher
+from server.serving.cache import EmbeddingCache
+from server.serving.embedding import Embedder
+from server.serving.pipeline import Pipeline
+from tests.support.logs import planted_items, planted_log
+from tests.support.memory_store import MemoryStore
+from tests.support.onnx_encoder import OnnxEncoder
+from training.errors import ConfigError, LogError, RunError
+from training.facade import TrainedRun
+from training.offline.recommend import REASONS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+USERS, ITEMS = 60, 40
+CONFIG = {
+    "train": {"embedding_dim": 16, "layers": 1, "heads": 2, "epochs": 1, "max_length": 16},
+    "segment": {"k": 4, "min_segment_size": 5},
+}
+EVENTS, _ = planted_log(users=USERS, items=ITEMS, segments=4, events_per_user=20)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    runs = tmp_path_factory.mktemp("facade") / "runs"
+    return segrec_train.fit(EVENTS, CONFIG, planted_items(ITEMS), runs=runs, name="notebook")
+
+
+@pytest.fixture(scope="module")
+def repository(trained: TrainedRun) -> Path:
+    found = trained.path.parent.parent / "repository"
+    assert trained.publish(found) == 1
+    return found
+
+
+def served(repository: Path, release: Release, user_ids: list[str], query: Query) -> list[Ranking]:
+    """What the pipeline of a server answers whose store has all events."""
+
+    async def ask() -> list[Ranking]:
+        store, encoder = MemoryStore(), OnnxEncoder(repository)
+        encoder.loaded = (1,)
+        for (user_id,), events in EVENTS.group_by("user_id"):
+            rows = events.sort("timestamp").select("item_id", "action", "value", "timestamp").rows()
+            await store.record(str(user_id), [Event(*row) for row in rows])
+        with ThreadPoolExecutor(2) as executor:
+            embedder = Embedder(encoder, executor)
+            pipeline = Pipeline(store, EmbeddingCache(10), embedder, MicroBatcher(embedder, 8), executor)
+            return await pipeline.recommend(release, query, await pipeline.answer_users(release, user_ids, 5.0))
+
+    return asyncio.run(ask())
+
+
+def test_recommendations_are_those_of_a_server(trained: TrainedRun, repository: Path) -> None:
+    release = read_release(repository / MODEL_NAME / "1")
+    users = [*sorted(EVENTS["user_id"].unique())[::-1], "nobody"]
+    expected = served(repository, release, users, Query(top_k=7, exclude_seen=True))
+    for events in (None, EVENTS):
+        table = trained.recommend(users, events, top_k=7, exclude_seen=True)
+        assert table["user_id"].unique(maintain_order=True).to_list() == users
+        for (user_id,), rows in table.group_by("user_id", maintain_order=True):
+            items = expected[users.index(str(user_id))].items
+            assert rows["rank"].to_list() == list(range(1, len(items) + 1))
+            assert rows["item_id"].to_list() == [release.item_ids[item.row] for item in items]
+            assert rows["title"].to_list() == [release.titles[item.row] for item in items]
+            assert rows["reason"].to_list() == [REASONS[item.reason] for item in items]
+            np.testing.assert_allclose(rows["score"], [item.score for item in items], atol=1e-4)
+
+
+def test_reasons_are_the_words_of_the_api() -> None:
+    names = {part: ItemReason.Name(reason) for part, reason in ITEM_REASONS.items()}
+    assert names == {part: f"ITEM_REASON_{word.upper()}" for part, word in REASONS.items()}
+
+
+def test_vectors_are_those_that_were_segmented(trained: TrainedRun) -> None:
+    vectors = trained.embed()
+    assert vectors["user_id"].to_list() == trained.members()["user_id"].to_list()
+    expected = np.load(trained.path / "segment" / "user_embeddings.npy")
+    np.testing.assert_array_equal(vectors["embedding"].to_numpy(), expected)
+    again = trained.embed(EVENTS.filter(pl.col("user_id") < "u00010"))
+    assert len(again) == 10
+    np.testing.assert_allclose(again["embedding"].to_numpy(), expected[:10], atol=1e-5)
+
+
+def test_tables_say_what_the_run_found(trained: TrainedRun) -> None:
+    segments, members, figures = trained.segments(), trained.members(), trained.evaluate()
+    assert segments["user_count"].sum() == len(members) == USERS
+    counts = dict(members["segment_id"].value_counts().iter_rows())
+    assert dict(segments.select("segment_id", "user_count").iter_rows()) == counts
+    assert {"popularity", "encoder", "hybrid"} <= set(figures["method"])
+    assert figures["value"].is_between(0, 100).all()
+    assert segrec_train.open_run(trained.path).members().equals(members)
+
+
+def test_filters_are_those_of_the_server(trained: TrainedRun) -> None:
+    found = trained.recommend(["u00000"], strategy="popular", candidate_item_ids=["i00001", "i00002"])
+    assert set(found["item_id"]) == {"i00001", "i00002"}
+    assert trained.recommend(["u00000"], include_categories=["no such category"]).is_empty()
+    assert len(trained.recommend(top_k=1)) == USERS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"colour": "red"}, "There is no filter `colour`"),
+        ({"strategy": "best"}, "strategy must be one of hybrid"),
+        ({"user_ids": "u00000"}, "user_ids must be a list of texts"),
+        ({"top_k": 0}, "top_k must be a whole number from 1 to 500, not 0"),
+        ({"diversity": 2}, "diversity must be a number from 0 to 1"),
+        ({"exclude_seen": 1}, "exclude_seen must be True or False"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_a_sentence(trained: TrainedRun, arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        trained.recommend(**arguments)  # type: ignore[arg-type]
+
+
+def test_wrong_tables_name_the_column(tmp_path: Path) -> None:
+    def refused(events: object, config: object = None) -> str:
+        with pytest.raises((LogError, ConfigError)) as error:
+            segrec_train.fit(events, config, runs=tmp_path / "runs")  # type: ignore[arg-type]
+        return str(error.value)
+
+    lacking = refused(EVENTS.drop("item_id"))
+    assert "`events`" in lacking
+    assert "item" in lacking
+    assert "segrec-" not in lacking
+    mixed = pd.DataFrame({"user_id": ["a", "b"], "item_id": ["x", {"y": 1}], "timestamp": [1, 2]})
+    assert refused(mixed).startswith("The column `item_id` of `events` cannot be read")
+    doubled = pd.DataFrame([["a", "b"]], columns=["user_id", "user_id"])
+    assert "more than one column `user_id`" in refused(doubled)
+    assert "not list" in refused([1, 2])
+    assert "There is no file" in refused(tmp_path / "missing.csv")
+    assert "did you mean `train`" in refused(EVENTS, {"trian": {}})
+    with pytest.raises(RunError, match="There is no run"):
+        segrec_train.open_run(tmp_path)
+
+
+def test_pandas_is_read_as_polars_is(trained: TrainedRun) -> None:
+    some = EVENTS.filter(pl.col("user_id") < "u00005")
+    frame = pd.DataFrame(some.to_dict(as_series=False))
+    assert trained.embed(frame).equals(trained.embed(some))
