@@ -5,7 +5,7 @@
 
 Asks for ten items of each of 200 users, with their explanations, by each strategy. Counts answers with two items of
 one title, beside the same calls with `include_variants`; scores that are not the sum of their parts to 1e-3; and items
-whose reason is not the largest part. Ends in one JSON line, with exit code 1 if any count but the one beside is above 0.
+whose reason is not the largest part. Ends in one JSON line, with exit code 1 if a count but the one beside is not 0.
 """
 
 import argparse
