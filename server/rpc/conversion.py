@@ -232,6 +232,7 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
     manifest = status.manifest
     if manifest is None:
         return message
+    message.standby_reason, message.forced_reason = manifest.stands_by, manifest.forced
     message.create_time.CopyFrom(_timestamp(manifest.created_time))
     if manifest.data_cutoff_time is not None:
         message.cutoff_time.CopyFrom(_timestamp(manifest.data_cutoff_time))

@@ -217,10 +217,15 @@ def releases(client: ModelClient, options: argparse.Namespace) -> int:
         facts = [f"{name}: {value}" for name, value in _flat(records[0]).items()]
         say(*facts, *live_sentences(messages[0]), *figure_tables(messages[0].figures))
     else:
-        columns = ("release", "state", "traffic_share", "create_time", "item_count", "segment_count", "failure")
-        lines = [[record[name] for name in columns] for record in records]
-        say(*table(("release", "state", "traffic", "created", "items", "segments", "failure"), lines))
+        columns = ("release", "state", "traffic_share", "create_time", "item_count", "segment_count")
+        lines = [[record[name] for name in columns] + [_remark(record)] for record in records]
+        say(*table(("release", "state", "traffic", "created", "items", "segments", "remark"), lines))
     return OK
+
+
+def _remark(record: dict[str, Any]) -> str:
+    """What is wrong with a release, or why it stands by; empty for the others."""
+    return str(record["failure"] or record["standby_reason"] or "")
 
 
 def _release_record(release: Release) -> dict[str, Any]:
@@ -229,6 +234,8 @@ def _release_record(release: Release) -> dict[str, Any]:
         "state": ReleaseState.Name(release.state).removeprefix("RELEASE_STATE_").lower(),
         "traffic_share": plain_float(release.traffic_share),
         "failure": release.failure,
+        "standby_reason": release.standby_reason or None,
+        "forced_reason": release.forced_reason or None,
         "create_time": iso_time(release.create_time) if release.HasField("create_time") else None,
         "cutoff_time": iso_time(release.cutoff_time) if release.HasField("cutoff_time") else None,
         "forget_after_time": iso_time(release.forget_after_time) if release.HasField("forget_after_time") else None,

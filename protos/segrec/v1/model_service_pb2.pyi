@@ -33,7 +33,7 @@ RELEASE_STATE_CANARY: ReleaseState
 RELEASE_STATE_SHADOW: ReleaseState
 
 class Release(_message.Message):
-    __slots__ = ("release", "state", "failure", "create_time", "cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_share", "live", "trained_on", "forget_after_time")
+    __slots__ = ("release", "state", "failure", "create_time", "cutoff_time", "parent_release", "embedding_dim", "max_length", "item_count", "segment_count", "figures", "min_confidence", "min_history", "min_segment_size", "traffic_share", "live", "trained_on", "forget_after_time", "standby_reason", "forced_reason")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
@@ -52,6 +52,8 @@ class Release(_message.Message):
     LIVE_FIELD_NUMBER: _ClassVar[int]
     TRAINED_ON_FIELD_NUMBER: _ClassVar[int]
     FORGET_AFTER_TIME_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_REASON_FIELD_NUMBER: _ClassVar[int]
+    FORCED_REASON_FIELD_NUMBER: _ClassVar[int]
     release: int
     state: ReleaseState
     failure: str
@@ -70,7 +72,9 @@ class Release(_message.Message):
     live: LiveFigures
     trained_on: TrainedOn
     forget_after_time: _timestamp_pb2.Timestamp
-    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_share: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ..., trained_on: _Optional[_Union[TrainedOn, _Mapping]] = ..., forget_after_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    standby_reason: str
+    forced_reason: str
+    def __init__(self, release: _Optional[int] = ..., state: _Optional[_Union[ReleaseState, str]] = ..., failure: _Optional[str] = ..., create_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., cutoff_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., parent_release: _Optional[int] = ..., embedding_dim: _Optional[int] = ..., max_length: _Optional[int] = ..., item_count: _Optional[int] = ..., segment_count: _Optional[int] = ..., figures: _Optional[_Iterable[_Union[Figure, _Mapping]]] = ..., min_confidence: _Optional[float] = ..., min_history: _Optional[int] = ..., min_segment_size: _Optional[int] = ..., traffic_share: _Optional[float] = ..., live: _Optional[_Union[LiveFigures, _Mapping]] = ..., trained_on: _Optional[_Union[TrainedOn, _Mapping]] = ..., forget_after_time: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., standby_reason: _Optional[str] = ..., forced_reason: _Optional[str] = ...) -> None: ...
 
 class Figure(_message.Message):
     __slots__ = ("protocol", "method", "metric", "k", "value", "low", "high")

@@ -30,6 +30,14 @@ def test_a_release_tells_what_it_was_trained_on_and_when_it_must_be_forgotten(tm
     assert not message.HasField("forget_after_time")
 
 
+def test_a_release_tells_why_it_stands_by_and_why_it_was_forced(tmp_path: Path) -> None:
+    plain = read_manifest(tiny_release(tmp_path))
+    message = release_message(Status(1, State.AVAILABLE, "", plain.model_copy(update={"stands_by": "a rule wins"})))
+    assert (message.standby_reason, message.forced_reason) == ("a rule wins", "")
+    message = release_message(Status(1, State.AVAILABLE, "", plain.model_copy(update={"forced": "a pilot"})))
+    assert (message.standby_reason, message.forced_reason) == ("", "a pilot")
+
+
 def test_a_figure_is_told_in_its_parts(tmp_path: Path) -> None:
     figures = (
         Figure.parse("as served/popularity, 7 days/hr@10", 0.5, (0.4, 0.6)),
