@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from segrec.v1.segrec_service_pb2 import ItemReason
+from typer.testing import CliRunner, Result
 
 import training.facade as segrec_train
 from server.core.history import Event
@@ -24,9 +25,12 @@ from server.serving.pipeline import Pipeline
 from tests.support.logs import planted_items, planted_log
 from tests.support.memory_store import MemoryStore
 from tests.support.onnx_encoder import OnnxEncoder
+from training.cli.main import app
 from training.errors import ConfigError, LogError, RunError
 from training.facade import TrainedRun
+from training.offline import recommend, users
 from training.offline.recommend import REASONS
+from training.runs import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -70,13 +74,13 @@ def served(repository: Path, release: Release, user_ids: list[str], query: Query
 
 def test_recommendations_are_those_of_a_server(trained: TrainedRun, repository: Path) -> None:
     release = read_release(repository / MODEL_NAME / "1")
-    users = [*sorted(EVENTS["user_id"].unique())[::-1], "nobody"]
-    expected = served(repository, release, users, Query(top_k=7, exclude_seen=True))
+    ids = [*sorted(EVENTS["user_id"].unique())[::-1], "nobody"]
+    expected = served(repository, release, ids, Query(top_k=7, exclude_seen=True))
     for events in (None, EVENTS):
-        table = trained.recommend(users, events, top_k=7, exclude_seen=True)
-        assert table["user_id"].unique(maintain_order=True).to_list() == users
+        table = trained.recommend(ids, events, top_k=7, exclude_seen=True)
+        assert table["user_id"].unique(maintain_order=True).to_list() == ids
         for (user_id,), rows in table.group_by("user_id", maintain_order=True):
-            items = expected[users.index(str(user_id))].items
+            items = expected[ids.index(str(user_id))].items
             assert rows["rank"].to_list() == list(range(1, len(items) + 1))
             assert rows["item_id"].to_list() == [release.item_ids[item.row] for item in items]
             assert rows["title"].to_list() == [release.titles[item.row] for item in items]
@@ -97,6 +101,39 @@ def test_vectors_are_those_that_were_segmented(trained: TrainedRun) -> None:
     again = trained.embed(EVENTS.filter(pl.col("user_id") < "u00010"))
     assert len(again) == 10
     np.testing.assert_allclose(again["embedding"].to_numpy(), expected[:10], atol=1e-5)
+
+
+def call(trained: TrainedRun, command: str, *words: object) -> Result:
+    run = ("--runs", trained.path.parent, "--run", trained.path.name)
+    return CliRunner().invoke(app, [command, *map(str, (*run, *words))], env={"COLUMNS": "200"})
+
+
+def test_commands_write_what_the_facade_answers(
+    trained: TrainedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recommend, "USERS_PER_RANKING", 25)
+    monkeypatch.setattr(users, "VECTORS_AT_ONCE", 25)
+    written = call(trained, "embed", "--out", tmp_path / "vectors.parquet")
+    assert written.exit_code == 0, written.output
+    assert f"The vectors of {USERS} users" in written.output
+    assert pl.read_parquet(tmp_path / "vectors.parquet").equals(trained.embed())
+    written = call(trained, "recommend", "--out", tmp_path / "top.parquet", "--top-k", 3)
+    assert written.exit_code == 0, written.output
+    assert f"Up to 3 items for each of {USERS} users" in written.output
+    monkeypatch.undo()
+    assert pl.read_parquet(tmp_path / "top.parquet").equals(trained.recommend(top_k=3))
+    assert {path.name for path in tmp_path.iterdir()} == {"vectors.parquet", "top.parquet"}
+
+
+@pytest.mark.parametrize("command", ["embed", "recommend"])
+def test_commands_refuse_other_files_and_runs(trained: TrainedRun, tmp_path: Path, command: str) -> None:
+    refused = call(trained, command, "--out", tmp_path / "out.csv")
+    assert (refused.exit_code, "out.parquet" in refused.stderr) == (2, True)
+    refused = call(trained, command, "--out", tmp_path / "missing" / "out.parquet")
+    assert (refused.exit_code, "there is no directory" in refused.stderr) == (2, True)
+    early = Run.create(tmp_path / "runs", run_id="early")
+    refused = call(TrainedRun(early), command, "--out", tmp_path / "out.parquet")
+    assert (refused.exit_code, "segrec-train segment --run early" in refused.stderr) == (1, True)
 
 
 def test_tables_say_what_the_run_found(trained: TrainedRun) -> None:

@@ -18,6 +18,9 @@ from training.model.onnx_inference import embed
 from training.runs import Progress, Run, no_progress
 from training.segments.placement import histories_of, past_events_of, place_embeddings, read_events
 
+VECTORS_AT_ONCE = 65_536
+"""Users whose vectors are written at once."""
+
 _NO_EVENTS = PastEvents(np.empty(0, np.int64), np.empty(0, np.float32), np.empty(0, np.int64), np.empty(0, np.bool_))
 
 
@@ -69,17 +72,18 @@ class OfflineUsers:
         events = self.events.filter(pl.col("user_id").is_in(chosen.implode())).collect()
         return type(self)(chosen, self.event_counts[rows], events.lazy(), self.embeddings[rows], self.segment_ids[rows])
 
-    def parts(self, size: int) -> Iterator["OfflineUsers"]:
+    def parts(self, size: int, *, with_events: bool = True) -> Iterator["OfflineUsers"]:
         """The users in parts of at most `size`, of which only one at a time is in memory."""
         ends = np.cumsum(self.event_counts)
         starts = ends - self.event_counts
         for first in range(0, len(self.user_ids), size):
             part = slice(first, min(first + size, len(self.user_ids)))
             offset, length = int(starts[part][0]), int(self.event_counts[part].sum())
+            events = self.events.slice(offset, length)
             yield OfflineUsers(
                 self.user_ids[part],
                 self.event_counts[part],
-                self.events.slice(offset, length).collect().lazy(),
+                events.collect().lazy() if with_events else events,
                 np.array(self.embeddings[part]),
                 self.segment_ids[part],
             )
@@ -101,6 +105,15 @@ class OfflineUsers:
         past = past_events_of(self.events.collect(), release)
         columns = zip(vectors, self.segment_ids.tolist(), past, strict=True)
         return [Subject(vector if segment_id else None, segment_id, events) for vector, segment_id, events in columns]
+
+
+def vector_parts(users: OfflineUsers, progress: Progress = no_progress) -> Iterator[pl.DataFrame]:
+    """`OfflineUsers.vectors` in parts, of which only one at a time is in memory."""
+    count, done = len(users.user_ids), 0
+    for part in users.parts(VECTORS_AT_ONCE, with_events=False):
+        done += len(part.user_ids)
+        progress("writing vectors", done, count)
+        yield part.vectors()
 
 
 def unknown_user() -> Subject:
