@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import config as config_commands
-from training.cli import diff, offline, privacy, prune, segment_notes, segments, traffic
+from training.cli import diff, items, offline, privacy, prune, segment_notes, segments, traffic
 from training.cli import tune as tune_commands
 from training.cli.console import STANDS_BY, TrainConsole, command_console
 from training.cli.options import (
@@ -27,7 +27,6 @@ from training.cli.options import (
     MaxMinutes,
     NewRunId,
     ReleaseKey,
-    ReleaseName,
     Repository,
     RunId,
     Runs,
@@ -41,18 +40,17 @@ from training.cli.options import (
     log_of,
     parse_k,
     release_key,
-    release_number,
-    signing_key,
 )
+from training.cli.push import push_of
 from training.cli.tracking import track
-from training.config import PublishSettings, load_config
+from training.config import load_config
 from training.errors import ConfigError, LogError
 from training.fit.processes import Processes
 from training.runs import Run
 from training.tracking import check_tracking
 
 if TYPE_CHECKING:
-    from training.publish.publish import Push
+    pass
 
 app = typer.Typer(
     help="Train Segrec on a behaviour log: user segments and recommendations, published as a release.",
@@ -119,7 +117,7 @@ def run(
         check_files(items, users, settings.text.vectors, erasures, contract)
         check_night(since, contract)
         check_tracking(settings.tracking)
-        push = _push(console, settings.publish, force, by, sign)
+        push = push_of(console, settings.publish, force, by, sign)
         console.run = run = _open_or_create(runs, run_id, "demo" if demo else "run")
         inputs = RunInputs(log, items, users, settings, repository, erasures, since, contract)
         console.resume = f"segrec-train run … --run {run.path.name}"
@@ -260,7 +258,7 @@ def publish(
         settings = run.config().publish
         if max_loss is not None:
             settings = settings.model_copy(update={"max_loss": max_loss})
-        push = _push(console, settings, force, by, sign)
+        push = push_of(console, settings, force, by, sign)
         number = work(run, repository, push, console.start_stage("publish"))
         console.end_stage()
         track(console, run, repository)
@@ -339,73 +337,7 @@ app.add_typer(offline.commands)
 app.add_typer(traffic.commands)
 app.add_typer(privacy.commands)
 app.add_typer(prune.commands)
-items_app = typer.Typer(help="Items of a release.", no_args_is_help=True)
-app.add_typer(items_app, name="items")
-
-
-@items_app.callback()
-def items_group() -> None:
-    """Items of a release."""
-
-
-@items_app.command("add")
-def items_add(
-    items: Annotated[Path, typer.Option("--items", help="Table of new items: id, title, category, description.")],
-    release: ReleaseName = "newest",
-    repository: Repository = REPOSITORY,
-    vectors: Annotated[
-        Path | None, typer.Option("--vectors", help="Parquet file of vectors, if the release was trained with one.")
-    ] = None,
-    config: ConfigFile = None,
-    skip_known: Annotated[bool, typer.Option("--skip-known", help="Skip items that the release already has.")] = False,
-    force: Force = None,
-    by: By = None,
-    sign: Sign = None,
-) -> None:
-    """Publish a release with new items, without training: their embeddings come from their texts."""
-    with command_console() as console:
-        from training.publish.add_items import add_items as work
-
-        check_files(items, vectors)
-        settings = load_config(config)
-        result = work(
-            repository,
-            items,
-            release=None if release == "newest" else release_number(release, repository),
-            vectors=vectors,
-            columns=settings.items,
-            words=settings.columns.words,
-            skip_known=skip_known,
-            push=_push(console, settings.publish, force, by, sign),
-            progress=console.start_stage("items add"),
-        )
-        console.end_stage()
-        console.print(
-            f"Release {result.release} is in {repository}: release {result.source} with {result.added:,} new items, "
-            f"{result.items:,} in all.",
-            *result.notes,
-            sep="\n",
-        )
-
-
-def _push(
-    console: TrainConsole, settings: PublishSettings, force: str | None, by: str | None, sign: Path | None
-) -> "Push":
-    """The options of publishing; the gates are printed as a table. Raises ConfigError for an empty --force."""
-    from segrec.traffic import user_at_host
-
-    from training.publish.gates import gates_table
-    from training.publish.publish import Push
-
-    if force is not None and not force.strip():
-        raise ConfigError("--force needs a reason, which is noted in the audit.")
-    return Push(
-        who=by or user_at_host(),
-        settings=settings,
-        forced=force,
-        key=signing_key(sign),
-        show_gates=lambda gates: console.print(gates_table(gates, force is not None)),
-    )
+app.add_typer(items.commands, name="items")
 
 
 @contextmanager
