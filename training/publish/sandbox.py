@@ -7,9 +7,12 @@ import io
 import multiprocessing
 import os
 import resource
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -41,7 +44,8 @@ def run_in_sandbox(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_work, args=(sender, limits, work, arguments), daemon=True)
-    process.start()
+    with _without_main():
+        process.start()
     sender.close()
     try:
         answer = _received(receiver, limits.seconds)
@@ -55,6 +59,17 @@ def run_in_sandbox(
         raise PublishError(answer[1:].decode(errors="replace"))
     with np.load(io.BytesIO(answer[1:]), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that starts meanwhile does not run the caller's script, which `multiprocessing` would let it run."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _received(receiver: Connection, seconds: float) -> bytes | None:
