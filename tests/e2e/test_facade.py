@@ -1,6 +1,7 @@
 """`training.facade` on a planted log: its answers are those of a server, from tables in memory and from files."""
 
 import asyncio
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,6 +32,8 @@ from training.facade import TrainedRun
 from training.offline import recommend, users
 from training.offline.recommend import REASONS
 from training.runs import Run
+from training.segments.result import Segmentation
+from training.segments.segment import segment
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -50,8 +53,10 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
 
 @pytest.fixture(scope="module")
 def repository(trained: TrainedRun) -> Path:
+    """Release 1 is the run, after one epoch: a rule beats it."""
     found = trained.path.parent.parent / "repository"
-    assert trained.publish(found) == 1
+    with pytest.warns(UserWarning, match="^Release 1 stands by.*`graph`, predicts better"):
+        assert trained.publish(found) == 1
     return found
 
 
@@ -144,6 +149,17 @@ def test_tables_say_what_the_run_found(trained: TrainedRun) -> None:
     assert {"popularity", "encoder", "hybrid"} <= set(figures["method"])
     assert figures["value"].is_between(0, 100).all()
     assert segrec_train.open_run(trained.path).members().equals(members)
+
+
+def test_segment_ids_continue_those_of_the_repository(trained: TrainedRun, repository: Path, tmp_path: Path) -> None:
+    later = segrec_train.open_run(shutil.copytree(trained.path, tmp_path / "runs" / "later"))
+    copied = shutil.copytree(repository, tmp_path / "repository")
+    segment(later.run, tmp_path / "none", 3)
+    with pytest.warns(UserWarning, match="^Release 2 stands by"):
+        assert later.publish(copied) == 2
+    assert Segmentation.read(later.path / "segment").parent_release == 1
+    ids = read_release(copied / MODEL_NAME / "2").segments
+    assert later.segments()["segment_id"].to_list() == [one.segment_id for one in ids]
 
 
 def test_filters_are_those_of_the_server(trained: TrainedRun) -> None:

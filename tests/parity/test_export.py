@@ -14,6 +14,7 @@ from server.core.features import Features
 from server.core.preprocessing import Action, Preprocessing
 from server.core.repository.layout import OUTPUT
 from training.errors import RunError
+from training.model import export as export_module
 from training.model import weights
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import TOLERANCE, ExportResult, compare_with_torch, export, random_inputs, torch_embeddings
@@ -101,6 +102,20 @@ def test_another_model_is_refused(encoder: UserEncoder, model: Path) -> None:
     torch.manual_seed(1)
     with pytest.raises(RunError, match="differs from torch"):
         compare_with_torch(UserEncoder(Encoder(SHAPE), encoder.segments).eval(), model)
+
+
+def test_a_difference_is_judged_beside_the_size_of_the_numbers(
+    encoder: UserEncoder, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Embeddings a thousand times as large differ a thousand times as much."""
+    scaled = onnx.load(model)
+    [last] = [node for node in scaled.graph.node if OUTPUT in node.output]
+    last.output[list(last.output).index(OUTPUT)] = "unscaled"
+    scaled.graph.node.append(onnx.helper.make_node("Mul", ["unscaled", "scale"], [OUTPUT]))
+    scaled.graph.initializer.append(onnx.numpy_helper.from_array(np.array(1000, np.float32), "scale"))
+    onnx.save(scaled, tmp_path / "model.onnx")
+    monkeypatch.setattr(export_module, "torch_embeddings", lambda *inputs: 1000 * torch_embeddings(*inputs))
+    assert compare_with_torch(encoder, tmp_path / "model.onnx") > TOLERANCE
 
 
 def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model: Path) -> None:

@@ -1,4 +1,4 @@
-"""Training and its answers from Python: `import training.facade as segrec_train`; docs/NOTEBOOK.md shows it.
+"""Training and its answers from Python: `import training.facade as segrec_train`; docs/notebook.ipynb shows it.
 
 Errors are those of `training.errors`, whose `str` is a sentence.
 """

@@ -1,5 +1,6 @@
 """A run that is trained and segmented, and what it answers without a server."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from training.facade.tables import table_files
 from training.offline.recommend import popular_items, query_of, recommendations, texts
 from training.offline.users import OfflineUsers
 from training.publish.publish import publish, unpublished_release
-from training.repository import newest_release
+from training.repository import newest_release, stands_by
 from training.runs import Run
 from training.segments.result import Segmentation, same_segments
 from training.segments.segment import segment
@@ -131,8 +132,8 @@ class TrainedRun:
     def publish(self, repository: str | Path) -> int:
         """Publish the run as the next release of a model repository; returns the release number.
 
-        If the repository has a release, the run is segmented again first, so that segment ids continue. Raises
-        PublishError when a gate fails.
+        If the repository has a release, the run is segmented again first, so that segment ids continue. Warns if the
+        release stands by, since a rule of one line predicts better. Raises PublishError when a gate fails.
         """
         directory = Path(repository)
         newest, segmentation = newest_release(directory), Segmentation.read(self.run.require("segment"))
@@ -140,7 +141,12 @@ class TrainedRun:
         if not continues and not (newest and same_segments(self.run, segmentation, newest)):
             segment(self.run, directory)
             self.__dict__.pop("_release", None)
-        return publish(self.run, directory)
+        number = publish(self.run, directory)
+        if reason := stands_by(directory, number):
+            warnings.warn(
+                f"Release {number} stands by and answers nobody until it gets traffic. {reason}", stacklevel=2
+            )
+        return number
 
     @cached_property
     def _release(self) -> Release:

@@ -31,7 +31,8 @@ OPSET = 23
 """The first opset with attention as one operator."""
 
 TOLERANCE = 1e-5
-"""Largest difference allowed between torch and ONNX Runtime in any component of an embedding."""
+"""Largest difference allowed between torch and ONNX Runtime in any component of an embedding, as a share of the largest
+component where that is above 1: rounding errors grow with the numbers."""
 
 _NAMES = ("item_index", "action_index", "value", "gap_index")
 _BATCH_SIZES = (1, 3, 32, 64)
@@ -109,7 +110,7 @@ def compare_with_torch(encoder: Encoder | UserEncoder, path: Path) -> float:
             inputs = random_inputs(encoder, size, length, seed=size * 1000 + length)
             embeddings = session.run([OUTPUT], inputs)[0]
             difference = float(np.abs(embeddings - torch_embeddings(encoder, inputs)).max())
-            if not difference <= TOLERANCE:
+            if not difference <= TOLERANCE * max(1.0, float(np.abs(embeddings).max())):
                 raise RunError(f"{path} differs from torch by {difference:g} at batch {size}, length {length}.")
             worst = max(worst, difference)
     return worst

@@ -15,7 +15,7 @@ print(run_in_sandbox(SandboxLimits(2**33, 60), dict, {"answer": np.array(42)}))
 
 def test_the_process_does_not_run_the_script_that_starts_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, tmp_path / "script.py"]
+    command = [sys.executable, str(tmp_path / "script.py")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout == "the script runs\n{'answer': array(42)}\n"
