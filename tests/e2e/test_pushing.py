@@ -21,6 +21,7 @@ LINES = [
 ]
 USERS = [f"u{number:05}" for number in range(2000)]
 """One per cent of so many is somebody, whatever the key that draws them."""
+FORCE = ["--force", "rules of one line win on so small a log"]
 
 
 @pytest.mark.timeout(300)
@@ -41,20 +42,7 @@ def test_the_ten_lines_do_what_they_say(start_server: StartServer, tmp_path: Pat
         assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout}{done.stderr}"
         return done.stdout
 
-    run(
-        [
-            "segrec-train",
-            "run",
-            "--events",
-            "events.csv",
-            "--config",
-            "config.toml",
-            "--run",
-            "first",
-            "--force",
-            "rules win on so small a log",
-        ]
-    )
+    run(["segrec-train", "run", "--events", "events.csv", "--config", "config.toml", "--run", "first", *FORCE])
     server = start_server("--bootstrap-events", str(tmp_path / "runs" / "first" / "prepare" / "events.parquet"))
     server.wait_until_serving()
     environment |= {"SEGREC_ADDRESS": server.address, "SEGREC_MODEL_ADDRESS": server.model_address}
@@ -65,7 +53,7 @@ def test_the_ten_lines_do_what_they_say(start_server: StartServer, tmp_path: Pat
 
         pin, push, compare, canary, look, promote, back, follow, audit, prune = LINES
         run(pin)
-        run(push)
+        run([*push, *FORCE])
         wait_until(lambda: "standby" in run(["segrec", "releases", "2"]))
         assert answering() == {1}
         run(compare)

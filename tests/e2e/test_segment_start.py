@@ -17,10 +17,10 @@ def test_a_warm_start_begins_where_the_newest_release_ended(tmp_path: Path) -> N
     repository = tmp_path / "repository"
     run = exported_run(tmp_path, start="previous", min_segment_size=1)
     first = segment(run, repository)
-    assert first.notes == ("There are no previous segments to start from; k-means++ drew the first centroids.",)
+    assert "There are no previous segments to start from; k-means++ drew the first centroids." in first.notes
     publish(run, repository)
     second = segment(run, repository)
-    assert second.notes == ()
+    assert not [note for note in second.notes if "k-means++" in note]
     assert second.iterations <= 2, "it begins with the centroids of release 1"
     assert second.inertia == pytest.approx(first.inertia, rel=1e-5)
     released = np.load(repository / MODEL_NAME / "1" / "centroids.npy", allow_pickle=False)

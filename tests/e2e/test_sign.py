@@ -1,7 +1,9 @@
 """`segrec-train publish --sign`: what it leaves in the repository, and what it says of a key that will not do."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from typer.testing import CliRunner, Result
 
 from server.core.repository.audit import read_audit
@@ -12,6 +14,14 @@ from tests.e2e.test_publish import finished_run
 from tests.support.segments import ran
 from tests.support.signing import write_keys
 from training.cli.main import app
+from training.repository import trust_only
+
+
+@pytest.fixture(autouse=True)
+def _trust_all_after() -> Iterator[None]:
+    """`--release-key` holds for the process, which other tests go on with."""
+    yield
+    trust_only(None)
 
 
 def published(tmp_path: Path, *more: str) -> Result:
