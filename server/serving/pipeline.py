@@ -169,7 +169,10 @@ class Pipeline:
             results = await embed()
         except EncoderUnavailable as error:
             is_away = isinstance(error, EncoderAway) or self._answered_nobody_since(start)
-            breaker.failed(str(error), monotonic() - start, is_whole_part_away=is_away)
+            # "Not loaded" is an answer of Triton's, however long it stood in line: the breaker keeps others from waiting
+            # for none, and would turn the answer by the active release into a degraded one.
+            seconds = 0.0 if isinstance(error, ReleaseNotLoaded) else monotonic() - start
+            breaker.failed(str(error), seconds, is_whole_part_away=is_away)
             self.on_encoder_failure()
             if is_away and not isinstance(error, EncoderAway | ReleaseNotLoaded):
                 raise EncoderAway(str(error)) from error

@@ -69,6 +69,7 @@ class Surroundings(Protocol):
     """What a server needs of its world."""
 
     repository: Path
+    tritons: list[Triton]
     valkey: Valkey
     loop: SimulatedLoop
 
@@ -83,6 +84,7 @@ class Server:
     def __init__(self, world: Surroundings, name: str, triton: Triton) -> None:
         self.name = name
         self.triton = triton
+        self._tritons = world.tritons
         self.clock_error = 0.0
         self.tasks: dict[asyncio.Task[Any], None] = {}  # in order, so that a seed replays
         self.stop = asyncio.Event()
@@ -129,8 +131,11 @@ class Server:
 
     @property
     def longest_change_seconds(self) -> float:
-        """A server applies a change of traffic when it has loaded what is named; without a fault within this time."""
-        return 3.0 + 8 * self.triton.load_seconds
+        """A server applies a change of traffic when it has loaded what is named; without a fault within this time.
+
+        Servers of one repository load one after the other, also those of different Tritons: the slowest one counts.
+        """
+        return 3.0 + 8 * max(triton.load_seconds for triton in self._tritons)
 
     def run(self, work: Any) -> "asyncio.Task[Any]":
         task = asyncio.get_running_loop().create_task(work)

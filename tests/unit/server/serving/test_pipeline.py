@@ -231,6 +231,17 @@ async def test_while_the_encoder_hangs_callers_fall_back_at_once_and_some_try(
     await wait_until_async(answers_again, 2 * TRIAL_SECONDS)
 
 
+async def test_a_release_that_triton_has_lost_is_told_as_lost_however_slowly_triton_says_so(
+    pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release
+) -> None:
+    await record(store, "u", group_history(2))
+    encoder.loaded = ()
+    for _ in range(SLOW_FAILURES + 1):
+        encoder.gate = asyncio.Event()
+        asyncio.get_running_loop().call_later(1.1 * SLOW_SECONDS, encoder.gate.set)
+        assert (await pipeline.answer_user(release, "u", 30.0)).degraded is Degraded.RELEASE_NOT_LOADED
+
+
 @pytest.mark.parametrize("answers_others", [True, False])
 async def test_a_release_is_blamed_for_silence_only_while_the_encoder_answers_others(
     pipeline: Pipeline, store: MemoryStore, encoder: OnnxEncoder, release: Release, answers_others: bool
