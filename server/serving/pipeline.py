@@ -169,8 +169,8 @@ class Pipeline:
             results = await embed()
         except EncoderUnavailable as error:
             is_away = isinstance(error, EncoderAway) or self._answered_nobody_since(start)
-            # "Not loaded" is an answer of Triton's, however long it stood in line: the breaker keeps others from waiting
-            # for none, and would turn the answer by the active release into a degraded one.
+            # "Not loaded" is an answer of Triton's, however long it stood in line. A breaker is for what does not answer:
+            # open, it would degrade calls that the active release can answer.
             seconds = 0.0 if isinstance(error, ReleaseNotLoaded) else monotonic() - start
             breaker.failed(str(error), seconds, is_whole_part_away=is_away)
             self.on_encoder_failure()

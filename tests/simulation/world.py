@@ -146,7 +146,7 @@ class World:
         mended = asyncio.gather(*(self._call_for_ever(MENDED_CALLS_PER_SECOND) for _ in range(CALLERS)))
         try:
             await self._until(self.loop.time() + MENDED_SECONDS, mended)
-            # A change that was asked for before may have waited for loads until now: servers have their time for it too.
+            # A change that was asked for before may have waited for loads until now: it has its time too.
             longest = max(server.longest_change_seconds for server in self.servers.values())
             await self._until(self.rules.traffics[-1][0] + longest, mended)
         finally:
