@@ -169,7 +169,7 @@ class Pipeline:
             results = await embed()
         except EncoderUnavailable as error:
             is_away = isinstance(error, EncoderAway) or self._answered_nobody_since(start)
-            # "Not loaded" is an answer of Triton's, however long it stood in line. A breaker is for what does not answer:
+            # "Not loaded" is an answer of Triton's, however long it took. A breaker is for what does not answer:
             # open, it would degrade calls that the active release can answer.
             seconds = 0.0 if isinstance(error, ReleaseNotLoaded) else monotonic() - start
             breaker.failed(str(error), seconds, is_whole_part_away=is_away)
