@@ -109,6 +109,7 @@ def test_a_wrong_k_is_refused_in_a_sentence(tmp_path: Path) -> None:
         assert "Traceback" not in result.output
 
 
+@pytest.mark.nightly
 def test_run_with_auto_goes_from_log_to_release(tmp_path: Path) -> None:
     place = place_in(tmp_path)
     result = place.run("--run", "mine", "--k", "auto")

@@ -58,6 +58,7 @@ def test_compiled_blocks_compute_the_same_at_any_size() -> None:
             torch.testing.assert_close(mine.grad, own.grad, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.nightly
 def test_bf16_trains_and_validates_in_float32(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """CPUs compute bfloat16 as well; a score in it could not be written to the buffer of float32 scores."""
     settings = settings_on("cpu")

@@ -126,6 +126,7 @@ def test_the_demo_shows_its_answers_and_ctrl_c_stops_all_of_it(tmp_path: Path, t
     wait_until(lambda: not [process for process in family if process.is_running() and process.status() != "zombie"])
 
 
+@pytest.mark.nightly
 def test_a_chinese_log_without_time_or_items_works_as_it_is(start_server: StartServer, tmp_path: Path) -> None:
     events, _ = planted_log(users=120, items=40, segments=4, events_per_user=15)
     actions = {"view": "浏览", "cart": "搜索", "purchase": "购买"}
