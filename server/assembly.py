@@ -56,9 +56,9 @@ from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
 from server.rpc.erasure_audit import ErasureAudit
 from server.rpc.event_service import EventServicer
+from server.rpc.messages.validation import Clock
 from server.rpc.model_service import ModelServicer
 from server.rpc.segrec_service import SegrecServicer, StreamLimits
-from server.rpc.validation import Clock
 from server.serving.batching import MicroBatcher
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder

@@ -121,7 +121,7 @@ class ItemTables:
 
     @cached_property
     def average(self) -> AverageItem:
-        """The item to which scores are compared; see `server.core.reasons`."""
+        """The item to which scores are compared; see `server.core.ranking.reasons`."""
         share = np.exp(self.popularity.astype(np.float64))
         share /= share.sum()
         repeats = (share @ self.statistics[:, -2:]).astype(np.float32)

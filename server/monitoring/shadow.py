@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from server.core.errors import EncoderUnavailable, SegrecError
-from server.core.query import Query, Ranking
+from server.core.ranking.query import Query, Ranking
 from server.core.release import Release
 from server.core.repository.traffic import Traffic
 from server.monitoring.release_stats import ReleaseStats, ShadowComparison

@@ -12,12 +12,12 @@ from segrec.v1 import catalogue_service_pb2_grpc
 
 from server.core.errors import InvalidArgument, NotFound
 from server.core.history import ID_MAX_BYTES
+from server.core.ranking.similar import similar_items
 from server.core.release import Release
-from server.core.similar import similar_items
 from server.releases.routing import Routing
 from server.rpc.grpc_types import Context
-from server.rpc.listing import page_of
-from server.rpc.validation import checked_id, pin_of, similar_query_of
+from server.rpc.messages.listing import page_of
+from server.rpc.messages.validation import checked_id, pin_of, similar_query_of
 
 COMPARED_CATEGORIES = 10_000
 """Categories among which a similar name is looked for."""

@@ -12,15 +12,15 @@ from server.core.errors import Erased, InvalidArgument, Overloaded, SegrecError
 from server.core.history import Event
 from server.monitoring.metrics import Metrics
 from server.releases.registry import ReleaseRegistry
-from server.rpc.conversion import event_message
 from server.rpc.deadlines import seconds_left
 from server.rpc.erasure_audit import ErasureAudit
-from server.rpc.erasure_receipt import remainders
-from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
-from server.rpc.pages import Page
-from server.rpc.request_warnings import RequestWarnings
-from server.rpc.validation import MAX_RECORDED_EVENTS, Clock, checked_id, event_of
+from server.rpc.messages.conversion import event_message
+from server.rpc.messages.erasure_receipt import remainders
+from server.rpc.messages.errors import status_of
+from server.rpc.messages.pages import Page
+from server.rpc.messages.request_warnings import RequestWarnings
+from server.rpc.messages.validation import MAX_RECORDED_EVENTS, Clock, checked_id, event_of
 from server.serving.pipeline import Pipeline
 
 STORE_SECONDS = 10.0

@@ -15,9 +15,9 @@ from server import logs, tracing
 from server.access.control import AccessControl
 from server.core.errors import InvalidArgument, SegrecError
 from server.monitoring.metrics import Metrics
-from server.rpc.decoding import UNREADABLE, tolerant_deserializer
-from server.rpc.errors import trailing_metadata
 from server.rpc.grpc_types import Context, Handler
+from server.rpc.messages.decoding import UNREADABLE, tolerant_deserializer
+from server.rpc.messages.errors import trailing_metadata
 from server.rpc.room import Pace, Room
 
 log = logging.getLogger(__name__)

@@ -9,10 +9,10 @@ from server.access.control import current_caller
 from server.core.errors import InvalidArgument
 from server.monitoring.release_stats import ReleaseStats
 from server.releases.promotion import Promotion
-from server.rpc.conversion import release_message
 from server.rpc.grpc_types import Context
-from server.rpc.pages import Page
-from server.rpc.traffic_messages import (
+from server.rpc.messages.conversion import release_message
+from server.rpc.messages.pages import Page
+from server.rpc.messages.traffic_messages import (
     MAX_NAME_BYTES,
     MAX_REASON_BYTES,
     checked_text,

@@ -13,20 +13,28 @@ from segrec.v1.common_pb2 import EventList
 
 from server.core.errors import InvalidArgument, NoRelease, NotFound, ReleaseGone, SegrecError, ShuttingDown
 from server.core.history import History
-from server.core.query import Query
+from server.core.ranking.query import Query
 from server.core.release import Release
 from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
 from server.releases.routing import NO_PIN, Pin, Route, Routing
-from server.rpc.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.deadlines import seconds_left
-from server.rpc.errors import status_of
 from server.rpc.grpc_types import Context
-from server.rpc.listing import page_of
-from server.rpc.request_warnings import RequestWarnings, warnings_of
-from server.rpc.stream_parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
-from server.rpc.stream_release import StreamRelease
-from server.rpc.stream_rows import (
+from server.rpc.messages.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
+from server.rpc.messages.errors import status_of
+from server.rpc.messages.listing import page_of
+from server.rpc.messages.request_warnings import RequestWarnings, warnings_of
+from server.rpc.messages.validation import (
+    MAX_USERS_PER_CHUNK,
+    Clock,
+    checked_id,
+    inline_history,
+    pin_of,
+    query_of,
+)
+from server.rpc.streams.parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
+from server.rpc.streams.release import StreamRelease
+from server.rpc.streams.rows import (
     ReleaseRows,
     Row,
     Tally,
@@ -36,15 +44,7 @@ from server.rpc.stream_rows import (
     rows_of,
     segment_chunk,
 )
-from server.rpc.streams import answered_in_order, until_stopped
-from server.rpc.validation import (
-    MAX_USERS_PER_CHUNK,
-    Clock,
-    checked_id,
-    inline_history,
-    pin_of,
-    query_of,
-)
+from server.rpc.streams.slots import answered_in_order, until_stopped
 from server.serving.answer import Answer, Degraded
 from server.serving.memory import HistoryMemory
 from server.serving.pipeline import Patience, Pipeline

@@ -14,8 +14,8 @@ from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.features import ignored_count
 from server.core.history import EMPTY, Event, History
-from server.core.query import Query, Ranking, Subject
-from server.core.ranking import past_events, rank
+from server.core.ranking.query import Query, Ranking, Subject
+from server.core.ranking.rank import past_events, rank
 from server.core.release import Release
 from server.serving.answer import Answer, Degraded, Embedded
 from server.serving.batching import MicroBatcher

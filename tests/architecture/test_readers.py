@@ -17,7 +17,7 @@ OWN_FILES = frozenset(
     f"{package}.{name}"
     for package, names in {
         "deploy": "api_page demo",
-        "segrec.cli": "output_file",
+        "segrec.cli.files": "output_file",
         "server.adapters": "store_export",
         "server.core.repository": "audit read",
         "training.data": "contract demo nightly origin sequences text_encoders",

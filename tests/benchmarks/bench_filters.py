@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from server.core.own_items import PastEvents
 from server.core.preprocessing import Action, Preprocessing, ValueNormaliser
-from server.core.query import Query, Strategy, Subject
-from server.core.ranking import rank
+from server.core.ranking.query import Query, Strategy, Subject
+from server.core.ranking.rank import rank
 from server.core.release import Golden, Manifest, RankedItems, Release, with_item_hashes
 from tests.benchmarks.common import show
 from training.segments.search_lists import search_lists

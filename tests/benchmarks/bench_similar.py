@@ -17,7 +17,7 @@ import polars as pl
 from numpy.typing import NDArray
 from scipy import sparse
 
-from server.core.similar import CATEGORY_SHARE
+from server.core.ranking.similar import CATEGORY_SHARE
 from tests.benchmarks.common import show
 
 QUERIES, LISTED = 500, 10

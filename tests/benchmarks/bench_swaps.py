@@ -35,8 +35,8 @@ from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 from server.adapters.lmdb_store import LmdbStore
 from server.core.features import batches, features_of
 from server.core.history import History
-from server.core.query import Query, Subject
-from server.core.ranking import past_events, rank
+from server.core.ranking.query import Query, Subject
+from server.core.ranking.rank import past_events, rank
 from server.core.release import Release
 from server.core.repository.audit import AuditKind
 from server.core.repository.layout import MODEL_NAME

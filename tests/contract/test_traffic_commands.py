@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from server.core.errors import InvalidArgument
 from server.core.repository.traffic import Guard, Traffic, change_traffic, read_traffic
-from server.rpc.traffic_messages import record_message, traffic_of
+from server.rpc.messages.traffic_messages import record_message, traffic_of
 from tests.support.releases import tiny_release
 from training.cli.main import app
 

@@ -14,11 +14,11 @@ from typer.testing import CliRunner, Result
 
 import training.facade as segrec_train
 from server.core.history import Event
-from server.core.query import Query, Ranking
+from server.core.ranking.query import Query, Ranking
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release
-from server.rpc.conversion import ITEM_REASONS
+from server.rpc.messages.conversion import ITEM_REASONS
 from server.serving.batching import MicroBatcher
 from server.serving.cache import EmbeddingCache
 from server.serving.embedding import Embedder

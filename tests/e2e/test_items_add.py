@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from server.core.features import batches, features_of
 from server.core.history import EMPTY, Event, history_of
-from server.core.query import Query, Strategy, Subject
-from server.core.ranking import past_events, rank
+from server.core.ranking.query import Query, Strategy, Subject
+from server.core.ranking.rank import past_events, rank
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_release, record_of

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from segrec.v1 import event_service_pb2
 
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.load import Load, Seen
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs

@@ -14,8 +14,8 @@ from pathlib import Path
 import atheris
 
 with atheris.instrument_imports(include=["segrec.reading", "segrec.cli"]):
-    from segrec.cli.input_file import InputFile
-    from segrec.cli.reading_options import Rules
+    from segrec.cli.files.input_file import InputFile
+    from segrec.cli.files.reading_options import Rules
     from segrec.cli.record import OPTIONAL, REQUIRED, event_of
     from segrec.errors import InvalidArgument
 

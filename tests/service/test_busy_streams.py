@@ -13,7 +13,7 @@ from segrec.errors import NotFound
 from segrec.v1 import event_service_pb2
 
 from server.core.history import History
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
 from tests.support.waiting import wait_until

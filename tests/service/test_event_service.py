@@ -11,7 +11,7 @@ from segrec.v1 import event_service_pb2 as pb
 from segrec.v1 import segrec_service_pb2
 from segrec.v1.common_pb2 import Event
 
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import group_history
 from tests.support.server import Stubs
 

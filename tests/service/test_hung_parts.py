@@ -11,7 +11,7 @@ from segrec import SegrecClient
 from segrec.errors import error_of_status
 from segrec.v1 import common_pb2, event_service_pb2
 
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.redis_server import RedisServer
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import StartServer

@@ -17,7 +17,7 @@ from segrec.v1 import model_service_pb2_grpc
 
 from server.core.repository.audit import read_audit
 from server.core.repository.traffic import Traffic, change_traffic, read_traffic, rolled_back
-from server.rpc.traffic_messages import record_message
+from server.rpc.messages.traffic_messages import record_message
 
 
 class LosesAnswers(model_service_pb2_grpc.ModelServiceServicer):

@@ -26,7 +26,7 @@ from segrec.v1.common_pb2 import (
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.core.repository.layout import EVENTS_MARK, WITH_CLOCK
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.redis_server import RedisServer
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs

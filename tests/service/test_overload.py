@@ -16,7 +16,7 @@ from segrec.v1.common_pb2 import EventList
 from segrec.v1.event_service_pb2_grpc import EventServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer
 from tests.support.stream_messages import segment_messages

@@ -13,7 +13,7 @@ from segrec.v1 import common_pb2, event_service_pb2, model_service_pb2
 from segrec.v1 import segrec_service_pb2 as pb
 
 from server.core.history import History, history_of
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import CONFIDENCE, group_history, item_id
 from tests.support.server import Stubs
 from tests.support.stream_messages import recommend_messages, segment_messages

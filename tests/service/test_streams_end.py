@@ -13,7 +13,7 @@ from segrec import SegrecClient
 from segrec.errors import FailedPrecondition, NotFound, error_of_call
 from segrec.v1 import event_service_pb2, segrec_service_pb2
 
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import group_history, tiny_release
 from tests.support.server import ServerProcess, StartServer, Stubs
 from tests.support.stream_messages import segment_messages

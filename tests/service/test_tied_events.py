@@ -9,7 +9,7 @@ from segrec.v1 import segrec_service_pb2 as pb
 
 from server.core.history import Event
 from server.core.own_items import OWN_FEATURES
-from server.rpc.conversion import event_message
+from server.rpc.messages.conversion import event_message
 from tests.support.releases import HOUR_MS, group_history, ranking_of, tiny_release
 from tests.support.server import StartServer, Stubs
 

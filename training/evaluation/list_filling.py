@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from server.core.variants import best_of_groups
+from server.core.ranking.variants import best_of_groups
 from training.metrics import CUTOFFS
 
 LENGTH = max(CUTOFFS)

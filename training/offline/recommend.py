@@ -6,8 +6,8 @@ from typing import Any
 
 import polars as pl
 
-from server.core.query import Part, Query, Ranking, Strategy
-from server.core.ranking import rank
+from server.core.ranking.query import Part, Query, Ranking, Strategy
+from server.core.ranking.rank import rank
 from server.core.release import Release
 from training.errors import ConfigError
 from training.offline.users import OfflineUsers, unknown_user

@@ -10,7 +10,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.own_items import PastEvents
-from server.core.query import Subject
+from server.core.ranking.query import Subject
 from server.core.release import Release
 from server.core.segments import next_item_part
 from training.data.reading.sources import Log

@@ -13,13 +13,13 @@ from segrec.cli import (
     commands,
     exit_codes,
     health,
-    reading_options,
     recommend,
     record,
     stream,
     stream_options,
     traffic,
 )
+from segrec.cli.files import reading_options
 from segrec.cli.terminal import complain
 from segrec.client import ModelClient, SegrecClient
 from segrec.errors import InvalidArgument, SegrecError

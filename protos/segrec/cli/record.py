@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from segrec.cli.exit_codes import OK, ROWS_FAILED
-from segrec.cli.input_file import InputFile, InputRow
-from segrec.cli.reading_options import Rules, rules_of
+from segrec.cli.files.input_file import InputFile, InputRow
+from segrec.cli.files.reading_options import Rules, rules_of
 from segrec.cli.records import json_line
 from segrec.cli.terminal import complain, say
 from segrec.client import SegrecClient

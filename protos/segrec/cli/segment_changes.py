@@ -3,8 +3,8 @@
 from contextlib import suppress
 from pathlib import Path
 
-from segrec.cli.input_file import InputFile
-from segrec.cli.row_formats import CHANGE_COLUMNS, Row
+from segrec.cli.files.input_file import InputFile
+from segrec.cli.files.row_formats import CHANGE_COLUMNS, Row
 from segrec.errors import InvalidArgument
 from segrec.v1.segrec_service_pb2 import SegmentRow
 

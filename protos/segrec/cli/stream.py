@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from segrec.cli.exit_codes import OK, ROWS_DEGRADED, ROWS_FAILED
-from segrec.cli.failed_rows import is_good
-from segrec.cli.input_file import InputFile, InputUser, address_problem, is_address
-from segrec.cli.output_file import Output
-from segrec.cli.output_pipe import OutputPipe
-from segrec.cli.reading_options import rules_of
+from segrec.cli.files.failed_rows import is_good
+from segrec.cli.files.input_file import InputFile, InputUser, address_problem, is_address
+from segrec.cli.files.output_file import Output
+from segrec.cli.files.output_pipe import OutputPipe
+from segrec.cli.files.reading_options import rules_of
+from segrec.cli.files.row_formats import Answer, Row
 from segrec.cli.records import json_line, message_of
-from segrec.cli.row_formats import Answer, Row
 from segrec.cli.segment_changes import EarlierSegments, fingerprint
 from segrec.cli.stream_counts import Meter, StreamCounts
 from segrec.cli.terminal import complain, say

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from segrec.cli.row_formats import Row
+from segrec.cli.files.row_formats import Row
 from segrec.v1.segrec_service_pb2 import SegmentState
 
 _TERMINAL_SECONDS = 0.2

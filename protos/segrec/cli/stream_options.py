@@ -4,7 +4,7 @@ import argparse
 import re
 from dataclasses import dataclass
 
-from segrec.cli import reading_options
+from segrec.cli.files import reading_options
 
 DETAILS = """--resume continues an interrupted run, or starts one; with --force it also repeats a complete one.
 Each user is written once, in the order of the input; a failed user is written with its status.

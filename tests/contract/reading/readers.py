@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
-from segrec.cli.input_file import InputFile
-from segrec.cli.reading_options import Rules
+from segrec.cli.files.input_file import InputFile
+from segrec.cli.files.reading_options import Rules
 from segrec.cli.record import OPTIONAL, REQUIRED, event_of
 from segrec.errors import InvalidArgument
 
@@ -117,7 +117,7 @@ def _bootstrap(path: Path, scratch: Path) -> Found:
 
 
 _RULES = ("segrec.reading.text_file", "segrec.reading.delimited", "segrec.reading.json_lines")
-_CLIENT = (*_RULES, "segrec.cli.input_tables", "segrec.cli.input_file")
+_CLIENT = (*_RULES, "segrec.cli.files.input_tables", "segrec.cli.files.input_file")
 _LOG = ("training.data.reading.tables", "training.data.reading.log_parts")
 _TABLE = ("training.data.reading.tables", "training.data.reading.item_table")
 READERS = (

@@ -16,10 +16,10 @@ class Only:
 
 
 sys.meta_path.insert(0, Only())
-import segrec, segrec.cli.main, segrec.errors, segrec.cli.input_tables
+import segrec, segrec.cli.main, segrec.errors, segrec.cli.files.input_tables
 
 try:
-    segrec.cli.input_tables.polars()
+    segrec.cli.files.input_tables.polars()
 except segrec.SegrecError as error:
     print(error)
 outside = {name.split(".")[0] for name in sys.modules} - ALLOWED - {"__main__", "_distutils_hack", "_virtualenv"}

@@ -11,8 +11,8 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.features import Features, Inputs, batches
-from server.core.query import Query, Subject
-from server.core.ranking import rank
+from server.core.ranking.query import Query, Subject
+from server.core.ranking.rank import rank
 from server.core.release import Release
 from server.core.repository.layout import MODEL_NAME, OUTPUT
 from server.core.segments import next_item_part

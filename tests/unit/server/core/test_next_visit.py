@@ -6,7 +6,6 @@ import numpy as np
 import polars as pl
 import pytest
 
-from server.core import ranking as ranked
 from server.core.history import Event, history_of
 from server.core.next_visit import (
     FEATURES,
@@ -19,8 +18,9 @@ from server.core.next_visit import (
     features_of,
 )
 from server.core.own_items import Behaviour, own_items
-from server.core.query import Part, Query, Ranked, Strategy, Subject
-from server.core.ranking import past_events
+from server.core.ranking import rank as ranked
+from server.core.ranking.query import Part, Query, Ranked, Strategy, Subject
+from server.core.ranking.rank import past_events
 from server.core.release import Release
 from server.core.repository.read import read_release
 from tests.support.releases import item_id, ranking_of, tiny_release

@@ -29,7 +29,7 @@ from server.releases.loader import Loader
 from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
 from server.releases.traffic_watcher import TrafficWatcher
-from server.rpc.traffic_messages import checked_text, record_message, traffic_of
+from server.rpc.messages.traffic_messages import checked_text, record_message, traffic_of
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 from tests.support.waiting import wait_until_async

@@ -16,7 +16,7 @@ from server.releases.loader import Loader
 from server.releases.registry import ReleaseRegistry, State
 from server.releases.routing import Alias, Pin, Routing
 from server.releases.traffic_watcher import TrafficWatcher
-from server.rpc.validation import pin_of
+from server.rpc.messages.validation import pin_of
 from tests.support.onnx_encoder import OnnxEncoder
 from tests.support.releases import tiny_release
 from tests.support.waiting import wait_until_async

@@ -1,6 +1,6 @@
 """Pages of lists that grow at their head."""
 
-from server.rpc.pages import Page
+from server.rpc.messages.pages import Page
 
 
 def page(token: str) -> Page:

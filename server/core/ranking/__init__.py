@@ -1,0 +1,1 @@
+"""Which items a user gets, in which order, and why."""
