@@ -2,10 +2,8 @@
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -14,55 +12,35 @@ from pathlib import Path
 from grpc.aio import Server
 from prometheus_client import start_http_server
 from segrec.v1 import (
-    catalogue_service_pb2,
-    catalogue_service_pb2_grpc,
-    event_service_pb2,
-    event_service_pb2_grpc,
     model_service_pb2,
     model_service_pb2_grpc,
-    segrec_service_pb2,
-    segrec_service_pb2_grpc,
 )
 
 from server import tracing
-from server.adapters import lmdb_copy, valkey_server
 from server.adapters.embedded_triton import EmbeddedTriton
-from server.adapters.lmdb_store import LmdbStore
-from server.adapters.lmdb_writer import LmdbWriter
 from server.adapters.load_turn import LoadTurn
-from server.adapters.ports import EncoderClient, HistoryStore, LoadProgress
+from server.adapters.ports import HistoryStore, LoadProgress
 from server.adapters.triton import TritonEncoder
-from server.adapters.triton_access import TritonAccess, TritonSecret, TritonTls
-from server.adapters.valkey_store import ValkeyStore
 from server.core.errors import SetupError
 from server.core.repository.layout import MODEL_NAME, ensure_repository
 from server.core.repository.signature import read_release_key
 from server.monitoring.canary_guard import CanaryGuard
 from server.monitoring.health import HealthWatch
 from server.monitoring.metrics import Metrics
-from server.monitoring.observed_store import ObservedStore
 from server.monitoring.shadow import Shadow
+from server.parts import Answering, log_failure, observed_store, public_endpoint, triton_access
 from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
 from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
-from server.releases.routing import Routing
 from server.releases.segment_names import SegmentNamesWatcher
 from server.releases.traffic_watcher import TrafficWatcher
 from server.releases.verified import VerifiedReleases
 from server.rpc.access_controls import access_controls
-from server.rpc.catalogue_service import CatalogueServicer
 from server.rpc.certificates import certificates_of
 from server.rpc.endpoint import Endpoint, Service
-from server.rpc.erasure_audit import ErasureAudit
-from server.rpc.event_service import EventServicer
 from server.rpc.messages.validation import Clock
 from server.rpc.model_service import ModelServicer
-from server.rpc.segrec_service import SegrecServicer, StreamLimits
-from server.serving.batching import MicroBatcher
-from server.serving.cache import EmbeddingCache
-from server.serving.embedding import Embedder
-from server.serving.pipeline import Pipeline
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -125,19 +103,14 @@ async def running(
     async with AsyncExitStack() as stack:
         if settings.trace_endpoint is not None:
             stack.callback(tracing.start(settings.trace_endpoint, settings.trace_share))
-        opened = await open_store(settings)
-        if isinstance(opened, LmdbStore):
-            _export_writer(metrics, opened.writer)
-        store = ObservedStore(opened, metrics)
-        stack.push_async_callback(store.close)
-        executor, unary_executor = _threads(stack, "features"), _threads(stack, "unary")
+        store = await observed_store(settings, metrics, stack)
         triton = _embedded_triton(settings, verified)
         if triton is not None:
             stack.push_async_callback(triton.stop)
             await triton.start()
         turn = None if triton else LoadTurn(settings.repository / LOAD_LOCK)
         address = triton.address if triton else settings.triton
-        encoder = TritonEncoder(address, config, _triton_access(settings), turn)
+        encoder = TritonEncoder(address, config, triton_access(settings), turn)
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME, triton_root=config.parent))
         read = verified.read if verified else None
@@ -148,26 +121,22 @@ async def running(
         if triton is not None:
             triton.set_callbacks(on_restart=loader.reload, probe=loader.check_active)
             encoder.on_hung_instance = triton.report_hung_stub
-        cache = EmbeddingCache(settings.cache_entries)
-        pipeline = _pipeline(settings, store, encoder, cache, executor, unary_executor)
-        pipeline.on_encoder_failure = loader.probe_soon
-        loader.warm_up = pipeline.warm_up
-        shadow = _shadow(settings, store, encoder, releases, metrics, stack)
         guard = CanaryGuard(settings.repository, releases, metrics.release_stats)
-        releases.on_unload += [pipeline.forget_release, metrics.release_stats.forget]
+        stopping = asyncio.Event()
+        answering = Answering.of(settings, store, encoder, releases, metrics, stack)
+        answering.pipeline.on_encoder_failure = loader.probe_soon
+        loader.warm_up = answering.pipeline.warm_up
+        public = public_endpoint(
+            settings, answering, releases, store, metrics, access(settings.address), certificates, clock, stopping
+        )
         if verified is not None:
             releases.on_unload.append(verified.forget)
         releases.on_change.append(partial(_warn_of_short_histories, releases, settings.history_limit, set()))
-        _export(metrics, releases, traffic, cache, triton)
+        _export(metrics, releases, traffic, triton)
         _export_guard(metrics, guard)
-        metrics.waiting_calls.set_function(lambda: pipeline.waiting_count)
 
         promotion = Promotion(settings.repository, releases, loader, traffic)
         metrics_port = _serve_metrics(settings, metrics, stack)
-        stopping = asyncio.Event()
-        audit = ErasureAudit(store, settings.repository)
-        services = _services(pipeline, releases, metrics, clock, settings, shadow, audit, stopping)
-        public = Endpoint(settings, settings.address, services, metrics, access(settings.address), certificates)
         models = Endpoint(
             settings,
             settings.model_address,
@@ -176,7 +145,6 @@ async def running(
             access(settings.model_address),
             certificates,
         )
-        _export_rooms(metrics, public)
         stop = asyncio.Event()
         stack.push_async_callback(_drain, [public, models], settings.drain_seconds, stopping)
         await models.start()
@@ -198,7 +166,9 @@ async def running(
             settings.unhealthy_seconds,
         )
         releases.on_change.append(health.changed.set)
-        background = _Background(releases, loader, traffic, names, guard, shadow, health, public, settings.poll_seconds)
+        background = _Background(
+            releases, loader, traffic, names, guard, answering.shadow, health, public, settings.poll_seconds
+        )
         task = asyncio.create_task(_run_background(background, stop))
         task.add_done_callback(log_failure)
         stack.push_async_callback(_stop_background, task, stop)
@@ -217,18 +187,6 @@ def _triton_config(settings: Settings) -> Path:
         return ensure_repository(settings.repository)
     except OSError as error:
         raise SetupError(f"the model repository {settings.repository} cannot be created: {error.strerror}") from error
-
-
-async def open_store(settings: Settings) -> HistoryStore:
-    """The history store that the settings name. Raises `SetupError` when the store cannot be opened."""
-    scheme, _, directory = settings.store.partition(":")
-    if scheme == "lmdb" and directory:
-        return LmdbStore.open(Path(directory), settings.history_limit, retention_days=settings.retention_days)
-    if scheme in ("redis", "rediss", "unix"):
-        return await ValkeyStore.connect(settings.store, settings.history_limit, retention_days=settings.retention_days)
-    raise SetupError(
-        f"a store of the kind {scheme!r} is not known: give lmdb:DIRECTORY, or a redis://, rediss:// or unix:// URL"
-    )
 
 
 def _warn_of_short_histories(releases: ReleaseRegistry, history_limit: int, warned: set[int]) -> None:
@@ -260,89 +218,6 @@ def _embedded_triton(settings: Settings, verified: VerifiedReleases | None) -> E
     return EmbeddedTriton(repository, settings.triton_environment, log_path=TRITON_LOG)
 
 
-def _triton_access(settings: Settings) -> TritonAccess:
-    tls = None
-    if settings.triton_ca is not None:
-        tls = TritonTls(settings.triton_ca, settings.triton_certificate, settings.triton_key)
-    return TritonAccess(tls, TritonSecret(settings.triton_secret_file))
-
-
-def _threads(stack: AsyncExitStack, name: str) -> ThreadPoolExecutor:
-    executor = ThreadPoolExecutor(max_workers=max(2, os.cpu_count() or 1), thread_name_prefix=name)
-    stack.callback(executor.shutdown)
-    return executor
-
-
-def _pipeline(
-    settings: Settings,
-    store: HistoryStore,
-    encoder: EncoderClient,
-    cache: EmbeddingCache,
-    executor: ThreadPoolExecutor,
-    unary_executor: ThreadPoolExecutor,
-) -> Pipeline:
-    """The pipeline of all calls. Unary calls have an embedder and threads of their own, and do not wait for streams."""
-    batcher = MicroBatcher(Embedder(encoder, unary_executor), settings.max_batch_users)
-    return Pipeline(store, cache, Embedder(encoder, executor, batcher.lane), batcher, executor, unary_executor)
-
-
-def _shadow(
-    settings: Settings,
-    store: HistoryStore,
-    encoder: EncoderClient,
-    releases: ReleaseRegistry,
-    metrics: Metrics,
-    stack: AsyncExitStack,
-) -> Shadow:
-    """The comparison of answers with another release. Its thread and Triton calls are separate, so no answer waits."""
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="shadow")
-    stack.callback(executor.shutdown)
-    pipeline = _pipeline(settings, store, encoder, EmbeddingCache(0), executor, executor)
-    shadow = Shadow(releases, pipeline, metrics.release_stats, settings.shadow_budget, settings.encode_timeout_seconds)
-    shadow.on_dropped = metrics.shadow_dropped.inc
-    return shadow
-
-
-def _services(
-    pipeline: Pipeline,
-    releases: ReleaseRegistry,
-    metrics: Metrics,
-    clock: Clock,
-    settings: Settings,
-    shadow: Shadow,
-    audit: ErasureAudit,
-    stopping: asyncio.Event,
-) -> list[Service]:
-    routing = Routing(releases)
-    segrec = SegrecServicer(
-        pipeline,
-        routing,
-        metrics,
-        clock,
-        settings.encode_timeout_seconds,
-        shadow,
-        StreamLimits(settings.stream_patience_seconds, settings.stream_idle_seconds),
-        stopping,
-    )
-    note = lmdb_copy.ERASURE_NOTE if settings.store.startswith("lmdb:") else valkey_server.ERASURE_NOTE
-    events = EventServicer(pipeline, releases, metrics, clock, note, audit)
-
-    def add_segrec(server: Server) -> None:
-        segrec_service_pb2_grpc.add_SegrecServiceServicer_to_server(segrec, server)
-
-    def add_events(server: Server) -> None:
-        event_service_pb2_grpc.add_EventServiceServicer_to_server(events, server)
-
-    def add_catalogue(server: Server) -> None:
-        catalogue_service_pb2_grpc.add_CatalogueServiceServicer_to_server(CatalogueServicer(routing), server)
-
-    return [
-        Service(segrec_service_pb2.DESCRIPTOR.services_by_name["SegrecService"], add_segrec),
-        Service(event_service_pb2.DESCRIPTOR.services_by_name["EventService"], add_events),
-        Service(catalogue_service_pb2.DESCRIPTOR.services_by_name["CatalogueService"], add_catalogue),
-    ]
-
-
 def _model_service(promotion: Promotion, metrics: Metrics) -> Service:
     servicer = ModelServicer(promotion, metrics.release_stats)
 
@@ -356,7 +231,6 @@ def _export(
     metrics: Metrics,
     releases: ReleaseRegistry,
     traffic: TrafficWatcher,
-    cache: EmbeddingCache,
     triton: EmbeddedTriton | None,
 ) -> None:
     """Connect the gauges to their sources; Prometheus reads the current values."""
@@ -366,20 +240,8 @@ def _export(
     metrics.stable_replaced.set_function(lambda: releases.is_replaced)
     metrics.encoder_healthy.set_function(lambda: releases.encoder_healthy)
     metrics.failed_releases.set_function(releases.failed_count)
-    metrics.cached_embeddings.set_function(lambda: len(cache))
     metrics.triton_restarts.set_function(lambda: triton.restart_count if triton else 0)
     metrics.triton_aborts.set_function(lambda: triton.abort_count if triton else 0)
-
-
-def _export_writer(metrics: Metrics, writer: LmdbWriter) -> None:
-    metrics.waiting_writes.set_function(lambda: writer.waiting_count)
-    writer.on_batch = metrics.write_batch_size.observe
-
-
-def _export_rooms(metrics: Metrics, endpoint: Endpoint) -> None:
-    for kind, room in endpoint.rooms.items():
-        metrics.in_progress.labels(kind).set_function(partial(getattr, room, "count"))
-        metrics.most_in_progress.labels(kind).set(room.most)
 
 
 def _export_guard(metrics: Metrics, guard: CanaryGuard) -> None:
@@ -436,12 +298,6 @@ async def _open(background: _Background) -> None:
     with suppress(TimeoutError):
         await asyncio.wait_for(background.loader.tried.wait(), LONGEST_CLOSED_SECONDS)
     await background.public.start()
-
-
-def log_failure(task: asyncio.Task[None]) -> None:
-    """Log the exception of a task that nobody waits for; a done-callback of the task."""
-    if not task.cancelled() and task.exception() is not None:
-        log.critical("a part of the server has ended", exc_info=task.exception())
 
 
 async def _drain(endpoints: list[Endpoint], seconds: float, stopping: asyncio.Event) -> None:

@@ -90,7 +90,8 @@ def _settings(arguments: Sequence[str]) -> Settings:
 
 
 async def _serve(settings: Settings) -> None:
-    from server.assembly import log_failure, running
+    from server.assembly import running
+    from server.parts import log_failure
 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -47,8 +47,13 @@ class Endpoint:
         metrics: Metrics,
         access: AccessControl,
         certificates: ServerCertificates | None = None,
+        *,
+        shares_port: bool = False,
     ) -> None:
-        """Without `certificates`, calls are not encrypted."""
+        """Without `certificates`, calls are not encrypted. `shares_port`: other processes may listen on the port, too.
+
+        The kernel then deals out the connections among them.
+        """
         self._services = services
         self._names = ["", *(service.descriptor.full_name for service in services)]
         self._health = health.aio.HealthServicer()
@@ -67,7 +72,7 @@ class Endpoint:
                 )
             ],
             options=[
-                ("grpc.so_reuseport", 0),
+                ("grpc.so_reuseport", int(shares_port)),
                 ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
                 ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
                 ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),

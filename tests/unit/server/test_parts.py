@@ -1,10 +1,10 @@
-"""Parts of the server that nobody waits for."""
+"""Parts of a process that nobody waits for."""
 
 import asyncio
 
 import pytest
 
-from server.assembly import log_failure
+from server.parts import log_failure
 
 
 async def test_a_part_that_ends_by_an_exception_is_said_and_a_cancelled_one_is_not(
