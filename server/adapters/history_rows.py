@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from server.adapters.ports import Recorded
 from server.core.errors import StoreUnavailable
+from server.core.histories import Histories
 from server.core.history import EMPTY, Event, History, merge, merge_histories, oldest_timestamp
 
 log = logging.getLogger(__name__)
@@ -40,6 +41,20 @@ class Retention:
         dropped_count = len(history) - len(kept)
         return kept.with_revision((kept.revision + (dropped_count << _VIEW_REVISION_BIT)) & _REVISION_MASK)
 
+    def views(self, histories: Histories) -> Histories:
+        """`view` of each history; the histories themselves without a number of days."""
+        oldest_ms = self.oldest_ms
+        if oldest_ms is None:
+            return histories
+        times = map(oldest_timestamp, histories.rows)
+        old = [place for place, oldest in enumerate(times) if oldest is not None and oldest < oldest_ms]
+        if not old:
+            return histories
+        views = list(histories)
+        for place in old:
+            views[place] = self.view(History.trusted(histories.rows[place]))
+        return Histories.of(views)
+
 
 class Kept(NamedTuple):
     """What a store keeps of a user: the newest events, not from before `oldest_ms` and not from before `erased_ms`.
@@ -67,7 +82,7 @@ def read_row(row: bytes | None) -> History:
 
 
 def read_row_or_none(row: bytes | None) -> History | None:
-    """Like `read_row`, with None for a damaged row, so that one user does not fail a whole batch."""
+    """Like `read_row`, with None for a damaged row."""
     try:
         return read_row(row)
     except StoreUnavailable:

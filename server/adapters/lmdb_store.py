@@ -25,7 +25,6 @@ from server.adapters.history_rows import (
     Retention,
     loaded_row,
     read_row,
-    read_row_or_none,
     recorded_row,
     swept_row,
 )
@@ -35,6 +34,7 @@ from server.adapters.lmdb_writer import LmdbWriter
 from server.adapters.ports import LoadProgress, Recorded
 from server.core.erasure import erasure_mark
 from server.core.errors import StoreUnavailable
+from server.core.histories import Histories
 from server.core.history import ID_MAX_BYTES, Event, History, event_count_of
 
 log = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class LmdbStore:
             row = transaction.get(key)
         return self._retention.view(read_row(row))
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> Histories:
         """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
         self._check_open()
         keys = [_key(user_id) for user_id in user_ids]
@@ -218,10 +218,10 @@ class LmdbStore:
             elif new_row != row:
                 transaction.put(key, new_row, db=self._histories)
 
-    def _read(self, keys: Sequence[bytes]) -> list[History | None]:
+    def _read(self, keys: Sequence[bytes]) -> Histories:
         with self._environment.begin(self._histories) as transaction:
             rows = [transaction.get(key) for key in keys]
-        return [None if history is None else self._retention.view(history) for history in map(read_row_or_none, rows)]
+        return self._retention.views(Histories.read(rows))
 
     def _check_open(self) -> None:
         if self._closed:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from server.core.histories import Histories
 from server.core.history import Event, History
 
 
@@ -68,7 +69,7 @@ class HistoryStore(Protocol):
         """The user's history, `EMPTY` when nothing is stored. Raises `StoreUnavailable`."""
         ...
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> Histories:
         """One history per id, in the order of the ids; None for a damaged one. Raises `StoreUnavailable`."""
         ...
 

@@ -36,6 +36,7 @@ from server.adapters.ports import LoadProgress, Recorded
 from server.adapters.valkey_server import address_of, check_settings, connection_pool, explain
 from server.core.erasure import ErasureMarks, erasure_mark, new_erasure_key
 from server.core.errors import SetupError, StoreUnavailable
+from server.core.histories import Histories
 from server.core.history import ROW_VERSION, Event, History, event_count_of, text_hash
 
 log = logging.getLogger(__name__)
@@ -159,15 +160,14 @@ class ValkeyStore:
             [row] = await self._rows([user_id])
         return self._retention.view(read_row(row))
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> Histories:
         """See `HistoryStore.get_many`. A damaged history is logged and returned as None."""
-        histories: list[History | None] = []
+        parts: list[Histories] = []
         for start in range(0, len(user_ids), READ_CHUNK):
             with self._translate_errors():
                 rows = await self._rows(user_ids[start : start + READ_CHUNK])
-            for history in map(read_row_or_none, rows):
-                histories.append(None if history is None else self._retention.view(history))
-        return histories
+            parts.append(self._retention.views(Histories.read(rows)))
+        return Histories.joined(parts)
 
     async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         """See `HistoryStore.record`. The settings of the Valkey server decide how durable a write is."""

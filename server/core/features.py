@@ -1,7 +1,8 @@
-"""The feature pipeline from events to encoder inputs, the same for the training log, streams and micro-batches.
+"""The features of events: encoder inputs, the same for the training log, streams and micro-batches.
 
-It has three steps. `look_up` turns ids into indexes by their hashes (for the training log a join does this). `encode`
-is the Polars pipeline over indexed events. `pad` cuts windows out of its columns and pads them on the left.
+They have three steps. `look_up` turns ids into indexes by their hashes; for the training log a join does this.
+`features_of` computes values and gaps of indexed events, for few histories as for many; `encode` is the same in Polars,
+for the training log, bit by bit. `pad` cuts windows out of their columns and pads them on the left.
 """
 
 import math
@@ -14,6 +15,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.hash_index import HashIndex
+from server.core.histories import Histories
 from server.core.history import ACTION_HASH, ITEM_HASH, TIMESTAMP, VALUE, History, column_of
 from server.core.preprocessing import NORMALISED_MAX, Preprocessing, ValueNormaliser
 from server.core.ragged import offsets_of, places_of, rows_of
@@ -35,8 +37,8 @@ CHUNK_SIZE = 32
 BATCH_EVENTS = 32 * 1024
 """Largest number of events in one encoder batch, padding included; it bounds the memory of the encoder."""
 
-FEW_HISTORIES = 8
-"""Up to this number of histories are encoded without Polars; see `encode_few`."""
+FEW_VALUES = 256
+"""From this number of values on, Polars computes their logarithms: a call of it takes as long as 500 of Python's."""
 
 SHORTEST_PADDED = 8
 
@@ -140,20 +142,18 @@ def encode(events: pl.LazyFrame, preprocessing: Preprocessing) -> pl.LazyFrame:
 
 
 def features_of(
-    histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
+    histories: Sequence[History | None], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
 ) -> Features:
-    """Encode the newest `max_length` events of each history whose item and action are known.
+    """Encode the newest `max_length` events of each history whose item and action are known; None has no events.
 
     Values are cleaned as those of the log were; events that the cleaning of the log would drop count as unknown.
     """
-    indexed = look_up(histories, items, actions, preprocessing)
-    encoder = encode_few if len(histories) <= FEW_HISTORIES else encode_many
-    value, gap_index = encoder(indexed, preprocessing)
+    indexed = look_up(Histories.of(histories), items, actions, preprocessing)
     return Features(
         item_index=indexed.item_index,
         action_index=indexed.action_index,
-        value=value,
-        gap_index=gap_index,
+        value=_normalised_values(indexed.value, preprocessing.value),
+        gap_index=_gaps(indexed, has_clock=preprocessing.has_clock),
         offsets=offsets_of(np.bincount(indexed.row, minlength=len(histories))),
         ignored=indexed.ignored,
     )
@@ -174,58 +174,54 @@ class Indexed:
     ignored: NDArray[np.int32]
 
 
-def encode_many(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Values and gap indexes (N,) by `encode`."""
-    columns = ("row", "item_index", "action_index", "value", "timestamp")
-    frame = pl.DataFrame({name: getattr(events, name) for name in columns})
-    encoded = encode(frame.lazy(), preprocessing).collect()
-    return encoded["value"].to_numpy(), encoded["gap_index"].to_numpy()
-
-
-def encode_few(events: Indexed, preprocessing: Preprocessing) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """The same bits as `encode_many`, without the millisecond that each call of Polars costs."""
-    value = events.value
-    if preprocessing.value.method == "log":
-        # math.log1p gives the same bits as Polars; np.log1p differs between machines.
-        value = np.array([math.copysign(math.log1p(abs(x)), x) for x in value.tolist()])
+def _normalised_values(value: NDArray[np.float64], normaliser: ValueNormaliser) -> NDArray[np.float32]:
+    """The bits of `_normalised`."""
+    if normaliser.method == "log":
+        value = np.copysign(_log1p(np.abs(value)), value)
     with np.errstate(over="ignore"):  # by a tiny scale; infinities are clipped too
-        value = (value - preprocessing.value.center) / preprocessing.value.scale
-    clipped = np.clip(np.where(np.isnan(value), 0.0, value), -NORMALISED_MAX, NORMALISED_MAX)
-    value32: NDArray[np.float32] = clipped.astype(np.float32)
+        value = (value - normaliser.center) / normaliser.scale
+    value[np.isnan(value)] = 0.0
+    value32: NDArray[np.float32] = value.clip(-NORMALISED_MAX, NORMALISED_MAX).astype(np.float32)
     value32[value32 == 0] = 0.0  # no negative zero
-    gap_index = np.full(len(value), GAP_START, np.int32)
-    if preprocessing.has_clock and len(value) > 1:
+    return value32
+
+
+def _log1p(value: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The C library's log(1 + x) of x ≥ 0 and NaN, as Python and Polars call it; NumPy's has other bits somewhere."""
+    if len(value) < FEW_VALUES:
+        return np.array([math.log1p(x) for x in value.tolist()], np.float64)
+    return pl.Series(value).log1p().to_numpy()
+
+
+def _gaps(events: Indexed, *, has_clock: bool) -> NDArray[np.int32]:
+    """The numbers of `_gap`."""
+    gap_index = np.full(len(events.row), GAP_START, np.int32)
+    if has_clock and len(gap_index) > 1:
         seconds = np.maximum(np.diff(events.timestamp), 0) // 1000
         bucket = np.frexp((seconds + 1).astype(np.float64))[1] - 1
         same_user = events.row[1:] == events.row[:-1]
         gap_index[1:] = np.where(same_user, np.minimum(bucket, GAP_BUCKETS - 1) + GAP_START + 1, GAP_START)
-    return value32, gap_index
+    return gap_index
 
 
-def look_up(
-    histories: Sequence[History], items: HashIndex, actions: HashIndex, preprocessing: Preprocessing
-) -> Indexed:
+def look_up(histories: Histories, items: HashIndex, actions: HashIndex, preprocessing: Preprocessing) -> Indexed:
     """Index the newest `max_length` known events of each history, tied events in canonical order unless `ordered`."""
     max_length = preprocessing.max_length
-
-    def indexes(window: _Window) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.bool_]]:
-        return _indexes(window, items, actions, preprocessing)
-
     if preprocessing.visits.ordered:
-        counts = [min(len(history), max_length) for history in histories]
+        counts = np.minimum(histories.counts, max_length)
     else:
-        counts = [history.count_with_ties(max_length) for history in histories]
+        counts = histories.counts_with_ties(max_length)
     window = _newest(histories, counts, actions, preprocessing)
-    item_index, action_index, known = indexes(window)
+    item_index, action_index, known = _indexes(window, items, actions, preprocessing)
     ignored = np.zeros(len(histories), np.int32)
-    if known.all() and max(counts, default=0) <= max_length:
+    if known.all() and counts.max(initial=0) <= max_length:
         return Indexed(window.row, item_index, action_index, window.values, window.timestamps, ignored)
     if not known.all():
         # Histories with unknown events are read whole: older known events take the places of the unknown ones.
-        for row in np.unique(window.row[~known]).tolist():
-            counts[row] = len(histories[row])
+        incomplete = np.unique(window.row[~known])
+        counts[incomplete] = histories.counts[incomplete]
         window = _newest(histories, counts, actions, preprocessing)
-        item_index, action_index, known = indexes(window)
+        item_index, action_index, known = _indexes(window, items, actions, preprocessing)
         ignored = np.bincount(window.row[~known], minlength=len(histories)).astype(np.int32)
     kept = known & _among_newest(known, window.row, len(histories), max_length)
     return Indexed(
@@ -240,7 +236,8 @@ def look_up(
 
 def ignored_count(history: History, items: HashIndex, actions: HashIndex, preprocessing: Preprocessing) -> int:
     """How many events of the whole history are unknown, or would be dropped by the cleaning of the log."""
-    window = _newest([history], [len(history)], actions, preprocessing)
+    whole = Histories.of([history])
+    window = _newest(whole, whole.counts, actions, preprocessing)
     known = _indexes(window, items, actions, preprocessing)[2]
     return len(history) - int(known.sum())
 
@@ -277,13 +274,13 @@ class _Window:
 
 
 def _newest(
-    histories: Sequence[History], counts: Sequence[int], actions: HashIndex, preprocessing: Preprocessing
+    histories: Histories, counts: NDArray[np.int64], actions: HashIndex, preprocessing: Preprocessing
 ) -> _Window:
-    """The newest `counts[b]` events of each history b, with cleaned values and the names of actions in the release.
+    """The newest `counts` (B,) events of each history, with cleaned values and the names of actions in the release.
 
     Tied events are in canonical order unless `ordered`.
     """
-    events = b"".join([history.newest(count) for history, count in zip(histories, counts, strict=True)])
+    events = histories.newest(counts)
     row = rows_of(counts)
     window = _Window(
         row,
@@ -307,27 +304,36 @@ def _among_newest(known: NDArray[np.bool_], row: NDArray[np.int64], count: int, 
 
 
 def pad(features: Features, ends: NDArray[np.int64], lengths: NDArray[np.int64], padded_length: int) -> Inputs:
-    """Cut B windows with `lengths` events before `ends` (exclusive), and pad them on the left to `padded_length`.
+    """Cut B windows with `lengths` events before `ends` (exclusive), and pad them on the left to `padded_length` (L).
 
-    The newest event of a window is in the last column. The first event of a window always gets the gap `GAP_START`, so
-    that training and serving give the encoder the same inputs.
+    No window is longer than L. The newest event of a window is in the last column. The first event of a window always
+    gets the gap `GAP_START`, so that training and serving give the encoder the same inputs.
     """
-    columns = np.arange(padded_length) - padded_length
-    # (B, L) positions in the columns of `features`; invalid positions are padding.
-    source = ends[:, None] + columns
-    valid = columns >= -lengths[:, None]
-    source = np.where(valid, source, 0)
-    gap_index = np.where(columns == -lengths[:, None], GAP_START, _take(features.gap_index, source))
-    return {
-        "item_index": np.where(valid, _take(features.item_index, source), np.int32(0)),
-        "action_index": np.where(valid, _take(features.action_index, source), np.int32(0)),
-        "value": np.where(valid, _take(features.value, source), np.float32(0)),
-        "gap_index": np.where(valid, gap_index, 0).astype(np.int32),
+    window_ends = lengths.cumsum()
+    event = np.arange(window_ends[-1] if len(lengths) else 0)
+    sources = event + (ends - window_ends).repeat(lengths)
+    targets = event + (np.arange(1, len(lengths) + 1) * padded_length - window_ends).repeat(lengths)
+
+    places, shape = (sources, targets), (len(lengths), padded_length)
+    inputs: Inputs = {
+        "item_index": _scattered(features.item_index, places, shape),
+        "action_index": _scattered(features.action_index, places, shape),
+        "value": _scattered(features.value, places, shape),
+        "gap_index": _scattered(features.gap_index, places, shape),
     }
+    begun = np.flatnonzero(lengths)
+    inputs["gap_index"][begun, padded_length - lengths[begun]] = GAP_START
+    return inputs
 
 
-def _take(column: NDArray[np.generic], source: NDArray[np.int64]) -> NDArray[np.generic]:
-    return column[source] if len(column) else np.zeros(source.shape, column.dtype)
+def _scattered(
+    column: NDArray[np.generic], places: tuple[NDArray[np.int64], NDArray[np.int64]], shape: tuple[int, int]
+) -> NDArray[np.generic]:
+    """Zeros of a shape, with the numbers from `places[0]` of a column at the flat `places[1]`."""
+    sources, targets = places
+    filled = np.zeros(shape[0] * shape[1], column.dtype)
+    filled[targets] = column[sources]
+    return filled.reshape(shape)
 
 
 def padded_length(longest: int, max_length: int) -> int:

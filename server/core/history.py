@@ -24,11 +24,11 @@ ID_MAX_BYTES = 256
 _SEPARATOR = "\0"
 _HEADER = struct.Struct("<BxxxIQQII")  # version, event count, revision, origin, bytes of the item ids, of the actions
 _CHECKSUM = struct.Struct("<Q")  # after the header
-_START = _HEADER.size + _CHECKSUM.size
+EVENTS_START = _HEADER.size + _CHECKSUM.size
+"""Where the numbers of the events begin in a row."""
 _UINT64 = np.dtype("<u8")
 ROW_VERSION = 2
 """Version of the packed row. A store also keeps this version itself, so that an old store is refused as a whole."""
-
 
 _UINT64_MASK = (1 << 64) - 1
 _ACTION, _TIMESTAMP, _REPEAT = 0x9E3779B97F4A7C15, 0xFF51AFD7ED558CCD, 0xD6E8FEB86659FD93
@@ -89,11 +89,12 @@ TIMESTAMP, VALUE, ITEM_HASH, ACTION_HASH, KEY = range(5)
 """Positions of the five numbers of an event."""
 
 COLUMN_TYPES = tuple(map(np.dtype, ("<i8", "<f8", "<u8", "<u8", "<u8")))
-_EVENT_BYTES = 8 * len(COLUMN_TYPES)
+EVENT_BYTES = 8 * len(COLUMN_TYPES)
+"""Bytes of the numbers of one event."""
 
 
 def column_of(events: bytes, column: int) -> NDArray[Any]:
-    """One number of each event, (n,), from the bytes of `History.newest`, also of several histories joined."""
+    """One number of each event, (n,), from their bytes in a row, also those of several rows joined."""
     return np.frombuffer(events, _UINT64).reshape(-1, len(COLUMN_TYPES))[:, column].view(COLUMN_TYPES[column])
 
 
@@ -110,17 +111,34 @@ class History:
 
     def __init__(self, row: bytes) -> None:
         """Read a packed row. Raises `ValueError` for a damaged row or a row of another version."""
-        if len(row) < _START:
+        self._count, self.revision, self.origin, self._item_bytes = self.check(row)
+        self.row = row
+
+    @staticmethod
+    def check(row: bytes) -> tuple[int, int, int, int]:
+        """Event count, revision, origin and bytes of the item ids of a row. Raises `ValueError` as reading does."""
+        if len(row) < EVENTS_START:
             raise ValueError(f"history row of {len(row)} bytes is shorter than its header")
-        version, self._count, self.revision, self.origin, self._item_bytes, action_bytes = _HEADER.unpack_from(row)
+        version, count, revision, origin, item_bytes, action_bytes = _HEADER.unpack_from(row)
         if version != ROW_VERSION:
             raise ValueError(f"history row has version {version}, this build reads {ROW_VERSION}")
-        size = _START + _EVENT_BYTES * self._count + self._item_bytes + action_bytes
+        size = EVENTS_START + EVENT_BYTES * count + item_bytes + action_bytes
         if len(row) != size:
-            raise ValueError(f"history row has {len(row)} bytes, not the {size} of its {self._count} events")
-        if _checksum(row[: _HEADER.size], memoryview(row)[_START:]) != _CHECKSUM.unpack_from(row, _HEADER.size)[0]:
+            raise ValueError(f"history row has {len(row)} bytes, not the {size} of its {count} events")
+        if (
+            _checksum(row[: _HEADER.size], memoryview(row)[EVENTS_START:])
+            != _CHECKSUM.unpack_from(row, _HEADER.size)[0]
+        ):
             raise ValueError("history row does not have the checksum in its header")
-        self.row = row
+        return count, revision, origin, item_bytes
+
+    @classmethod
+    def trusted(cls, row: bytes) -> Self:
+        """Read a row that `check` has passed."""
+        history = cls.__new__(cls)
+        _, history._count, history.revision, history.origin, history._item_bytes, _ = _HEADER.unpack_from(row)
+        history.row = row
+        return history
 
     @classmethod
     def of(
@@ -158,57 +176,44 @@ class History:
 
     @property
     def item_ids(self) -> list[str]:
-        start = _START + _EVENT_BYTES * self._count
+        start = EVENTS_START + EVENT_BYTES * self._count
         return _texts(self.row[start : start + self._item_bytes], self._count)
 
     @property
     def actions(self) -> list[str]:
-        return _texts(self.row[_START + _EVENT_BYTES * self._count + self._item_bytes :], self._count)
+        return _texts(self.row[EVENTS_START + EVENT_BYTES * self._count + self._item_bytes :], self._count)
 
     @property
     def timestamps(self) -> NDArray[np.int64]:
         """Milliseconds since the epoch (n,)."""
-        return column_of(self.newest(self._count), TIMESTAMP)
+        return self._column(TIMESTAMP)
 
     @property
     def values(self) -> NDArray[np.float64]:
         """Raw values (n,), NaN for an event without value."""
-        return column_of(self.newest(self._count), VALUE)
+        return self._column(VALUE)
 
     @property
     def item_hashes(self) -> NDArray[np.uint64]:
         """`text_hash` of the item ids (n,)."""
-        return column_of(self.newest(self._count), ITEM_HASH)
+        return self._column(ITEM_HASH)
 
     @property
     def action_hashes(self) -> NDArray[np.uint64]:
         """`text_hash` of the actions (n,)."""
-        return column_of(self.newest(self._count), ACTION_HASH)
+        return self._column(ACTION_HASH)
 
     @property
     def keys(self) -> NDArray[np.uint64]:
         """`Event.key` of the events (n,)."""
-        return column_of(self.newest(self._count), KEY)
+        return self._column(KEY)
 
     def content_keys(self) -> NDArray[np.uint64]:
         """`Event.content_key` of the events (n,)."""
         return content_keys(self.item_hashes, self.action_hashes, self.timestamps)
 
-    def newest(self, count: int) -> bytes:
-        """The numbers of the newest `count` events as bytes, oldest event first, for `column_of`."""
-        end = _START + _EVENT_BYTES * self._count
-        return self.row[end - _EVENT_BYTES * min(count, self._count) : end]
-
-    def count_with_ties(self, count: int) -> int:
-        """The number of the newest `count` events and of the older events with the time stamp of the oldest of them."""
-        if count >= self._count:
-            return int(self._count)
-        # Two adjacent time stamps, at the start of each event's bytes, are compared without a NumPy call.
-        edge = _START + _EVENT_BYTES * (self._count - count)
-        if self.row[edge : edge + 8] != self.row[edge - _EVENT_BYTES : edge - _EVENT_BYTES + 8]:
-            return count
-        timestamps = self.timestamps
-        return int(self._count - np.searchsorted(timestamps, timestamps[-count]))
+    def _column(self, column: int) -> NDArray[Any]:
+        return column_of(self.row[EVENTS_START : EVENTS_START + EVENT_BYTES * self._count], column)
 
     def events(self) -> list[Event]:
         """The events, oldest first, without their event ids, which are not stored."""
@@ -229,7 +234,7 @@ class History:
     def with_revision(self, revision: int) -> "History":
         """The same events with another revision; it is the first one of a history that was not stored yet."""
         _, count, _, origin, item_bytes, action_bytes = _HEADER.unpack_from(self.row)
-        return History._packed(count, revision, origin or revision, item_bytes, action_bytes, self.row[_START:])
+        return History._packed(count, revision, origin or revision, item_bytes, action_bytes, self.row[EVENTS_START:])
 
 
 def _checksum(header: bytes, body: "bytes | memoryview") -> int:
@@ -386,13 +391,13 @@ def _select(history: History, places: NDArray[np.intp]) -> History:
 
 def oldest_timestamp(row: bytes) -> int | None:
     """The time stamp of the oldest event of a row in milliseconds, not checked; None for a row without events."""
-    if len(row) < _START + _EVENT_BYTES:
+    if len(row) < EVENTS_START + EVENT_BYTES:
         return None
-    return int.from_bytes(row[_START : _START + 8], "little", signed=True)
+    return int.from_bytes(row[EVENTS_START : EVENTS_START + 8], "little", signed=True)
 
 
 def event_count_of(row: bytes) -> int:
     """The number of events of a row, from its header; for a damaged row at most the number that it has room for."""
-    if len(row) < _START:
+    if len(row) < EVENTS_START:
         return 0
-    return min(int(_HEADER.unpack_from(row)[1]), (len(row) - _START) // _EVENT_BYTES)
+    return min(int(_HEADER.unpack_from(row)[1]), (len(row) - EVENTS_START) // EVENT_BYTES)

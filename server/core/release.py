@@ -332,6 +332,7 @@ class Release:
         for name, attribute in vars(type(self)).items():
             if isinstance(attribute, cached_property):
                 getattr(self, name)
+        self.item_index.warm()
 
 
 def with_item_hashes(items: pl.DataFrame) -> pl.DataFrame:

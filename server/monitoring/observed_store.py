@@ -7,6 +7,7 @@ from time import monotonic
 
 from server import tracing
 from server.adapters.ports import HistoryStore, LoadProgress, Recorded
+from server.core.histories import Histories
 from server.core.history import Event, History
 from server.monitoring.metrics import Metrics
 
@@ -31,7 +32,7 @@ class ObservedStore:
         with self._timed("get"):
             return await self._store.get(user_id)
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> Histories:
         with self._timed("get_many"):
             return await self._store.get_many(user_ids)
 

@@ -7,6 +7,7 @@ from typing import ParamSpec, TypeVar
 
 from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import StoreUnavailable
+from server.core.histories import Histories
 from server.core.history import Event, History
 from server.serving.breaker import TRIAL_SECONDS, Breaker
 
@@ -33,7 +34,7 @@ class BoundedStore:
         """See `HistoryStore.get`."""
         return await self._ask(seconds, self._store.get, user_id)
 
-    async def get_many(self, user_ids: Sequence[str], seconds: float) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str], seconds: float) -> Histories:
         """See `HistoryStore.get_many`."""
         return await self._ask(seconds, self._store.get_many, user_ids)
 

@@ -229,7 +229,7 @@ async def test_get_many_returns_histories_in_the_order_of_the_ids(store: History
     asked = [f"u{number}" for number in (3, 39, 3, 0, 77, 12)] * 60
     histories = await whole(store, asked)
     assert [history.timestamps.tolist() for history in histories] == [[3000], [39000], [3000], [0], [], [12000]] * 60
-    assert await store.get_many([]) == []
+    assert list(await store.get_many([])) == []
     assert [len(history) for history in await whole(store, ["u1", "nobody"])] == [1, 0]
 
 

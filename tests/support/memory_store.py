@@ -6,10 +6,11 @@ from itertools import count
 from pathlib import Path
 
 from server.adapters.bulk_load import BootstrapLog, Users, load
-from server.adapters.history_rows import Kept, Retention, loaded_row, read_row, read_row_or_none, recorded_row
+from server.adapters.history_rows import Kept, Retention, loaded_row, read_row, recorded_row
 from server.adapters.ports import LoadProgress, Recorded
 from server.core.erasure import KEY_BYTES, erasure_mark
 from server.core.errors import StoreUnavailable
+from server.core.histories import Histories
 from server.core.history import Event, History, event_count_of
 
 
@@ -40,10 +41,9 @@ class MemoryStore:
         await self._begin()
         return self._retention.view(read_row(self.rows.get(user_id)))
 
-    async def get_many(self, user_ids: Sequence[str]) -> list[History | None]:
+    async def get_many(self, user_ids: Sequence[str]) -> Histories:
         await self._begin()
-        histories = [read_row_or_none(self.rows.get(user_id)) for user_id in user_ids]
-        return [None if history is None else self._retention.view(history) for history in histories]
+        return self._retention.views(Histories.read(self.rows.get(user_id) for user_id in user_ids))
 
     async def record(self, user_id: str, events: Sequence[Event]) -> Recorded:
         await self._begin()

@@ -1,18 +1,19 @@
 from random import Random
 
 import numpy as np
+import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.features import (
     BATCH_EVENTS,
     CHUNK_SIZE,
+    FEW_VALUES,
     GAP_COUNT,
     GAP_START,
     Features,
     batches,
-    encode_few,
-    encode_many,
+    encode,
     features_of,
     ignored_count,
     look_up,
@@ -20,6 +21,7 @@ from server.core.features import (
     padded_length,
 )
 from server.core.hash_index import HashIndex
+from server.core.histories import Histories
 from server.core.history import Event, History, history_of
 from server.core.preprocessing import Action, Preprocessing, ValueCleaning, ValueNormaliser, Visits
 
@@ -147,21 +149,26 @@ event = st.builds(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.lists(event, max_size=12), max_size=4),
+    st.lists(st.lists(event, max_size=12), min_size=1, max_size=4),
+    st.sampled_from([1, FEW_VALUES]),
     st.sampled_from(["none", "z_score", "log"]),
     st.floats(-10, 10),
-    st.floats(0.1, 10),
+    st.floats(0.1, 10) | st.just(1e-300),
     st.booleans(),
 )
-def test_encode_few_gives_the_bits_of_encode_many(
-    many: list[list[Event]], method: str, center: float, scale: float, has_clock: bool
+def test_features_have_the_bits_of_the_pipeline_of_training(
+    some: list[list[Event]], repeats: int, method: str, center: float, scale: float, has_clock: bool
 ) -> None:
     normaliser = ValueNormaliser(method=method, center=center, scale=scale)  # type: ignore[arg-type]
     chosen = preprocessing(value=normaliser, has_clock=has_clock)
-    indexed = look_up([history_of(events) for events in many], ITEMS, ACTIONS, chosen)
-    for few, polars in zip(encode_few(indexed, chosen), encode_many(indexed, chosen), strict=True):
-        assert few.dtype == polars.dtype
-        assert few.tobytes() == polars.tobytes()
+    histories = Histories.of([history_of(events) for events in some] * repeats)
+    indexed = look_up(histories, ITEMS, ACTIONS, chosen)
+    columns = ("row", "item_index", "action_index", "value", "timestamp")
+    trained = encode(pl.LazyFrame({name: getattr(indexed, name) for name in columns}), chosen).collect()
+    served = features_of(histories, ITEMS, ACTIONS, chosen)
+    for name in ("item_index", "action_index", "value", "gap_index"):
+        assert getattr(served, name).dtype == trained[name].to_numpy().dtype
+        assert getattr(served, name).tobytes() == trained[name].to_numpy().tobytes(), name
 
 
 def test_tied_events_have_one_order_by_whatever_name_their_action_comes() -> None:

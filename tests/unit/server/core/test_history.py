@@ -11,12 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.core.history import (
-    ACTION_HASH,
     EMPTY,
-    TIMESTAMP,
     Event,
     History,
-    column_of,
     content_keys,
     event_count_of,
     history_of,
@@ -48,16 +45,6 @@ def test_a_row_holds_its_history_bit_for_bit(recorded: list[Event], revision: in
     assert event_count_of(history.row) == len(history) == len(recorded)
     assert history.revision == revision
     assert_same(history.with_revision(7), history_of(recorded, 7))
-
-
-@settings(deadline=None)
-@given(st.lists(events, max_size=8), st.integers(0, 10))
-def test_the_newest_numbers_are_the_end_of_each_column(recorded: list[Event], count: int) -> None:
-    history = history_of(recorded)
-    newest, start = history.newest(count), max(0, len(history) - count)
-    assert column_of(newest, TIMESTAMP).tolist() == history.timestamps[start:].tolist()
-    assert column_of(newest, ACTION_HASH).tolist() == history.action_hashes[start:].tolist()
-    assert history.item_hashes.tolist() == [text_hash(item_id) for item_id in history.item_ids]
 
 
 @settings(deadline=None)
