@@ -5,13 +5,15 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
+import psutil
 import pytest
 
-from server.adapters.embedded_triton import EmbeddedTriton
+from server.adapters.embedded_triton import EmbeddedTriton, supervisor
 from server.adapters.load_turn import LoadTurn
 from server.adapters.triton import ABANDONED_MAX, TritonEncoder
 from server.core.errors import EncoderUnavailable
@@ -104,15 +106,17 @@ async def test_embeddings_equal_onnx_runtime(
     np.testing.assert_allclose(embeddings, repository.expected(11, inputs), rtol=0, atol=1e-5)
 
 
-async def test_a_large_batch_without_its_padding_gives_the_same_embeddings(
-    encoder: TritonEncoder, running_triton: RunningTriton
+@pytest.mark.parametrize("count", [9, 32, 33, 130])
+async def test_a_batch_without_its_padding_gives_the_same_embeddings(
+    encoder: TritonEncoder, running_triton: RunningTriton, count: int
 ) -> None:
     """Sorted by length, from histories that are padding alone to one without any."""
     repository = running_triton.repository
-    repository.add_tiny(14)
+    if not repository.model_path(14).exists():
+        repository.add_tiny(14)
     await encoder.load([14])
-    padding = np.arange(24) < np.linspace(24, 0, 130).astype(int)[:, None]
-    inputs = {name: np.where(padding, 0, array).astype(array.dtype) for name, array in random_inputs(130, 24).items()}
+    padding = np.arange(24) < np.linspace(24, 0, count).astype(int)[:, None]
+    inputs = {name: np.where(padding, 0, array).astype(array.dtype) for name, array in random_inputs(count, 24).items()}
     embeddings = await encoder.encode(14, inputs, SECONDS)
     np.testing.assert_allclose(embeddings, repository.expected(14, inputs), rtol=0, atol=1e-5)
 
@@ -328,3 +332,46 @@ async def test_killed_stubs_are_replaced_while_the_other_release_answers(
     assert other.errors == []
     assert len(broken.errors) == failures
     assert embedded_triton.restart_count == 0
+
+
+async def test_the_watch_walks_over_all_processes_only_when_a_stub_is_missing(
+    embedded_triton: EmbeddedTriton,
+    own_encoder: TritonEncoder,
+    model_repository: ModelRepository,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    walks, checks, walk, check = [0], [0], psutil.process_iter, supervisor._ready_versions
+
+    def counted_walk() -> Iterator[psutil.Process]:
+        walks[0] += 1
+        return walk()
+
+    async def counted_check(channel: grpc.aio.Channel) -> set[int]:
+        checks[0] += 1
+        return await check(channel)
+
+    async def checked(more: int) -> None:
+        wanted = checks[0] + more
+
+        async def enough() -> bool:
+            return checks[0] > wanted
+
+        await wait_until_async(enough)
+
+    monkeypatch.setattr(supervisor, "WATCH_SECONDS", 0.05)
+    await own_encoder.load([1])
+    monkeypatch.setattr(supervisor, "_ready_versions", counted_check)
+    await checked(2)
+    monkeypatch.setattr(psutil, "process_iter", counted_walk)
+    await checked(5)
+    assert walks == [0]
+    model_repository.add_tiny(2)
+    await own_encoder.load([1, 2])
+    await checked(2)
+    assert walks == [1]
+    os.kill(embedded_triton.stub_pids()[0], signal.SIGKILL)
+
+    async def repaired() -> bool:
+        return embedded_triton.repair_count == 1
+
+    await wait_until_async(repaired)

@@ -5,7 +5,6 @@ import contextlib
 import logging
 import math
 import os
-import re
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -19,6 +18,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 from server.adapters.embedded_triton.environment import DEFAULT_PATH, check_environment
 from server.adapters.embedded_triton.private_socket import PrivateSocket
 from server.adapters.embedded_triton.process import TritonProcess, log_tail
+from server.adapters.embedded_triton.stubs import Stub
 from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError, SetupError
 from server.core.repository.layout import CONFIG_NAME, MODEL_NAME
 
@@ -96,6 +96,9 @@ class EmbeddedTriton:
         self._on_restart = on_restart
         self._probe = probe
         self._process: TritonProcess | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._known_stubs: list[Stub] = []
+        """The stubs that the last walk over all processes of this machine found."""
         self._hung_versions: set[int] = set()
         self._repaired_at = -math.inf
         self._tasks: list[asyncio.Task[None]] = []
@@ -143,6 +146,7 @@ class EmbeddedTriton:
             self._socket.remove()
             raise
         self._ready.set()
+        self._channel = grpc.aio.insecure_channel(self.address, options=_CHANNEL_OPTIONS)
         watches = (self._watch_server, self._watch_stubs, self._watch_probe)
         self._tasks = [asyncio.create_task(self._run_forever(watch)) for watch in watches]
 
@@ -152,6 +156,9 @@ class EmbeddedTriton:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._tasks = []
+        if self._channel:
+            await self._channel.close()
+            self._channel = None
         if self._process:
             await self._process.stop()
             self._process = None
@@ -250,7 +257,7 @@ class EmbeddedTriton:
         Triton may keep the sibling of a killed stub for ever. The wait of half a second lets its last call end.
         """
         self.repair_count += 1
-        stale = [stub for stub, version in await self._stubs() if version in versions]
+        stale = [stub.process for stub in await self._stubs() if stub.version in versions]
         for version in versions:
             with contextlib.suppress(OSError):  # missing or read-only: the restart will repair it
                 os.utime(self._repository / MODEL_NAME / str(version))
@@ -263,19 +270,28 @@ class EmbeddedTriton:
                     stub.kill()
 
     async def _versions_without_stub(self, ignored: Sequence[psutil.Process] = ()) -> set[int]:
-        """Versions that Triton reports as ready and that have fewer stubs than instances, `ignored` not counted."""
-        if self.pid is None:
-            return set()
-        ready = await _ready_versions(self.address)
-        stubs = Counter(version for stub, version in await self._stubs() if stub not in ignored)
-        return {version for version in ready if stubs[version] < self._instance_count}
+        """Versions that Triton reports as ready and that have fewer stubs than instances, `ignored` not counted.
 
-    async def _stubs(self) -> list[tuple[psutil.Process, int | None]]:
+        Looks at the stubs that are known, and at all processes of this machine only where these are too few: a walk
+        over thousands of processes takes a tenth of a core.
+        """
+        if self.pid is None or self._channel is None:
+            return set()
+        ready = await _ready_versions(self._channel)
+        lacking = self._lacking(ready, [stub for stub in self._known_stubs if stub.is_running], ignored)
+        return lacking and self._lacking(ready, await self._stubs(), ignored)
+
+    def _lacking(self, ready: set[int], stubs: Sequence[Stub], ignored: Sequence[psutil.Process]) -> set[int]:
+        counts = Counter(stub.version for stub in stubs if stub.process not in ignored)
+        return {version for version in ready if counts[version] < self._instance_count}
+
+    async def _stubs(self) -> list[Stub]:
         """The running stubs with their versions; read in a thread, because many processes make it slow."""
         process = self._process
         if process is None:
             return []
-        return await asyncio.to_thread(lambda: [(stub, _version_of(stub)) for stub in process.stubs()])
+        self._known_stubs = await asyncio.to_thread(lambda: [Stub.of(stub) for stub in process.stubs()])
+        return self._known_stubs
 
     async def _watch_probe(self) -> None:
         """Restart Triton when the probes fail; how soon depends on whether Triton answers at all."""
@@ -287,7 +303,7 @@ class EmbeddedTriton:
             if not self._ready.is_set():
                 await self._ready.wait()
                 good_at, silent = loop.time(), 0
-            problem, answers = await asyncio.gather(self._run_probes(), _answers(self.address))
+            problem, answers = await asyncio.gather(self._run_probes(), _answers(self._channel))
             if problem is None:
                 good_at, silent, wrong_restarts = loop.time(), 0, 0
                 continue
@@ -348,16 +364,6 @@ def _instance_count(config_path: Path) -> int:
     return sum(group.count or 1 for group in config.instance_group) or 1
 
 
-def _version_of(stub: psutil.Process) -> int | None:
-    """The version in the command line of a stub; None when the stub has ended."""
-    with contextlib.suppress(psutil.Error):
-        for argument in stub.cmdline():
-            match = re.search(rf"/{MODEL_NAME}/(\d+)/", argument)
-            if match:
-                return int(match[1])
-    return None
-
-
 @contextlib.asynccontextmanager
 async def _connect(address: str) -> AsyncIterator[service_pb2_grpc.GRPCInferenceServiceStub]:
     async with grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS) as channel:
@@ -370,22 +376,24 @@ async def _wait_for_server(address: str) -> None:
         await triton.ServerReady(service_pb2.ServerReadyRequest(), wait_for_ready=True)
 
 
-async def _answers(address: str) -> bool:
+async def _answers(channel: grpc.aio.Channel | None) -> bool:
     """Whether Triton's gRPC answers within `ALIVE_SECONDS`, which it also does while its stubs are busy."""
-    async with _connect(address) as triton:
-        try:
-            await triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ALIVE_SECONDS)
-        except grpc.aio.AioRpcError:
-            return False
+    if channel is None:
+        return False
+    try:
+        triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        await triton.ServerLive(service_pb2.ServerLiveRequest(), timeout=ALIVE_SECONDS)
+    except grpc.aio.AioRpcError:
+        return False
     return True
 
 
-async def _ready_versions(address: str) -> set[int]:
+async def _ready_versions(channel: grpc.aio.Channel) -> set[int]:
     """Versions that Triton reports as ready; empty when it does not answer."""
     request = service_pb2.RepositoryIndexRequest(ready=True)
-    async with _connect(address) as triton:
-        try:
-            index = await triton.RepositoryIndex(request, timeout=WATCH_SECONDS)
-        except grpc.aio.AioRpcError:
-            return set()
+    try:
+        triton = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        index = await triton.RepositoryIndex(request, timeout=WATCH_SECONDS)
+    except grpc.aio.AioRpcError:
+        return set()
     return {int(model.version) for model in index.models if model.name == MODEL_NAME and model.version}

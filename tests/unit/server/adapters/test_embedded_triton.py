@@ -83,6 +83,35 @@ def started_model(backend: Any, tmp_path: Path, config: dict[str, Any] | None = 
     return model
 
 
+def lengths_of_runs(model: Any, lengths: list[int]) -> list[tuple[int, ...]]:
+    """The shapes (rows, columns) of the runs in which a model answers histories of these lengths."""
+    shapes, session, longest = [], model.session, max(lengths)
+
+    def run(names: list[str], inputs: dict[str, NDArray[np.generic]]) -> Any:
+        shapes.append(inputs["item_index"].shape)
+        return session.run(names, inputs)
+
+    model.session = SimpleNamespace(run=run)
+    padding = np.arange(longest) < longest - np.array(lengths)[:, None]
+    inputs = random_inputs(len(lengths), longest)
+    masked = {name: np.where(padding, 0, array).astype(array.dtype) for name, array in inputs.items()}
+    [response] = model.execute([masked])
+    assert response.error is None
+    assert len(response.tensors[0].as_numpy()) == len(lengths)
+    return shapes
+
+
+def test_a_micro_batch_runs_in_small_pieces_without_their_padding(backend: Any, tmp_path: Path) -> None:
+    model = started_model(backend, tmp_path)
+    assert lengths_of_runs(model, [3] * 8 + [5] * 8 + [20] * 4) == [(8, 3), (8, 5), (4, 20)]
+
+
+def test_few_histories_and_large_batches_run_in_larger_pieces(backend: Any, tmp_path: Path) -> None:
+    model = started_model(backend, tmp_path)
+    assert lengths_of_runs(model, [3] * 4 + [20] * 4) == [(8, 20)]
+    assert lengths_of_runs(model, [3] * 32 + [20] * 8) == [(32, 3), (8, 20)]
+
+
 def test_the_committed_config_matches_the_requests_of_the_client() -> None:
     config = read_config(CONFIG_PATH)
     declared = {tensor.name: model_config_pb2.DataType.Name(tensor.data_type) for tensor in config.input}

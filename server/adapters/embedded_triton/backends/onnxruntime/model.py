@@ -22,6 +22,9 @@ PARENT_CHECK_SECONDS = 0.5
 ALARM_SECONDS = 5
 PADDING_PARAMETER = "padding_input"
 PIECE_ROWS = 32
+"""Rows of one run of a large batch, whose rows are sorted by length over many histories: they differ little."""
+SMALL_PIECE_ROWS = 8
+"""Rows of one run of a batch of up to `PIECE_ROWS`: the lengths of so few histories differ much."""
 GRAPH_LEVELS = {
     "-1": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
     "0": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -168,13 +171,14 @@ class TritonPythonModel:
         return list(zip(*(np.split(array, ends) for array in outputs), strict=True))
 
     def _run(self, arrays):
-        """Outputs of one batch. A large batch runs in pieces, each without the columns that hold only padding."""
+        """Outputs of one batch, run in pieces, each without the columns that hold only padding."""
         rows = len(arrays[0])
-        if self.padding_index is None or rows <= PIECE_ROWS:
+        if self.padding_index is None or rows <= SMALL_PIECE_ROWS:
             return self.session.run(self.output_names, dict(zip(self.input_names, arrays, strict=True)))
+        size = SMALL_PIECE_ROWS if rows <= PIECE_ROWS else PIECE_ROWS
         pieces = []
-        for start in range(0, rows, PIECE_ROWS):
-            piece = [array[start : start + PIECE_ROWS] for array in arrays]
+        for start in range(0, rows, size):
+            piece = [array[start : start + size] for array in arrays]
             used = (piece[self.padding_index] != 0).any(axis=0)
             first = int(used.argmax()) if used.any() else len(used) - 1
             trimmed = [np.ascontiguousarray(array[:, first:]) for array in piece]
