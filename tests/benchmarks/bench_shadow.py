@@ -21,7 +21,7 @@ from segrec.v1.model_service_pb2_grpc import ModelServiceStub
 from segrec.v1.segrec_service_pb2_grpc import SegrecServiceStub
 
 from server.core.repository.traffic import change_traffic
-from tests.benchmarks.bench_unary import latencies, p99, rate
+from tests.benchmarks.bench_unary import CONCURRENCY, load, steady
 from tests.benchmarks.common import realistic_release, show, write_histories
 from tests.support.server import ServerProcess
 from tests.support.waiting import wait_until_async
@@ -76,16 +76,19 @@ async def measure(server: ServerProcess, users: list[str], options: argparse.Nam
         return not await is_shadow()
 
     fresh = iter(users)
-    half = await rate(lambda: segrec.Recommend(pb.RecommendRequest(user_id=next(fresh))), 3.0) / 2
-    count = min(int(half * options.seconds), len(users) // (2 * options.repeats + 2))
+
+    async def ask() -> object:
+        return await segrec.Recommend(pb.RecommendRequest(user_id=next(fresh)))
+
+    answered, length = await load(ask, 3.0, CONCURRENCY)
+    half = len(answered) / length / 2
+    turn_seconds = min(options.seconds, len(users) // (2 * options.repeats + 2) / half)
     seconds: dict[int, list[list[float]]] = {0: [], SHADOW: []}
     for _ in range(options.repeats):
         for number, found in seconds.items():
             set_shadow(server.repository, number)
             await wait_until_async(is_shadow if number else is_none)
-            found.append(
-                await latencies(lambda: segrec.Recommend(pb.RecommendRequest(user_id=next(fresh))), half, count)
-            )
+            found.append((await steady(ask, half, turn_seconds))[0])
     live = (await models.GetRelease(model_service_pb2.GetReleaseRequest(release=SHADOW))).release.live
     report(half, seconds, live.compared_count)
 
@@ -117,6 +120,11 @@ def report(half: float, seconds: dict[int, list[list[float]]], compared: int) ->
             "compared_share": round(compared / asked, 3),
         },
     )
+
+
+def p99(seconds: list[float]) -> float:
+    """The 99th percentile."""
+    return float(np.quantile(seconds, 0.99))
 
 
 def _median(seconds: list[float]) -> float:

@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 PASSWORD = "s3cret:/?@ %41"  # every character that an address must encode
@@ -52,12 +53,6 @@ def _programs() -> Path:
     found = [Path(on_path).resolve()] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     assert found, "initdb is missing: install it, for instance with `apt-get install postgresql`"
     return found[-1].parent
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _has_ended_or_answers(process: subprocess.Popen[bytes], port: int) -> bool:
@@ -100,7 +95,7 @@ def _make_cluster(programs: Path, place: Path, account: dict[str, Any]) -> None:
 def _started(programs: Path, place: Path, account: dict[str, Any]) -> Iterator[int]:
     """The port of a server that answers; another port is tried where somebody was quicker."""
     for _ in range(_STARTS_MAX):
-        port = _free_port()
+        port = free_port()
         settings = ["-p", str(port), "-k", "", "-c", "fsync=off"]
         command = [str(programs / "postgres"), "-D", str(place / "data"), *settings]
         process = subprocess.Popen(command, cwd=place, stderr=subprocess.DEVNULL, **account)

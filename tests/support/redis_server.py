@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 STARTS_MAX = 5
@@ -37,7 +38,7 @@ class RedisServer:
     def start(self) -> None:
         """Start on a free port, the same as before if there was one, and wait until it answers."""
         for _ in range(STARTS_MAX):
-            self.port = self.port or _free_port()
+            self.port = self.port or free_port()
             command = [*self._command, *self._port_flags, str(self.port)]
             self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
             wait_until(lambda: self._ended() or self._answers())
@@ -71,12 +72,6 @@ class RedisServer:
             self.process.kill()
             self.process.wait()
             self.process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _answers_ping(port: int) -> bool:

@@ -25,10 +25,23 @@ from tests.support.waiting import wait_until
 START_SECONDS = 60.0
 
 
+def variables_of(code: Path | None) -> dict[str, str]:
+    """The environment variables of a process that runs the code of a checkout; None is this one."""
+    return dict(os.environ) if code is None else {**os.environ, "PYTHONPATH": f"{code / 'protos'}:{code}"}
+
+
 class ServerProcess:
     """A `segrec-serve` whose output is followed line by line."""
 
-    def __init__(self, directory: Path, triton_environment: Path, *flags: str, triton: str = "embedded") -> None:
+    def __init__(
+        self,
+        directory: Path,
+        triton_environment: Path,
+        *flags: str,
+        triton: str = "embedded",
+        code: Path | None = None,
+    ) -> None:
+        """`code`: a checkout whose server to start instead of this one."""
         self.directory = directory
         self.repository = directory / "repository"
         self.lines: list[str] = []
@@ -41,7 +54,7 @@ class ServerProcess:
             *flags,
         ]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=directory, env=variables_of(code)
         )
         self._follower = threading.Thread(target=self._follow, daemon=True)
         self._follower.start()

@@ -1,30 +1,44 @@
-"""The peers' environment: apart from ours, because RecTools pins NumPy, pandas and Lightning to older ones."""
+"""The peers' environments: apart from ours, because peers pin libraries to other versions."""
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).with_name("requirements.txt")
-DIRECTORY = Path(".peers/rectools")
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """An environment: its directory, and the file of its pins beside this module."""
+
+    directory: Path
+    file: str
+
+    @property
+    def requirements(self) -> Path:
+        return Path(__file__).with_name(self.file)
 
 
-def python_of(directory: Path = DIRECTORY) -> Path:
-    """The interpreter of the peer's environment, which is made where it is missing or its pins have changed.
+RECTOOLS = Peers(Path(".peers/rectools"), "requirements.txt")
+SERVERS = Peers(Path(".peers/servers"), "servers.txt")
+"""LitServe and BentoML."""
+
+
+def python_of(peers: Peers = RECTOOLS) -> Path:
+    """The interpreter of an environment, which is made where it is missing or its pins have changed.
 
     pip takes torch alone, since only pip can be told where a build without CUDA lies; uv takes the rest.
     """
-    python, stamp = directory / "bin" / "python", directory / "requirements.installed"
-    pins = REQUIREMENTS.read_text(encoding="utf-8")
+    python, stamp = peers.directory / "bin" / "python", peers.directory / "requirements.installed"
+    pins = peers.requirements.read_text(encoding="utf-8")
     if not stamp.is_file() or stamp.read_text(encoding="utf-8") != pins:
-        print(f"Installing RecTools into {directory} (a minute or two)", file=sys.stderr, flush=True)
-        torch = next(line for line in pins.splitlines() if line.startswith("torch=="))
-        _run(sys.executable, "-m", "venv", "--clear", directory)
-        _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", torch)
-        _run(
-            sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--no-deps", "-r", REQUIREMENTS
-        )
+        print(f"Installing {peers.file} into {peers.directory} (a minute or two)", file=sys.stderr, flush=True)
+        _run(sys.executable, "-m", "venv", "--clear", peers.directory)
+        for torch in [line for line in pins.splitlines() if line.startswith("torch==")]:
+            _run(python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", torch)
+        install = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python, "--no-deps")
+        _run(*install, "-r", peers.requirements)
         stamp.write_text(pins, encoding="utf-8")
-    return python
+    return python.absolute()
 
 
 def _run(*command: str | Path) -> None:
