@@ -12,7 +12,7 @@ MODEL = "BENCH_MODEL"
 TYPES = {"item_index": np.int32, "action_index": np.int32, "value": np.float32, "gap_index": np.int32}
 
 
-@bentoml.service(workers=1, traffic={"timeout": 30})
+@bentoml.service(workers=1, traffic={"timeout": 30}, logging={"access": {"enabled": False}})
 class Encoder:
     """One history a call, as JSON lists by input name; answers its embedding. One thread a run, as Segrec's own."""
 
@@ -33,7 +33,6 @@ class Encoder:
 if __name__ == "__main__":
     os.environ[MODEL] = sys.argv[1]
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-    os.environ["BENTOML_CONFIG_OPTIONS"] = "api_server.logging.access.enabled=false"
     command = [sys.executable, "-m", "bentoml", "serve", "bentoml_server:Encoder", "--port", sys.argv[2]]
     os.chdir(Path(__file__).parent)
     os.execv(sys.executable, [*command, "--host", "127.0.0.1"])

@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -44,15 +44,15 @@ async def peer_server(name: str, model: Path) -> AsyncIterator[tuple[psutil.Proc
             await wait_until_async(answers, 60)
             yield psutil.Process(process.pid), ask
     finally:
-        await asyncio.to_thread(end, psutil.Process(process.pid))
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.terminate()
+        await process.wait()
+        await asyncio.to_thread(end, children)
 
 
-def end(process: psutil.Process) -> None:
-    """End a process and what it has started."""
-    everyone = [process, *process.children(recursive=True)]
-    for one in everyone:
-        one.terminate()
-    _, alive = psutil.wait_procs(everyone, timeout=10)
+def end(children: Sequence[psutil.Process]) -> None:
+    """End what a peer has started and has not ended itself."""
+    _, alive = psutil.wait_procs(children, timeout=10)
     for one in alive:
         one.kill()
 

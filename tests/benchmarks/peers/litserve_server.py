@@ -18,7 +18,7 @@ class Encoder(litserve.LitAPI):  # type: ignore[misc]
         options.intra_op_num_threads = 1
         self.session = ort.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
 
-    def decode_request(self, request: Any) -> Any:
+    def decode_request(self, request: dict[str, Any]) -> Any:
         return {name: np.array([request[name]], kind) for name, kind in TYPES.items()}
 
     def predict(self, inputs: Any) -> Any:
