@@ -78,6 +78,41 @@ JSON_IDS: Sequence[tuple[Any, Any]] = (
 )
 
 
+AMONG_TEXTS: Sequence[tuple[str, Any]] = (
+    ("9007199254740993", "9007199254740993"),
+    ("-9007199254740993", "-9007199254740993"),
+    ("18446744073709551617", "18446744073709551617"),
+    ("12345678901234567890123456789012345678901234567890", "12345678901234567890123456789012345678901234567890"),
+    ("9007199254740993.0", BAD),
+    ("-9007199254740993.5", BAD),
+    ("1e20", BAD),
+    ("1e400", BAD),
+    ("1.5e-9", BAD),
+    ("1.2345678901234567", "1.2345678901234567"),
+    ("123456789.123456789", "123456789.12345679"),
+    ("9007199254740991.0", "9007199254740991"),
+    ("-0.0", "0"),
+    ("42.50", "42.5"),
+    ('"9007199254740993.0"', "9007199254740993"),
+    ('"1.5E+20"', "1.5E+20"),
+)
+"""Numbers as NDJSON spells them, in a column that also has texts and small integers."""
+
+
+def _mixed_json_cases() -> list[Case]:
+    cases = []
+    others = ({"user_id": 7, "item_id": "i7"}, {"user_id": "u8", "item_id": 8})
+    for text, expected in AMONG_TEXTS:
+        lines = [json.dumps(other | {"action": "view", "timestamp": 1706697000}).encode() for other in others]
+        lines += [
+            b'{"user_id" : %s, "item_id": "i1", "action": "view", "timestamp": 1706697000}' % text.encode(),
+            b'{"user_id": "u1", "item_id":%s, "action": "view", "timestamp": 1706697000}' % text.encode(),
+        ]
+        rows = [Row("7", "i7"), Row("u8", "8"), Row(user_id=expected), Row(item_id=expected)]
+        cases.append(Case(f"id {text} among texts in NDJSON", b"\n".join(lines), rows, "log.ndjson"))
+    return cases
+
+
 def _json_three(value: Any) -> list[dict[str, Any]]:
     base = {"user_id": "u1", "item_id": "i1", "action": "view", "timestamp": 1706697000}
     return [base | {"user_id": value}, base | {"item_id": value}, base | {"action": value}]
@@ -258,6 +293,7 @@ def _value_cases() -> list[Case]:
 
 VALUE_CASES: Sequence[Case] = (
     *_id_cases(),
+    *_mixed_json_cases(),
     *_parquet_id_cases(),
     *_time_cases(),
     *_parquet_time_cases(),

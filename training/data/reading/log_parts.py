@@ -1,8 +1,9 @@
 """The files of a log as frames whose columns are named as their roles, and as one frame over all files."""
 
 import json
+import re
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import Any
 import polars as pl
 from segrec.reading.ids import id_of
 from segrec.reading.refusals import Refused, Unreadable
+from segrec.reading.text_file import TextFile
 from segrec.reading.words import BLANKS
 
 from training.config import Columns
 from training.data.columns import ROLES, find_columns, require_columns
-from training.data.reading.ids import raw_text
+from training.data.reading.ids import raw_text, unreadable_ids
 from training.data.reading.log_files import LogFile
 from training.data.reading.sources import Source
 from training.data.reading.tables import column_names, json_rows, open_table, readable
@@ -105,10 +107,38 @@ def joined(parts: Sequence[Part]) -> Part:
     frames = []
     for part, schema in zip(parts, schemas, strict=True):
         mixed = [role for role in first.names if len({other[role] for other in schemas}) > 1]
+        _check_ids(part, {role: schema[role] for role in mixed if role in ID_ROLES})
         frames.append(
             part.frame.with_columns(_as_text(role, schema[role], part) for role in mixed).select(list(first.names))
         )
     return replace(first, frame=pl.concat(frames), row_count=sum(part.row_count for part in parts))
+
+
+def _check_ids(part: Part, dtypes: Mapping[str, pl.DataType]) -> None:
+    """Raise LogError for values that cannot become ids as text; names the first row within the file."""
+    bad = [unreadable_ids(role, dtype).arg_true().first().alias(role) for role, dtype in dtypes.items()]
+    with readable(part.path):
+        rows = part.frame.select(bad).collect().row(0, named=True) if bad else {}
+    for role, row in rows.items():
+        if row is not None:
+            kind = "bytes that are no text" if dtypes[role] == pl.Binary else "a float too large or too near to 0"
+            raise LogError(
+                f"The column `{part.names[role]}` ({role}) of {part.path} is unreadable, the first in row {row + 1:,}: "
+                f"{kind}; save the column as text or as integers."
+            )
+
+
+def holds_inexact_ids(part: Part, role: str) -> bool:
+    """Whether an NDJSON part has ids that Polars may have rounded or taken for texts: neither texts nor integers."""
+    assert isinstance(part.path, Path)
+    dtype = part.frame.collect_schema()[role]
+    if dtype != pl.String:
+        return not dtype.is_integer()
+    name = re.escape(json.dumps(part.names[role], ensure_ascii=False))
+    key_with_escapes = r'"[^"\\]*\\(?:[^"\\]|\\.)*"'
+    other_than_text = re.compile(rf'(?:{name}|{key_with_escapes})\s*:\s*[^"n\s]')
+    with readable(part.path), TextFile(part.path) as text:
+        return any(other_than_text.search(line) for line in text.lines())
 
 
 def strict_part(part: Part, columns: Columns) -> Part:

@@ -13,7 +13,15 @@ from training.data.account import LogPart, Step, dropping_step, row_name
 from training.data.columns import DEFAULT_ACTION
 from training.data.reading.ids import id_of_text, raw_text, unreadable_ids
 from training.data.reading.log_files import LogFiles
-from training.data.reading.log_parts import ID_ROLES, Part, joined, open_part, source_part, strict_part
+from training.data.reading.log_parts import (
+    ID_ROLES,
+    Part,
+    holds_inexact_ids,
+    joined,
+    open_part,
+    source_part,
+    strict_part,
+)
 from training.data.reading.sources import Log, Source
 from training.data.reading.tables import readable
 from training.data.reading.time_numbers import MixedTimes, Times
@@ -23,6 +31,8 @@ from training.errors import LogError
 ACTIONS_MAX = 256
 """A column with more distinct texts is refused as the action column."""
 
+_DOUBTFUL_ID = r"^(true|false|-?inf|-?Infinity|-0)$|^[\[{]|^-?0\.0000|^-?[0-9.]{16,}$|^-?[0-9.]+[eE][+-]?[0-9]+$"
+"""What Polars makes of values of NDJSON that are no ids, and of numbers of which it may have rounded some digits."""
 _SAMPLE_ROWS = 10_000
 _SHOWN_ROWS = 5
 _SHOWN_CHARACTERS = 60
@@ -100,7 +110,7 @@ def _read(parts: Sequence[Part], where: str, columns: Columns) -> RawLog:
     settings = TimeSettings(columns.timestamp_format, columns.timezone, words)
     parser = time_parser("timestamp", sample["timestamp"], settings) if "timestamp" in sample.columns else None
     events = _collected(source, sample.schema, parser)
-    _check_json_ids(source, events, sample.schema)
+    _check_json_ids(source, parts, events)
     (values, bad_values), times = _values(source, events), _times(source, events, parser)
     ids, notes = _ids(source, events)
     rows = pl.int_range(1, len(events) + 1, dtype=pl.UInt32, eager=True).alias("row")
@@ -125,14 +135,13 @@ def _check_value_type(source: _Source, schema: Mapping[str, pl.DataType]) -> Non
         raise LogError(f"{source.column('value')} holds {dtype}, not numbers; [columns] value = false leaves it out.")
 
 
-def _check_json_ids(source: _Source, events: pl.DataFrame, schema: Mapping[str, pl.DataType]) -> None:
-    """Raise LogError where a text may have been true, false, a list, an object or a float near to 0, among texts."""
-    if not source.part.is_json:
-        return
-    for role in ID_ROLES:
-        if role in events.columns and schema[role] == pl.String:
+def _check_json_ids(source: _Source, parts: Sequence[Part], events: pl.DataFrame) -> None:
+    """Raise LogError if an id of NDJSON may have been true, false, a list, an object, or a number that was rounded."""
+    json_parts = [part for part in parts if part.is_json]
+    for role in events.columns if json_parts else ():
+        if role in ID_ROLES:
             texts = events[role].drop_nulls().unique().cast(pl.String)
-            if texts.str.contains(r"^(true|false)$|^[\[{]|^-?0\.0000").any():
+            if texts.str.contains(_DOUBTFUL_ID).any() and any(holds_inexact_ids(part, role) for part in json_parts):
                 raise LogError(f"{source.column(role)} may hold values of several types.")
 
 
