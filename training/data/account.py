@@ -18,7 +18,8 @@ _ROWS_NAMED = 5
 class Step(FrozenModel):
     """One line of the account; `rows_changed` counts changed rows that were not dropped.
 
-    `first_rows` are the lowest numbers of dropped rows. Rows count from 1 over all files of the log, without headers.
+    `first_rows` are the lowest numbers of dropped rows. Rows count from 1 over all files of the log, without headers;
+    events that an earlier run has kept have no number, and are never named.
     """
 
     name: str
@@ -41,10 +42,32 @@ class LogPart(FrozenModel):
     rows: int
 
 
+class TableRows(FrozenModel):
+    """What became of the rows of an item or user table, counted as those of the log.
+
+    `rows_dropped` have no id; `first_rows` are the lowest numbers of these, from 1 without the header. `rows_merged`
+    repeat the id of an earlier row. `ids` are left, once each.
+    """
+
+    file: str
+    rows_in: int
+    rows_dropped: int
+    first_rows: tuple[int, ...]
+    rows_merged: int
+    ids: int
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> Self:
+        if self.rows_in != self.rows_dropped + self.rows_merged + self.ids:
+            raise ValueError(f"the account of {self.file} does not add up: {self}")
+        return self
+
+
 class Account(FrozenModel):
     """The record of a cleaning, `account.json`: the steps in order, and notes. `rows_in` and `rows_out` are totals.
 
     `rows_in` is counted from the bytes of the log, apart from the reader. `files` has the parts of a log of several.
+    `tables` are the item and the user table, if they are given.
     """
 
     rows_in: int
@@ -52,6 +75,7 @@ class Account(FrozenModel):
     steps: tuple[Step, ...]
     notes: tuple[str, ...] = ()
     files: tuple[LogPart, ...] = ()
+    tables: tuple[TableRows, ...] = ()
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -105,13 +129,15 @@ def dropping_step(name: str, before: pl.DataFrame, after: pl.DataFrame, why: str
 
 def lowest(rows: Sequence[pl.Series]) -> tuple[int, ...]:
     """The row numbers that a step names: the lowest of these."""
-    return tuple(pl.concat(rows).bottom_k(_ROWS_NAMED).sort()) if rows else ()
+    return tuple(pl.concat(rows).drop_nulls().bottom_k(_ROWS_NAMED).sort()) if rows else ()
 
 
 def _first_missing(before: pl.Series, after: pl.Series) -> tuple[int, ...]:
     """The lowest row numbers of `before` that `after` lacks."""
+    before, after = before.drop_nulls(), after.drop_nulls()
     highest = before.max()
-    assert isinstance(highest, int)
+    if not isinstance(highest, int):
+        return ()
     missing = np.zeros(highest + 1, np.bool_)
     missing[before.to_numpy()] = True
     missing[after.to_numpy()] = False

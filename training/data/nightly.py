@@ -12,7 +12,7 @@ import polars as pl
 
 from server.core.repository.layout import read_preprocessing
 from training.config import Config
-from training.data.account import Step
+from training.data.account import Step, lowest
 from training.data.reading.log_reader import RawLog
 from training.errors import ConfigError, LogError
 from training.runs import Run, earlier_runs
@@ -101,13 +101,14 @@ def _earlier(run: Run, config: Config, has_erasures: bool) -> Run:
 
 
 def _same_types(before: pl.DataFrame, new: pl.DataFrame) -> tuple[pl.DataFrame, pl.DataFrame]:
-    """Both with the same Enums, which sort like the texts."""
+    """Both with the same Enums, which sort like the texts; events of an earlier run have no row number."""
     enums = {}
     for name in _KEY[:3]:
         texts = [frame[name].unique().drop_nulls().cast(pl.String) for frame in (before, new)]
         enums[name] = pl.Enum(pl.concat(texts).unique().sort())
     casts = [pl.col(name).cast(pl.String).cast(enum) for name, enum in enums.items()]
-    return before.with_columns(casts).select(_KEY), new.with_columns(casts).select(_KEY)
+    without_row = before.with_columns(*casts, pl.lit(None, new.schema["row"]).alias("row"))
+    return without_row.select("row", *_KEY), new.with_columns(casts).select("row", *_KEY)
 
 
 def _added(log: RawLog, before: pl.DataFrame, new: pl.DataFrame, earlier: Run, now_ms: int) -> Continued:
@@ -120,7 +121,13 @@ def _added(log: RawLog, before: pl.DataFrame, new: pl.DataFrame, earlier: Run, n
     if newest is not None and late:
         notes.append(f"{late:,} late events, from before {time_text(newest)} and not in {name}, are kept")
     rows_in = len(before) + len(new)
-    step = Step(name="read before", rows_in=rows_in, rows_dropped=int(known.sum()), why=f"equal to events of {name}")
+    step = Step(
+        name="read before",
+        rows_in=rows_in,
+        rows_dropped=int(known.sum()),
+        why=f"equal to events of {name}",
+        first_rows=lowest([new["row"].filter(known)]),
+    )
     return Continued(replace(log, events=pl.concat([before, added])), earlier, (step,), tuple(notes))
 
 
@@ -148,6 +155,7 @@ def _replaced(log: RawLog, before: pl.DataFrame, new: pl.DataFrame, earlier: Run
             rows_in=rows_in - replaced,
             rows_dropped=len(skipped),
             why=f"events of the log, of which {len(skipped) - late:,} are in {name}",
+            first_rows=lowest([skipped["row"]]),
         ),
     )
     return Continued(replace(log, events=pl.concat([old, kept])), earlier, steps, tuple(notes))
@@ -157,7 +165,7 @@ def _are_in(events: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
     """Whether each event is among `others`; of equal events, as many as are there."""
     newest = others["timestamp"].max()
     is_later = pl.lit(False) if newest is None else pl.col("timestamp") > newest
-    numbered = events.with_row_index("row").filter(~is_later.fill_null(False))
+    numbered = events.with_row_index("place").filter(~is_later.fill_null(False))
     oldest = numbered["timestamp"].min()
     is_older = pl.lit(False) if oldest is None else pl.col("timestamp") < oldest
     others = others.filter(~is_older.fill_null(False))
@@ -165,7 +173,7 @@ def _are_in(events: pl.DataFrame, others: pl.DataFrame) -> pl.Series:
     found = numbered.with_columns(copies).join(
         others.with_columns(copies), on=[*_KEY, "copy"], how="semi", nulls_equal=True
     )
-    return pl.repeat(False, len(events), eager=True).scatter(found["row"], True)
+    return pl.repeat(False, len(events), eager=True).scatter(found["place"], True)
 
 
 def _milliseconds(since: str) -> int:

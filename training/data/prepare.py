@@ -136,6 +136,8 @@ def prepare(
         notes += [*title_notes, *text_notes, *user_notes]
         steps = (*read_steps, *left_out, *cleaned.steps)
         account = Account(rows_in=rows_in, rows_out=rows_out, steps=steps, notes=tuple(notes), files=raw_log.parts)
+        tables = tuple(table.account for table in (item_table, user_table) if table)
+        account = account.model_copy(update={"tables": tables})
         labels = user_table.rows if user_table else None
         _write_tables(stage.directory, cleaned.events, log.has_clock, catalogue, labels)
         write_raw_events(raw_log, stage.directory, since)

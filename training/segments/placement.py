@@ -94,7 +94,10 @@ def read_events(path: Log, config: Config, release: Release, users: Path | None 
             raise LogError(f"None of the {len(ids):,} users in {users} has an event in {path}.")
         steps.append(dropping_step("other users", events, kept, f"of users who are not in {users.name}"))
         events, notes = kept, (*notes, *requested.notes)
-    account = Account(rows_in=log.row_count, rows_out=len(events), steps=tuple(steps), notes=notes, files=log.parts)
+    rows, tables = len(events), (requested.account,) if requested else ()
+    account = Account(
+        rows_in=log.row_count, rows_out=rows, steps=tuple(steps), notes=notes, files=log.parts, tables=tables
+    )
     return ReadEvents(events, account)
 
 

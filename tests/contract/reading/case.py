@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 BAD = object()
 """A value that cannot be read: the reader refuses the row or the file, and never gives a value of its own."""
@@ -49,6 +51,13 @@ def csv(*lines: str, header: Sequence[str] = HEADER, delimiter: str = ",", end: 
 
 def ndjson(*records: Mapping[str, Any]) -> bytes:
     return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
+
+
+def arrow_parquet(table: pa.Table) -> bytes:
+    """A Parquet file of types that Polars does not write."""
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 def parquet(**columns: Any) -> bytes:

@@ -5,10 +5,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
 import polars as pl
+import pyarrow as pa
 
-from tests.contract.reading.case import BAD, DAY, MINUTE, MOMENT, SECOND, Case, Row, csv, ndjson, parquet
+from tests.contract.reading.case import BAD, DAY, MINUTE, MOMENT, SECOND, Case, Row, arrow_parquet, csv, ndjson, parquet
 
 # --- ids: one text stands as the user, the item and the action of three rows ---
 
@@ -134,6 +136,10 @@ PARQUET_IDS: Mapping[str, tuple[pl.Series, Sequence[Any]]] = {
 }
 
 
+_UUID = "6f9619ff-8b86-d011-b42d-00c04fc964ff"
+_ASCII_UUID = str(UUID(bytes=b"0123456789abcdef"))
+
+
 def _parquet_id_cases() -> list[Case]:
     cases = []
     for name, (series, ids) in PARQUET_IDS.items():
@@ -142,6 +148,31 @@ def _parquet_id_cases() -> list[Case]:
         as_items = parquet(user_id=["u1"] * 3, item_id=series, **others)
         not_for = ("segrec-train --events delta",) if name == "categories" else ()  # Delta has no such type
         for content, role in ((as_users, "user_id"), (as_items, "item_id")):
+            rows = [Row(**{role: one}) for one in ids]
+            cases.append(Case(f"{name} as {role} in Parquet", content, rows, "log.parquet", not_for=not_for))
+    return cases
+
+
+_FIXED: Mapping[str, tuple[pa.DataType, Sequence[bytes | None], Sequence[Any]]] = {
+    "UUIDs": (pa.uuid(), [UUID(_UUID).bytes, None, bytes(16)], [_UUID, None, str(UUID(int=0))]),
+    "16 bytes each": (pa.binary(16), [UUID(_UUID).bytes, None, b"0123456789abcdef"], [_UUID, None, _ASCII_UUID]),
+    "4 bytes each": (pa.binary(4), [b"\xff\xfe\xfd\xfc", b"abcd", b"efgh"], [BAD, "abcd", "efgh"]),
+    "16 bytes by chance": (
+        pa.binary(),
+        [UUID(_UUID).bytes, b"abcd", b"0123456789abcdef"],
+        [BAD, "abcd", "0123456789abcdef"],
+    ),
+}
+"""Bytes as other tools write them; texts in them are texts, unless the type gives all of them 16 bytes."""
+
+
+def _fixed_cases() -> list[Case]:
+    cases = []
+    not_for = ("segrec-train --events delta", "segrec-train --vectors")  # their tables are written by Polars
+    for name, (kind, data, ids) in _FIXED.items():
+        for role, other in (("user_id", "item_id"), ("item_id", "user_id")):
+            others = {other: [f"{other[0]}1"] * 3, "action": ["view"] * 3, "timestamp": [1706697000] * 3}
+            content = arrow_parquet(pa.table({role: pa.array(data, kind), **others}))
             rows = [Row(**{role: one}) for one in ids]
             cases.append(Case(f"{name} as {role} in Parquet", content, rows, "log.parquet", not_for=not_for))
     return cases
@@ -295,6 +326,7 @@ VALUE_CASES: Sequence[Case] = (
     *_id_cases(),
     *_mixed_json_cases(),
     *_parquet_id_cases(),
+    *_fixed_cases(),
     *_time_cases(),
     *_parquet_time_cases(),
     *_value_cases(),

@@ -10,11 +10,20 @@ from segrec.reading.refusals import Refused, Unreadable
 from segrec.reading.words import MISSING_WORDS
 
 from training.config import ItemColumns, UserColumns
+from training.data.account import TableRows, lowest
 from training.data.columns import find_columns, require_columns
 from training.data.reading.category_names import read_category_names
 from training.data.reading.ids import id_of, id_of_text, raw_text, trimmed, unreadable_ids
 from training.data.reading.list_texts import listed
-from training.data.reading.tables import column_names, is_ndjson, json_rows, readable, scan_table
+from training.data.reading.tables import (
+    Table,
+    check_row_count,
+    column_names,
+    is_ndjson,
+    json_rows,
+    open_table,
+    readable,
+)
 from training.errors import LogError
 
 _SHOWN = 3
@@ -26,12 +35,14 @@ _ROW, _ID = "\0row", "\0id"
 class IdTable:
     """A table with one row per id, in the order of the file, and what a person should know of the reading.
 
-    `row_numbers` are the rows of the file, from 1 without the header, in which the ids first stand.
+    `row_numbers` are the rows of the file, from 1 without the header, in which the ids first stand. `account` says what
+    became of all rows.
     """
 
     rows: pl.DataFrame
     row_numbers: pl.Series
     notes: tuple[str, ...]
+    account: TableRows
 
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collection[str] = MISSING_WORDS) -> IdTable:
@@ -43,12 +54,12 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     LogError as `scan_table` does, for a missing or ambiguous column, and for ids and categories that cannot be read;
     names the column and the rows.
     """
-    frame = scan_table(path, scratch)
+    opened = open_table(path, scratch)
+    frame = opened.frame
     by_role, category_columns = _item_columns(column_names(frame), columns, path)
     schema = frame.collect_schema()
     ids, texts = by_role["item_id"], [role for role in ("title", "description", "group") if role in by_role]
-    with readable(path):
-        table = frame.select(list(dict.fromkeys([*by_role.values(), *category_columns]))).collect()
+    table = _collected(opened, frame.select(list(dict.fromkeys([*by_role.values(), *category_columns]))))
     rows, notes = _with_ids(table, ids, "item_id", path, words)
     read = rows.select(
         _ROW,
@@ -71,7 +82,7 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     with_categories = merged.join(by_item, on="item_id", how="left", maintain_order="left")
     groups = ["group"] if "group" in by_role else []
     items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description", *groups)
-    return IdTable(items, _first_rows(rows), (*notes, *merge_notes))
+    return _id_table(items, rows, (*notes, *merge_notes), opened)
 
 
 def read_users(path: Path, columns: UserColumns, scratch: Path, words: Collection[str] = MISSING_WORDS) -> IdTable:
@@ -79,19 +90,18 @@ def read_users(path: Path, columns: UserColumns, scratch: Path, words: Collectio
 
     Of a user in several rows, the first label that is not missing counts. Raises LogError as `read_items` does.
     """
-    frame = scan_table(path, scratch)
-    names = column_names(frame)
+    opened = open_table(path, scratch)
+    names = column_names(opened.frame)
     by_role = find_columns(names, columns.model_dump(), ("user_id",), "users", str(path))
     require_columns(by_role, names, ("user_id",), "users", str(path))
-    with readable(path):
-        table = frame.collect()
+    table = _collected(opened, opened.frame)
     rows, notes = _with_ids(table, by_role["user_id"], "user_id", path, words)
     labels = [name for name in names if name not in (by_role["user_id"], "user_id")]
     if "user_id" in names and by_role["user_id"] != "user_id":
         notes.append(f"the column `user_id` of {path.name} is no label: the ids are in `{by_role['user_id']}`")
     read = rows.select(pl.col(_ID).alias("user_id"), *(_label(name, rows.schema[name], words) for name in labels))
     merged, merge_notes = _one_row_each(read, "user_id", "the user table")
-    return IdTable(merged, _first_rows(rows), (*notes, *merge_notes))
+    return _id_table(merged, rows, (*notes, *merge_notes), opened)
 
 
 def _item_columns(names: Sequence[str], columns: ItemColumns, path: Path) -> tuple[dict[str, str], list[str]]:
@@ -135,8 +145,12 @@ def _with_ids(
             "save it as text."
         )
     rows = table.with_columns(numbered, read.alias(_ID)).filter(pl.col(_ID).is_not_null())
+    named = ", ".join(f"{row:,}" for row in _lost(rows, len(table)))
     missing = len(table) - len(rows)
-    return rows, [f"{missing:,} rows of {path.name} have no {role} and are left out"] if missing else []
+    more = ", …" if missing > named.count(", ") + 1 else ""
+    return rows, [f"{missing:,} rows of {path.name} have no {role} and are left out (row {named}{more})"] * bool(
+        missing
+    )
 
 
 def _json_ids(path: Path, column: str, role: str, words: Collection[str]) -> Iterator[str | None]:
@@ -149,8 +163,30 @@ def _json_ids(path: Path, column: str, role: str, words: Collection[str]) -> Ite
                 raise Refused(f"{path}, line {line:,}: the column `{column}` ({role}) {error}") from None
 
 
-def _first_rows(rows: pl.DataFrame) -> pl.Series:
-    return rows.unique(_ID, keep="first", maintain_order=True)[_ROW]
+def _collected(table: Table, frame: pl.LazyFrame) -> pl.DataFrame:
+    with readable(table.path):
+        read = frame.collect()
+    check_row_count(table.path, table.row_count, len(read))
+    return read
+
+
+def _lost(rows: pl.DataFrame, row_count: int) -> tuple[int, ...]:
+    """The first numbers of rows that `rows` lacks."""
+    numbers = pl.int_range(1, row_count + 1, dtype=pl.UInt32, eager=True)
+    return lowest([numbers.filter(~numbers.is_in(rows[_ROW].implode()))])
+
+
+def _id_table(merged: pl.DataFrame, rows: pl.DataFrame, notes: tuple[str, ...], table: Table) -> IdTable:
+    """The table of `merged` rows, one per id, that came from the `rows` with an id."""
+    account = TableRows(
+        file=table.path.name,
+        rows_in=table.row_count,
+        rows_dropped=table.row_count - len(rows),
+        first_rows=_lost(rows, table.row_count),
+        rows_merged=len(rows) - len(merged),
+        ids=len(merged),
+    )
+    return IdTable(merged, rows.unique(_ID, keep="first", maintain_order=True)[_ROW], notes, account)
 
 
 def _one_row_each(table: pl.DataFrame, role: str, name: str, joined: str = "") -> tuple[pl.DataFrame, list[str]]:

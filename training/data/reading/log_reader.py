@@ -23,7 +23,7 @@ from training.data.reading.log_parts import (
     strict_part,
 )
 from training.data.reading.sources import Log, Source
-from training.data.reading.tables import readable
+from training.data.reading.tables import check_row_count, readable
 from training.data.reading.time_numbers import MixedTimes, Times
 from training.data.reading.timestamps import TimeParser, TimeSettings, time_parser
 from training.errors import LogError
@@ -33,6 +33,7 @@ ACTIONS_MAX = 256
 
 _DOUBTFUL_ID = r"^(true|false|-?inf|-?Infinity|-0)$|^[\[{]|^-?0\.0000|^-?[0-9.]{16,}$|^-?[0-9.]+[eE][+-]?[0-9]+$"
 """What Polars makes of values of NDJSON that are no ids, and of numbers of which it may have rounded some digits."""
+_PLAIN = "text or as integers"
 _SAMPLE_ROWS = 10_000
 _SHOWN_ROWS = 5
 _SHOWN_CHARACTERS = 60
@@ -162,15 +163,12 @@ def _collected(source: _Source, schema: Mapping[str, pl.DataType], parser: TimeP
             *(expression.alias(f"{role} given") for role, expression in given.items()),
             *(expression.alias(f"{role} bad") for role, expression in bad.items()),
         ).collect(engine="streaming")
-    if len(events) != source.part.row_count:
-        raise LogError(
-            f"{source.where} holds {source.part.row_count:,} rows, but {len(events):,} were read: a fault of the "
-            "reader; save the log as Parquet, and report it."
-        )
+    check_row_count(source.where, source.part.row_count, len(events))
     for role in bad:
         rows = events[f"{role} bad"].arg_true().to_list()
         if rows:
-            raise LogError(f"{_unreadable(source, role, rows)}; save the column as text or as integers.")
+            what = "text, or as UUIDs of 16 bytes (Parquet, read with pyarrow)" if schema[role] == pl.Binary else _PLAIN
+            raise LogError(f"{_unreadable(source, role, rows)}; save the column as {what}.")
     return events
 
 

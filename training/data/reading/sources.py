@@ -17,8 +17,10 @@ from urllib.parse import quote, unquote
 
 import polars as pl
 from polars.exceptions import PolarsError
+from segrec.reading.uuids import UUID_BYTES
 
 from training.data.reading.log_files import LogFiles
+from training.data.reading.uuids import uuid_text, with_uuid_texts
 from training.errors import LogError
 
 if TYPE_CHECKING:
@@ -137,7 +139,9 @@ class IcebergSource(_Table):
         return None if snapshot is None else snapshot.snapshot_id
 
     def frame(self) -> pl.LazyFrame:
-        return pl.scan_iceberg(self._table, snapshot_id=self._snapshot_id)
+        snapshot = self._table.current_snapshot()
+        frame = pl.scan_iceberg(self._table, snapshot_id=self._snapshot_id)
+        return with_uuid_texts(frame, () if snapshot is None else _uuid_fields(self._table))
 
     def fingerprint(self) -> dict[str, Any]:
         table = self._table
@@ -269,14 +273,16 @@ def _from_postgres(table: "pa.Table") -> pl.DataFrame:
     uuids = [name for name, kind in kinds.items() if kind == "uuid"]
     return frame.with_columns(
         *(pl.col(name).ext.storage() for name in extensions if name not in uuids),
-        *(_uuid_text(name) for name in uuids),
+        *(uuid_text(name) for name in uuids),
     )
 
 
-def _uuid_text(name: str) -> pl.Expr:
-    digits = pl.col(name).bin.encode("hex")
-    parts = [digits.str.slice(start, length) for start, length in ((0, 8), (8, 4), (12, 4), (16, 4), (20, 12))]
-    return pl.concat_str(parts, separator="-").alias(name)
+def _uuid_fields(table: "Table") -> list[str]:
+    """The columns of an Iceberg table whose values are 16 bytes each."""
+    from pyiceberg.types import FixedType, UUIDType
+
+    kinds = {field.name: field.field_type for field in table.schema().fields}
+    return [name for name, kind in kinds.items() if isinstance(kind, UUIDType) or kind == FixedType(UUID_BYTES)]
 
 
 def _name(place: str) -> str:

@@ -19,9 +19,11 @@ from segrec.reading.delimited import Delimited
 from segrec.reading.json_lines import json_values
 from segrec.reading.refusals import Refused
 from segrec.reading.text_file import TextFile
+from segrec.reading.uuids import uuid_columns
 
 from training.data.reading.sources import Log
 from training.data.reading.text_rows import count_rows
+from training.data.reading.uuids import with_uuid_texts
 from training.errors import ConfigError, LogError
 
 _TEXT, _JSON, _PARQUET = "delimited text", "NDJSON", "Parquet"
@@ -96,8 +98,16 @@ def open_table(path: Path, scratch: Path, *, has_header: bool = True) -> Table:
             return _open_json(path, scratch)
         if not _head(path).startswith(_PARQUET_MAGIC):
             raise LogError(f"{path} is no Parquet file; name it after its format, such as {path.stem}.csv.")
-        frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
-        return Table(path, frame, frame.select(pl.len()).collect().item())
+        return _open_parquet(path)
+
+
+def check_row_count(where: object, counted: int, read: int) -> None:
+    """Raise LogError if the parser gave other rows than the file holds."""
+    if read != counted:
+        raise LogError(
+            f"{where} holds {counted:,} rows, but {read:,} were read: a fault of the reader; save it as Parquet, and "
+            "report this."
+        )
 
 
 def scan_table(path: Path, scratch: Path) -> pl.LazyFrame:
@@ -225,6 +235,14 @@ def _regular_copy(source: Path, path: Path, scratch: Path, delimiter: str | None
         writer.writerow(table.names)
         writer.writerows(row for _, row in table.rows())
     return copy
+
+
+def _open_parquet(path: Path) -> Table:
+    """Polars knows columns of UUIDs only as bytes; they are texts here."""
+    frame = pl.scan_parquet(path, glob=False, hive_partitioning=False)
+    binary = [name for name, dtype in frame.collect_schema().items() if dtype == pl.Binary]
+    rows = frame.select(pl.len()).collect().item()
+    return Table(path, with_uuid_texts(frame, uuid_columns(str(path), binary)), rows)
 
 
 def _open_json(path: Path, scratch: Path) -> Table:

@@ -11,6 +11,7 @@ from segrec.reading.delimited import Delimited
 from segrec.reading.json_lines import json_values
 from segrec.reading.refusals import Refused
 from segrec.reading.text_file import TextFile
+from segrec.reading.uuids import uuid_columns, uuid_text
 
 _PARQUET_ROWS = 16_384
 
@@ -88,11 +89,14 @@ class ParquetTable:
             self._frame = pl.scan_parquet(path, glob=False)
             self.names = self._frame.collect_schema().names()
             self.row_count: int = self._frame.select(pl.len()).collect().item()
+            schema = self._frame.collect_schema()
+            self._uuids = uuid_columns(path, [name for name, dtype in schema.items() if dtype == pl.Binary])
 
     def rows(self, columns: list[str]) -> Iterator[tuple[int | None, Mapping[str, Any]]]:
         with self._readable():
             for batch in self._frame.select(columns).collect_batches(chunk_size=_PARQUET_ROWS, maintain_order=True):
-                yield from ((None, row) for row in batch.iter_rows(named=True))
+                for row in batch.iter_rows(named=True):
+                    yield None, row | {name: uuid_text(row[name]) for name in self._uuids & row.keys()}
 
     @contextmanager
     def _readable(self) -> Iterator[None]:

@@ -130,6 +130,25 @@ def test_kept_events_come_first_and_a_second_equal_event_is_a_second_one(tmp_pat
     assert step_of(result, "read before") == 1
 
 
+@pytest.mark.parametrize("since", ["last", "2023-11-01"])
+def test_rows_that_steps_name_are_those_of_the_night(tmp_path: Path, since: str) -> None:
+    names = ["user_id", "item_id", "timestamp"]
+    odd = [("a", None, START_MS + 1), (None, "x", START_MS + 2)]  # of each night: rows 1 and 2
+    first = [*odd, ("a", "z", START_MS), *[("b", item, START_MS) for item in "xy"], ("c", "x", -5)]
+    early = ("a", "y", START_MS - 30 * DAY_MS)
+    second = [*[(user, item, time + 9 if time else time) for user, item, time in odd], early, ("b", "q", START_MS + 3)]
+    second += [("a", "z", START_MS), (None, "y", START_MS + 4), ("b", "q", START_MS + 3), ("b", "z", START_MS + 5)]
+    prepared(tmp_path, pl.DataFrame(first, names, orient="row"), "start", config=Config())
+    result = prepared(tmp_path, pl.DataFrame(second, names, orient="row"), since, config=Config())
+    steps = {step.name: (step.rows_dropped, step.first_rows) for step in result.account.steps if step.rows_dropped}
+    by_times = since != "last"
+    assert steps["before --since" if by_times else "read before"] == ((1, (3,)) if by_times else (1, (5,)))
+    assert steps["missing user_id"] == (2 if by_times else 3, (2, 6))
+    assert steps["missing item_id"] == (1 if by_times else 2, (1,))
+    assert steps["duplicates"] == (1, (7,))
+    assert steps["impossible timestamp"] == (1, ()), "only the earlier run has such an event"
+
+
 def test_late_events_are_named_and_counted(tmp_path: Path) -> None:
     *earlier, last = late_and_overlapping(whole_log())
     for number, night in enumerate(earlier):

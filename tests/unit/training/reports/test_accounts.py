@@ -89,7 +89,7 @@ def test_drift_counts_the_events_of_other_users(repository: Path, here: Path) ->
     account = drift(repository, here, "--config", here / "drop.toml", "--users", here / "users.csv")
     assert (account.rows_in, account.rows_out) == (9, 3)
     assert dropped(account) == DROPPED | {"other users": 1}
-    assert "1 rows of users.csv have no user_id and are left out" in account.notes
+    assert "1 rows of users.csv have no user_id and are left out (row 3)" in account.notes
 
 
 def test_words_for_nothing_may_be_ids_in_both_files(repository: Path, here: Path) -> None:

@@ -1,5 +1,7 @@
 """Item and user tables."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
@@ -7,6 +9,8 @@ import pytest
 from segrec.reading.words import missing_words
 
 from training.config import ItemColumns, UserColumns
+from training.data.account import TableRows
+from training.data.reading import tables
 from training.data.reading.item_table import IdTable, read_items, read_users
 from training.errors import LogError
 
@@ -79,7 +83,7 @@ def test_the_first_value_of_each_column_counts_and_categories_are_joined(tmp_pat
 def test_ids_are_read_by_the_rule_of_logs(tmp_path: Path) -> None:
     table = items(tmp_path, "item_id,title\n 71053.0 ,a\n007,b\nNULL,c\n,d\n")
     assert table.rows["item_id"].to_list() == ["71053", "007"]
-    assert table.notes == ("2 rows of items.csv have no item_id and are left out",)
+    assert table.notes == ("2 rows of items.csv have no item_id and are left out (row 3, 4)",)
     assert parquet(tmp_path, item_id=[71053.0, None], title=["a", "b"]).rows["item_id"].to_list() == ["71053"]
 
 
@@ -171,6 +175,32 @@ def test_users_keep_their_labels(tmp_path: Path) -> None:
     assert users.rows.rows() == [("a", "31", "Y"), ("b", None, None), ("7", "30", "Z")]
     assert users.rows.columns == ["user_id", "age", "city"]
     assert users.notes == ("1 ids are in several rows of the user table (`a`): the first value of each column counts",)
+
+
+@pytest.mark.parametrize("name", ["users.csv", "users.ndjson"])
+def test_every_row_of_a_table_is_in_its_account(tmp_path: Path, name: str) -> None:
+    ids = ["a", *[""] * 7, "b", "a"]
+    lines = ["user_id,city\n", *(f"{user},X\n" for user in ids)]
+    if name.endswith("ndjson"):
+        lines = [json.dumps({"user_id": user, "city": "X"}) + "\n" for user in ids]
+    users = read_users(written(tmp_path, "".join(lines), name), UserColumns(), tmp_path)
+    named = {"file": name, "rows_in": 10, "rows_dropped": 7, "first_rows": (2, 3, 4, 5, 6), "rows_merged": 1, "ids": 2}
+    assert users.account.model_dump() == named
+    assert users.notes[0] == f"7 rows of {name} have no user_id and are left out (row 2, 3, 4, 5, 6, …)"
+    with pytest.raises(ValueError, match="does not add up"):
+        TableRows.model_validate(named | {"ids": 3})
+
+
+@pytest.mark.parametrize("read", [read_items, read_users])
+def test_a_table_of_which_the_parser_loses_rows_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[..., IdTable]
+) -> None:
+    path = written(tmp_path, "item_id,user_id\na,a\nb,b\n")
+    whole = tables.count_rows
+    monkeypatch.setattr(tables, "count_rows", lambda *text: (whole(*text)[0] + 1, False))  # type: ignore[index]
+    columns = ItemColumns() if read is read_items else UserColumns()
+    with pytest.raises(LogError, match=r"items.csv holds 3 rows, but 2 were read: a fault of the reader"):
+        read(path, columns, tmp_path)
 
 
 def test_a_second_column_of_ids_is_said(tmp_path: Path) -> None:

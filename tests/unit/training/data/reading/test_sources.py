@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import quote
+from uuid import UUID
 
 import polars as pl
 import pytest
@@ -128,6 +129,31 @@ def test_an_iceberg_table_is_read_as_its_current_snapshot(iceberg: Path) -> None
     before = sorted(iceberg.glob("metadata/*.metadata.json"))[-2]
     assert source(before).fingerprint()["snapshot"] != prints[0]["snapshot"]
     assert len(rows_of(source(before))) == 4
+
+
+def test_uuids_of_an_iceberg_table_are_read_as_text_and_other_bytes_are_refused(iceberg: Path) -> None:
+    import pyarrow as pa
+    from pyiceberg.catalog import load_catalog
+    from pyiceberg.schema import Schema
+    from pyiceberg.types import BinaryType, FixedType, LongType, NestedField, UUIDType
+
+    users, items = [[UUID(int=2**127 + 31 * row + kind) for row in range(3)] for kind in range(2)]
+    kinds = {"user_id": UUIDType(), "item_id": FixedType(16), "other": BinaryType(), "timestamp": LongType()}
+    fields = [NestedField(place, name, kind) for place, (name, kind) in enumerate(kinds.items(), 1)]
+    as_bytes = [[uuid.bytes for uuid in uuids] for uuids in (users, items)]
+    data = pa.table(
+        {
+            "user_id": pa.array(as_bytes[0], pa.uuid()),
+            "item_id": pa.array(as_bytes[1], pa.binary(16)),
+            "other": pa.array(as_bytes[1], pa.large_binary()),
+            "timestamp": pa.array([1_706_697_000] * 3),
+        }
+    )
+    load_catalog("shop").create_table("logs.uuids", schema=Schema(*fields)).append(data)
+    events = read(source("iceberg://shop/logs.uuids")).events
+    assert events.select("user_id", "item_id").rows() == [(str(a), str(b)) for a, b in zip(users, items, strict=True)]
+    with pytest.raises(LogError, match=r"`other` \(user_id\) of Iceberg table .* unreadable in 3 rows .* row 1"):
+        read(source("iceberg://shop/logs.uuids"), Columns(user_id="other"))
 
 
 def test_two_newest_metadata_files_are_no_guess(iceberg: Path) -> None:
