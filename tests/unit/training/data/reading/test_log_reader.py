@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.logs import planted_log
 from training.config import Columns
+from training.data.reading.log_files import LogFiles
 from training.data.reading.log_reader import RawLog, read_raw_log
 from training.errors import LogError
 
@@ -194,3 +195,31 @@ def test_a_value_column_of_lists(tmp_path: Path) -> None:
     pl.DataFrame({"user_id": ["a"], "item_id": ["x"], "value": [[1.0]]}).write_parquet(path)
     with pytest.raises(LogError, match=r"`value` \(value\).*not numbers"):
         read(path)
+
+
+def test_ids_of_files_of_several_types_are_never_rounded(tmp_path: Path) -> None:
+    texts, floats, lines = (tmp_path / name for name in ("a.csv", "b.parquet", "c.ndjson"))
+    texts.write_text("user_id,item_id\nu1,i1\n")
+    pl.DataFrame({"user_id": [1.0, 2.0**53], "item_id": ["i2", "i3"]}).write_parquet(floats)
+    with pytest.raises(
+        LogError, match=r"`user_id` \(user_id\) of .*b\.parquet is unreadable, the first in row 2: a fl"
+    ):
+        read_raw_log(LogFiles.of([texts, floats]), Columns(), tmp_path)
+    lines.write_text('{"user_id": "9007199254740993", "item_id": 9007199254740993}\n')
+    both = LogFiles.of([texts, lines])
+    assert (
+        read_raw_log(both, Columns(), tmp_path).events.select("user_id", "item_id").row(1) == ("9007199254740993",) * 2
+    )
+    lines.write_text('{"user_id": "u2", "item_id": "i4"}\n{"user_id": 9007199254740993.0, "item_id": "i4"}\n')
+    with pytest.raises(
+        LogError, match=r"c\.ndjson, line 2: the column `user_id` \(user_id\) is the float 9\.0072e\+15"
+    ):
+        read_raw_log(both, Columns(), tmp_path)
+
+
+def test_long_numbers_that_are_all_texts_are_not_read_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "log.ndjson"
+    path.write_text('{"user_id": "9007199254740993", "item_id": null}\n{"user_id":"true","item_id":"1e20"}\n')
+    monkeypatch.setattr("training.data.reading.log_reader.strict_part", lambda *_: pytest.fail("read twice"))
+    events = read_raw_log(path, Columns(), tmp_path).events
+    assert events.select("user_id", "item_id").rows() == [("9007199254740993", None), ("true", "1e20")]
