@@ -4,7 +4,7 @@ manifest.json        everything about the release, with size and SHA-256 of ever
 manifest.sig         its signature, if the release is signed; see `server.core.repository.signature`
 model.onnx           the encoder; inputs and output as in `server.core.features`, `repository.OUTPUT`
 preprocessing.json   `Preprocessing`
-items.parquet        the catalogue; row r is item index r + 1; the column `TREND` is optional, `GROUP` tells variants
+items.parquet        the catalogue; row r is item index r + 1; `GROUP` tells variants, `TREND` and `SELLER` are optional
 item_embeddings.npy  float32 (V, D); the first D numbers of a user embedding rank items by inner product
 centroids.npy        float32 (K, E), in the space of L2-normalised `segment_part`s of user embeddings
 segments.json        one `SegmentProfile` per centroid, in the order of the centroids
@@ -58,6 +58,8 @@ ITEM_HASH = "item_hash"
 GROUP = "group"
 """Column of `items.parquet`: the row of the first item of the item's group, int32. Items of one group are variants of
 one thing, of which the best is recommended."""
+SELLER = "seller"
+"""Column of `items.parquet`, optional: who sells the item, text or null."""
 TREND = "trend"
 """Column of `items.parquet`: the trend that is added to an item's personal score, float32, in nats."""
 
@@ -265,6 +267,15 @@ class Release:
         """Category → rows of its items."""
         exploded = self.items.with_row_index("row").select("row", "category").explode("category").drop_nulls()
         groups = exploded.group_by("category", maintain_order=True).agg("row")
+        return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
+
+    @cached_property
+    def seller_rows(self) -> dict[str, NDArray[np.intp]]:
+        """Seller → rows of its items; empty for a catalogue without sellers."""
+        if SELLER not in self.items.columns:
+            return {}
+        sold = self.items.with_row_index("row").select("row", SELLER).drop_nulls()
+        groups = sold.group_by(SELLER, maintain_order=True).agg("row")
         return {name: np.array(rows, np.intp) for name, rows in groups.iter_rows()}
 
     @cached_property

@@ -28,6 +28,7 @@ class Part(Enum):
     SEGMENT = 2
     POPULARITY = 3
     TREND = 4
+    RULE = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +73,23 @@ class Explanation(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """A recommended item with score, and the part that raised it most. `row` is the item index - 1."""
+    """A recommended item with score, and the part that raised it most. `row` is the item index - 1.
+
+    The reason of an item that a rule has put at its place is `RULE`; `rule_ids` are the rules that have moved it.
+    """
 
     row: int
     score: float
     reason: Part
     seen: bool
     explanation: Explanation | None = None
+    rule_ids: tuple[str, ...] = ()
 
 
 class Ranking(NamedTuple):
-    """The items for one user, best first, the strategy that chose them, and how many items the filters left out."""
+    """The items for one user, best first but for those that rules pin, the strategy that chose them, and how many items
+    filters and rules left out.
+    """
 
     items: list[Ranked]
     strategy: Strategy

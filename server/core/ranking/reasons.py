@@ -9,6 +9,7 @@ Averages are over items weighted by their popularity, which is an item of an ave
 - popularity: the log-probability of the item among everyone, less that of the average item
 - trend: what the item is in demand lately more than ever
 - own history: what is known of the user's own events with the item
+- rule: what operators' rules have added
 
 The scores of the log-linear hybrid are sums, and the parts are its terms. In the learned ranking of the next visit
 parts interact, and are the exact Shapley values of the score (Lundberg & Lee, NeurIPS 2017), see
@@ -53,6 +54,15 @@ _PARTS = tuple(Part)
 
 def parts_of(release: Release, subjects: Sequence[Subject], scored: Sequence[Scored]) -> Parts:
     """The parts of all scores of several users, one user after the other."""
+    parts = _parts_without_rules(release, subjects, scored)
+    if any(one.lift is not None for one in scored):
+        lift = np.concatenate([np.zeros(len(one.rows)) if one.lift is None else one.lift for one in scored])
+        parts.values[:, Part.RULE.value] = lift
+        parts.is_there[:, Part.RULE.value] = lift != 0
+    return parts
+
+
+def _parts_without_rules(release: Release, subjects: Sequence[Subject], scored: Sequence[Scored]) -> Parts:
     if len({one.strategy for one in scored}) == 1:
         return _FUNCTIONS[scored[0].strategy](release, _Items(subjects, scored))
     lengths = [len(one.rows) for one in scored]
@@ -87,7 +97,8 @@ class _Items:
 
     @cached_property
     def scores(self) -> NDArray[np.float64]:
-        return np.concatenate([one.scores for one in self.scored])
+        """The scores without what rules have added, (N,)."""
+        return np.concatenate([one.scores if one.lift is None else one.scores - one.lift for one in self.scored])
 
     @cached_property
     def user(self) -> NDArray[np.intp]:
@@ -123,7 +134,9 @@ def _hybrid(release: Release, items: _Items) -> Parts:
     average_personal = (items.embeddings @ average.embedding)[items.user]
     if release.next_visit is not None:
         features = np.concatenate([one.features for one in items.scored if one.features is not None])
-        return Parts(*next_visit_parts(release.next_visit, average, features, personal - average_personal))
+        base, values, is_there = next_visit_parts(release.next_visit, average, features, personal - average_personal)
+        no_rule = np.zeros((len(base), len(Part) - values.shape[1]))
+        return Parts(base, np.hstack([values, no_rule]), np.hstack([is_there, no_rule.astype(bool)]))
     weight = release.manifest.hybrid_weight
     base = weight * average_personal + (1.0 - weight) * average.popularity
     parts = {

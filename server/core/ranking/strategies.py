@@ -1,15 +1,18 @@
 """Scores the items of a release for each user by a strategy, and keeps the best."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from server.core.next_visit import NO_SEGMENT, POOL, Person, SegmentList, candidate_rows, features_of, segment_scores
 from server.core.own_items import Behaviour, OwnItems, own_items
+from server.core.ranking.caps import Picker
 from server.core.ranking.filters import Filter
 from server.core.ranking.query import Query, Strategy, Subject
+from server.core.ranking.release_rules import SegmentRules
 from server.core.ranking.variants import best_of_groups
 from server.core.release import Release
 
@@ -18,31 +21,38 @@ POOL_FACTOR = 4
 
 SMALLEST_POOL = 100
 _WIDER = 4
-"""How many times more candidates are scored if variants left too few."""
+"""How many times more candidates are scored if variants or caps left too few."""
+RAISED_MAX = 1_000
+"""Largest number of items that are candidates only because rules raise them, those by the largest amounts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scored:
     """Items of one user, best first: `rows` (R,) and `scores` (R,), by the strategy that was used.
 
-    `features` (R, `FEATURES`) are those that the ranking of the next visit has read.
+    `features` (R, `FEATURES`) are those that the ranking of the next visit has read. `lift` (R,) is what rules have
+    added to the scores; None without rules. The first `pinned_count` items are pinned, whatever their scores.
     """
 
     rows: NDArray[np.intp]
     scores: NDArray[np.float64]
     strategy: Strategy
     features: NDArray[np.float32] | None = None
+    lift: NDArray[np.float64] | None = None
+    pinned_count: int = 0
 
-    def at(self, places: NDArray[np.intp]) -> "Scored":
-        """The items at these places, in this order."""
+    def at(self, places: NDArray[np.intp], pinned_count: int = 0) -> "Scored":
+        """The items at these places, in this order, the first of them pinned."""
         features = None if self.features is None else self.features[places]
-        return Scored(self.rows[places], self.scores[places], self.strategy, features)
+        lift = None if self.lift is None else self.lift[places]
+        return Scored(self.rows[places], self.scores[places], self.strategy, features, lift, pinned_count)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """A query to a release: the strategy that it comes to, the mask (V,) of its filters, how many items each user's
-    list needs, and the groups (V,) of variants, None where each item counts for itself.
+    """A query to a release: the strategy that it comes to, the mask (V,) of its filters and of banning rules, how many
+    items each user's list needs, the groups (V,) of variants, None where each item counts for itself, and the rules,
+    None without any.
     """
 
     release: Release
@@ -52,14 +62,18 @@ class Plan:
     passing_count: int
     count: int
     groups: NDArray[np.int32] | None
+    rules: SegmentRules | None = None
 
     @classmethod
-    def of(cls, release: Release, query: Query) -> "Plan":
+    def of(cls, release: Release, query: Query, rules: SegmentRules | None = None) -> "Plan":
         mask = query.filters.mask(release)
+        if rules is not None and len(rules.banned):
+            mask = np.ones(len(release.item_ids), bool) if mask is None else mask
+            mask[rules.banned] = False
         passing = len(release.item_ids) if mask is None else int(np.count_nonzero(mask))
         count = pool_size(query) if query.diversity else query.top_k
         groups = None if query.include_variants else release.variant_groups
-        return cls(release, query, _used(release, query.strategy), mask, passing, count, groups)
+        return cls(release, query, _used(release, query.strategy), mask, passing, count, groups, rules)
 
     def filter_for(self, seen_rows: Collection[int]) -> Filter:
         """The items that a user may get who has seen these."""
@@ -67,11 +81,69 @@ class Plan:
         is_excluded = default if self.query.exclude_seen is None else self.query.exclude_seen
         return Filter(self.mask, self.passing_count, np.array(sorted(seen_rows) if is_excluded else [], np.int64))
 
-    def best(self, rows: NDArray[np.intp], scores: NDArray[np.floating], strategy: Strategy) -> Scored:
-        """The `count` best of scored rows (R,), one of each group."""
+    @property
+    def leaves_out(self) -> bool:
+        """Whether items of a pool can be left out because of others: variants, or those beyond a cap."""
+        return self.groups is not None or (self.rules is not None and bool(self.rules.caps))
+
+    def pools(self, embeddings: NDArray[np.float32], count: int) -> list[NDArray[np.intp]]:
+        """The rows with the highest personal scores of each embedding (B, D), without order where there are rules."""
+        if self.rules is None:
+            return list(self.release.search(embeddings, count, self.mask))
+        found = []
+        for members in self.rules.classes:
+            allowed = members if self.mask is None else members & self.mask
+            found.append(self.release.search(embeddings, min(count, int(np.count_nonzero(allowed))), allowed))
+        return [np.unique(np.concatenate([*rows, self.raised])) for rows in zip(*found, strict=True)]
+
+    @cached_property
+    def raised(self) -> NDArray[np.intp]:
+        """The rows that rules raise most, pin, or put in the place of others, and that pass the filters."""
+        assert self.rules is not None
+        best = np.argsort(-self.rules.amounts, kind="stable")[:RAISED_MAX]
+        moved = self.rules.boosted[best[self.rules.amounts[best] > 0]].tolist()
+        moved += [one.new_row for one in self.rules.replacements] + [pin.row for pin in self.rules.pins]
+        rows = np.unique(np.array(moved, np.intp))
+        return rows if self.mask is None else rows[self.mask[rows]]
+
+    @cached_property
+    def popular_rows(self) -> NDArray[np.intp]:
+        """All rows by popularity, raised and lowered by the rules."""
+        if self.rules is None:
+            return self.release.popular_rows
+        adjusted = self.rules.adjusted(np.arange(len(self.release.item_ids)), self.release.popularity)
+        return adjusted.rows[np.argsort(-adjusted.scores, kind="stable")]
+
+    def best(
+        self,
+        rows: NDArray[np.intp],
+        scores: NDArray[np.floating],
+        strategy: Strategy,
+        features: NDArray[np.float32] | None = None,
+    ) -> Scored:
+        """The `count` best of distinct scored rows (R,), one of each group; pinned ones, which do not count, first."""
+        if self.rules is not None:
+            return self._best_by_rules(self.rules, Scored(rows, scores.astype(np.float64), strategy, features))
         order = np.argsort(-scores, kind="stable")
         kept = order[best_of_groups(self.groups, rows[order], self.count)]
-        return Scored(rows[kept], scores[kept].astype(np.float64), strategy)
+        return Scored(rows, scores.astype(np.float64), strategy, features).at(kept)
+
+    def _best_by_rules(self, rules: SegmentRules, scored: Scored) -> Scored:
+        rows, scores, lift, places = rules.adjusted(scored.rows, scored.scores)
+        features = None if scored.features is None else scored.features[places]
+        order = np.argsort(-scores, kind="stable")
+        picker, pinned = Picker(self.groups, rules.caps), self._pinned(rules, rows)
+        for row in rows[pinned].tolist():
+            picker.take(row)
+        kept = order[picker.pick(rows[order], self.count)]
+        best = Scored(rows, scores, scored.strategy, features, lift)
+        return best.at(np.concatenate([pinned, kept]), len(pinned))
+
+    def _pinned(self, rules: SegmentRules, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """The places among rows (R,) of those that are pinned within the list, in the order of the pins."""
+        wanted = [pin.row for pin in rules.pins if pin.place <= self.query.top_k]
+        place_of = {row: place for place, row in enumerate(rows.tolist())} if wanted else {}
+        return np.array([place_of[row] for row in wanted if row in place_of], np.intp)
 
 
 def _used(release: Release, asked: Strategy) -> Strategy:
@@ -97,7 +169,7 @@ def score(plan: Plan, subjects: Sequence[Subject], filters: Sequence[Filter]) ->
         return [_listed(plan, subject, passes) for subject, passes in zip(subjects, filters, strict=True)]
     scored = [_EMPTY] * len(subjects)
     embeddings = np.stack([one for subject in subjects if (one := subject.embedding) is not None]).astype(np.float32)
-    pools = release.search(embeddings, _first_pool(plan, filters, known), plan.mask)
+    pools = plan.pools(embeddings, _first_pool(plan, filters, known))
     if release.next_visit is not None and strategy is Strategy.HYBRID:
         scorers = _next_visit_scorers(plan, [subjects[place] for place in known], embeddings, pools, filters, known)
     elif strategy is Strategy.HYBRID:
@@ -129,10 +201,10 @@ def _first_pool(plan: Plan, filters: Sequence[Filter], known: Sequence[int]) -> 
 
 
 def _filled(plan: Plan, embedding: NDArray[np.float32], pool: NDArray[np.intp], scorer: _Scorer) -> Scored:
-    """The scored items of a user; of a wider pool if variants have left fewer than the query asks for."""
+    """The scored items of a user; of a wider pool if variants or caps have left fewer than the query asks for."""
     scored = scorer(pool)
-    while plan.groups is not None and len(scored.rows) < plan.count and len(pool) < plan.passing_count:
-        pool = plan.release.search(embedding[None], _WIDER * len(pool), plan.mask)[0]
+    while plan.leaves_out and len(scored.rows) < plan.count and len(pool) < plan.passing_count:
+        pool = plan.pools(embedding[None], _WIDER * len(pool))[0]
         scored = scorer(pool)
     return scored
 
@@ -140,9 +212,11 @@ def _filled(plan: Plan, embedding: NDArray[np.float32], pool: NDArray[np.intp], 
 def _personal_scorer(plan: Plan, embedding: NDArray[np.float32], passes: Filter) -> _Scorer:
     def scored(pool: NDArray[np.intp]) -> Scored:
         rows = pool[passes.of(pool)]
-        rows = rows[best_of_groups(plan.groups, rows, plan.count)]
-        scores = plan.release.personal_scores(embedding, rows).astype(np.float64)
-        return Scored(rows, scores, Strategy.PERSONAL)
+        if plan.rules is None:  # the pool has the order of the scores
+            rows = rows[best_of_groups(plan.groups, rows, plan.count)]
+            scores = plan.release.personal_scores(embedding, rows).astype(np.float64)
+            return Scored(rows, scores, Strategy.PERSONAL)
+        return plan.best(rows, plan.release.personal_scores(embedding, rows), Strategy.PERSONAL)
 
     return scored
 
@@ -166,7 +240,7 @@ def _next_visit_scorers(
     plan: Plan,
     subjects: Sequence[Subject],
     embeddings: NDArray[np.float32],
-    pools: NDArray[np.intp],
+    pools: Sequence[NDArray[np.intp]],
     filters: Sequence[Filter],
     known: Sequence[int],
 ) -> list[_Scorer]:
@@ -175,7 +249,8 @@ def _next_visit_scorers(
     past = Behaviour.of([subject.past for subject in subjects], release.preprocessing.has_clock)
     own = own_items(past, len(release.item_ids))
     # The personal scores are relative to the best of all items, whatever the filters of the query.
-    best = pools[:, :POOL] if plan.mask is None else release.search(embeddings, POOL)
+    is_whole = plan.mask is None and plan.rules is None
+    best = [pool[:POOL] for pool in pools] if is_whole else release.search(embeddings, POOL)
     scorers = []
     for row, (subject, place) in enumerate(zip(subjects, known, strict=True)):
         person = Person(row, embeddings[row], best[row], segment_list(release, subject.segment_id))
@@ -193,12 +268,18 @@ def _next_visit_scorer(plan: Plan, own: OwnItems, person: Person, passes: Filter
         rows = rows[passes.of(rows)]
         features = features_of(release.item_tables, own, person, rows)
         log_odds = model.log_odds(features)
+        if plan.rules is not None:
+            return plan.best(rows, _log_probability(log_odds), Strategy.HYBRID, features)
         order = np.argsort(-log_odds, kind="stable")
         kept = order[best_of_groups(plan.groups, rows[order], plan.count)]
-        log_probability = -np.logaddexp(0.0, -log_odds[kept].astype(np.float64))
-        return Scored(rows[kept], log_probability, Strategy.HYBRID, features[kept])
+        return Scored(rows[kept], _log_probability(log_odds[kept]), Strategy.HYBRID, features[kept])
 
     return scored
+
+
+def _log_probability(log_odds: NDArray[np.float32]) -> NDArray[np.float64]:
+    log_probability: NDArray[np.float64] = -np.logaddexp(0.0, -log_odds.astype(np.float64))
+    return log_probability
 
 
 def _listed(plan: Plan, subject: Subject, passes: Filter) -> Scored:
@@ -206,6 +287,8 @@ def _listed(plan: Plan, subject: Subject, passes: Filter) -> Scored:
     if subject.embedding is None or plan.strategy is not Strategy.SEGMENT:
         return popular(plan, passes)
     segment = segment_list(plan.release, subject.segment_id)
+    if plan.rules is not None:
+        return _listed_by_rules(plan, segment, passes)
     places = np.flatnonzero(passes.of(segment.rows))
     places = places[best_of_groups(plan.groups, segment.rows[places], plan.count)]
     rows, scores = segment.rows[places], segment.scores[places].astype(np.float64)
@@ -215,8 +298,41 @@ def _listed(plan: Plan, subject: Subject, passes: Filter) -> Scored:
     return Scored(rows, scores, Strategy.SEGMENT)
 
 
+def _listed_by_rules(plan: Plan, segment: SegmentList, passes: Filter) -> Scored:
+    """The same with rules, by which items outside of the segment's list can stand before others of it."""
+    listed = segment.rows[passes.of(segment.rows)]
+    for block in _popular_blocks(plan, passes):
+        rows = np.union1d(np.concatenate([listed, plan.raised[passes.of(plan.raised)]]), block)
+        scored = plan.best(rows, segment_scores(segment, plan.release.popularity, rows), Strategy.SEGMENT)
+        if len(scored.rows) - scored.pinned_count >= plan.count:
+            break
+    return scored
+
+
+def _popular_blocks(plan: Plan, passes: Filter) -> Iterator[NDArray[np.intp]]:
+    """More and more of the most popular items that may be returned, until all of them."""
+    size = 4096
+    while True:
+        rows = plan.popular_rows[:size]
+        yield rows[passes.of(rows)]
+        if size >= len(plan.popular_rows):
+            return
+        size *= _WIDER
+
+
+def _popular_by_rules(plan: Plan, passes: Filter) -> Scored:
+    for rows in _popular_blocks(plan, passes):
+        rows = np.union1d(rows, plan.raised[passes.of(plan.raised)])
+        scored = plan.best(rows, plan.release.popularity[rows], Strategy.POPULAR)
+        if len(scored.rows) - scored.pinned_count >= plan.count:
+            break
+    return scored
+
+
 def popular(plan: Plan, passes: Filter, after: NDArray[np.intp] = _EMPTY.rows) -> Scored:
     """The most popular items, as many as the plan needs behind the rows `after`, which are left out."""
+    if plan.rules is not None:
+        return _popular_by_rules(plan, passes)
     release, groups = plan.release, plan.groups
     count = plan.count - len(after)
     taken = set(after.tolist() if groups is None else groups[after].tolist())
