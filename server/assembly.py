@@ -33,6 +33,7 @@ from server.releases.directory import ReleaseDirectory
 from server.releases.loader import Loader
 from server.releases.promotion import Promotion
 from server.releases.registry import ReleaseRegistry
+from server.releases.rules_watcher import RulesWatcher
 from server.releases.segment_names import SegmentNamesWatcher
 from server.releases.traffic_watcher import TrafficWatcher
 from server.releases.verified import VerifiedReleases
@@ -75,6 +76,7 @@ class _Background:
     loader: Loader
     traffic: TrafficWatcher
     names: SegmentNamesWatcher
+    rules: RulesWatcher
     guard: CanaryGuard
     shadow: Shadow
     health: HealthWatch
@@ -114,8 +116,11 @@ async def running(
         stack.push_async_callback(encoder.close)
         releases = ReleaseRegistry(ReleaseDirectory(settings.repository / MODEL_NAME, triton_root=config.parent))
         read = verified.read if verified else None
-        names = SegmentNamesWatcher(settings.repository)
-        loader = Loader(releases, encoder, settings.keep_releases, read, shared=triton is None, names=names.names)
+        names, rules = SegmentNamesWatcher(settings.repository), RulesWatcher(settings.repository, clock)
+        rules.refresh()
+        loader = Loader(
+            releases, encoder, settings.keep_releases, read, triton is None, names=names.names, rules=rules.in_force
+        )
         traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:
@@ -167,7 +172,7 @@ async def running(
         )
         releases.on_change.append(health.changed.set)
         background = _Background(
-            releases, loader, traffic, names, guard, answering.shadow, health, public, settings.poll_seconds
+            releases, loader, traffic, names, rules, guard, answering.shadow, health, public, settings.poll_seconds
         )
         task = asyncio.create_task(_run_background(background, stop))
         task.add_done_callback(log_failure)
@@ -281,6 +286,7 @@ async def _run_background(background: _Background, stop: asyncio.Event) -> None:
         await asyncio.gather(
             background.traffic.follow(stop),
             background.names.follow(stop),
+            background.rules.follow(stop),
             background.loader.follow(background.poll_seconds, stop),
             background.guard.watch(stop),
             background.health.watch(stop),

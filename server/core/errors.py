@@ -17,6 +17,8 @@ SegrecError
 ├── ReleaseGone          FAILED_PRECONDITION  the release that a stream began with is no longer loaded
 ├── DamagedTraffic       FAILED_PRECONDITION  traffic.json cannot be read
 ├── DamagedSegmentNotes  FAILED_PRECONDITION  segments.toml cannot be read
+├── DamagedRules         FAILED_PRECONDITION  the operators' rules cannot be read
+├── RulesChanged         FAILED_PRECONDITION  somebody else has changed the operators' rules meanwhile
 ├── TrafficChanged       FAILED_PRECONDITION  the traffic is no longer the one that the caller has seen
 ├── TrafficLocked        UNAVAILABLE          another program holds the lock for changes of the traffic
 ├── NothingToRollBack    FAILED_PRECONDITION  there is no earlier release to roll back to
@@ -160,6 +162,20 @@ class DamagedSegmentNotes(SegrecError):
 
     code = "FAILED_PRECONDITION"
     reason = "DAMAGED_SEGMENT_NOTES"
+
+
+class DamagedRules(SegrecError):
+    """The operators' rules cannot be read."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "DAMAGED_RULES"
+
+
+class RulesChanged(SegrecError):
+    """Somebody else has changed the rules meanwhile."""
+
+    code = "FAILED_PRECONDITION"
+    reason = "RULES_CHANGED"
 
 
 class TrafficChanged(SegrecError):

@@ -33,6 +33,7 @@ from server.core.item_search import ItemSearch, SearchLists
 from server.core.next_visit import ITEM_STATISTICS, ItemTables, NextVisitModel, SegmentList
 from server.core.preprocessing import Preprocessing
 from server.core.profiles import Migration, SegmentProfile
+from server.core.rules import RulesInForce
 
 SCHEMA_VERSION = 2
 
@@ -211,6 +212,7 @@ class Release:
     next_visit: NextVisitModel | None = None
     search_lists: SearchLists | None = None
     names: SegmentNames = field(default_factory=SegmentNames, compare=False)
+    rules: RulesInForce = field(default_factory=RulesInForce, compare=False)
 
     @property
     def number(self) -> int:

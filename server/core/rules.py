@@ -12,7 +12,7 @@ A rule has one effect on the items that it names, for the users of its segments,
 The filters of a call go before rules: no rule shows an item that its caller leaves out.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
@@ -120,3 +120,21 @@ class Rules(FrozenModel):
         """When a rule begins or ends next after this time, in seconds since 1970; infinite for never."""
         times = [time.timestamp() for rule in self.rules for time in (rule.start_time, rule.end_time) if time]
         return min((time for time in times if time > seconds), default=float("inf"))
+
+
+class RulesInForce:
+    """The rules that hold now; a server's releases share one, whose `rules` and `valid` it replaces.
+
+    `compiled` has what the ranking makes of them, by release number.
+    """
+
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
+        self.valid = self.rules.rules
+        self.compiled: dict[int, Any] = {}
+
+    def put(self, rules: Rules, seconds: float) -> None:
+        """Put rules in force, of which those hold that are valid at this time, in seconds since 1970."""
+        valid = rules.valid_at(seconds)
+        if (rules, valid) != (self.rules, self.valid):
+            self.rules, self.valid, self.compiled = rules, valid, {}

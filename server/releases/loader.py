@@ -13,6 +13,7 @@ from server.adapters.ports import EncoderClient
 from server.core.errors import DamagedRelease, EncoderUnavailable, SegrecError
 from server.core.release import Release, SegmentNames
 from server.core.repository.read import read_release
+from server.core.rules import RulesInForce
 from server.releases.registry import ReleaseRegistry
 from server.releases.unused import UnusedReleases
 
@@ -35,7 +36,7 @@ class Loader:
     `DamagedRelease`. When a release fails, the releases that answer go on answering, `directory` records the error,
     and the loader tries again with back-off.
 
-    All releases answer with the `names` of segments.
+    All releases answer with the `names` of segments, and by the `rules`.
 
     With `shared`, other servers use the same Triton: releases that are loaded there stay loaded until nobody has
     used them for `UNUSED_SECONDS`.
@@ -50,8 +51,10 @@ class Loader:
         shared: bool = False,
         clock: Callable[[], float] = monotonic,
         names: SegmentNames | None = None,
+        rules: RulesInForce | None = None,
     ) -> None:
         self._names = names or SegmentNames()
+        self._rules = rules or RulesInForce()
         self._releases = releases
         self._directory = releases.directory
         self._encoder = encoder
@@ -187,7 +190,7 @@ class Loader:
         return True
 
     async def _load(self, number: int) -> None:
-        release = replace(await asyncio.to_thread(self._read, number), names=self._names)
+        release = replace(await asyncio.to_thread(self._read, number), names=self._names, rules=self._rules)
         is_of_others = self._shared and await self._encoder.is_ready(number)
         await self._load_into_triton([*self._releases.loaded_numbers(), number])
         try:

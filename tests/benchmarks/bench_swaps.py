@@ -298,7 +298,7 @@ def _promoted(now: Traffic, number: int) -> Traffic:
     return now.with_answering().with_stable(number)
 
 
-async def _histories(store: LmdbStore, ids: list[str]) -> list[History | None]:
+async def _histories(store: LmdbStore, ids: list[str]) -> Sequence[History | None]:
     try:
         return await store.get_many(ids)
     finally:

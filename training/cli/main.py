@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from training.cli import config as config_commands
-from training.cli import diff, items, offline, privacy, prune, segment_notes, segments, traffic
+from training.cli import diff, items, offline, privacy, prune, rules, segment_notes, segments, traffic
 from training.cli import tune as tune_commands
 from training.cli.console import STANDS_BY, TrainConsole, command_console
 from training.cli.options import (
@@ -335,6 +335,7 @@ app.add_typer(segment_notes.commands, name="segments")
 app.add_typer(diff.commands)
 app.add_typer(offline.commands)
 app.add_typer(traffic.commands)
+app.add_typer(rules.commands, name="rules")
 app.add_typer(privacy.commands)
 app.add_typer(prune.commands)
 app.add_typer(items.commands, name="items")

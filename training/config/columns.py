@@ -199,6 +199,12 @@ class ItemColumns(FrozenModel):
         examples=["model"],
         json_schema_extra={"touch": "Variants have different titles, or different things have one title."},
     )
+    seller: str | None = Field(
+        default=None,
+        description="Who sells the item, for rules that boost, ban or cap sellers.",
+        examples=["brand"],
+        json_schema_extra={"touch": "`segrec-train rules` names sellers."},
+    )
     category_separator: str = Field(
         default="|",
         min_length=1,

@@ -293,8 +293,8 @@ def _with_titles(catalogue: pl.DataFrame, table: IdTable | None, log_ids: pl.Ser
         notes = [f"{len(absent):,} of {len(catalogue):,} items are not in the item table"] if len(absent) else []
         notes += _unmatched("item table", table.rows["item_id"], log_ids)
         notes += table.notes
-    groups = [name for name in joined.columns if name == "group"]
-    return joined.select("item_id", "title", "category", "event_count", "weight", *groups), notes
+    more = [name for name in joined.columns if name in ("group", "seller")]
+    return joined.select("item_id", "title", "category", "event_count", "weight", *more), notes
 
 
 def _user_notes(table: IdTable, log_ids: pl.Series) -> list[str]:

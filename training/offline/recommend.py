@@ -22,6 +22,7 @@ REASONS: Mapping[Part, str] = {
     Part.SEGMENT: "segment",
     Part.POPULARITY: "popular",
     Part.TREND: "trend",
+    Part.RULE: "rule",
 }
 """The words of the API's `ItemReason`."""
 

@@ -20,7 +20,7 @@ from segrec.visible import visible
 
 from server.core.history import ID_MAX_BYTES
 from server.core.next_visit import ITEM_STATISTICS
-from server.core.release import MIGRATION, SEARCH_LISTS, TREND, Release, with_item_hashes
+from server.core.release import MIGRATION, SEARCH_LISTS, SELLER, TREND, Release, with_item_hashes
 from server.core.repository.layout import MODEL_NAME
 from training.config import ItemColumns, PublishSettings
 from training.data.item_text import VectorFile, item_vectors
@@ -238,8 +238,9 @@ def catalogue(old: Release, table: pl.DataFrame) -> pl.DataFrame:
     lowest = float(old.popularity.min())
     statistics = old.item_tables.statistics
     rates = [*statistics.min(axis=0)[:2].tolist(), *statistics.mean(axis=0)[2:].tolist()]
+    sellers = [name for name in table.columns if name == SELLER]
     added = table.select(
-        "item_id", "title", "category", pl.lit(0).alias("event_count"), pl.lit(lowest).alias("popularity")
+        "item_id", "title", "category", *sellers, pl.lit(0).alias("event_count"), pl.lit(lowest).alias("popularity")
     ).with_columns(
         pl.lit(0.0).alias(TREND), *(pl.lit(rate).alias(name) for name, rate in zip(ITEM_STATISTICS, rates, strict=True))
     )

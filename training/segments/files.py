@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from server.core.features import batches
 from server.core.next_visit import ITEM_STATISTICS
 from server.core.preprocessing import Preprocessing
-from server.core.release import GOLDEN_TOLERANCE, GROUP, RANKING, SEARCH_LISTS, TREND, Golden, with_item_hashes
+from server.core.release import GOLDEN_TOLERANCE, GROUP, RANKING, SEARCH_LISTS, SELLER, TREND, Golden, with_item_hashes
 from server.core.segments import next_item_part
 from training.model.drawn_histories import draw_histories
 from training.model.onnx_inference import embed
@@ -79,6 +79,7 @@ def write_items(
         "event_count",
         pl.Series("popularity", global_scores),
         variant_groups(items).alias(GROUP),
+        *(name for name in items.columns if name == SELLER),
     )
     (directory / RANKING).unlink(missing_ok=True)
     if choice.next_visit:

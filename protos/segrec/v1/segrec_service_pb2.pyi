@@ -35,6 +35,7 @@ class ItemReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ITEM_REASON_TREND: _ClassVar[ItemReason]
     ITEM_REASON_POPULAR: _ClassVar[ItemReason]
     ITEM_REASON_AGAIN: _ClassVar[ItemReason]
+    ITEM_REASON_RULE: _ClassVar[ItemReason]
 
 class ScorePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -44,6 +45,7 @@ class ScorePart(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SCORE_PART_SEGMENT: _ClassVar[ScorePart]
     SCORE_PART_POPULARITY: _ClassVar[ScorePart]
     SCORE_PART_TREND: _ClassVar[ScorePart]
+    SCORE_PART_RULE: _ClassVar[ScorePart]
 
 class TraitKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -68,12 +70,14 @@ ITEM_REASON_SEGMENT: ItemReason
 ITEM_REASON_TREND: ItemReason
 ITEM_REASON_POPULAR: ItemReason
 ITEM_REASON_AGAIN: ItemReason
+ITEM_REASON_RULE: ItemReason
 SCORE_PART_UNSPECIFIED: ScorePart
 SCORE_PART_OWN_HISTORY: ScorePart
 SCORE_PART_ENCODER: ScorePart
 SCORE_PART_SEGMENT: ScorePart
 SCORE_PART_POPULARITY: ScorePart
 SCORE_PART_TREND: ScorePart
+SCORE_PART_RULE: ScorePart
 TRAIT_KIND_UNSPECIFIED: TraitKind
 TRAIT_KIND_CATEGORY: TraitKind
 TRAIT_KIND_ITEM: TraitKind
@@ -117,20 +121,22 @@ class ScoreExplanation(_message.Message):
     def __init__(self, base: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ScorePartValue, _Mapping]]] = ...) -> None: ...
 
 class RecommendedItem(_message.Message):
-    __slots__ = ("item_id", "title", "score", "reason", "seen", "explanation")
+    __slots__ = ("item_id", "title", "score", "reason", "seen", "explanation", "rule_ids")
     ITEM_ID_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SEEN_FIELD_NUMBER: _ClassVar[int]
     EXPLANATION_FIELD_NUMBER: _ClassVar[int]
+    RULE_IDS_FIELD_NUMBER: _ClassVar[int]
     item_id: str
     title: str
     score: float
     reason: ItemReason
     seen: bool
     explanation: ScoreExplanation
-    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[ItemReason, str]] = ..., seen: _Optional[bool] = ..., explanation: _Optional[_Union[ScoreExplanation, _Mapping]] = ...) -> None: ...
+    rule_ids: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., score: _Optional[float] = ..., reason: _Optional[_Union[ItemReason, str]] = ..., seen: _Optional[bool] = ..., explanation: _Optional[_Union[ScoreExplanation, _Mapping]] = ..., rule_ids: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RecommendOptions(_message.Message):
     __slots__ = ("top_k", "strategy", "exclude_seen", "exclude_item_ids", "exclude_categories", "include_categories", "candidate_item_ids", "diversity", "include_variants", "explain")

@@ -4,40 +4,35 @@ from collections.abc import Sequence
 from itertools import repeat
 
 import numpy as np
-from numpy.typing import NDArray
 
 from server.core.history import History
 from server.core.own_items import PastEvents
 from server.core.ranking.diversity import diverse_places
 from server.core.ranking.query import Part, Query, Ranked, Ranking, Subject
 from server.core.ranking.reasons import parts_of
-from server.core.ranking.release_rules import ReleaseRules, SegmentRules
+from server.core.ranking.release_rules import SegmentRules, action_weights, rules_of
 from server.core.ranking.strategies import Plan, Scored, score
 from server.core.release import Release
 from server.core.visits import visit_starts
 
 
-def past_events(release: Release, history: History, weights: NDArray[np.float32] | None = None) -> PastEvents:
-    """The events of a history with items that the release knows.
-
-    `weights` (A + 1,) are those of the actions by index; default those of the release.
-    """
+def past_events(release: Release, history: History) -> PastEvents:
+    """The events of a history with items that the release knows."""
     found = release.item_index.find(history.item_hashes)
     known = found > 0
     times = history.timestamps[known]
-    of_actions = release.action_weights if weights is None else weights
-    event_weights = of_actions[release.action_index.find(history.action_hashes)[known]]
+    weights = action_weights(release)[release.action_index.find(history.action_hashes)[known]]
     starts = visit_starts(np.zeros(len(times), np.intp), times, release.preprocessing.visits.gap_seconds)
-    return PastEvents(found[known].astype(np.int64) - 1, event_weights, times, starts)
+    return PastEvents(found[known].astype(np.int64) - 1, weights, times, starts)
 
 
-def rank(
-    release: Release, query: Query, subjects: Sequence[Subject], rules: ReleaseRules | None = None
-) -> list[Ranking]:
+def rank(release: Release, query: Query, subjects: Sequence[Subject]) -> list[Ranking]:
     """Rank items for each subject, best first: `top_k` items, or fewer when the filters leave no more.
 
-    A subject without an embedding gets popular items. A segment with too few items is followed by popular items.
+    A subject without an embedding gets popular items. A segment with too few items is followed by popular items. The
+    rules in force of the release hold.
     """
+    rules = rules_of(release)
     if rules is None:
         return _ranked(release, query, subjects, None)
     groups: dict[SegmentRules | None, list[int]] = {}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from server.core.ranking.caps import Cap
 from server.core.release import Release
-from server.core.rules import Rule, Rules
+from server.core.rules import Rule
 
 _NOTHING = np.empty(0, np.intp)
 
@@ -131,13 +131,26 @@ class ReleaseRules:
         return self._by_segment[key]
 
 
-def action_weights(release: Release, rules: Rules) -> NDArray[np.float32]:
-    """The weight of each action index (A + 1,), those of the rules in place of the release's."""
-    if not rules.action_weights:
+def rules_of(release: Release) -> ReleaseRules | None:
+    """The rules in force for a release; None without any."""
+    in_force = release.rules
+    if not in_force.valid:
+        return None
+    compiled = in_force.compiled
+    if release.number not in compiled:
+        compiled[release.number] = ReleaseRules(release, in_force.valid)
+    found: ReleaseRules = compiled[release.number]
+    return found
+
+
+def action_weights(release: Release) -> NDArray[np.float32]:
+    """The weight of each action index (A + 1,), those of the rules in force in place of the release's."""
+    given = release.rules.rules.action_weights
+    if not given:
         return release.action_weights
     weights = release.action_weights.copy()
     for index, action in enumerate(release.preprocessing.actions, 1):
-        weights[index] = rules.action_weights.get(action.name, weights[index])
+        weights[index] = given.get(action.name, weights[index])
     return weights
 
 

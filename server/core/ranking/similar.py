@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from server.core.ranking.filters import NO_FILTERS, ItemFilters
+from server.core.ranking.release_rules import rules_of
 from server.core.ranking.variants import best_of_groups
 from server.core.release import Release
 
@@ -31,7 +32,7 @@ class Similar(NamedTuple):
 
 
 def similar_items(release: Release, row: int, query: SimilarQuery) -> list[Similar]:
-    """The items most like item `row`, best first, without the item itself.
+    """The items most like item `row`, best first, without the item itself and what rules for all users ban.
 
     Without `include_variants` its own variants are left out too.
     """
@@ -39,6 +40,10 @@ def similar_items(release: Release, row: int, query: SimilarQuery) -> list[Simil
     mask = query.filters.mask(release)
     if mask is not None:
         similarity[~mask] = -np.inf
+    rules = rules_of(release)
+    for_all = None if rules is None else rules.for_segment(0)
+    if for_all is not None:
+        similarity[for_all.banned] = -np.inf
     groups = None if query.include_variants else release.variant_groups
     similarity[row if groups is None else groups == groups[row]] = -np.inf
     order = np.argsort(-similarity, kind="stable")[: np.count_nonzero(similarity > -np.inf)]

@@ -14,7 +14,7 @@ from server.core.frozen_model import FrozenModel
 
 AUDIT = "audit.jsonl"
 
-AuditKind = Literal["publish", "traffic", "rollback", "guard", "prune", "erase"]
+AuditKind = Literal["publish", "traffic", "rollback", "guard", "prune", "erase", "rules"]
 
 
 class AuditEntry(FrozenModel):

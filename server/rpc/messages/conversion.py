@@ -21,6 +21,7 @@ ITEM_REASONS = {
     Part.SEGMENT: segrec_service_pb2.ITEM_REASON_SEGMENT,
     Part.POPULARITY: segrec_service_pb2.ITEM_REASON_POPULAR,
     Part.TREND: segrec_service_pb2.ITEM_REASON_TREND,
+    Part.RULE: segrec_service_pb2.ITEM_REASON_RULE,
 }
 _PARTS = {
     Part.OWN_HISTORY: segrec_service_pb2.SCORE_PART_OWN_HISTORY,
@@ -28,6 +29,7 @@ _PARTS = {
     Part.SEGMENT: segrec_service_pb2.SCORE_PART_SEGMENT,
     Part.POPULARITY: segrec_service_pb2.SCORE_PART_POPULARITY,
     Part.TREND: segrec_service_pb2.SCORE_PART_TREND,
+    Part.RULE: segrec_service_pb2.SCORE_PART_RULE,
 }
 _STRATEGIES = {
     Strategy.HYBRID: segrec_service_pb2.STRATEGY_HYBRID,
@@ -122,13 +124,15 @@ def fill_recommend(
 ) -> None:
     """Fill the response of Recommend, or the result of a StreamRecommend row."""
     item_ids, titles, add = release.item_ids, release.titles, response.items.add
-    for row, score, reason, seen, explanation in ranking.items:
+    for row, score, reason, seen, explanation, rule_ids in ranking.items:
         item = add()
         item.item_id = item_ids[row]
         item.title = titles[row]
         item.score = score
         item.reason = ITEM_REASONS[reason]
         item.seen = seen
+        if rule_ids:
+            item.rule_ids.extend(rule_ids)
         if explanation is not None:
             item.explanation.base = explanation.base
             for part, value in explanation.parts.items():

@@ -31,6 +31,10 @@ _ROW, _ID = "\0row", "\0id"
 """Columns beside those of the file: the number of the row from 1, and its id."""
 
 
+_OPTIONAL = ("group", "seller")
+"""Columns of the item table that are read only where the configuration names them."""
+
+
 @dataclass(frozen=True)
 class IdTable:
     """A table with one row per id, in the order of the file, and what a person should know of the reading.
@@ -47,7 +51,7 @@ class IdTable:
 
 def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collection[str] = MISSING_WORDS) -> IdTable:
     """The item table: item_id, title and description (text, null if missing), category (list of distinct texts), and
-    group (text, null if missing) if it is configured.
+    group and seller (text, null if missing) if they are configured.
 
     Of an item in several rows, the first title and the first description count, and the categories are joined. A table
     with a description column and no title column gets the descriptions as titles, unless `title` is false. Raises
@@ -58,7 +62,7 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
     frame = opened.frame
     by_role, category_columns = _item_columns(column_names(frame), columns, path)
     schema = frame.collect_schema()
-    ids, texts = by_role["item_id"], [role for role in ("title", "description", "group") if role in by_role]
+    ids, texts = by_role["item_id"], [role for role in ("title", "description", *_OPTIONAL) if role in by_role]
     table = _collected(opened, frame.select(list(dict.fromkeys([*by_role.values(), *category_columns]))))
     rows, notes = _with_ids(table, ids, "item_id", path, words)
     read = rows.select(
@@ -80,8 +84,8 @@ def read_items(path: Path, columns: ItemColumns, scratch: Path, words: Collectio
         .agg(pl.col("category").unique(maintain_order=True))
     )
     with_categories = merged.join(by_item, on="item_id", how="left", maintain_order="left")
-    groups = ["group"] if "group" in by_role else []
-    items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description", *groups)
+    more = [role for role in _OPTIONAL if role in by_role]
+    items = with_categories.select("item_id", "title", pl.col("category").fill_null([]), "description", *more)
     return _id_table(items, rows, (*notes, *merge_notes), opened)
 
 
@@ -110,8 +114,9 @@ def _item_columns(names: Sequence[str], columns: ItemColumns, path: Path) -> tup
     configured = columns.model_dump(include={"item_id", "title", "description"})
     configured["category"] = None if several else columns.category
     roles = ("item_id", "title", "description", *(() if several else ("category",)))
-    if columns.group is not None:
-        configured, roles = configured | {"group": columns.group}, (*roles, "group")
+    for role in _OPTIONAL:
+        if (name := getattr(columns, role)) is not None:
+            configured, roles = configured | {role: name}, (*roles, role)
     by_role = find_columns(names, configured, roles, "items", str(path))
     if "title" not in by_role and "description" in by_role and columns.title is not False:
         by_role["title"] = by_role.pop("description")

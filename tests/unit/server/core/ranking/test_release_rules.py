@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,10 +16,10 @@ from server.core.history import Event, history_of
 from server.core.own_items import PastEvents
 from server.core.ranking.query import Part, Query, Ranked, Ranking, Strategy, Subject
 from server.core.ranking.rank import past_events, rank
-from server.core.ranking.release_rules import ReleaseRules, action_weights
+from server.core.ranking.release_rules import action_weights
 from server.core.release import GROUP, SELLER, TREND, Release
 from server.core.repository.read import read_release
-from server.core.rules import Rule, Rules
+from server.core.rules import Rule, Rules, RulesInForce
 from tests.support.releases import item_id, ranking_of, tiny_release
 
 ITEMS, SEGMENTS = 50, 4
@@ -66,8 +67,13 @@ def rule(kind: str, rule_id: str = "one", **fields: Any) -> Rule:
     return Rule.model_validate({"rule_id": rule_id, "kind": kind, **fields})
 
 
+def under(release: Release, rules: Sequence[Rule]) -> Release:
+    """The release with rules in force."""
+    return replace(release, rules=RulesInForce(Rules(rules=tuple(rules))))
+
+
 def listed(release: Release, query: Query, user: Subject, *rules: Rule) -> list[Ranked]:
-    return rank(release, query, [user], ReleaseRules(release, rules))[0].items
+    return rank(under(release, rules), query, [user])[0].items
 
 
 def rows(items: list[Ranked]) -> list[int]:
@@ -141,13 +147,13 @@ def test_every_rule_holds_in_any_list(
     seen = tuple(data.draw(st.lists(st.integers(0, ITEMS - 1), max_size=5), label="seen"))
     user = subject(release, segment, seed, seen)
     valid = [one for one in rules if not one.segment_ids or segment in one.segment_ids]
-    [ranking] = rank(release, query, [user], ReleaseRules(release, rules))
+    [ranking] = rank(under(release, rules), query, [user])
     items, found = ranking.items, rows(ranking.items)
     may_show = allowed(release, query, set(seen), valid)
     assert len(found) == len(set(found)) <= query.top_k
     assert set(found) <= may_show
     check_variants(release, query, found)
-    pins = {pin.place: index_of(release, pin) for pin in valid if pin.kind == "pin" and (pin.place or 0) <= query.top_k}
+    pins = {pin.place: index_of(release, pin) for pin in valid if pin.place and pin.place <= query.top_k}
     pinned = {row for row in pins.values() if row in may_show}
     check_caps(release, valid, found, pinned)
     check_pins(release, query, pins, pinned, found)
@@ -238,8 +244,8 @@ def test_users_of_many_segments_get_what_each_gets_alone(
 ) -> None:
     release = releases[0]
     users = [subject(release, segment, seed, (segment, 7)) for segment in (1, 0, 2, 1, 3)]
-    together = rank(release, query, users, ReleaseRules(release, rules))
-    alone = [rank(release, query, [user], ReleaseRules(release, rules))[0] for user in users]
+    together = rank(under(release, rules), query, users)
+    alone = [rank(under(release, rules), query, [user])[0] for user in users]
     assert [shown(ranking) for ranking in together] == [shown(ranking) for ranking in alone]
 
 
@@ -252,9 +258,9 @@ def test_without_a_rule_for_the_user_the_list_is_as_before(releases: list[Releas
     for release in releases:
         user = subject(release, 1)
         before = rank(release, Query(20, strategy), [user])
-        assert rank(release, Query(20, strategy), [user], ReleaseRules(release, ())) == before
-        other = ReleaseRules(release, [rule("ban", segment_ids=[2], item_ids=[item_id(1)])])
-        assert rank(release, Query(20, strategy), [user], other) == before
+        assert rank(under(release, ()), Query(20, strategy), [user]) == before
+        other = under(release, [rule("ban", segment_ids=[2], item_ids=[item_id(1)])])
+        assert rank(other, Query(20, strategy), [user]) == before
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
@@ -298,10 +304,12 @@ def test_a_replacement_stands_where_the_item_would(plain: Release) -> None:
 
 
 def test_weights_of_actions_take_the_place_of_the_releases(plain: Release) -> None:
-    weights = action_weights(plain, Rules(action_weights={"view": -1.0, "not an action": 9.0}))
+    given = RulesInForce(Rules(action_weights={"view": -1.0, "not an action": 9.0}))
+    release = replace(plain, rules=given)
+    weights = action_weights(release)
     names = [action.name for action in plain.preprocessing.actions]
     assert dict(zip(["", *names], weights.tolist(), strict=True)) == pytest.approx(
         {"": 0.0} | {action.name: action.weight for action in plain.preprocessing.actions} | {"view": -1.0}
     )
     history = history_of([Event(item_id(1), "view"), Event(item_id(2), "purchase")])
-    assert past_events(plain, history, weights).weight.tolist() == [-1.0, 1.0]
+    assert past_events(release, history).weight.tolist() == [-1.0, 1.0]
