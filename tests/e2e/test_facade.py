@@ -210,3 +210,18 @@ def test_pandas_is_read_as_polars_is(trained: TrainedRun) -> None:
     some = EVENTS.filter(pl.col("user_id") < "u00005")
     frame = pd.DataFrame(some.to_dict(as_series=False))
     assert trained.embed(frame).equals(trained.embed(some))
+
+
+def test_a_preview_of_rules_says_whose_lists_change(trained: TrainedRun, tmp_path: Path) -> None:
+    before = trained.recommend(top_k=5)
+    first = before.filter(pl.col("rank") == 1)["item_id"].value_counts(sort=True)["item_id"][0]
+    shown_to = before.filter(pl.col("item_id") == first)["user_id"].n_unique()
+    (tmp_path / "rules.toml").write_text(f'[[rules]]\nrule_id = "gone"\nkind = "ban"\nitem_ids = ["{first}"]')
+    options = ["--run", trained.path.name, "--runs", str(trained.path.parent), "--top-k", "5"]
+    arguments = ["rules", "preview", str(tmp_path / "rules.toml"), *options, "--out", str(tmp_path / "changed.parquet")]
+    result = CliRunner().invoke(app, [*arguments, "--repository", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    assert f"The lists of {shown_to} of {USERS} users" in " ".join(result.output.split())
+    changed = pl.read_parquet(tmp_path / "changed.parquet")
+    assert len(changed) == shown_to
+    assert not changed["after"].explode().is_in([first]).any()

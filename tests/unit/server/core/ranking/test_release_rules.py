@@ -93,7 +93,9 @@ targets = st.one_of(
 def rule_lists(draw: st.DrawFn) -> tuple[Rule, ...]:
     """Some rules of all kinds that do not contradict each other."""
     found: list[Rule] = []
-    places, pinned, replaced = iter(draw(st.permutations(range(1, 9)))), set(), set()
+    places = iter(draw(st.permutations(range(1, 9))))
+    pinned: set[str] = set()
+    replaced: set[str] = set()
     for number in range(draw(st.integers(1, 6))):
         kind = draw(st.sampled_from(["boost", "bury", "ban", "cap", "per", "pin", "replace"]))
         fields: dict[str, Any] = {"segment_ids": draw(segments)}
@@ -106,7 +108,7 @@ def rule_lists(draw: st.DrawFn) -> tuple[Rule, ...]:
             if kind == "pin":
                 fields["place"] = next(places)
             else:
-                fields["replacement_item_id"] = draw(ids.filter(lambda one, target=target: one != target))
+                fields["replacement_item_id"] = draw(ids.filter(target.__ne__))
         elif kind == "per":
             kind, fields["per"] = "cap", draw(st.sampled_from(["category", "seller"]))
         else:
