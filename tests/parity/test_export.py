@@ -15,7 +15,7 @@ from server.core.preprocessing import Action, Preprocessing
 from server.core.repository.layout import OUTPUT
 from training.errors import RunError
 from training.model import export as export_module
-from training.model import weights
+from training.model import onnx_inference, weights
 from training.model.encoder import Encoder, EncoderShape
 from training.model.export import TOLERANCE, ExportResult, compare_with_torch, export, random_inputs, torch_embeddings
 from training.model.onnx_inference import embed, open_session
@@ -142,4 +142,26 @@ def test_embed_gives_each_history_its_own_embedding(encoder: UserEncoder, model:
         }
         inputs["gap_index"][0, 0] = 1
         np.testing.assert_allclose(embeddings[row], torch_embeddings(encoder, inputs)[0], rtol=0, atol=TOLERANCE)
-    assert told[-1][0] == told[-1][1] == len(told)
+    assert told[-1] == (len(lengths), len(lengths))
+    assert len(told) > 1
+
+
+def test_a_block_of_histories_gives_the_same_bits_alone(
+    encoder: UserEncoder, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(1)
+    lengths = rng.integers(0, 40, 50)
+    total = int(lengths.sum())
+    features = Features(
+        rng.integers(1, SHAPE.item_count + 1, total, np.int32),
+        rng.integers(1, SHAPE.action_count + 1, total, np.int32),
+        rng.normal(size=total).astype(np.float32),
+        rng.integers(2, 33, total, np.int32),
+        np.concatenate([[0], np.cumsum(lengths)]),
+        np.zeros(len(lengths), np.int32),
+    )
+    monkeypatch.setattr(onnx_inference, "BLOCK_USERS", 16)
+    whole = embed(model, features, BAG_HISTORY)
+    for start in range(0, 50, 16):
+        block = features.slices(features.starts[start : start + 16], features.ends[start : start + 16])
+        np.testing.assert_array_equal(embed(model, block, BAG_HISTORY), whole[start : start + 16])
