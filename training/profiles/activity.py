@@ -16,17 +16,26 @@ _PERIODS = 10
 
 @dataclass(frozen=True, slots=True)
 class Habits:
-    """Activity figures of one cluster; the fields have the meaning of those in the API's `SegmentProfile`."""
+    """Activity figures of one cluster; the fields have the meaning of those in the API's `SegmentProfile`.
+
+    `local_weekdays` are the weekdays of the run's time zone; `hours` and `weekdays` are UTC.
+    """
 
     activity: Activity | None
     growth: float | None
     hours: tuple[float, ...]
     weekdays: tuple[float, ...]
     spend: Spend | None
+    local_weekdays: tuple[float, ...] = ()
 
 
 def habits_of(
-    events: pl.LazyFrame, clusters: NDArray[np.intp], cluster_count: int, has_clock: bool, min_users: int
+    events: pl.LazyFrame,
+    clusters: NDArray[np.intp],
+    cluster_count: int,
+    has_clock: bool,
+    min_users: int,
+    zone: str = "UTC",
 ) -> list[Habits]:
     """The figures of each cluster; None or empty for a cluster without users.
 
@@ -36,16 +45,27 @@ def habits_of(
     users = placed_users(clusters).join(_users(events), on="row", how="left")
     activity = _activity(users, has_clock)
     spend = _spend(users, min_users)
-    hours, weekdays = (list[tuple[float, ...]]([()] * cluster_count) for _ in range(2))
+    hours, weekdays, local = (list[tuple[float, ...]]([()] * cluster_count) for _ in range(3))
     growth: list[float | None] = [None] * cluster_count
     if has_clock:
         clock = pl.from_epoch("timestamp", "ms").dt
+        local_clock = clock.replace_time_zone("UTC").dt.convert_time_zone(zone).dt
         placed = events.join(users.lazy().select("row", "cluster"), on="row")
         hours = _shares(placed, clock.hour().cast(pl.Int64), 24, cluster_count)
         weekdays = _shares(placed, clock.weekday().cast(pl.Int64) - 1, 7, cluster_count)
+        local = weekdays
+        if zone != "UTC":
+            local = _shares(placed, local_clock.weekday().cast(pl.Int64) - 1, 7, cluster_count)
         growth = _growth(placed, cluster_count, min_users)
     return [
-        Habits(activity.get(cluster), growth[cluster], hours[cluster], weekdays[cluster], spend.get(cluster))
+        Habits(
+            activity.get(cluster),
+            growth[cluster],
+            hours[cluster],
+            weekdays[cluster],
+            spend.get(cluster),
+            local[cluster],
+        )
         for cluster in range(cluster_count)
     ]
 

@@ -66,12 +66,13 @@ def _unused_names(names: Sequence[str], used: Sequence[Sequence[str]]) -> list[s
     return next((choice for choice in choices if frozenset(choice) not in taken), list(names[:1]))
 
 
-def descriptions_of(profiles: Sequence[SegmentProfile]) -> list[str]:
+def descriptions_of(profiles: Sequence[SegmentProfile], zone: str = "UTC") -> list[str]:
     """A unique one-sentence description of each segment of a release, from the figures of the profiles.
 
-    Weekends and the number of events are compared with all users, whose figures are computed from all profiles.
+    Weekends and the number of events are compared with all users, whose figures are computed from all profiles. The
+    weekdays of the profiles are of the time `zone`.
     """
-    sentences = [_sentence(profile, profiles) for profile in profiles]
+    sentences = [_sentence(profile, profiles, zone) for profile in profiles]
     uses = Counter(sentences)
     return [
         f"Segment {profile.segment_id}: {sentence}" if uses[sentence] > 1 else sentence
@@ -100,12 +101,12 @@ def times_text(ratio: float) -> str:
     return f"{ratio:.1f} times" if ratio < 10 else f"{ratio:.0f} times"
 
 
-def _sentence(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
+def _sentence(profile: SegmentProfile, profiles: Sequence[SegmentProfile], zone: str) -> str:
     if profile.share == 1:
         return "All users in one segment; there is no other to differ from."
     clauses = (
         _what_clause(profile),
-        _when_clause(profile, profiles),
+        _when_clause(profile, profiles, zone),
         _amount_clause(profile, profiles),
         _growth_clause(profile),
     )
@@ -129,7 +130,7 @@ def _what_clause(profile: SegmentProfile) -> str:
     )
 
 
-def _when_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) -> str:
+def _when_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile], zone: str) -> str:
     """Weekends and the part of the day, if the segment differs from all users there."""
     clauses = []
     everyone = _event_mean(profiles, _weekend)
@@ -137,8 +138,8 @@ def _when_clause(profile: SegmentProfile, profiles: Sequence[SegmentProfile]) ->
     if everyone and weekend is not None and weekend >= SMALLEST_LIFT * everyone:
         clauses.append("mostly on weekends" if weekend > 0.5 else "more on weekends than others")
     times = _named(profile.traits, "time")[:1]
-    if clauses and not any("UTC" in name for name, _ in times):
-        clauses = [f"{clauses[0]} (UTC)"]
+    if clauses and not times:  # the part of the day names the zone itself
+        clauses = [f"{clauses[0]} ({zone})"]
     clauses += [f"mostly at {name}" if trait.share > 0.5 else f"more at {name} than others" for name, trait in times]
     return ", ".join(clauses)
 

@@ -49,13 +49,13 @@ def profiles_of(
     """A profile for each cluster, without the history across releases.
 
     `events` has `row`, `item_id`, `action`, `value` and `timestamp` (milliseconds), in any order; `items` has
-    `item_id, title, category`; `segment_ids` are by cluster. Traits name parts of the day
-    of the time `zone`; hours and weekdays are UTC.
+    `item_id, title, category`; `segment_ids` are by cluster. Traits and descriptions are of the
+    time `zone`; hours and weekdays are UTC.
     """
     count, least = len(segment_ids), privacy.min_item_users
     events, items = _compact(events, items)
     tallies = tallies_of(events, items, members.clusters, has_clock, zone)
-    habits = habits_of(events, members.clusters, count, has_clock, least)
+    habits = habits_of(events, members.clusters, count, has_clock, least, zone)
     sizes = np.bincount(members.clusters, minlength=count)
     shown = sizes >= max(privacy.min_segment_size, 1)
     all_traits = traits_by_cluster(tallies, count, least)
@@ -70,8 +70,12 @@ def profiles_of(
         else withheld_profile(profile, count)
         for cluster, profile in enumerate(bare)
     ]
-    published = [profile for profile, traits_of_cluster in zip(profiles, shown, strict=True) if traits_of_cluster]
-    sentences = iter(descriptions_of(published))
+    published = [
+        profile.model_copy(update={"weekdays": habits[cluster].local_weekdays})
+        for cluster, profile in enumerate(profiles)
+        if shown[cluster]
+    ]
+    sentences = iter(descriptions_of(published, zone))
     too_few = f"Fewer than {privacy.min_segment_size} users; figures of so small a segment are withheld."
     return [
         profile.model_copy(update={"description": next(sentences) if traits_of_cluster else too_few})

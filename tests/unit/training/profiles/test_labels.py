@@ -98,10 +98,12 @@ def test_items_stand_in_for_categories_and_actions_for_both() -> None:
     assert "are view, " in descriptions_of([profile(traits=tuple(items[1:]))])[0]
 
 
-def test_a_description_with_weekends_only_names_utc() -> None:
+def test_a_description_with_weekends_only_names_the_zone() -> None:
     weekend = profile(weekdays=(0,) * 5 + (0.5, 0.5), activity=activity(5))
     rest = profile(2, 0.3, weekdays=(0.2,) * 5 + (0, 0), activity=activity(5))
     assert descriptions_of([weekend, rest])[0] == "12 % of users; mostly on weekends (UTC)."
+    zoned = descriptions_of([weekend, rest], "Europe/Berlin")[0]
+    assert zoned == "12 % of users; mostly on weekends (Europe/Berlin)."
 
 
 def test_equal_descriptions_get_the_segment_id() -> None:

@@ -64,6 +64,20 @@ def test_profiles_count_users_and_shares() -> None:
     assert first.history == ()
 
 
+def test_a_description_tells_weekends_in_the_time_of_the_zone() -> None:
+    friday_late, wednesday = (DAY_MS + 20 * 3_600_000, 6 * DAY_MS + 20 * 3_600_000)  # UTC; in Tokyo, Saturday at 5 h
+    events = log_of(TWO).with_columns(
+        timestamp=pl.when(pl.col("row") < 60).then(pl.lit(friday_late)).otherwise(pl.lit(wednesday))
+    )
+    of_zone = {
+        zone: profiles_of(events, ITEMS, members_of(TWO), [4, 2], True, Privacy(50, 5), zone)[0]
+        for zone in ("UTC", "Asia/Tokyo")
+    }
+    assert "weekends" not in of_zone["UTC"].description
+    assert "mostly on weekends (Asia/Tokyo)" in of_zone["Asia/Tokyo"].description
+    assert of_zone["Asia/Tokyo"].weekdays == of_zone["UTC"].weekdays == (0, 0, 0, 0, 1, 0, 0)
+
+
 def test_profiles_have_traits_actions_and_times() -> None:
     first, second = profiles()
     assert first.activity is not None
