@@ -106,10 +106,10 @@ def quality(measured: Quality, page: Page) -> Chart:
     ndcgs = [(segment.ndcg, *segment.ndcg_interval) for segment in measured.slices]
     left, axis = page.room_for(names), names_axis(page, names)
     width = (page.width - left - 60) // 2 if page.is_wide else page.width - left - 24
-    figures = measured.overall.figures
+    overall = measured.overall
     step = page.row_height(names, 26)
-    first = _dots("HR@10", names, hit_rates, figures["hr@10"], axis, width, step)
-    second = _dots("NDCG@10", names, ndcgs, figures["ndcg@10"], None if page.is_wide else axis, width, step)
+    first = _dots("HR@10", names, hit_rates, overall.hr, axis, width, step)
+    second = _dots("NDCG@10", names, ndcgs, overall.ndcg, None if page.is_wide else axis, width, step)
     return alt.hconcat(first, second, spacing=28) if page.is_wide else alt.vconcat(first, second, spacing=18)
 
 

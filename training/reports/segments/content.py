@@ -16,7 +16,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from server.core.errors import DamagedRelease
-from server.core.figures import ENCODER
+from server.core.figures import ENCODER, HYBRID, POPULAR, STRATEGIES, Figure, find
 from server.core.profiles import Migration, SegmentItem, SegmentProfile
 from server.core.release import MIGRATION
 from server.core.repository.layout import MODEL_NAME
@@ -26,8 +26,9 @@ from training.config import ReportSettings
 from training.data.account import Account
 from training.data.origin import Origin
 from training.errors import RunError
-from training.evaluation.results import RANKS, EvaluateResult, Result, figures_by_user
+from training.evaluation.results import RANKS, EvaluateResult, figures_by_user
 from training.metrics import bootstrap_interval
+from training.ranking.served import SERVED_NDCG
 from training.reports.segments.people import People, people_by_segment, read_sources
 from training.reports.segments.sweep_charts import K_SWEEP, Sweep, read_sweep_chart
 from training.repository import read_trusted
@@ -100,17 +101,38 @@ class SegmentSlice:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """HR@10 and NDCG@10 of one method over `users` test users; `method` is its name in `server.core.figures`."""
+
+    method: str
+    users: int
+    hr: float
+    ndcg: float
+
+
+@dataclass(frozen=True, slots=True)
 class Quality:
-    """Quality under one protocol: each method over all users, and the encoder by segment, in the order of the cards."""
+    """Quality under one protocol: each method over all users, and `overall` by segment, in the order of the cards.
+
+    The methods are the strategies of the release if they were measured, the encoder, and the rules.
+    """
 
     protocol: str
-    results: tuple[Result, ...]
+    methods: tuple[Measured, ...]
     slices: tuple[SegmentSlice, ...]
 
     @property
-    def overall(self) -> Result:
-        """The result of the encoder over all users."""
-        return next(result for result in self.results if result.method == ENCODER)
+    def overall(self) -> Measured:
+        """What the release serves, the hybrid; the encoder if strategies were not measured."""
+        return self._named(HYBRID) or next(one for one in self.methods if one.method == ENCODER)
+
+    @property
+    def popular(self) -> Measured | None:
+        """The list of popular items, by the strategy or else by the rule; None if neither was measured."""
+        return self._named(POPULAR) or next((one for one in self.methods if one.method.startswith("popularity")), None)
+
+    def _named(self, method: str) -> Measured | None:
+        return next((one for one in self.methods if one.method == method), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +188,7 @@ def read_content(run: Run, repository: Path, settings: ReportSettings | None = N
     readers: Mapping[str, Callable[[], Any]] = {
         "sweep": lambda: _sweep(run, segmented),
         "moves": lambda: _moves(segmented, segmentation, repository, least, notes),
-        "quality": lambda: _quality(run, segmented, shown, least),
+        "quality": lambda: _quality(run, segmented, segmentation, shown, least),
         "curves": lambda: _curves(run.require("train")),
     }
     for name, read in readers.items():
@@ -295,20 +317,43 @@ def _moves(segmented: Path, segmentation: Segmentation, repository: Path, least:
     return Moves(migration.model_copy(update={"flows": flows}), previous)
 
 
-def _quality(run: Run, segmented: Path, shown: Sequence[SegmentProfile], least: int) -> Quality:
-    """Quality by segment, from the ranks of the evaluate stage, under its last protocol: as served, if measured."""
+def _quality(
+    run: Run, segmented: Path, segmentation: Segmentation, shown: Sequence[SegmentProfile], least: int
+) -> Quality:
+    """Quality by segment under the last protocol of the evaluate stage, which is that of the release if measured.
+
+    It is the quality of the hybrid if the segment stage measured strategies, and of the encoder otherwise.
+    """
     try:
         evaluated = run.require("evaluate")
     except RunError as error:
         raise _AbsentError(f"Quality is not known. {error}") from error
     results = EvaluateResult.read(evaluated).results
     protocol = results[-1].protocol
-    ranks = pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol)
+    served = segmented / SERVED_NDCG
+    strategies = [figure for figure in segmentation.figures if figure.protocol == protocol]
+    if strategies and served.is_file():
+        ndcg = pl.read_parquet(served).select("user_id", ndcg=pl.col(HYBRID).cast(pl.Float64))
+        users = ndcg.with_columns(hr=(pl.col("ndcg") > 0).cast(pl.Float64))  # a hit is what NDCG counts
+        methods = _strategies(strategies, len(users))
+    else:
+        users = figures_by_user(pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol))
+        methods = []
+    methods += [
+        Measured(result.method, result.users, result.figures["hr@10"], result.figures["ndcg@10"])
+        for result in results
+        if result.protocol == protocol
+    ]
     assignments = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
-    users = figures_by_user(ranks).join(assignments, on="user_id")
-    slices = [_slice(profile, users.filter(segment_id=profile.segment_id)) for profile in shown]
-    large = tuple(segment for segment in slices if segment.users >= max(1, least))
-    return Quality(protocol, tuple(result for result in results if result.protocol == protocol), large)
+    placed = users.join(assignments, on="user_id")
+    slices = [_slice(profile, placed.filter(segment_id=profile.segment_id)) for profile in shown]
+    return Quality(protocol, tuple(methods), tuple(one for one in slices if one.users >= max(1, least)))
+
+
+def _strategies(figures: Sequence[Figure], users: int) -> list[Measured]:
+    """The strategies over all users, the one that is served first."""
+    found = ((method, find(figures, method, "hr"), find(figures, method, "ndcg")) for method in reversed(STRATEGIES))
+    return [Measured(method, users, hr.value, ndcg.value) for method, hr, ndcg in found if hr and ndcg]
 
 
 def _slice(profile: SegmentProfile, users: pl.DataFrame) -> SegmentSlice:

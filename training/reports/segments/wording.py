@@ -5,12 +5,20 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from humanize import natural_list
 
+from server.core.figures import HYBRID, NEXT_VISIT, PERSONAL, POPULAR, SEGMENT
 from server.core.profiles import Change, Flow, Migration, SegmentProfile
 from training.ranking.item_lists import LONGEST_LIST
 from training.reports.segments.content import MAP_USERS, Card, Content, Moves, Quality, display_name
 from training.reports.segments.sweep_charts import Sweep
 from training.reports.wording import percent, segments_in_words
 from training.segments.result import Segmentation
+
+_STRATEGIES = {
+    HYBRID: "as served (hybrid)",
+    PERSONAL: "personal items only",
+    SEGMENT: "items of the segment only",
+    POPULAR: "popular items only",
+}
 
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
@@ -97,7 +105,7 @@ def quality_in_words(quality: Quality) -> str:
     worst = min(quality.slices, key=lambda segment: segment.ndcg)
     return (
         f"Next items are predicted best in “{best.name}” (NDCG@10 {best.ndcg:.3f}) and worst in “{worst.name}” "
-        f"({worst.ndcg:.3f}); {quality.overall.figures['ndcg@10']:.3f} over all users."
+        f"({worst.ndcg:.3f}); {quality.overall.ndcg:.3f} over all users."
     )
 
 
@@ -167,10 +175,21 @@ def weeks_in_words(card: Card) -> str:
     )
 
 
-def beside_popular(quality: Quality) -> str:
-    """The first figure of quality for the list of what is popular, as a clause; empty if it was not measured."""
-    popular = [one for one in quality.results if one.method.startswith("popularity")]
-    return f"; of the ten most popular items, {percent(popular[0].figures['hr@10'])}" if popular else ""
+def headline(quality: Quality) -> tuple[str, str]:
+    """The first figure of quality, and what it means, up to the end of the sentence."""
+    who = "the release" if quality.overall.method == HYBRID else "the model"
+    what = (
+        f"at their next visit at least one of the ten items that {who} recommends to them"
+        if quality.protocol == NEXT_VISIT
+        else f"next one of the ten items that {who} recommends to them"
+    )
+    popular = f"; of the ten most popular items, {percent(quality.popular.hr)}" if quality.popular else ""
+    return percent(quality.overall.hr), f"of users chose {what}{popular}."
+
+
+def method_in_words(method: str) -> str:
+    """A method of the table of quality."""
+    return _STRATEGIES.get(method, method)
 
 
 def rhythm_in_words(profile: SegmentProfile, zone: str) -> str:

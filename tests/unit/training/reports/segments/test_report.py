@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 from segrec.visible import visible_lines
 
-from server.core.figures import AS_SERVED
+from server.core.figures import AS_SERVED, NEXT_VISIT, STRATEGIES, Figure
 from server.core.profiles import Change, Flow, SegmentProfile
 from server.core.repository.segment_notes import SegmentNote, SegmentNotes, write_segment_notes
 from tests.e2e.test_segment import GROUPS, exported_run
@@ -18,6 +18,7 @@ from tests.support.reports import fill, set_least, write_moves, write_sweep
 from training.config import ReportSettings
 from training.evaluation.results import METRICS, RANKS
 from training.publish.publish import publish
+from training.ranking.served import SERVED_NDCG
 from training.reports import wording as figures
 from training.reports.page import Picture, inlined
 from training.reports.segments import wording as words
@@ -213,6 +214,41 @@ def test_quality_is_by_segment_of_the_users_tested(own: Run) -> None:
     set_least(own, 31)
     assert content_of(own).quality is not None
     assert not content_of(own).quality.slices  # type: ignore[union-attr]
+
+
+def figure(method: str, metric: str, value: float) -> Figure:
+    return Figure(protocol=NEXT_VISIT, method=method, metric=metric, k=10, value=value)
+
+
+def test_quality_is_that_of_the_release_as_served(own: Run) -> None:
+    directory = own.path / "segment"
+    placed = pl.read_parquet(directory / "assignments.parquet")
+    first = placed["segment_id"][0]
+    hit = pl.when(pl.col("segment_id") == first).then(0.5).otherwise(0.0).cast(pl.Float32)
+    placed.select("user_id", hybrid=hit).write_parquet(directory / SERVED_NDCG)
+    values = {
+        (method, metric): number / 16 for number, (method, metric) in enumerate(product(STRATEGIES, ("hr", "ndcg")))
+    }
+    served = tuple(figure(method, metric, value) for (method, metric), value in values.items())
+    Segmentation.read(directory).model_copy(update={"figures": served}).write(directory)
+    ranks = pl.lit(NEXT_VISIT).alias("protocol"), "user_id", pl.lit("i").alias("item_id"), pl.lit(0).alias("rank")
+    with own.stage("evaluate") as stage:
+        placed.select(*ranks).write_parquet(stage.directory / RANKS)
+        result = {"protocol": NEXT_VISIT, "method": "encoder", "users": 120, "figures": {"hr@10": 0.9, "ndcg@10": 0.8}}
+        result |= {"interval": [0.2, 0.3], "hr_interval": [0.2, 0.3], "slices": []}
+        (stage.directory / METRICS).write_text(json.dumps({"results": [result], "notes": []}))
+    quality = content_of(own).quality
+    assert quality is not None
+    assert (quality.overall.hr, quality.overall.ndcg) == (values["hybrid", "hr"], values["hybrid", "ndcg"])
+    assert {one.segment_id: (one.users, one.hr, one.ndcg) for one in quality.slices} == {
+        number: (30, 1.0, 0.5) if number == first else (30, 0.0, 0.0) for number in placed["segment_id"].unique()
+    }
+    assert [one.method for one in quality.methods] == ["hybrid", "personal", "segment", "popular", "encoder"]
+    text = page(own)
+    share = figures.percent(values["hybrid", "hr"])
+    sentence = "of users chose at their next visit at least one of the ten items that the release recommends to them"
+    popular = figures.percent(values["popular", "hr"])
+    assert f"<strong>{share}</strong> {sentence}; of the ten most popular items, {popular}." in text
 
 
 def test_the_sweep_is_read_with_what_it_has(own: Run) -> None:
