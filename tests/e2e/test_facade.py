@@ -130,6 +130,29 @@ def test_commands_write_what_the_facade_answers(
     assert {path.name for path in tmp_path.iterdir()} == {"vectors.parquet", "top.parquet"}
 
 
+def test_commands_answer_for_the_users_of_another_log(trained: TrainedRun, tmp_path: Path) -> None:
+    stranger = EVENTS.head(3).with_columns(user_id=pl.lit("stranger"), item_id=pl.lit("no-such-item"))
+    first, second = (tmp_path / name for name in ("first.parquet", "second.csv"))
+    EVENTS.filter(pl.col("user_id") < "u00010").write_parquet(first)
+    stranger.write_csv(second)
+    other = pl.concat([pl.read_parquet(first), stranger])
+    written = call(trained, "embed", "--events", first, second, "--out", tmp_path / "vectors.parquet")
+    assert written.exit_code == 0, written.output
+    assert "The vectors of 10 users" in written.output
+    assert "Left out: 1 users" in written.output
+    assert f"{len(other):,}" in written.output  # the account of the log
+    assert pl.read_parquet(tmp_path / "vectors.parquet").equals(trained.embed(other))
+    written = call(trained, "recommend", "--top-k", 3, "--events", first, second, "--out", tmp_path / "top.parquet")
+    assert written.exit_code == 0, written.output
+    assert "Popular items: 1 users" in written.output
+    top = pl.read_parquet(tmp_path / "top.parquet")
+    assert top.equals(trained.recommend(events=other, top_k=3))
+    assert set(top.filter(user_id="stranger")["reason"]) == {"popular"}
+    refused = call(trained, "embed", "--events", tmp_path / "none.csv", "--out", tmp_path / "vectors.parquet")
+    assert refused.exit_code == 2
+    assert "none.csv" in refused.stderr
+
+
 @pytest.mark.parametrize("command", ["embed", "recommend"])
 def test_commands_refuse_other_files_and_runs(trained: TrainedRun, tmp_path: Path, command: str) -> None:
     refused = call(trained, command, "--out", tmp_path / "out.csv")

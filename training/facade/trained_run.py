@@ -156,4 +156,5 @@ class TrainedRun:
         if events is None:
             return OfflineUsers.of_run(self.run)
         with table_files() as files:
-            return OfflineUsers.of_log(self.run, files.log(events), self._release)
+            users, _ = OfflineUsers.of_log(self.run, files.log(events), self._release)
+            return users

@@ -13,6 +13,7 @@ from server.core.own_items import PastEvents
 from server.core.ranking.query import Subject
 from server.core.release import Release
 from server.core.segments import next_item_part
+from training.data.account import Account
 from training.data.reading.sources import Log
 from training.model.onnx_inference import embed
 from training.runs import Progress, Run, no_progress
@@ -49,9 +50,13 @@ class OfflineUsers:
         return cls(placed["user_id"], counts.astype(np.int64), events, embeddings, placed["segment_id"].to_numpy())
 
     @classmethod
-    def of_log(cls, run: Run, log: Log, release: Release, progress: Progress = no_progress) -> Self:
-        """The users of another log, cleaned with the run's settings. Raises LogError for an unusable log."""
-        events = read_events(log, run.config(), release).events
+    def of_log(cls, run: Run, log: Log, release: Release, progress: Progress = no_progress) -> tuple[Self, Account]:
+        """The users of another log, cleaned with the run's settings, and the account of the log.
+
+        Raises LogError for an unusable log.
+        """
+        read = read_events(log, run.config(), release)
+        events = read.events
         histories = histories_of(events.lazy(), release)
         model = run.require("export") / "model.onnx"
         embeddings = embed(model, histories.features, release.preprocessing.max_length, progress)
@@ -59,7 +64,13 @@ class OfflineUsers:
         segment_ids = np.zeros(len(histories.users), np.int64)
         segment_ids[placed.rows] = np.array([one.segment_id for one in release.segments])[placed.nearest.first]
         counts = events.select(pl.col("user_id").rle().struct.field("len"))["len"].to_numpy()
-        return cls(histories.users, counts.astype(np.int64), events.lazy(), embeddings, segment_ids)
+        users = cls(histories.users, counts.astype(np.int64), events.lazy(), embeddings, segment_ids)
+        return users, read.account
+
+    @property
+    def unknown_count(self) -> int:
+        """Number of users of whose events the release knows none."""
+        return int((self.segment_ids == 0).sum())
 
     @cached_property
     def _row_by_id(self) -> dict[str, int]:
