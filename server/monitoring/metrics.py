@@ -82,9 +82,9 @@ class Metrics:
         self.active_release = Gauge(
             "segrec_active_release", "Number of the active release; 0 while there is none.", registry=self.registry
         )
-        self.traffic_percent = Gauge(
-            "segrec_traffic_percent",
-            "Share of the users that a release answers, 0 to 100; a release without users has no series.",
+        self.traffic_share = Gauge(
+            "segrec_traffic_share",
+            "Share of the users that a release answers, 0 to 1; a release without users has no series.",
             ["release"],
             registry=self.registry,
         )
@@ -130,10 +130,10 @@ class Metrics:
         )
 
     def show_traffic(self, shares: Mapping[int, float]) -> None:
-        """Set `traffic_percent` from the share of each release that answers, by release number."""
-        self.traffic_percent.clear()
-        for number, percent in shares.items():
-            self.traffic_percent.labels(str(number)).set(percent)
+        """Set `traffic_share` from the share of each release that answers, by release number."""
+        self.traffic_share.clear()
+        for number, share in shares.items():
+            self.traffic_share.labels(str(number)).set(share)
 
     def count_states(self, states: Sequence[SegmentState]) -> None:
         for state in set(states):

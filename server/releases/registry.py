@@ -36,7 +36,7 @@ class Status:
     state: State
     failure: str
     manifest: Manifest | None
-    traffic_percent: float = 0.0
+    traffic_share: float = 0.0
     """Share of the users that this release answers on this server, 0 to 100."""
 
 
@@ -141,14 +141,14 @@ class ReleaseRegistry:
         ]
 
     def shares(self) -> dict[int, float]:
-        """Release number → share of the users, 0 to 100, for the releases that answer."""
+        """Release number → share of the users, 0 to 1, for the releases that answer."""
         if self._active is None:
             return {}
         canary = self.canary
         if canary is None or canary is self._active:
-            return {self._active.number: 100.0}
-        percent = self._traffic.canary_percent
-        return {self._active.number: 100.0 - percent, canary.number: percent}
+            return {self._active.number: 1.0}
+        share = self._traffic.canary_share
+        return {self._active.number: round(1.0 - share, 12), canary.number: share}
 
     def statuses(self) -> list[Status]:
         """All releases on disk, and missing ones that the traffic names, newest first."""

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
+from segrec.traffic import percent_of
+
 from server.core.errors import DamagedTraffic
 from server.core.repository.traffic import TRAFFIC, Traffic, last_traffic, read_traffic
 
@@ -91,7 +93,9 @@ def describe(traffic: Traffic) -> str:
     """The traffic as a log line, without a full stop."""
     parts = [f"release {traffic.stable} answers" if traffic.stable else "the newest good release answers"]
     if traffic.canary:
-        parts.append(f"release {traffic.canary} answers {traffic.canary_percent:g} % of the users as its canary")
+        parts.append(
+            f"release {traffic.canary} answers {percent_of(traffic.canary_share):g} % of the users as its canary"
+        )
     if traffic.shadow:
         parts.append(f"release {traffic.shadow} is computed as its shadow")
     by = f"; set by {traffic.changed_by}" if traffic.changed_by else ""

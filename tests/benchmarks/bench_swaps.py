@@ -192,7 +192,7 @@ class Swaps:
         self._load_seconds.append(time.perf_counter() - started)
         for percent in STEPS:
             self._stage = (place, f"{percent:g} %")
-            await self._change(partial(Traffic.with_answering, canary=number, percent=percent), "traffic")
+            await self._change(partial(Traffic.with_answering, canary=number, share=percent / 100.0), "traffic")
             await asyncio.sleep(self._options.step_seconds)
         self._stage = (place, "all")
         await self._change(partial(_promoted, number=number), "traffic")

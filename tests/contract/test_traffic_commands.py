@@ -86,27 +86,27 @@ GUARDED = "--guard errors=0.01,p99=50ms"
     [
         (["2=100"], Traffic(stable=2)),
         (["newest=100"], Traffic()),
-        (["3=95 2=5"], Traffic(stable=3, canary=2, canary_percent=5)),
-        (["2=5"], Traffic(stable=3, canary=2, canary_percent=5)),
-        (["2=5%"], Traffic(stable=3, canary=2, canary_percent=5)),
-        (["3=95% 2=5%"], Traffic(stable=3, canary=2, canary_percent=5)),
-        (["1=33.3333333 2=66.6666666"], Traffic(stable=2, canary=1, canary_percent=33.3333333)),
-        (["2=100", "2=5 3=95"], Traffic(stable=2, canary=3, canary_percent=95)),
-        (["2=100", "2=50 3=50"], Traffic(stable=2, canary=3, canary_percent=50)),
-        (["1=50 2=50"], Traffic(stable=1, canary=2, canary_percent=50)),
-        (["3=100", "2=95 3=5"], Traffic(stable=2, canary=3, canary_percent=5)),
-        (["3=100", "2=99.5 3=0.5"], Traffic(stable=2, canary=3, canary_percent=0.5)),
-        (["3=95 2=5", "2=60 3=40"], Traffic(stable=3, canary=2, canary_percent=60)),
+        (["3=95 2=5"], Traffic(stable=3, canary=2, canary_share=0.05)),
+        (["2=5"], Traffic(stable=3, canary=2, canary_share=0.05)),
+        (["2=5%"], Traffic(stable=3, canary=2, canary_share=0.05)),
+        (["3=95% 2=5%"], Traffic(stable=3, canary=2, canary_share=0.05)),
+        (["1=33.3333333 2=66.6666666"], Traffic(stable=2, canary=1, canary_share=0.333333333)),
+        (["2=100", "2=5 3=95"], Traffic(stable=2, canary=3, canary_share=0.95)),
+        (["2=100", "2=50 3=50"], Traffic(stable=2, canary=3, canary_share=0.5)),
+        (["1=50 2=50"], Traffic(stable=1, canary=2, canary_share=0.5)),
+        (["3=100", "2=95 3=5"], Traffic(stable=2, canary=3, canary_share=0.05)),
+        (["3=100", "2=99.5 3=0.5"], Traffic(stable=2, canary=3, canary_share=0.005)),
+        (["3=95 2=5", "2=60 3=40"], Traffic(stable=3, canary=2, canary_share=0.6)),
         (["--shadow 1"], Traffic(stable=3, shadow=1)),
         (["--shadow none"], Traffic()),
         (["--guard none"], Traffic()),
         (["3=95 2=5 --shadow 1", "2=100"], Traffic(stable=2, shadow=1)),
         (["3=95 2=5 --shadow 1", "newest=100"], Traffic()),
-        (["3=95 2=5 --shadow 1", "1=5"], Traffic(stable=3, canary=1, canary_percent=5)),
-        ([f"2=5 {GUARDED}"], Traffic(stable=3, canary=2, canary_percent=5, guard=GUARD)),
-        ([f"2=5 {GUARDED}", "2=10"], Traffic(stable=3, canary=2, canary_percent=10, guard=GUARD)),
-        ([f"2=5 {GUARDED}", "1=10"], Traffic(stable=3, canary=1, canary_percent=10)),
-        ([f"2=5 {GUARDED}", "--guard none"], Traffic(stable=3, canary=2, canary_percent=5)),
+        (["3=95 2=5 --shadow 1", "1=5"], Traffic(stable=3, canary=1, canary_share=0.05)),
+        ([f"2=5 {GUARDED}"], Traffic(stable=3, canary=2, canary_share=0.05, guard=GUARD)),
+        ([f"2=5 {GUARDED}", "2=10"], Traffic(stable=3, canary=2, canary_share=0.1, guard=GUARD)),
+        ([f"2=5 {GUARDED}", "1=10"], Traffic(stable=3, canary=1, canary_share=0.1)),
+        ([f"2=5 {GUARDED}", "--guard none"], Traffic(stable=3, canary=2, canary_share=0.05)),
     ],
     ids=lambda value: " then ".join(value) if isinstance(value, list) else "",
 )
@@ -114,7 +114,7 @@ def test_a_change_has_the_same_effect(call: Call, repository: Path, steps: list[
     for step in steps:
         code, output = call(step.split())
         assert code == 0, output
-    fields = {"stable", "canary", "canary_percent", "shadow", "guard"}
+    fields = {"stable", "canary", "canary_share", "shadow", "guard"}
     assert read_traffic(repository).model_dump(include=fields) == expected.model_dump(include=fields)
 
 

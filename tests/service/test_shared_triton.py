@@ -26,7 +26,7 @@ def triton(triton_environment: Path, tmp_path: Path) -> Iterator[str]:
     for number in (1, 2, 3):
         tiny_release(repository, number)
     change_traffic(
-        repository, lambda before: before.with_stable(1).with_answering(2, 50.0, guard=GUARD), "traffic", "test"
+        repository, lambda before: before.with_stable(1).with_answering(2, 0.5, guard=GUARD), "traffic", "test"
     )
     with triton_process(triton_environment, repository, tmp_path / "triton.log") as address:
         yield address

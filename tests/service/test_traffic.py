@@ -85,10 +85,10 @@ def pair(shared_pair: Pair) -> Pair:
     return shared_pair
 
 
-def put(pair: Pair, stable: int, canary: int = 0, percent: float = 0.0) -> None:
+def put(pair: Pair, stable: int, canary: int = 0, share: float = 0.0) -> None:
     """Change the traffic as `segrec-train traffic` does: in the file."""
     change_traffic(
-        pair.repository, lambda before: before.with_stable(stable).with_answering(canary, percent), "traffic", "test"
+        pair.repository, lambda before: before.with_stable(stable).with_answering(canary, share), "traffic", "test"
     )
 
 
@@ -292,7 +292,7 @@ def test_metrics_show_the_shares(pair: Pair) -> None:
         lines = page.read().decode().splitlines()
     told = [line for line in lines if line.startswith("segrec_traffic_")]
     assert told == [
-        'segrec_traffic_percent{release="1"} 95.0',
-        'segrec_traffic_percent{release="2"} 5.0',
+        'segrec_traffic_share{release="1"} 0.95',
+        'segrec_traffic_share{release="2"} 0.05',
         "segrec_traffic_damaged 0.0",
     ]

@@ -146,7 +146,7 @@ def test_the_guard_takes_out_a_canary_that_ails_and_the_audit_says_why(
     if "NaN" in ails:
         poison(canary, 41)
     guard = Guard(**bound, window_seconds=4, min_answer_count=10)
-    traffic = put(repository, stable=1, canary=2, canary_percent=50, guard=guard)
+    traffic = put(repository, stable=1, canary=2, canary_share=0.5, guard=guard)
     mine = [user for user in USERS if traffic.is_canary_user(user)]
     server, stubs = serving()
     wait_until(lambda: is_in_force(stubs, 2))
@@ -173,7 +173,7 @@ def test_a_good_canary_stays(tmp_path: Path, serving: Serving) -> None:
         window_seconds=1,
         min_answer_count=10,
     )
-    put(repository, stable=1, canary=2, canary_percent=50, guard=guard)
+    put(repository, stable=1, canary=2, canary_share=0.5, guard=guard)
     server, stubs = serving("--shadow-budget", "1")
     wait_until(lambda: is_in_force(stubs, 2))
     wait_until(lambda: ask_all(stubs) == {1, 2} and release_of(stubs, 2).live.window.seconds > 3)
@@ -190,7 +190,7 @@ def test_where_the_repository_cannot_be_written_the_guard_holds_out_alone(tmp_pa
     for number, confidence in ((1, CONFIDENCE), (2, NEVER_SURE)):
         tiny_release(repository, number, confidence=confidence)
     guard = Guard(max_unconfident_share=0.5, window_seconds=1, min_answer_count=10)
-    put(repository, stable=1, canary=2, canary_percent=50, guard=guard)
+    put(repository, stable=1, canary=2, canary_share=0.5, guard=guard)
     lock = repository / ".traffic.lock"
     lock.unlink()
     lock.mkdir()  # so that nobody can write, not even root
@@ -203,6 +203,6 @@ def test_where_the_repository_cannot_be_written_the_guard_holds_out_alone(tmp_pa
     assert server.has_said("on this server alone")
     assert "segrec_guard_holding_out 1.0" in metrics_of(server)
     lock.rmdir()
-    put(repository, canary=0, canary_percent=0, guard=None)
+    put(repository, canary=0, canary_share=0, guard=None)
     wait_until(lambda: "segrec_guard_holding_out 0.0" in metrics_of(server))
     assert release_of(stubs, 2).failure == ""

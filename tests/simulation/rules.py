@@ -87,7 +87,7 @@ class Rules:
 
     def traffic_changed(self, before: Traffic, after: Traffic, what: str, who: str, reason: str) -> None:
         self.traffics.append((self._clock(), after))
-        self.say(f"traffic by {who}: {after.stable}, canary {after.canary} {after.canary_percent:g} %: {reason}")
+        self.say(f"traffic by {who}: {after.stable}, canary {after.canary} {after.canary_share:.0%}: {reason}")
         if what == "guard" and before.canary not in self.unsound:
             self.violate(f"rule 3: {who} took out release {before.canary}, which is sound: {reason}")
 

@@ -321,7 +321,7 @@ class World:
             window_seconds=self.rng.choice([1.0, 3.0, 10.0]),
             min_answer_count=self.rng.choice([1, 10]),
         )
-        named = Traffic(stable=stable, canary=canary, canary_percent=self.rng.choice([10.0, 50.0, 90.0]), guard=guard)
+        named = Traffic(stable=stable, canary=canary, canary_share=self.rng.choice([0.1, 0.5, 0.9]), guard=guard)
         await self._command(f"traffic: {stable}, canary {canary}", lambda it: it.set(named, "operator", ""))
 
     async def _promote(self) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
-from segrec.traffic import TrafficState, notation, origin_sentences, sentences
+from segrec.traffic import TrafficState, notation, origin_sentences, percent_of, sentences
 from segrec.visible import visible
 
 from server.core.errors import DamagedRelease, DamagedTraffic
@@ -95,9 +95,9 @@ def roles_of(repository: Path, traffic: Traffic) -> dict[int, tuple[str, float]]
     if not stable:
         newest = newest_release(repository, answering=True)
         return {newest.number: ("answers, as the newest good release", 100.0)} if newest else {}
-    roles = {stable: (_ROLES["stable"], 100.0 - traffic.canary_percent)}
+    roles = {stable: (_ROLES["stable"], 100.0 - percent_of(traffic.canary_share))}
     if traffic.canary:
-        roles[traffic.canary] = (_ROLES["canary"], traffic.canary_percent)
+        roles[traffic.canary] = (_ROLES["canary"], percent_of(traffic.canary_share))
     if traffic.shadow:
         roles[traffic.shadow] = (_ROLES["shadow"], 0.0)
     return roles
@@ -131,6 +131,6 @@ def details_in_short(entry: AuditEntry) -> str:
 
 def _notation(traffic: Mapping[str, Any]) -> str:
     """The traffic of an audit entry in short; an entry of an older version may lack fields."""
-    names = ("stable", "canary", "canary_percent", "shadow")
-    stable, canary, percent, shadow = (traffic.get(name) or 0 for name in names)
-    return notation(TrafficState(stable, canary, percent, shadow))
+    names = ("stable", "canary", "canary_share", "shadow")
+    stable, canary, share, shadow = (traffic.get(name) or 0 for name in names)
+    return notation(TrafficState(stable, canary, percent_of(share), shadow))

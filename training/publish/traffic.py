@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 
 import segrec.errors
-from segrec.traffic import NEWEST, TrafficState, parse_change
+from segrec.traffic import NEWEST, TrafficState, parse_change, percent_of
 
 from server.core.errors import DamagedRelease, InvalidArgument
 from server.core.repository.layout import MODEL_NAME
@@ -47,11 +46,13 @@ def set_traffic(
 def state_of(traffic: Traffic) -> TrafficState:
     """The part of the traffic that people set."""
     guard = traffic.guard.model_dump(exclude_none=True) if traffic.guard else None
-    return TrafficState(traffic.stable, traffic.canary, traffic.canary_percent, traffic.shadow, guard)
+    return TrafficState(traffic.stable, traffic.canary, percent_of(traffic.canary_share), traffic.shadow, guard)
 
 
 def _traffic_of(state: TrafficState) -> Traffic:
-    return validated_traffic({field.name: getattr(state, field.name) for field in fields(state)})
+    share = state.canary_percent / 100.0
+    releases = {"stable": state.stable, "canary": state.canary, "shadow": state.shadow}
+    return validated_traffic({**releases, "canary_share": share, "guard": state.guard})
 
 
 def roll_back(repository: Path, who: str, reason: str = "") -> tuple[Traffic, str]:

@@ -58,14 +58,14 @@ class Guard(FrozenModel, allow_inf_nan=False):
 class Traffic(FrozenModel, allow_inf_nan=False):
     """Which release answers which users. `stable` 0 is the newest good release; `canary` and `shadow` 0 are none.
 
-    The canary answers `canary_percent` (above 0, at most 99) of the users. `key` makes the choice of users
+    The canary answers `canary_share` (above 0, at most 0.99) of the users. `key` makes the choice of users
     unpredictable; it stays the same when shares change. `previous` are earlier stable releases, the latest first.
     """
 
     schema_version: int = Field(default=1, ge=1, le=1)
     stable: int = Field(default=0, ge=0, lt=10**18)
     canary: int = Field(default=0, ge=0, lt=10**18)
-    canary_percent: float = Field(default=0.0, ge=0, le=99)
+    canary_share: float = Field(default=0.0, ge=0, le=0.99)
     shadow: int = Field(default=0, ge=0, lt=10**18)
     guard: Guard | None = None
     previous: tuple[int, ...] = Field(default=(), max_length=PREVIOUS_MAX)
@@ -76,7 +76,7 @@ class Traffic(FrozenModel, allow_inf_nan=False):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if (self.canary > 0) != (self.canary_percent > 0):
+        if (self.canary > 0) != (self.canary_share > 0):
             raise ValueError("a canary and its share go together")
         if (self.canary or self.shadow) and not self.stable:
             raise ValueError("beside a canary or a shadow, the stable release must be named")
@@ -112,7 +112,7 @@ class Traffic(FrozenModel, allow_inf_nan=False):
             return False
         hashed = self.canary.to_bytes(8, "little") + user_id.encode(errors="surrogatepass")
         digest = blake2b(hashed, digest_size=8, key=bytes.fromhex(self.key)).digest()
-        return int.from_bytes(digest, "little") < self.canary_percent / 100.0 * _LARGEST_HASH
+        return int.from_bytes(digest, "little") < self.canary_share * _LARGEST_HASH
 
     def named_releases(self) -> set[int]:
         """The stable, canary and shadow releases, and the release to which a roll-back goes."""
@@ -135,13 +135,13 @@ class Traffic(FrozenModel, allow_inf_nan=False):
         if requested.stable and not self.stable:
             start = self.model_copy(update={"stable": active})
         after = start.with_stable(requested.stable)
-        return after.with_answering(requested.canary, requested.canary_percent, requested.shadow, requested.guard)
+        return after.with_answering(requested.canary, requested.canary_share, requested.shadow, requested.guard)
 
     def with_answering(
-        self, canary: int = 0, percent: float = 0.0, shadow: int = 0, guard: Guard | None = None
+        self, canary: int = 0, share: float = 0.0, shadow: int = 0, guard: Guard | None = None
     ) -> "Traffic":
         """This traffic with another canary, shadow and guard. Raises `InvalidArgument`."""
-        update = {"canary": canary, "canary_percent": percent, "shadow": shadow, "guard": guard}
+        update = {"canary": canary, "canary_share": share, "shadow": shadow, "guard": guard}
         return validated_traffic(self.model_dump() | update)
 
 

@@ -230,7 +230,7 @@ def release_message(status: Status, live: Figures | None = None) -> model_servic
         release=status.number,
         state=_STATES[status.state],
         failure=status.failure,
-        traffic_share=status.traffic_percent / 100.0,
+        traffic_share=status.traffic_share,
         live=live_message(live) if live else None,
     )
     manifest = status.manifest

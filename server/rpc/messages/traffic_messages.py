@@ -4,7 +4,7 @@ import math
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
-from segrec.traffic import LARGEST_CANARY_PERCENT, percent_of
+from segrec.traffic import LARGEST_CANARY_PERCENT
 from segrec.v1 import model_service_pb2 as pb
 
 from server.core.errors import InvalidArgument
@@ -28,7 +28,7 @@ def traffic_of(message: pb.Traffic) -> Traffic:
     fields = {
         "stable": message.stable_release,
         "canary": message.canary_release,
-        "canary_percent": percent_of(share),
+        "canary_share": share,
         "shadow": message.shadow_release,
     }
     return validated_traffic(fields | {"guard": guard})
@@ -90,7 +90,7 @@ def record_message(traffic: Traffic) -> pb.TrafficRecord:
         traffic=pb.Traffic(
             stable_release=traffic.stable or None,
             canary_release=traffic.canary or None,
-            canary_share=traffic.canary_percent / 100.0 if traffic.canary else None,
+            canary_share=traffic.canary_share if traffic.canary else None,
             shadow_release=traffic.shadow or None,
             guard=_guard_message(traffic.guard) if traffic.guard else None,
         ),

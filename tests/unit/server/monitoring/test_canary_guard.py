@@ -33,7 +33,7 @@ class FileRouting:
 
 def set_canary(repository: Path, number: int = 8, guard: Guard | None = GUARD) -> None:
     def change(before: Traffic) -> Traffic:
-        return before.with_stable(7).with_answering(canary=number, percent=5, shadow=6, guard=guard)
+        return before.with_stable(7).with_answering(canary=number, share=0.05, shadow=6, guard=guard)
 
     change_traffic(repository, change, what="traffic", who="a test")
 

@@ -79,8 +79,8 @@ async def answers_of(pipeline: Pipeline, releases: ReleaseRegistry, number: int,
         (Traffic(), None),
         (Traffic(stable=7), None),
         (Traffic(stable=7, shadow=9), ShadowPair(7, 9, 9)),
-        (Traffic(stable=7, canary=8, canary_percent=5, shadow=9), ShadowPair(7, 9, 9)),
-        (Traffic(stable=7, canary=8, canary_percent=5), ShadowPair(8, 7, 8)),
+        (Traffic(stable=7, canary=8, canary_share=0.05, shadow=9), ShadowPair(7, 9, 9)),
+        (Traffic(stable=7, canary=8, canary_share=0.05), ShadowPair(8, 7, 8)),
     ],
 )
 def test_a_shadow_is_compared_before_a_canary(traffic: Traffic, pair: ShadowPair | None) -> None:
@@ -126,7 +126,7 @@ async def test_a_release_compared_with_itself_has_no_differences(
 async def test_without_a_shadow_the_canary_is_compared_with_the_active_release(
     shadow: Shadow, pipeline: Pipeline, releases: ReleaseRegistry, stats: ReleaseStats
 ) -> None:
-    releases.set_traffic(Traffic(stable=1, canary=2, canary_percent=5, key="0" * 32))
+    releases.set_traffic(Traffic(stable=1, canary=2, canary_share=0.05, key="0" * 32))
     shadow.offer(releases.get(1), await answers_of(pipeline, releases, 1))
     shadow.offer(releases.get(2), await answers_of(pipeline, releases, 2, 3))
     await shadow.compare_some()

@@ -67,9 +67,9 @@ async def _true(value: bool) -> bool:
 
 
 async def test_the_requested_releases_are_loaded_and_in_force_when_set_returns(changes: Promotion) -> None:
-    wanted = Traffic(stable=1, canary=2, canary_percent=5, shadow=3, guard=Guard(max_error_share=0.1))
+    wanted = Traffic(stable=1, canary=2, canary_share=0.05, shadow=3, guard=Guard(max_error_share=0.1))
     traffic = await changes.set(wanted, "me", "to see")
-    assert changes.releases.shares() == {1: 95.0, 2: 5.0}
+    assert changes.releases.shares() == {1: 0.95, 2: 0.05}
     assert changes.releases.shadow is not None
     assert (traffic.previous, traffic.changed_by, traffic.reason) == ((4,), "me", "to see")
     assert read_traffic(changes.repository) == traffic
@@ -93,7 +93,7 @@ async def test_a_rollback_from_the_newest_release_goes_to_the_next_older_good_on
 async def test_a_rollback_passes_over_releases_that_failed(changes: Promotion) -> None:
     await changes.set(Traffic(stable=2), "me", "")
     (changes.repository / MODEL_NAME / "1" / "centroids.npy").write_bytes(b"damaged")
-    await changes.set(Traffic(stable=2, canary=3, canary_percent=5), "me", "")
+    await changes.set(Traffic(stable=2, canary=3, canary_share=0.05), "me", "")
     taken_out, _ = await changes.roll_back("me", "")
     assert (taken_out.stable, taken_out.canary) == (2, 0)
     traffic, _ = await changes.roll_back("me", "")
@@ -152,7 +152,7 @@ async def test_a_missing_release_is_refused_before_any_release_is_loaded(
     changes: Promotion, encoder: OnnxEncoder
 ) -> None:
     with pytest.raises(NotFound) as caught:
-        await changes.set(Traffic(stable=1, canary=9, canary_percent=5), "me", "")
+        await changes.set(Traffic(stable=1, canary=9, canary_share=0.05), "me", "")
     assert caught.value.field == "traffic.canary_release"
     assert encoder.loaded == (3, 4)
     assert read_audit(changes.repository) == []

@@ -197,24 +197,24 @@ async def test_a_withheld_canary_gets_no_users_until_the_traffic_changes(
     tmp_path: Path, registry: ReleaseRegistry, loader: Loader
 ) -> None:
     def canary(percent: float) -> Traffic:
-        return Traffic(stable=1, canary=2, canary_percent=percent, key="0" * 32)
+        return Traffic(stable=1, canary=2, canary_share=percent / 100, key="0" * 32)
 
     for number in (1, 2):
         tiny_release(tmp_path, number)
     registry.set_traffic(canary(50))
     await loader.refresh()
     registry.withhold_canary(canary(40), "of a traffic that is not in force")
-    assert registry.shares() == {1: 50.0, 2: 50.0}
+    assert registry.shares() == {1: 0.5, 2: 0.5}
     registry.withhold_canary(canary(50), "it is too slow")
     await loader.refresh()
     assert registry.canary is None
-    assert registry.shares() == {1: 100.0}
+    assert registry.shares() == {1: 1.0}
     status = registry.status(2)
     assert (status.state, status.failure) == (State.STANDBY, "it is too slow")
     registry.set_traffic(canary(50))
     assert registry.canary is None
     registry.set_traffic(canary(60))
-    assert registry.shares() == {1: 40.0, 2: 60.0}
+    assert registry.shares() == {1: 0.4, 2: 0.6}
     assert registry.status(2).failure == ""
 
 

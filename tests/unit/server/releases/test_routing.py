@@ -58,7 +58,7 @@ async def following(loader: Loader) -> AsyncIterator[Loader]:
 
 
 def canary(percent: float, stable: int = 1, number: int = 2, shadow: int = 0) -> Traffic:
-    return Traffic(stable=stable, canary=number, canary_percent=percent, shadow=shadow, key=KEY)
+    return Traffic(stable=stable, canary=number, canary_share=percent / 100, shadow=shadow, key=KEY)
 
 
 def answering(routing: Routing, user_id: str, pin: Pin = Pin()) -> int:  # noqa: B008 it is frozen
@@ -74,9 +74,9 @@ async def test_the_stable_release_of_the_traffic_answers_and_a_newer_one_is_on_s
     registry.set_traffic(Traffic(stable=2, previous=(1,)))
     await loader.refresh()
     assert registry.get().number == 2
-    assert [(one.number, one.state, one.traffic_percent) for one in registry.statuses()] == [
+    assert [(one.number, one.state, one.traffic_share) for one in registry.statuses()] == [
         (3, State.STANDBY, 0.0),
-        (2, State.ACTIVE, 100.0),
+        (2, State.ACTIVE, 1.0),
         (1, State.STANDBY, 0.0),
     ]
     registry.set_traffic(Traffic())
@@ -91,7 +91,7 @@ async def test_the_canary_answers_its_users_and_nobody_else(
     traffic = canary(30)
     registry.set_traffic(traffic)
     await loader.refresh()
-    assert registry.shares() == {1: 70.0, 2: 30.0}
+    assert registry.shares() == {1: 0.7, 2: 0.3}
     assert [status.state for status in registry.statuses()] == [State.CANARY, State.ACTIVE]
     told = {user: answering(routing, user) for user in USERS}
     assert told == {user: 2 if traffic.is_canary_user(user) else 1 for user in USERS}
@@ -129,7 +129,7 @@ async def test_a_canary_that_is_damaged_gets_no_traffic_and_says_why_once(
     for _ in range(3):
         await loader.refresh()
     assert {answering(routing, user) for user in USERS} == {1}
-    assert registry.shares() == {1: 100.0}
+    assert registry.shares() == {1: 1.0}
     assert registry.status(2).state is State.FAILED
     assert "centroids.npy" in registry.status(2).failure
     assert len([one for one in caplog.records if "release 2 is not activated" in one.message]) == 1

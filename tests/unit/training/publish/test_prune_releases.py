@@ -56,7 +56,7 @@ def test_nothing_to_take_out(repository: Path) -> None:
 
 def test_what_the_traffic_names_and_a_rollback_needs_stays(repository: Path) -> None:
     key = "0" * 32
-    put(repository, Traffic(stable=3, canary=5, canary_percent=5, shadow=1, previous=(2, 6, 4), key=key))
+    put(repository, Traffic(stable=3, canary=5, canary_share=0.05, shadow=1, previous=(2, 6, 4), key=key))
     assert prune(repository, 1, "ada").gone == (4, 6, 7)
     assert release_numbers(repository) == [1, 2, 3, 5, 8]
 
@@ -80,7 +80,11 @@ def test_damaged_releases_do_not_count_among_the_good_ones(repository: Path) -> 
     [
         (Traffic(), (1, 2, 3, 4, 5, 6, 7), (8,)),
         (Traffic(stable=5, key=KEY), (1, 2, 3, 4, 6, 7, 8), (5,)),
-        (Traffic(stable=5, canary=8, canary_percent=5, shadow=2, previous=(3, 4), key=KEY), (1, 4, 6, 7), (2, 3, 5, 8)),
+        (
+            Traffic(stable=5, canary=8, canary_share=0.05, shadow=2, previous=(3, 4), key=KEY),
+            (1, 4, 6, 7),
+            (2, 3, 5, 8),
+        ),
     ],
 )
 def test_beyond_the_retention_only_what_the_traffic_names_stays(

@@ -23,7 +23,7 @@ KEY = "0123456789abcdef0123456789abcdef"
 
 
 def canary(percent: float, number: int = 8) -> Traffic:
-    return Traffic(stable=7, canary=number, canary_percent=percent, key=KEY)
+    return Traffic(stable=7, canary=number, canary_share=percent / 100, key=KEY)
 
 
 def to(number: int) -> Callable[[Traffic], Traffic]:
@@ -58,11 +58,11 @@ def test_another_canary_or_another_key_chooses_other_users() -> None:
 @pytest.mark.parametrize(
     ("fields", "problem"),
     [
-        ({"canary": 8, "canary_percent": 5}, "stable release must be named"),
+        ({"canary": 8, "canary_share": 0.05}, "stable release must be named"),
         ({"stable": 7, "canary": 8}, "go together"),
-        ({"stable": 7, "canary": 7, "canary_percent": 5}, "canary of itself"),
+        ({"stable": 7, "canary": 7, "canary_share": 0.05}, "canary of itself"),
         ({"stable": 7, "shadow": 7}, "answers already"),
-        ({"stable": 7, "canary": 8, "canary_percent": 100}, "canary_percent"),
+        ({"stable": 7, "canary": 8, "canary_share": 1}, "canary_share"),
         ({"stable": 7, "guard": {"max_error_share": 0.1}}, "there is none"),
         ({"stable": -1}, "stable"),
     ],
@@ -79,9 +79,9 @@ def test_a_guard_without_bounds_is_refused() -> None:
 
 def test_a_change_is_in_the_file_and_in_the_audit_log(tmp_path: Path) -> None:
     change_traffic(tmp_path, to(7), "traffic", "ada", "first")
-    after = change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada", "try it")
+    after = change_traffic(tmp_path, lambda before: before.with_answering(8, 0.05), "traffic", "ada", "try it")
     assert read_traffic(tmp_path) == after
-    assert (after.stable, after.canary, after.canary_percent, after.changed_by) == (7, 8, 5.0, "ada")
+    assert (after.stable, after.canary, after.canary_share, after.changed_by) == (7, 8, 0.05, "ada")
     entries = read_audit(tmp_path)
     assert [(entry.who, entry.what, entry.release, entry.reason) for entry in entries] == [
         ("ada", "traffic", 7, "first"),
@@ -124,7 +124,7 @@ def test_the_key_stays_when_shares_change(tmp_path: Path) -> None:
 def test_a_refused_change_leaves_the_traffic_unchanged(tmp_path: Path) -> None:
     before = change_traffic(tmp_path, to(7), "traffic", "ada")
     with pytest.raises(InvalidArgument):
-        change_traffic(tmp_path, lambda traffic: traffic.with_answering(7, 5.0), "traffic", "ada")
+        change_traffic(tmp_path, lambda traffic: traffic.with_answering(7, 0.05), "traffic", "ada")
     assert read_traffic(tmp_path) == before
     assert len(read_audit(tmp_path)) == 1
 
@@ -143,7 +143,7 @@ def test_a_damaged_file_gives_a_clear_error_and_is_replaced_by_the_next_change(t
 def test_rolling_back_takes_out_the_canary_first_then_goes_back_step_by_step() -> None:
     good = [5, 6, 7, 8]
     now = (
-        Traffic().with_stable(5).with_stable(6).with_stable(7).with_answering(8, 5.0, guard=Guard(max_error_share=0.1))
+        Traffic().with_stable(5).with_stable(6).with_stable(7).with_answering(8, 0.05, guard=Guard(max_error_share=0.1))
     )
     now, summary = rolled_back(now, good)
     assert (now.stable, now.canary, now.guard) == (7, 0, None)
@@ -178,7 +178,7 @@ def test_rolling_back_to_the_shadow_ends_the_shadow() -> None:
 
 def test_named_releases() -> None:
     assert Traffic().named_releases() == set()
-    assert Traffic().with_stable(6).with_stable(7).with_answering(8, 1.0, shadow=9).named_releases() == {6, 7, 8, 9}
+    assert Traffic().with_stable(6).with_stable(7).with_answering(8, 0.01, shadow=9).named_releases() == {6, 7, 8, 9}
 
 
 def test_a_line_that_a_crash_cut_off_is_skipped(tmp_path: Path) -> None:
@@ -221,8 +221,8 @@ def test_a_partly_written_line_is_removed_again(tmp_path: Path, monkeypatch: pyt
 
 def test_the_audit_names_the_canary_that_was_taken_out(tmp_path: Path) -> None:
     change_traffic(tmp_path, to(7), "traffic", "ada")
-    change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada")
+    change_traffic(tmp_path, lambda before: before.with_answering(8, 0.05), "traffic", "ada")
     change_traffic(tmp_path, lambda before: rolled_back(before, [7, 8])[0], "rollback", "ada")
-    change_traffic(tmp_path, lambda before: before.with_answering(8, 5.0), "traffic", "ada")
+    change_traffic(tmp_path, lambda before: before.with_answering(8, 0.05), "traffic", "ada")
     change_traffic(tmp_path, to(8), "traffic", "ada")
     assert [entry.release for entry in read_audit(tmp_path)] == [7, 8, 8, 8, 8]

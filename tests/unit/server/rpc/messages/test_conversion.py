@@ -52,7 +52,7 @@ def test_a_figure_is_told_in_its_parts(tmp_path: Path) -> None:
 
 def test_what_a_first_release_lacks_is_unset(tmp_path: Path) -> None:
     manifest = read_manifest(tiny_release(tmp_path)).model_copy(update={"parent_release": 0, "min_segment_size": 0})
-    message = release_message(Status(1, State.AVAILABLE, "", manifest, 12.5))
+    message = release_message(Status(1, State.AVAILABLE, "", manifest, 0.125))
     assert [message.HasField(name) for name in ("parent_release", "min_segment_size")] == [False, False]
     assert message.traffic_share == 0.125
 

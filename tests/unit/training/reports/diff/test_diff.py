@@ -242,7 +242,7 @@ def test_names_of_releases_follow_the_traffic(repository: Path) -> None:
     assert [number_of_release(name, repository) for name in ("1", "newest", "stable")] == [1, 2, 2]
     with pytest.raises(ConfigError, match="There is no canary"):
         number_of_release("canary", repository)
-    change_traffic(repository, lambda traffic: traffic.with_stable(1).with_answering(2, 5.0), "traffic", "me")
+    change_traffic(repository, lambda traffic: traffic.with_stable(1).with_answering(2, 0.05), "traffic", "me")
     assert [number_of_release(name, repository) for name in ("newest", "stable", "canary")] == [2, 1, 2]
 
 
