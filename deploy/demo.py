@@ -117,7 +117,8 @@ def _print_commands(address: str) -> None:
         "  .venv/bin/segrec segment 1 2 3\n"
         "  .venv/bin/segrec recommend 1 --top-k 5\n"
         f'  .venv/bin/grpcurl -plaintext -d \'{{"user_id": "1"}}\' {address} segrec.v1.SegrecService/Segment\n'
-        "Ctrl-C stops the server and Triton."
+        "Ctrl-C stops the server and Triton.",
+        soft_wrap=True,
     )
 
 

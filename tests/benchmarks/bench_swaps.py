@@ -300,7 +300,7 @@ def _promoted(now: Traffic, number: int) -> Traffic:
 
 async def _histories(store: LmdbStore, ids: list[str]) -> Sequence[History | None]:
     try:
-        return await store.get_many(ids)
+        return list(await store.get_many(ids))
     finally:
         await store.close()
 

@@ -123,7 +123,7 @@ def test_it_says_what_segments_can_be_used_for_before_all_figures_of_models(page
     top = page.locator("body > .page > header")
     assert top.get_by_role("heading", name="What the segments can be used for").is_visible()
     assert page.locator(".trust").count() == SEGMENTS
-    assert "chose next one of the ten items" in top.inner_text()
+    assert "of the ten items that the release recommends to them" in top.inner_text()
     assert "HR@10" not in top.inner_text()
     assert page.get_by_text("owner: Ana").is_visible()
 

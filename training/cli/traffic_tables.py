@@ -1,5 +1,6 @@
 """Traffic and audit as tables and sentences."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from server.core.repository.audit import AuditEntry
 from server.core.repository.layout import MODEL_NAME
 from server.core.repository.read import read_manifest
 from server.core.repository.traffic import Traffic, read_traffic
+from training.cli.options import REPOSITORY
 from training.publish.traffic import state_of
 from training.repository import newest_release, release_numbers, stands_by
 
@@ -31,11 +33,12 @@ def traffic_in_force(repository: Path, traffic: Traffic) -> RenderableType:
 
 def after_publishing(repository: Path, number: int) -> str:
     """Sentences for a release that was just published: whether it answers now, and the next command."""
+    where = "" if repository == REPOSITORY else f" --repository {shlex.quote(str(repository))}"
     if reason := stands_by(repository, number):
         return (
             f"Release {number} stands by and answers nobody. {reason} Train longer or on more events and publish "
             "again, or let it answer all the same:\n"
-            f'  segrec-train traffic {number}=100 --reason "why"'
+            f'  segrec-train traffic {number}=100 --reason "why"{where}'
         )
     try:
         stable = read_traffic(repository).stable
@@ -44,12 +47,12 @@ def after_publishing(repository: Path, number: int) -> str:
     if not stable:
         return (
             f"Release {number} answers all users as soon as servers have loaded and checked it; "
-            "`segrec-train rollback` undoes that."
+            f"`segrec-train rollback{where}` undoes that."
         )
     return (
         f"Release {stable} still answers. See what release {number} would change, then give it a share of the users:\n"
-        f"  segrec-train diff {stable} {number}\n"
-        f"  segrec-train traffic {stable}=99 {number}=1"
+        f"  segrec-train diff {stable} {number}{where}\n"
+        f"  segrec-train traffic {stable}=99 {number}=1{where}"
     )
 
 

@@ -160,7 +160,7 @@ def _growth_clause(profile: SegmentProfile) -> str:
     if profile.growth is None or abs(profile.growth) < _SMALLEST_GROWTH:
         return ""
     direction = "larger" if profile.growth > 0 else "smaller"
-    return f"their share of the active users lately {percent_text(abs(profile.growth))} {direction} than before"
+    return f"their share of the active users is lately {percent_text(abs(profile.growth))} {direction} than before"
 
 
 def _named(traits: Sequence[Trait], kind: str) -> list[tuple[str, Trait]]:

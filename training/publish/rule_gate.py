@@ -76,7 +76,7 @@ def rule_gates(comparisons: Sequence[RuleComparison]) -> list[Gate]:
             "not worse beyond chance",
             _problem(one) if one.is_worse else "",
             can_be_forced=True,
-            figures={"ndcg@10": one.ndcg.value, "rule_ndcg@10": one.ndcg.value - one.ndcg.difference},
+            figures={"served_ndcg@10": one.ndcg.value, "rule_ndcg@10": one.ndcg.value - one.ndcg.difference},
             stands_by=True,
         )
         for one in comparisons

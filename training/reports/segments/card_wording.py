@@ -61,9 +61,14 @@ def trust_in_words(card: Card) -> str:
 def labels_in_words(labels: Sequence[Label]) -> list[tuple[str, str]]:
     """Each label as its name and its figures."""
     return [
-        (f"{label.column.replace('_', ' ')}: {label.value}", f"{percent(label.share)} · {label.lift:.1f}×")
+        (f"{_column_name(label.column)}: {label.value}", f"{percent(label.share)} · {label.lift:.1f}×")
         for label in labels
     ]
+
+
+def _column_name(column: str) -> str:
+    text = column.replace("_", " ")
+    return text[:1].upper() + text[1:]
 
 
 def typical_in_words(story: Story | None) -> str:

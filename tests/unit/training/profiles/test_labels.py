@@ -87,7 +87,7 @@ def test_a_description_has_traits_amount_and_time() -> None:
     assert descriptions_of([one, rest]) == [
         "12 % of users; 24 % of their events are Soft drinks, 3.1 times the share among all users, and 10 % Beer, "
         "2.2 times; more on weekends than others, mostly at 18–24 h UTC; 1.4 times the events of the average user; "
-        "their share of the active users lately 23 % larger than before.",
+        "their share of the active users is lately 23 % larger than before.",
         "88 % of users; nothing sets them apart from all users.",
     ]
 

@@ -38,6 +38,8 @@ def test_a_rule_that_is_better_beyond_chance_makes_the_release_stand_by(tmp_path
         ("item-kNN", USERS // 2, True, False),
     ]
     assert found[0].ndcg.value == pytest.approx(own[::2].mean(), abs=1e-6)
+    # The gate of the release that answers measures another NDCG@10, under the name `ndcg@10`.
+    assert {name for gate in rule_gates(found) for name in gate.figures or ()} == {"served_ndcg@10", "rule_ndcg@10"}
     assert [(gate.name, bool(gate.problem), gate.stands_by) for gate in rule_gates(found)] == [
         ("beside `popularity`", False, True),
         ("beside `item-kNN`", True, True),
