@@ -121,6 +121,7 @@ async def running(
         loader = Loader(
             releases, encoder, settings.keep_releases, read, triton is None, names=names.names, rules=rules.in_force
         )
+        releases.on_unload.append(rules.in_force.forget_release)
         traffic = TrafficWatcher(settings.repository)
         traffic.on_change += [releases.set_traffic, lambda _: loader.refresh_soon()]
         if triton is not None:

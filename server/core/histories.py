@@ -81,21 +81,6 @@ class Histories(Sequence[History | None]):
     def __iter__(self) -> Iterator[History | None]:
         return (History.trusted(row) if row else None for row in self.rows)
 
-    def take(self, places: NDArray[np.intp]) -> "Histories":
-        """The histories at `places`, in this order."""
-        rows = self.rows
-        return Histories([rows[place] for place in places.tolist()], self.counts[places])
-
-    @property
-    def readable(self) -> NDArray[np.bool_]:
-        """Which histories are not damaged, (B,)."""
-        return np.array([bool(row) for row in self.rows], np.bool_)
-
-    @property
-    def stored_bytes(self) -> int:
-        """Size of all rows."""
-        return sum(map(len, self.rows))
-
     def newest(self, counts: NDArray[np.int64]) -> bytes:
         """The numbers of the newest `counts` (B,) events of each history, joined, for `column_of`."""
         ends = EVENTS_START + EVENT_BYTES * self.counts

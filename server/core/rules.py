@@ -138,3 +138,7 @@ class RulesInForce:
         valid = rules.valid_at(seconds)
         if (rules, valid) != (self.rules, self.valid):
             self.rules, self.valid, self.compiled = rules, valid, {}
+
+    def forget_release(self, number: int) -> None:
+        """Drop what was made for a release that is no longer loaded."""
+        self.compiled.pop(number, None)

@@ -26,7 +26,7 @@ T = TypeVar("T")
 ENCODINGS_IN_FLIGHT = 2
 """Largest number of encoder batches in flight over all calls: one for each instance of the embedded Triton.
 
-A batch that waits in Triton has its batcher spin, which costs 10 µs of processor time a user."""
+A batch that waits in Triton has its batcher spin."""
 
 FEW_HISTORIES = 8
 """Up to this number of histories are prepared without a thread, which is quicker."""

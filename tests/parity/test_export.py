@@ -161,7 +161,9 @@ def test_a_block_of_histories_gives_the_same_bits_alone(
         np.zeros(len(lengths), np.int32),
     )
     monkeypatch.setattr(onnx_inference, "BLOCK_USERS", 16)
-    whole = embed(model, features, BAG_HISTORY)
+    told = [0]
+    whole = embed(model, features, BAG_HISTORY, lambda _, done, total: told.append(done))
+    assert 0 < np.diff(told).max() <= 16
     for start in range(0, 50, 16):
         block = features.slices(features.starts[start : start + 16], features.ends[start : start + 16])
         np.testing.assert_array_equal(embed(model, block, BAG_HISTORY), whole[start : start + 16])

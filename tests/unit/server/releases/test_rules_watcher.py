@@ -34,6 +34,10 @@ def test_what_was_compiled_stays_until_the_rules_change(tmp_path: Path) -> None:
     watcher.in_force.compiled[1] = "of release 1"
     watcher.refresh()
     assert watcher.in_force.compiled == {1: "of release 1"}
+    watcher.in_force.forget_release(1)
+    watcher.in_force.forget_release(2)
+    assert watcher.in_force.compiled == {}
+    watcher.in_force.compiled[1] = "of release 1"
     put_version(tmp_path, Rules(), "ada", "", 1)
     watcher.refresh()
     assert (watcher.in_force.valid, watcher.in_force.compiled) == ((), {})
