@@ -114,9 +114,13 @@ class TritonEncoder:
 
     async def load(self, releases: Sequence[int], keep: Callable[[], Collection[int]] | None = None) -> None:
         """Load these releases; see `EncoderClient.load` and the notes of this module."""
-        async with self._load_lock, self._turn():
+        async with self._load_lock:
+            is_shrinking = set(releases) <= set(self._requested)
             self._requested, self._is_shared = tuple(sorted(set(releases))), keep is not None
-            await self._load_requested(keep)
+            if keep is not None and is_shrinking and await self._is_in_place(keep):
+                return
+            async with self._turn():
+                await self._load_requested(keep)
 
     async def inference_counts(self) -> dict[int, int]:
         """See `EncoderClient.inference_counts`."""
@@ -240,6 +244,18 @@ class TritonEncoder:
             raise EncoderUnavailable(
                 "; ".join(f"release {key} cannot be loaded: {why}" for key, why in reasons.items())
             )
+
+    async def _is_in_place(self, keep: Callable[[], Collection[int]]) -> bool:
+        """Whether a shared Triton has all requested releases, and nothing that must go: then no turn is needed.
+
+        Other servers load for seconds each, and one that only lets go of a release waited behind all of them.
+        """
+        try:
+            present, ready = await self._releases_in_triton(), await self._ready_releases()
+        except (EncoderUnavailable, grpc.aio.AioRpcError):
+            return False
+        requested = set(self._requested)
+        return requested <= ready and present <= requested | set(await asyncio.to_thread(keep))
 
     async def _load_exactly(self, releases: Sequence[int], needed: Collection[int]) -> str:
         """Have Triton load these releases and no other; returns why not all `needed` are there, or an empty string."""

@@ -175,6 +175,8 @@ async def test_servers_that_load_at_once_into_one_triton_drop_nothing_of_each_ot
         *(other.load([number], lambda: [1, *numbers]) for other, number in zip(others, numbers, strict=True))
     )
     assert [await encoder.is_ready(number) for number in numbers] == [True] * 3
+    async with turn():  # who needs nothing new does not wait while others load
+        await asyncio.wait_for(others[2].load([63], lambda: [1, *numbers]), SECONDS)
     # One that loads again after a restart knows nothing of what the others have loaded since its last load, and one
     # that waits its turn looks at what to keep when the turn has come: release 63 is loaded while it waits.
     await others[0].load([61], list)

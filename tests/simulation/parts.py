@@ -119,7 +119,7 @@ class Triton:
         config = json_format.Parse(text, model_config_pb2.ModelConfig())
         wanted = {int(version) for version in config.version_policy.specific.versions}
         start = self._starts
-        await asyncio.sleep(self.load_seconds * (1 + len(wanted - set(self.loaded))))
+        await asyncio.sleep(0.001 + self.load_seconds * len(wanted - set(self.loaded)))
         if not self.is_up or start != self._starts:
             raise _error(grpc.StatusCode.UNAVAILABLE, "Socket closed")
         present = {version: self.root / str(version) / "model.onnx" for version in wanted}
