@@ -151,10 +151,14 @@ class Rules:
         ]
 
     def _named(self, user: str, since: float) -> set[int]:
-        """The releases that the traffic gave to a user at some time from `since` on."""
+        """The releases that the traffic gave to a user at some time from `since` on.
+
+        While the traffic changes, stable releases answer canary users too, until the canary is loaded.
+        """
         start = max(place for place, (when, _) in enumerate(self.traffics) if when <= since)
-        named = set()
-        for _, traffic in self.traffics[start:]:
+        traffics = [traffic for _, traffic in self.traffics[start:]]
+        named = {traffic.stable for traffic in traffics} if len(traffics) > 1 else set()
+        for traffic in traffics:
             named.add(traffic.canary if traffic.is_canary_user(user) else traffic.stable)
             may_fail = self.unsound | self.damaged | {0}
             if traffic.stable in may_fail or traffic.canary in self.unsound:
