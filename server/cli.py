@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
+import uvloop
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import Progress
@@ -59,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _share_memory_among_threads()
     logs.configure(settings.log_format, access=settings.access_log)
     try:
-        asyncio.run(_serve(settings))
+        uvloop.run(_serve(settings))
     except SegrecError as error:
         print(visible(f"error: {error}"), file=sys.stderr)
         raise SystemExit(EXIT_SETUP) from None

@@ -55,6 +55,8 @@ Clock = Callable[[], float]
 class LmdbStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
+    answers_at_once = True
+
     def __init__(
         self,
         environment: lmdb.Environment,

@@ -65,6 +65,11 @@ class Recorded(NamedTuple):
 class HistoryStore(Protocol):
     """Stores the newest events of each user. No method blocks the event loop for longer than a memory read."""
 
+    @property
+    def answers_at_once(self) -> bool:
+        """Whether `get` never waits, so that it needs no limit of time."""
+        ...
+
     async def get(self, user_id: str) -> History:
         """The user's history, `EMPTY` when nothing is stored. Raises `StoreUnavailable`."""
         ...

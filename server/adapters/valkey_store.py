@@ -104,6 +104,8 @@ changed since."""
 class ValkeyStore:
     """A `HistoryStore`. Methods are called from one event loop."""
 
+    answers_at_once = False
+
     def __init__(
         self,
         client: "Redis",

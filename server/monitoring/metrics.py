@@ -50,6 +50,7 @@ class Metrics:
             ["state"],
             registry=self.registry,
         )
+        self._by_state: dict[SegmentState, Counter] = {}
         self.store_seconds = Histogram(
             "segrec_store_seconds",
             "Time of an operation of the history store, by operation; failed ones count too.",
@@ -137,5 +138,11 @@ class Metrics:
 
     def count_states(self, states: Sequence[SegmentState]) -> None:
         for state in set(states):
+            self._of_state(state).inc(states.count(state))
+
+    def _of_state(self, state: SegmentState) -> Counter:
+        counter = self._by_state.get(state)
+        if counter is None:
             name = SegmentState.Name(state).removeprefix("SEGMENT_STATE_")
-            self.segment_states.labels(name).inc(states.count(state))
+            counter = self._by_state[state] = self.segment_states.labels(name)
+        return counter

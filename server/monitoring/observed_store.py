@@ -28,9 +28,17 @@ class ObservedStore:
         finally:
             self._seconds[operation].observe(monotonic() - start)
 
+    @property
+    def answers_at_once(self) -> bool:
+        return self._store.answers_at_once
+
     async def get(self, user_id: str) -> History:
-        with self._timed("get"):
-            return await self._store.get(user_id)
+        start = monotonic()
+        try:
+            with tracing.span("store", operation="get"):
+                return await self._store.get(user_id)
+        finally:
+            self._seconds["get"].observe(monotonic() - start)
 
     async def get_many(self, user_ids: Sequence[str]) -> Histories:
         with self._timed("get_many"):

@@ -1,12 +1,12 @@
 """Counts the answers, errors, times and comparisons of each release, in one bucket per second."""
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import IntEnum
-from itertools import count
 from time import monotonic
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +62,10 @@ class Count(IntEnum):
     OVERLAP = 8
     SHARING = 9
     SHIFT = 10
+
+
+_OF_ANSWERS = (Count.REQUESTS, Count.DEGRADED, Count.PLACED, Count.UNCONFIDENT, Count.ANSWERS)
+_OF_COMPARISONS = (Count.COMPARED, Count.CHANGED, Count.OVERLAP, Count.SHARING, Count.SHIFT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +125,13 @@ class _SecondBuckets:
         self._times = np.zeros((LONGEST_SECONDS, len(TIME_BOUNDS) + 1), np.uint32)
         self._first = self._latest = second
 
-    def add(self, second: int, column: Count, amount: float) -> None:
+    def add(self, second: int, amounts: Iterable[tuple[Count, float]]) -> None:
         self._move_to(second)
-        self._now[column] += amount
-        self._totals[column] += amount
+        now, totals = self._now, self._totals
+        for column, amount in amounts:
+            if amount:
+                now[column] += amount
+                totals[column] += amount
 
     def add_time(self, second: int, seconds: float) -> None:
         self._move_to(second)
@@ -183,31 +190,24 @@ class ReleaseStats:
         self._buckets: dict[int, _SecondBuckets] = {}
         self._batch_buckets: dict[int, _SecondBuckets] = {}
 
-    @contextmanager
-    def counting_errors(self, release: int, amount: int, is_batch: bool = False) -> Iterator[None]:
+    def counting_errors(self, release: int, amount: int, is_batch: bool = False) -> "_CountingErrors":
         """Count `amount` calls or rows as failed when the block raises an error that can be the release's fault."""
-        try:
-            yield
-        except Exception as error:
-            if not isinstance(error, _OF_OTHERS):
-                self.failed(release, amount, is_batch)
-            raise
+        return _CountingErrors(self, release, amount, is_batch)
 
     def answered(
         self, release: int, answers: Sequence[Answer], is_batch: bool = False, seconds: float | None = None
     ) -> None:
         """Count answers that were sent to callers; `seconds` is the time of a unary call."""
         buckets, second = self._of(release, is_batch), int(self._clock())
-        counted = self._add(buckets, second, answers)
-        buckets.add(second, Count.ANSWERS, counted)
+        counted = self._add(buckets, second, answers, are_sent=True)
         if seconds is not None and counted:
             buckets.add_time(second, seconds)
 
     def computed(self, release: int, answers: Sequence[Answer]) -> None:
         """Count answers of a shadow, which are sent to no caller."""
-        self._add(self._of(release), int(self._clock()), answers)
+        self._add(self._of(release), int(self._clock()), answers, are_sent=False)
 
-    def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer]) -> int:
+    def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer], *, are_sent: bool) -> int:
         """Add answers to the buckets; returns how many were counted."""
         counted, degraded, placed, unconfident = len(answers), 0, 0, 0
         for embedded, _, degradation, tells_of_release in answers:
@@ -218,25 +218,21 @@ class ReleaseStats:
             if embedded.embedding is not None:
                 placed += 1
                 unconfident += not embedded.is_confident
-        buckets.add(second, Count.REQUESTS, counted)
-        buckets.add(second, Count.DEGRADED, degraded)
-        buckets.add(second, Count.PLACED, placed)
-        buckets.add(second, Count.UNCONFIDENT, unconfident)
+        sent = counted if are_sent else 0
+        buckets.add(second, zip(_OF_ANSWERS, (counted, degraded, placed, unconfident, sent), strict=True))
         return counted
 
     def failed(self, release: int, amount: int, is_batch: bool = False) -> None:
         """Count calls or rows that ended in an error that the caller did not cause."""
         buckets, second = self._of(release, is_batch), int(self._clock())
-        buckets.add(second, Count.REQUESTS, amount)
-        buckets.add(second, Count.ERRORS, amount)
+        buckets.add(second, ((Count.REQUESTS, amount), (Count.ERRORS, amount)))
 
     def compared(self, release: int, other: int, comparison: ShadowComparison) -> None:
         """Add a comparison of a release with another; comparisons with a third release are cleared."""
         buckets, second = self._of(release), int(self._clock())
         buckets.compare_with(other)
         sums = (comparison.compared, comparison.changed, comparison.overlap, comparison.sharing, comparison.shift)
-        for column, amount in zip(count(Count.COMPARED), sums, strict=False):
-            buckets.add(second, Count(column), amount)
+        buckets.add(second, zip(_OF_COMPARISONS, sums, strict=True))
 
     def _of(self, release: int, is_batch: bool = False) -> _SecondBuckets:
         group = self._batch_buckets if is_batch else self._buckets
@@ -277,6 +273,22 @@ class ReleaseStats:
         counts, times = sum(part[1] for part in sums), sum(part[2] for part in sums)
         compared = next((buckets.compared_release for buckets in present if buckets.compared_release), 0)
         return _figures(float(max(part[0] for part in sums)), np.asarray(counts), np.asarray(times), compared)
+
+
+class _CountingErrors(AbstractContextManager[None]):
+    """See `ReleaseStats.counting_errors`. A class, since each call takes one: a generator costs twice that."""
+
+    __slots__ = ("_amount", "_is_batch", "_release", "_stats")
+
+    def __init__(self, stats: ReleaseStats, release: int, amount: int, is_batch: bool) -> None:
+        self._stats, self._release, self._amount, self._is_batch = stats, release, amount, is_batch
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, _OF_OTHERS):
+            self._stats.failed(self._release, self._amount, self._is_batch)
 
 
 def _figures(window: float, counts: NDArray[np.float64], times: NDArray[np.int64], compared_release: int) -> Figures:

@@ -8,7 +8,7 @@ from enum import Enum, auto
 from server.core.errors import NotFound
 from server.core.release import Release
 from server.core.repository.traffic import Traffic
-from server.releases.registry import ReleaseRegistry
+from server.releases.registry import Lease, ReleaseRegistry
 
 
 class Alias(Enum):
@@ -43,17 +43,13 @@ class Routing:
         """The pinned release, or the active one. Raises `NoRelease` or `NotFound`."""
         return self._releases.get(self._pinned(pin))
 
-    @contextmanager
-    def lease(self, pin: Pin = NO_PIN, user_id: str = "") -> Iterator[Release]:
+    def lease(self, pin: Pin = NO_PIN, user_id: str = "") -> Lease:
         """The release for a user; it stays loaded until the block ends.
 
         `user_id` may be the key of a session; an empty one stands for a history given inline without a key, which the
-        active release answers. Raises `NoRelease` or
-        `NotFound`.
+        active release answers. Raises `NoRelease` or `NotFound`.
         """
-        number = self._pinned(pin) if pin or not user_id else self._number_for(user_id)
-        with self._releases.lease(number) as release:
-            yield release
+        return self._releases.lease(self._pinned(pin) if pin or not user_id else self._number_for(user_id))
 
     @contextmanager
     def lease_chunk(self, current: Release) -> Iterator["Route"]:

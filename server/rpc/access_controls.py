@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 
 from server.access.control import AccessControl, AccessFile, is_loopback
 from server.monitoring.metrics import Metrics
@@ -23,8 +24,10 @@ def access_controls(settings: Settings, metrics: Metrics) -> Callable[[str], Acc
             " and ".join(remote),
         )
 
+    counters = cache(metrics.caller_calls.labels)
+
     def observe(caller: str, outcome: str) -> None:
-        metrics.caller_calls.labels(caller, outcome).inc()
+        counters(caller, outcome).inc()
 
     has_mutual_tls = settings.tls_client_ca is not None
     return lambda address: AccessControl(file, address, observe, has_mutual_tls=has_mutual_tls)

@@ -1,4 +1,4 @@
-"""One listening gRPC server: services, interceptor, health, reflection, TLS."""
+"""One listening gRPC server: services, health, reflection, TLS."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
-from google.protobuf.descriptor import Descriptor, ServiceDescriptor
+from google.protobuf.descriptor import ServiceDescriptor
 from grpc.aio import Server
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -15,8 +15,8 @@ from server.access.control import AccessControl, is_loopback
 from server.core.errors import SetupError
 from server.monitoring.metrics import Metrics
 from server.rpc.certificates import ServerCertificates
-from server.rpc.interceptor import CallInterceptor
 from server.rpc.room import Room
+from server.rpc.wrapped_server import WrappedServer
 from server.settings import Settings
 
 log = logging.getLogger(__name__)
@@ -62,15 +62,6 @@ class Endpoint:
         self.rooms = {"calls": Room("calls", settings.max_calls), "streams": Room("streams", settings.max_streams)}
         """The limits of unary calls and of streams in progress, by kind."""
         self._server = grpc.aio.server(
-            interceptors=[
-                CallInterceptor(
-                    metrics,
-                    _request_types(services),
-                    access,
-                    self.rooms["calls"],
-                    self.rooms["streams"],
-                )
-            ],
             options=[
                 ("grpc.so_reuseport", int(shares_port)),
                 ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
@@ -80,8 +71,9 @@ class Endpoint:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 20_000),  # clients ping idle calls
             ],
         )
+        wrapped = WrappedServer(self._server, metrics, access, self.rooms["calls"], self.rooms["streams"])
         for service in services:
-            service.add(self._server)
+            wrapped.add_service(service.descriptor, service.add)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         if is_loopback(address) if settings.reflection is None else settings.reflection:
             names = [service.descriptor.full_name for service in services]
@@ -116,12 +108,3 @@ class Endpoint:
         """Set health to NOT_SERVING, refuse new calls, and wait at most `grace_seconds` for accepted calls."""
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace_seconds)
-
-
-def _request_types(services: Sequence[Service]) -> dict[str, Descriptor]:
-    """Request types by full method name, such as `/segrec.v1.SegrecService/Segment`."""
-    return {
-        f"/{service.descriptor.full_name}/{method.name}": method.input_type
-        for service in services
-        for method in service.descriptor.methods
-    }

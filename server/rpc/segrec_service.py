@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, aclosing, contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import TypeVar
@@ -100,26 +100,63 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._stopping = stopping
 
     async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
-        start = monotonic()
-        with ExitStack() as leases:
-            release, answer = await self._answer(leases, request, context)
+        async def respond(release: Release, answer: Answer) -> pb.SegmentResponse:
             response = pb.SegmentResponse()
             fill_segment(response, release, answer)
             response.warnings.extend(warnings_of(release, request))
-            self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
+
+        return await self._respond(request, context, respond)
 
     async def Recommend(self, request: pb.RecommendRequest, context: Context) -> pb.RecommendResponse:
         query = query_of(request.options)
-        start = monotonic()
-        with ExitStack() as leases:
-            release, answer = await self._answer(leases, request, context)
+
+        async def respond(release: Release, answer: Answer) -> pb.RecommendResponse:
             [ranking] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
             fill_recommend(response, release, answer, ranking)
             response.warnings.extend(warnings_of(release, request, request.options))
-            self._record_answers(release, [answer], seconds=monotonic() - start)
             return response
+
+        return await self._respond(request, context, respond)
+
+    async def _respond(
+        self,
+        request: pb.SegmentRequest | pb.RecommendRequest,
+        context: Context,
+        respond: Callable[[Release, Answer], Awaitable[ResponseT]],
+    ) -> ResponseT:
+        """Answer a unary call from its release, which stays loaded meanwhile; errors count in its figures.
+
+        The active release answers for one that Triton has lost.
+        """
+        start = monotonic()
+        pin = pin_of(request)
+        with (
+            self._routing.lease(pin, _routing_key(request)) as release,
+            self._metrics.release_stats.counting_errors(release.number, 1),
+        ):
+            answer = await self._answer_from(release, request, context)
+            if answer.degraded is not Degraded.RELEASE_NOT_LOADED or pin:
+                return await self._responded(release, answer, respond, start)
+            with self._routing.lease() as active:
+                if active is not release:
+                    answer = await self._answer_from(active, request, context)
+                return await self._responded(active, answer, respond, start)
+
+    async def _responded(
+        self,
+        release: Release,
+        answer: Answer,
+        respond: Callable[[Release, Answer], Awaitable[ResponseT]],
+        start: float,
+    ) -> ResponseT:
+        if answer.degraded is not Degraded.NO:
+            self._metrics.degraded.labels(answer.degraded.name).inc()
+        self._metrics.count_states([segment_state(answer)])
+        response = await respond(release, answer)
+        self._record_answers(release, [answer], seconds=monotonic() - start)
+        return response
 
     async def StreamSegment(
         self, request_iterator: AsyncIterator[pb.StreamSegmentRequest], context: Context
@@ -220,36 +257,12 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
             f"release {release.number} has no segment {request.segment_id}", "segment_id", reason="SEGMENT_NOT_FOUND"
         )
 
-    @contextmanager
-    def _lease(self, request: pb.SegmentRequest | pb.RecommendRequest) -> Iterator[Release]:
-        """The release for a unary call; an error of it is counted in the release's figures."""
-        with (
-            self._routing.lease(pin_of(request), _routing_key(request)) as release,
-            self._metrics.release_stats.counting_errors(release.number, 1),
-        ):
-            yield release
-
     def _record_answers(
         self, release: Release, answers: Sequence[Answer], *, is_batch: bool = False, seconds: float | None = None
     ) -> None:
         """Count the answers in the release's figures, and offer them to the shadow for a comparison."""
         self._metrics.release_stats.answered(release.number, answers, is_batch, seconds)
         self._shadow.offer(release, answers)
-
-    async def _answer(
-        self, leases: ExitStack, request: pb.SegmentRequest | pb.RecommendRequest, context: Context
-    ) -> tuple[Release, Answer]:
-        """The answer and its release, leased in `leases`. The active release answers for one that Triton has lost."""
-        release = leases.enter_context(self._lease(request))
-        answer = await self._answer_from(release, request, context)
-        if answer.degraded is Degraded.RELEASE_NOT_LOADED and not pin_of(request):
-            active = leases.enter_context(self._routing.lease())
-            if active is not release:
-                release, answer = active, await self._answer_from(active, request, context)
-        if answer.degraded is not Degraded.NO:
-            self._metrics.degraded.labels(answer.degraded.name).inc()
-        self._metrics.count_states([segment_state(answer)])
-        return release, answer
 
     async def _answer_from(
         self, release: Release, request: pb.SegmentRequest | pb.RecommendRequest, context: Context

@@ -32,7 +32,15 @@ class BoundedStore:
 
     async def get(self, user_id: str, seconds: float) -> History:
         """See `HistoryStore.get`."""
-        return await self._ask(seconds, self._store.get, user_id)
+        if not self._store.answers_at_once or self._breaker.is_open:
+            return await self._ask(seconds, self._store.get, user_id)
+        try:
+            history = await self._store.get(user_id)
+        except StoreUnavailable as error:
+            self._breaker.failed(str(error), 0.0)
+            raise
+        self._breaker.succeeded()
+        return history
 
     async def get_many(self, user_ids: Sequence[str], seconds: float) -> Histories:
         """See `HistoryStore.get_many`."""

@@ -20,6 +20,8 @@ class MemoryStore:
     The clock of erasures stands at 1970.
     """
 
+    answers_at_once = False
+
     def __init__(
         self,
         history_limit: int = 1000,

@@ -19,6 +19,7 @@ def main() -> None:
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # the parent ended before the line above
         sys.exit(1)
+    os.umask(0o077)  # what the command writes, this user alone can read
     os.execv(command[0], command)  # noqa: S606  the command is ours
 
 

@@ -49,7 +49,6 @@ class TritonProcess:
                 stderr=log,
                 env=environment.variables(),
                 start_new_session=True,
-                umask=0o077,
             )
         return cls(process, prefix)
 
