@@ -1,4 +1,4 @@
-"""The segments of real logs: the sweep over k, do they hold together, what do they foretell; against stated floors.
+"""The segments of real logs: the sweep over k, do they hold together, what do they predict; against stated floors.
 
     OMP_NUM_THREADS=1 python -m tests.benchmarks.bench_segments --data ml-100k,deskdrop --max-minutes 4 --work DIR
 

@@ -31,7 +31,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def worse(tmp_path: Path) -> Run:
-    """A run whose item embeddings belong to other items, so that nothing is foretold."""
+    """A run whose item embeddings belong to other items, so that nothing is predicted."""
     run = finished_run(tmp_path, parent=1, run_id="worse")
     path = run.path / "export" / "item_embeddings.npy"
     np.save(path, np.roll(np.load(path), 1, axis=0))

@@ -1,29 +1,46 @@
 """The examples of docs/API.md do what the page says, against the real server."""
 
+import json
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from segrec.errors import SegrecError
+from segrec.v1 import catalogue_service_pb2, event_service_pb2, model_service_pb2, segrec_service_pb2
 
 from deploy.api_page import ADDRESS, MODEL_ADDRESS, PAGE, read_examples
 from deploy.protos import ROOT
 from tests.service.test_grpcurl import GRPCURL
 from tests.support.server import ServerProcess
+from training.data.demo import write_demo
 
 EXAMPLES = read_examples()
+FILES = [one.DESCRIPTOR for one in (segrec_service_pb2, catalogue_service_pb2, event_service_pb2, model_service_pb2)]
 NODE_SECONDS = 120
+STAND_INS = {
+    "1082185": "item-001",
+    "995242": "item-002",
+    "Produce": "category-1",
+    "Eggs": "category-2",
+    '"purchase"': '"view"',
+    '"release": 1': '"release": 3',
+    "get_release(1)": "get_release(3)",
+}
+"""What the test's release has in place of names of the demo."""
 
 
 def blocks(language: str, server: ServerProcess) -> list[str]:
     """The code of a language in the order of the page, for this server: the introduction's first, if it has any."""
     found = re.findall(rf"^```{language}\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    return [text.replace(ADDRESS, server.address).replace(MODEL_ADDRESS, server.model_address) for text in found]
+    names = {ADDRESS: server.address, MODEL_ADDRESS: server.model_address} | STAND_INS
+    return [reduce(lambda text, pair: text.replace(*pair), names.items(), code) for code in found]
 
 
 @pytest.fixture
@@ -55,6 +72,31 @@ def test_grpcurl(running_server: ServerProcess) -> None:
             assert example["refused"] in result.stderr
         else:
             assert result.returncode == 0, (method, result.stderr)
+            assert_has_content(method, result.stdout)
+
+
+def assert_has_content(method: str, output: str) -> None:
+    """The first field of each message is what was asked for; grpcurl leaves out what is empty."""
+    service, name = method.split(".")
+    [described] = [file.services_by_name[service] for file in FILES if service in file.services_by_name]
+    first = described.methods_by_name[name].output_type.fields[0].name
+    answers = [json.loads(text) for text in re.split(r"(?<=^})\n", output, flags=re.MULTILINE) if text]
+    assert first in answers[0], (method, output)
+    if name.startswith("Stream"):
+        assert all("result" in row for row in answers[0]["chunk"]["rows"]), (method, output)
+
+
+def test_the_names_are_of_the_demo(tmp_path: Path) -> None:
+    log = write_demo(tmp_path)
+    bought = pl.scan_parquet(log.events).unique("item_id").select("item_id", "action")
+    items = pl.scan_parquet(log.items).join(bought, on="item_id").collect()
+    known = {*items["item_id"], *items["category"].explode(), *(f'"{action}"' for action in items["action"].unique())}
+    assert {name for name in STAND_INS if "release" not in name} <= known
+    users = set(pl.read_parquet(log.events, columns=["user_id"])["user_id"])
+    assert users >= {"42", "43"}
+    assert "visitor-1" not in users  # the examples record and erase this user
+    for name in ("RecordEvents", "EraseUser"):
+        assert '"user_id": "visitor-1"' in EXAMPLES[f"EventService.{name}"]["requests"][0]
 
 
 @pytest.mark.nightly

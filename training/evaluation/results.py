@@ -82,7 +82,7 @@ class EvaluateResult:
         return cls(directory, tuple(map(Result.read, raw["results"])), tuple(raw["notes"]))
 
     def verdict(self, strategies: Sequence[Figure]) -> str | None:
-        """Whether the product or a rule foretells the next visit better; None if it was not evaluated by visit.
+        """Whether the product or a rule predicts the next visit better; None if it was not evaluated by visit.
 
         The product is the hybrid: its lists in this evaluation, or `strategies`, the figures of the segment stage if
         they are of visits. Without either, it is the encoder.
@@ -98,11 +98,11 @@ class EvaluateResult:
         own, other = ndcg[product], rules[rule]
         if other > own:
             return (
-                f"A simple rule, `{rule}`, foretells the next visit better than the {product} of this run: NDCG@10 "
+                f"A simple rule, `{rule}`, predicts the next visit better than the {product} of this run: NDCG@10 "
                 f"{other:.4f} against {own:.4f}."
             )
         ahead = f", {own / other - 1:.1%} more than" if other else ";"
-        figure = f"The {product} foretells the next visit with NDCG@10 {own:.4f}"
+        figure = f"The {product} predicts the next visit with NDCG@10 {own:.4f}"
         return f"{figure}{ahead} the best rule, `{rule}` ({other:.4f})."
 
     def tables(self) -> list[Table]:

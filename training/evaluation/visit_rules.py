@@ -1,4 +1,4 @@
-"""Rules that foretell a user's next visit: what the user had before, what like users have, what follows the last visit.
+"""Rules that predict a user's next visit: what the user had before, what like users have, what follows the last visit.
 
 A rule scores items for some users at a time: sparse (C, V), above 0 where the rule has something to say, larger is
 better. No rule holds scores of all users and all items at once.

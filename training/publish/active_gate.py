@@ -38,6 +38,7 @@ _SCORES_AT_ONCE = 4_000_000
 _MISSED = 1 << 40
 """The rank of a target that a release does not know."""
 
+_QUALITY = "quality of the encoder"
 _NO_TEST_USERS = "no users: none in the log has enough events for a test"
 
 
@@ -78,10 +79,10 @@ def compared_with_active(
     settings: PublishSettings,
     progress: Progress = no_progress,
 ) -> list[Gate]:
-    """The gates `quality` and `segments`. `new` and `active` are a release and its directory."""
+    """The gates `quality of the encoder` and `segments`. `new` and `active` are a release and its directory."""
     test = gate_targets(run.require("prepare"), new[0], settings.compared_users)
     if test is None:
-        loss = Gate("quality", _NO_TEST_USERS, f"≥ {1 - settings.max_loss:.0%} of release {active[0].number}'s")
+        loss = Gate(_QUALITY, _NO_TEST_USERS, f"≥ {1 - settings.max_loss:.0%} of release {active[0].number}'s")
         return [loss, Gate("segments", _NO_TEST_USERS, f"≤ {settings.max_moved_share:.0%} moved")]
     progress("comparing with the active release", 0, 2)
     before = _outcome(active[0], test, partial(embed, active[1] / "model.onnx"))
@@ -96,18 +97,23 @@ def compared_with_active(
 
 
 def quality_gate(ndcg: PairedDifference, users: int, active: int, max_loss: float) -> Gate:
-    """Fails when NDCG@10 is significantly lower than the active release's, by more than the share `max_loss`."""
+    """Fails when the encoder alone has a significantly lower NDCG@10 than the active one, by more than `max_loss`.
+
+    What is served is judged beside rules, see `rule_gate`.
+    """
     before = ndcg.value - ndcg.difference
     loss = -ndcg.difference / before if before > 0 else 0.0
     figures = {"ndcg@10": ndcg.value, "active_ndcg@10": before, "p": ndcg.p}
-    measured = f"NDCG@10 {ndcg.value:.4f}, release {active} {before:.4f} (p {ndcg.p:.3f}), {users:,} users"
+    figure = f"NDCG@10 of the encoder alone {ndcg.value:.4f}, release {active} {before:.4f}"
+    measured = f"{figure} (p {ndcg.p:.3f}), {users:,} users"
     failed = loss > max_loss and ndcg.p < SIGNIFICANT
     problem = (
-        f"NDCG@10 is {ndcg.value:.4f}, and {before:.4f} for release {active} on the same {users:,} users: lower by "
-        f"{loss:.1%}, a significant difference (p {ndcg.p:.3f}), and --max-loss allows {max_loss:.1%}."
+        f"NDCG@10 of the encoder alone is {ndcg.value:.4f}, and {before:.4f} for release {active} on the same "
+        f"{users:,} users: lower by {loss:.1%}, a significant difference (p {ndcg.p:.3f}), and --max-loss allows "
+        f"{max_loss:.1%}."
     )
     limit = f"lower by ≤ {max_loss:.0%}, or not significant"
-    return Gate("quality", measured, limit, problem if failed else "", can_be_forced=True, figures=figures)
+    return Gate(_QUALITY, measured, limit, problem if failed else "", can_be_forced=True, figures=figures)
 
 
 def segment_gates(

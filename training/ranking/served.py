@@ -1,4 +1,4 @@
-"""How well each strategy of a release foretells what users did next, user by user."""
+"""How well each strategy of a release predicts what users did next, user by user."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ Chart = alt.Chart | alt.LayerChart | alt.FacetChart | alt.HConcatChart | alt.VCo
 AnyChart = TypeVar("AnyChart", alt.Chart, alt.LayerChart)
 
 
-GUTTER = 52
+GUTTER = 64
 """Pixels left of a plot, for its axis and the space to its neighbour."""
 
 

@@ -149,7 +149,7 @@ def curves(points: Sequence[Mapping[str, float]], page: Page) -> Chart:
         )
         dots = base.mark_point(color=ACCENT, filled=True, size=40, opacity=1)
         lines = base.mark_line(color=ACCENT, strokeWidth=2) + dots
-        title = alt.Title(_CURVES[key][0], subtitle=_CURVES[key][1])
+        title = alt.Title(_CURVES[key][0], subtitle=_CURVES[key][1], frame="group")
         panels.append(lines.properties(width=page.panels(columns), height=180, title=title))
     return beside(panels, columns)
 

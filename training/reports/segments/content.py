@@ -26,7 +26,7 @@ from training.config import ReportSettings
 from training.data.account import Account
 from training.data.origin import Origin
 from training.errors import RunError
-from training.evaluation.results import RANKS, EvaluateResult, figures_by_user
+from training.evaluation.results import PRODUCT, RANKS, EvaluateResult, figures_by_user
 from training.metrics import bootstrap_interval
 from training.ranking.served import SERVED_NDCG
 from training.reports.segments.people import People, people_by_segment, read_sources
@@ -114,7 +114,7 @@ class Measured:
 class Quality:
     """Quality under one protocol: each method over all users, and `overall` by segment, in the order of the cards.
 
-    The methods are the strategies of the release if they were measured, the encoder, and the rules.
+    The methods are the strategies of the release, or the encoder if strategies were not measured, and the rules.
     """
 
     protocol: str
@@ -339,10 +339,11 @@ def _quality(
     else:
         users = figures_by_user(pl.read_parquet(evaluated / RANKS).filter(pl.col("protocol") == protocol))
         methods = []
+    own = PRODUCT if methods else frozenset()  # the strategies hold the encoder
     methods += [
         Measured(result.method, result.users, result.figures["hr@10"], result.figures["ndcg@10"])
         for result in results
-        if result.protocol == protocol
+        if result.protocol == protocol and result.method not in own
     ]
     assignments = pl.read_parquet(segmented / "assignments.parquet", columns=["user_id", "segment_id"])
     placed = users.join(assignments, on="user_id")

@@ -24,17 +24,17 @@ def evaluated(ndcg: dict[str, float], protocol: str = NEXT_VISIT) -> EvaluateRes
     [
         (
             {"encoder": 0.06, "popularity": 0.08, "own, fading": 0.17},
-            "A simple rule, `own, fading`, foretells the next visit better than the encoder of this run: NDCG@10 "
+            "A simple rule, `own, fading`, predicts the next visit better than the encoder of this run: NDCG@10 "
             "0.1700 against 0.0600.",
         ),
         (
             {"hybrid": 0.22, "encoder": 0.06, "popularity": 0.08, "own, fading": 0.2},
-            "The hybrid foretells the next visit with NDCG@10 0.2200, 10.0% more than the best rule, `own, fading` "
+            "The hybrid predicts the next visit with NDCG@10 0.2200, 10.0% more than the best rule, `own, fading` "
             "(0.2000).",
         ),
         (
             {"hybrid": 0.1, "personal": 0.3, "popularity": 0.2},
-            "A simple rule, `popularity`, foretells the next visit better than the hybrid of this run: NDCG@10 0.2000 "
+            "A simple rule, `popularity`, predicts the next visit better than the hybrid of this run: NDCG@10 0.2000 "
             "against 0.1000.",
         ),
     ],
@@ -47,7 +47,7 @@ def test_the_hybrid_of_the_segment_stage_counts_if_its_figures_are_of_visits() -
     found = evaluated({"encoder": 0.06, "popularity": 0.08})
     of_visits = found.verdict(figures_of(NEXT_VISIT, "hybrid", {"ndcg@10": 0.1}))
     assert of_visits == (
-        "The hybrid foretells the next visit with NDCG@10 0.1000, 25.0% more than the best rule, `popularity` (0.0800)."
+        "The hybrid predicts the next visit with NDCG@10 0.1000, 25.0% more than the best rule, `popularity` (0.0800)."
     )
     of_events = found.verdict(figures_of(LEAVE_ONE_OUT, "hybrid", {"ndcg@10": 0.1}))
     assert of_events

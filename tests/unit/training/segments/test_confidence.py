@@ -111,7 +111,7 @@ def test_chance_that_breaks_the_order_is_smoothed_out() -> None:
     np.testing.assert_allclose(np.interp(np.linspace(0.1, 0.9, 5), knots, stays), [0.2, 0.45, 0.45, 0.85, 0.85])
 
 
-def test_the_error_is_the_mean_gap_between_foretold_and_seen() -> None:
+def test_the_error_is_the_mean_gap_between_predicted_and_seen() -> None:
     predicted = np.repeat([0.2, 0.8], 500)
     right = np.concatenate([np.arange(500) < 100, np.arange(500) < 400])
     assert calibration_error(predicted, right) == pytest.approx(0.0)

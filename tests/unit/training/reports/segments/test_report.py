@@ -121,6 +121,14 @@ def test_trust_and_time_zone_and_a_training_out_of_time_are_told(own: Run) -> No
     assert "h UTC (" not in text
 
 
+def test_remarks_for_those_who_train_come_after_what_readers_need(own: Run) -> None:
+    fill(own, "Of the ranking, by `trend`.")
+    text = page(own)
+    assert text.count("Of the ranking, by <code>trend</code>.") == 1
+    order = ["the segments can be used for", 'href="#remarks"', 'id="h-training"', 'id="remarks"', "Of the ranking"]
+    assert sorted(order, key=text.index) == order
+
+
 def test_what_is_missing_is_said_in_a_sentence(run: Run) -> None:
     absent = content_of(run).absent
     assert set(absent) == {"sweep", "moves", "quality", "curves"}
@@ -243,7 +251,8 @@ def test_quality_is_that_of_the_release_as_served(own: Run) -> None:
     assert {one.segment_id: (one.users, one.hr, one.ndcg) for one in quality.slices} == {
         number: (30, 1.0, 0.5) if number == first else (30, 0.0, 0.0) for number in placed["segment_id"].unique()
     }
-    assert [one.method for one in quality.methods] == ["hybrid", "personal", "segment", "popular", "encoder"]
+    # "personal" is the encoder's
+    assert [one.method for one in quality.methods] == ["hybrid", "personal", "segment", "popular"]
     text = page(own)
     share = figures.percent(values["hybrid", "hr"])
     sentence = "of users chose at their next visit at least one of the ten items that the release recommends to them"
