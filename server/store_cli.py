@@ -20,13 +20,15 @@ from server.core.erasure import ErasureMarks
 from server.core.errors import SegrecError, SetupError
 from server.core.history import History
 from server.core.repository.audit import AUDIT
+from server.core.repository.rules import RULES
+from server.core.repository.segment_notes import SEGMENT_NOTES
 from server.core.repository.traffic import TRAFFIC
 
 EXIT_DAMAGED = 1
 EXIT_SETUP = 2
 LEDGER = ".ledger.json"
-REPOSITORY_FILES = (TRAFFIC, AUDIT, LEDGER)
-"""Files of a model repository that nothing can make again; releases can be published again from their runs."""
+REPOSITORY_FILES = (TRAFFIC, AUDIT, LEDGER, SEGMENT_NOTES, RULES)
+"""What nothing can make again in a model repository; releases can be published again from their runs."""
 
 _LMDB = "lmdb:"
 _HISTORY, _REPOSITORY = "history", "repository"
@@ -148,10 +150,13 @@ def _damaged(count: int, what: str) -> int:
 def _copy_files(source: Path, target: Path) -> list[str]:
     """Copy the files of a repository that are there; returns their names. Each appears whole or not at all."""
     target.mkdir(parents=True, exist_ok=True)
-    names = [name for name in REPOSITORY_FILES if (source / name).is_file()]
+    names = [name for name in REPOSITORY_FILES if (source / name).exists()]
     for name in names:
         temporary = target / f"{name}.{os.getpid()}"
-        shutil.copy2(source / name, temporary)
+        if (source / name).is_dir():
+            shutil.copytree(source / name, temporary, ignore=shutil.ignore_patterns(".*"))
+        else:
+            shutil.copy2(source / name, temporary)
         temporary.replace(target / name)
     return names
 

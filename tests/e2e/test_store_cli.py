@@ -146,7 +146,9 @@ def test_exported_erasures_name_the_erased_users_to_the_training(filled: str, tm
 def test_a_backup_of_a_store_in_use_is_restored_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     repository, saved, restored = tmp_path / "repository", tmp_path / "saved", tmp_path / "restored"
     repository.mkdir()
-    for name in ("traffic.json", "audit.jsonl", ".ledger.json"):
+    (repository / "rules").mkdir()
+    names = ("traffic.json", "audit.jsonl", ".ledger.json", "segments.toml", "rules/1.json", "rules/2.json")
+    for name in (*names, "rules/.3.half-written"):
         (repository / name).write_text(f"{name} of before")
 
     async def save(store: HistoryStore) -> None:
@@ -160,8 +162,10 @@ def test_a_backup_of_a_store_in_use_is_restored_and_checked(tmp_path: Path, caps
     with_store(lambda: _opened(tmp_path / "store"), save)
     target = ("--store", f"lmdb:{restored}", "--repository", tmp_path / "new")
     assert run("restore", "--backup", saved, *target) == 0
-    assert f"restored: {USERS} histories, traffic.json, audit.jsonl, .ledger.json" in capsys.readouterr().out
-    assert (tmp_path / "new" / ".ledger.json").read_text() == ".ledger.json of before"
+    said = f"restored: {USERS} histories, traffic.json, audit.jsonl, .ledger.json, segments.toml, rules"
+    assert said in capsys.readouterr().out
+    files = {str(path.relative_to(tmp_path / "new")): path for path in (tmp_path / "new").rglob("*") if path.is_file()}
+    assert {name: path.read_text() for name, path in files.items()} == {name: f"{name} of before" for name in names}
 
     async def compare(store: HistoryStore) -> None:
         history = await store.get("用户-06")
