@@ -33,7 +33,7 @@ def _add(server: grpc.aio.Server) -> None:
         )
         for method in SERVICE.methods
     }
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    server.add_registered_method_handlers(SERVICE.full_name, handlers)
 
 
 @asynccontextmanager
