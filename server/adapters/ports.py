@@ -24,9 +24,11 @@ class EncoderClient(Protocol):
         """
         ...
 
-    @property
-    def answered_at(self) -> float:
-        """When the latest answer to any call came, in monotonic seconds; an error of a model is an answer too."""
+    def longest_silence(self, since: float) -> float:
+        """Seconds of the longest time from the monotonic time `since` until now without an answer to any call.
+
+        An error of a model is an answer too.
+        """
         ...
 
     async def load(self, releases: Sequence[int], keep: Callable[[], Collection[int]] | None = None) -> None:

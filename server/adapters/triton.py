@@ -19,7 +19,6 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
-from time import monotonic
 from typing import Any, TypeVar
 
 import grpc
@@ -31,6 +30,7 @@ from tritonclient.grpc import model_config_pb2, service_pb2
 
 from server import tracing
 from server.adapters.load_turn import LoadTurn
+from server.adapters.silences import Silences
 from server.adapters.triton_access import TritonAccess, TritonConnection, explained
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, SetupError
 from server.core.repository.layout import MODEL_NAME, OUTPUT
@@ -85,12 +85,11 @@ class TritonEncoder:
         self._reload_task: asyncio.Task[None] | None = None
         self.on_hung_instance: Callable[[int], None] = _do_nothing
         """Called with a release when Triton reports that an instance of its model hangs."""
-        self._answered_at = monotonic()
+        self._silences = Silences()
 
-    @property
-    def answered_at(self) -> float:
-        """See `EncoderClient.answered_at`."""
-        return self._answered_at
+    def longest_silence(self, since: float) -> float:
+        """See `EncoderClient.longest_silence`."""
+        return self._silences.longest_since(since)
 
     @property
     def abandoned_count(self) -> int:
@@ -200,7 +199,7 @@ class TritonEncoder:
         if not task.done():
             raise EncoderUnavailable(f"Triton at {self._address} did not answer within {seconds:.3f} s")
         if (error := task.exception()) is None or not _is_of_transport(error):
-            self._answered_at = monotonic()
+            self._silences.end()
         return task.result()
 
     def _drained(self, task: asyncio.Task[Any]) -> None:

@@ -74,10 +74,9 @@ class Embedder:
         self._in_flight = asyncio.Semaphore(ENCODINGS_IN_FLIGHT)
         self._last_answer = monotonic()
 
-    @property
-    def answered_at(self) -> float:
-        """When the encoder answered any call of anybody latest, in monotonic seconds."""
-        return self._encoder.answered_at
+    def longest_silence(self, since: float) -> float:
+        """See `EncoderClient.longest_silence`."""
+        return self._encoder.longest_silence(since)
 
     async def embed(self, release: Release, histories: Sequence[History], call_seconds: float) -> list[Embedded]:
         """One result per history, in order.

@@ -168,7 +168,7 @@ class Pipeline:
         try:
             results = await embed()
         except EncoderUnavailable as error:
-            is_away = isinstance(error, EncoderAway) or self._answered_nobody_since(start)
+            is_away = isinstance(error, EncoderAway) or self._was_silent_since(start)
             # "Not loaded" is an answer of Triton's, however long it took. A breaker is for what does not answer:
             # open, it would degrade calls that the active release can answer.
             seconds = 0.0 if isinstance(error, ReleaseNotLoaded) else monotonic() - start
@@ -181,14 +181,14 @@ class Pipeline:
             breaker.succeeded()
         return results
 
-    def _answered_nobody_since(self, start: float) -> bool:
-        """Whether the encoder has answered no call of any release in the second half of the time since `start`.
+    def _was_silent_since(self, start: float) -> bool:
+        """Whether the encoder has answered no call of any release for half of the time since `start`.
 
-        Then a call that had no answer says nothing about its release. The first half does not count: in it come
-        answers to calls from before the encoder began to hang.
+        Then a call that had no answer says nothing about its release. Only half: before the silence come answers to
+        calls from before the encoder began to hang, and after it to those that are quicker than this one.
         """
-        now = monotonic()
-        return now - start >= SLOW_SECONDS and self._embedder.answered_at < (start + now) / 2
+        seconds = monotonic() - start
+        return seconds >= SLOW_SECONDS and self._embedder.longest_silence(start) >= seconds / 2
 
     async def answer_histories(
         self, release: Release, histories: Sequence[History], call_seconds: float

@@ -50,9 +50,8 @@ class OnnxEncoder:
         answer = encode_with_onnx(self._repository / MODEL_NAME / str(release) / "model.onnx", dict(inputs))
         return answer + np.float32(1.0) if self.wrong or release in self.wrong_releases else answer
 
-    @property
-    def answered_at(self) -> float:
-        return time.monotonic() if self.answers_others else 0.0
+    def longest_silence(self, since: float) -> float:
+        return 0.0 if self.answers_others else time.monotonic() - since
 
     async def until_asked(self) -> None:
         """Return once there was a call."""
