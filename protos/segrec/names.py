@@ -35,6 +35,8 @@ _UNKNOWN = {
 
 def warning_sentence(warning: Warning) -> str:
     """What a warning of an answer says, in one sentence."""
+    if warning.reason == WarningReason.WARNING_REASON_HISTORY_NOT_ALLOWED:
+        return "only callers with the role erase are told which items of a user's stored history count"
     noun, command = _UNKNOWN.get(warning.reason, ("value", "items"))
     place = f" in {warning.field}" if warning.field else ""
     return f"the release does not know the {noun} {warning.value!r}{place}: see `segrec {command}`"

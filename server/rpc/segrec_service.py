@@ -19,6 +19,7 @@ from server.monitoring.metrics import Metrics
 from server.monitoring.shadow import Shadow
 from server.releases.routing import NO_PIN, Pin, Route, Routing
 from server.rpc.deadlines import seconds_left
+from server.rpc.explanations import explained
 from server.rpc.grpc_types import Context
 from server.rpc.messages.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
 from server.rpc.messages.errors import status_of
@@ -31,6 +32,7 @@ from server.rpc.messages.validation import (
     inline_history,
     pin_of,
     query_of,
+    routing_key,
 )
 from server.rpc.streams.parts import ChunkPart, configured_chunks, parts_by_items, whole_chunks
 from server.rpc.streams.release import StreamRelease
@@ -114,6 +116,11 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         async def respond(release: Release, answer: Answer) -> pb.RecommendResponse:
             [ranking] = await self._pipeline.recommend(release, query, [answer])
             response = pb.RecommendResponse()
+            if query.explain:
+                seconds = seconds_left(context, self._encode_timeout)
+                told = await explained(self._pipeline, self._metrics, request, (release, answer, ranking), seconds)
+                answer, ranking = told.answer, told.ranking
+                response.warnings.extend(told.warnings)
             fill_recommend(response, release, answer, ranking)
             response.warnings.extend(warnings_of(release, request, request.options))
             return response
@@ -133,7 +140,7 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         start = monotonic()
         pin = pin_of(request)
         with (
-            self._routing.lease(pin, _routing_key(request)) as release,
+            self._routing.lease(pin, routing_key(request)) as release,
             self._metrics.release_stats.counting_errors(release.number, 1),
         ):
             answer = await self._answer_from(release, request, context)
@@ -377,16 +384,6 @@ class _Stream:
     pin: Pin = NO_PIN
     query: Query = field(default_factory=lambda: query_of(pb.RecommendOptions()))
     options: pb.RecommendOptions = field(default_factory=pb.RecommendOptions)
-
-
-def _routing_key(request: pb.SegmentRequest | pb.RecommendRequest) -> str:
-    """What the traffic chooses the release by: the user id, or the session key; empty for a history without a key."""
-    if request.WhichOneof("subject") == "user_id":
-        if request.session_key:
-            message = "session_key is for a history given in the request: the id of a stored user chooses the release"
-            raise InvalidArgument(message, "session_key", reason="SESSION_KEY_WITHOUT_EVENTS")
-        return request.user_id
-    return checked_id(request.session_key, "session_key") if request.session_key else ""
 
 
 def _check_size(user_ids: Sequence[str]) -> None:

@@ -41,6 +41,8 @@ class Degraded(Enum):
     STORE_UNAVAILABLE = auto()
     RELEASE_NOT_LOADED = auto()
     """Triton answers, but has not loaded the release. Callers see STALE_EMBEDDING or ENCODER_UNAVAILABLE."""
+    NOT_EXPLAINED = auto()
+    """Only the items of the history are missing that explain the scores."""
 
 
 class Answer(NamedTuple):

@@ -14,6 +14,7 @@ from server.adapters.ports import HistoryStore, Recorded
 from server.core.errors import EncoderAway, EncoderUnavailable, ReleaseNotLoaded, StoreUnavailable
 from server.core.features import ignored_count
 from server.core.history import EMPTY, Event, History
+from server.core.ranking.contributions import left_out, reads_history, with_history_items
 from server.core.ranking.query import Query, Ranking, Subject
 from server.core.ranking.rank import past_events, rank
 from server.core.release import Release
@@ -265,6 +266,31 @@ class Pipeline:
                 return _rank(release, query, answers)
             executor = self._unary_executor if len(answers) < RANK_IN_THREAD_FROM else self._executor
             return await asyncio.get_running_loop().run_in_executor(executor, _rank, release, query, answers)
+
+    async def explain(self, release: Release, ranking: Ranking, answer: Answer, timeout_seconds: float) -> Ranking:
+        """The ranking of an answer, made with `explain`, with the items of the user's history that count most.
+
+        None are named without an embedding, for a degraded answer, and by strategies that do not read the history.
+        Raises `EncoderUnavailable` when the encoder does not answer within `timeout_seconds`.
+        """
+        is_whole = answer.degraded is Degraded.NO and answer.embedded.embedding is not None
+        if not (is_whole and ranking.items and reads_history(ranking.strategy)):
+            return ranking
+        in_thread = asyncio.get_running_loop().run_in_executor
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                left = await in_thread(self._executor, left_out, release, answer.history, ranking)
+                embedded = await self._guarded(
+                    release, lambda: self._embedder.embed(release, left.histories, timeout_seconds)
+                )
+        except TimeoutError as error:
+            raise EncoderUnavailable("the encoder did not explain an answer in time") from error
+        answers = [Answer(*pair) for pair in zip(embedded, left.histories, strict=True)]
+
+        def named() -> Ranking:
+            return with_history_items(release, ranking, left, [_subject(release, one) for one in answers])
+
+        return await in_thread(self._executor, named)
 
     async def record(self, user_id: str, events: Sequence[Event], seconds: float) -> Recorded:
         """Store a user's events durably within `seconds`. Raises `StoreUnavailable` and `Overloaded`."""

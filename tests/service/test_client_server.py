@@ -69,7 +69,7 @@ def test_an_explanation_sums_to_the_score_and_is_shown_as_a_table(
     assert "by hybrid, items filtered out: 1" in heading
     assert columns.split()[:5] == ["rank", "item", "title", "score", "base"]
     assert {"encoder", "segment", "popularity"} <= set(columns.split())
-    assert len(lines) == 3
+    assert len(lines) == 3 + 1 + 3  # each item again, under a heading, with what counts of the history
     assert main.main(["recommend", "curious", "--explain", "--json", *address]) == 0
     [record] = records(capsys.readouterr().out)
     assert record["strategy"] == "hybrid"

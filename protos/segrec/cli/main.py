@@ -204,7 +204,9 @@ def _add_query_commands(commands_: _Commands) -> None:
     items.add_argument("users", nargs="+", metavar="USER")
     _add_release(items)
     _add_recommend_options(items)
-    items.add_argument("--explain", action="store_true", help="show the parts of each score")
+    items.add_argument(
+        "--explain", action="store_true", help="show the parts of each score, and what counts of the history"
+    )
     segments = commands_.add("segments", "list the segments, or show one segment")
     segments.add_argument("segment_id", nargs="?", type=int, metavar="ID")
     _add_release(segments)

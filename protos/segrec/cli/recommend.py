@@ -17,6 +17,7 @@ _PART_HEADERS = {
     "segment": "segment",
     "popularity": "popularity",
     "trend": "trend",
+    "rule": "rule",
 }
 
 
@@ -32,6 +33,7 @@ def recommend(client: SegrecClient, options: argparse.Namespace, arguments: Reco
     for record in records:
         say(_heading(record))
         say(*(_item_table(record["items"], options.explain) if record["items"] else ["no items"]))
+        say(*_history_lines(record["items"]))
     return code
 
 
@@ -63,3 +65,23 @@ def _item_table(items: Sequence[dict[str, Any]], explain: bool) -> list[str]:
     ]
     headers = ("rank", "item", "title", "score", *base, *(_PART_HEADERS[part] for part in parts), "reason", "")
     return table(headers, lines)
+
+
+def _history_lines(items: Sequence[dict[str, Any]]) -> list[str]:
+    """For each item what counts most of the user's own history; nothing where no item tells it."""
+    lines = [
+        f"{rank}. {_name(item)}: {', '.join(_added(own) for own in item['history_items'])}"
+        for rank, item in enumerate(items, start=1)
+        if item.get("history_items")
+    ]
+    heading = "what counts most of this user's own history: how much lower the score would be without it"
+    return [heading, *lines] if lines else []
+
+
+def _added(own: dict[str, Any]) -> str:
+    events = "1 event" if own["event_count"] == 1 else f"{own['event_count']:,} events"
+    return f"{_name(own)} ({events}) {own['value']:.4f}"
+
+
+def _name(item: dict[str, Any]) -> str:
+    return str(item["title"] or shown_id(item["item_id"]))

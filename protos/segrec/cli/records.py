@@ -147,14 +147,18 @@ def _item(item: RecommendedItem) -> Record:
 
 
 def _explanation(item: RecommendedItem) -> Record:
-    """The base and the parts of the score by name, if the answer has them."""
+    """The base and the parts of the score by name, and the items of the history, if the answer has them."""
     if not item.HasField("explanation"):
         return {}
     parts = {
         ScorePart.Name(one.part).removeprefix("SCORE_PART_").lower(): plain_float(one.value)
         for one in item.explanation.parts
     }
-    return {"base": plain_float(item.explanation.base), "parts": parts}
+    history_items = [
+        {"item_id": one.item_id, "title": one.title, "event_count": one.event_count, "value": plain_float(one.value)}
+        for one in item.explanation.history_items
+    ]
+    return {"base": plain_float(item.explanation.base), "parts": parts, "history_items": history_items}
 
 
 def plain_float(value: float) -> float:

@@ -26,7 +26,7 @@ from google.api import field_behavior_pb2 as google_dot_api_dot_field__behavior_
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16segrec/v1/common.proto\x12\tsegrec.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\x05\x45vent\x12\x15\n\x07item_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x61\x63tion\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05value\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x33\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x65vent_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_value\"3\n\tEventList\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.EventB\x04\xe2\x41\x01\x02\"\x9d\x01\n\nAnswerInfo\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x1b\n\x13history_event_count\x18\x02 \x01(\x05\x12\x1b\n\x13ignored_event_count\x18\x03 \x01(\x05\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x32\n\x0f\x64\x65graded_reason\x18\x05 \x01(\x0e\x32\x19.segrec.v1.DegradedReason\"Q\n\x07Warning\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.segrec.v1.WarningReason\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t*\xa6\x01\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12#\n\x1f\x44\x45GRADED_REASON_STALE_EMBEDDING\x10\x01\x12\'\n#DEGRADED_REASON_ENCODER_UNAVAILABLE\x10\x02\x12%\n!DEGRADED_REASON_STORE_UNAVAILABLE\x10\x03*a\n\x0cReleaseAlias\x12\x1d\n\x19RELEASE_ALIAS_UNSPECIFIED\x10\x00\x12\x18\n\x14RELEASE_ALIAS_STABLE\x10\x01\x12\x18\n\x14RELEASE_ALIAS_CANARY\x10\x02*\x98\x01\n\rWarningReason\x12\x1e\n\x1aWARNING_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bWARNING_REASON_UNKNOWN_ITEM\x10\x01\x12!\n\x1dWARNING_REASON_UNKNOWN_ACTION\x10\x02\x12#\n\x1fWARNING_REASON_UNKNOWN_CATEGORY\x10\x03\x42@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16segrec/v1/common.proto\x12\tsegrec.v1\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa5\x01\n\x05\x45vent\x12\x15\n\x07item_id\x18\x01 \x01(\tB\x04\xe2\x41\x01\x02\x12\x14\n\x06\x61\x63tion\x18\x02 \x01(\tB\x04\xe2\x41\x01\x02\x12\x18\n\x05value\x18\x03 \x01(\x01\x42\x04\xe2\x41\x01\x01H\x00\x88\x01\x01\x12\x33\n\ttimestamp\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x04\xe2\x41\x01\x01\x12\x16\n\x08\x65vent_id\x18\x05 \x01(\tB\x04\xe2\x41\x01\x01\x42\x08\n\x06_value\"3\n\tEventList\x12&\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x10.segrec.v1.EventB\x04\xe2\x41\x01\x02\"\x9d\x01\n\nAnswerInfo\x12\x0f\n\x07release\x18\x01 \x01(\x03\x12\x1b\n\x13history_event_count\x18\x02 \x01(\x05\x12\x1b\n\x13ignored_event_count\x18\x03 \x01(\x05\x12\x10\n\x08\x64\x65graded\x18\x04 \x01(\x08\x12\x32\n\x0f\x64\x65graded_reason\x18\x05 \x01(\x0e\x32\x19.segrec.v1.DegradedReason\"Q\n\x07Warning\x12(\n\x06reason\x18\x01 \x01(\x0e\x32\x18.segrec.v1.WarningReason\x12\r\n\x05\x66ield\x18\x02 \x01(\t\x12\r\n\x05value\x18\x03 \x01(\t*\xc9\x01\n\x0e\x44\x65gradedReason\x12\x1f\n\x1b\x44\x45GRADED_REASON_UNSPECIFIED\x10\x00\x12#\n\x1f\x44\x45GRADED_REASON_STALE_EMBEDDING\x10\x01\x12\'\n#DEGRADED_REASON_ENCODER_UNAVAILABLE\x10\x02\x12%\n!DEGRADED_REASON_STORE_UNAVAILABLE\x10\x03\x12!\n\x1d\x44\x45GRADED_REASON_NOT_EXPLAINED\x10\x04*a\n\x0cReleaseAlias\x12\x1d\n\x19RELEASE_ALIAS_UNSPECIFIED\x10\x00\x12\x18\n\x14RELEASE_ALIAS_STABLE\x10\x01\x12\x18\n\x14RELEASE_ALIAS_CANARY\x10\x02*\xc0\x01\n\rWarningReason\x12\x1e\n\x1aWARNING_REASON_UNSPECIFIED\x10\x00\x12\x1f\n\x1bWARNING_REASON_UNKNOWN_ITEM\x10\x01\x12!\n\x1dWARNING_REASON_UNKNOWN_ACTION\x10\x02\x12#\n\x1fWARNING_REASON_UNKNOWN_CATEGORY\x10\x03\x12&\n\"WARNING_REASON_HISTORY_NOT_ALLOWED\x10\x04\x42@\n\rdev.segrec.v1P\x01Z!segrec.dev/gen/segrec/v1;segrecv1\xaa\x02\tSegrec.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -47,11 +47,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EVENTLIST'].fields_by_name['events']._loaded_options = None
   _globals['_EVENTLIST'].fields_by_name['events']._serialized_options = b'\342A\001\002'
   _globals['_DEGRADEDREASON']._serialized_start=568
-  _globals['_DEGRADEDREASON']._serialized_end=734
-  _globals['_RELEASEALIAS']._serialized_start=736
-  _globals['_RELEASEALIAS']._serialized_end=833
-  _globals['_WARNINGREASON']._serialized_start=836
-  _globals['_WARNINGREASON']._serialized_end=988
+  _globals['_DEGRADEDREASON']._serialized_end=769
+  _globals['_RELEASEALIAS']._serialized_start=771
+  _globals['_RELEASEALIAS']._serialized_end=868
+  _globals['_WARNINGREASON']._serialized_start=871
+  _globals['_WARNINGREASON']._serialized_end=1063
   _globals['_EVENT']._serialized_start=104
   _globals['_EVENT']._serialized_end=269
   _globals['_EVENTLIST']._serialized_start=271

@@ -17,6 +17,7 @@ class DegradedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     DEGRADED_REASON_STALE_EMBEDDING: _ClassVar[DegradedReason]
     DEGRADED_REASON_ENCODER_UNAVAILABLE: _ClassVar[DegradedReason]
     DEGRADED_REASON_STORE_UNAVAILABLE: _ClassVar[DegradedReason]
+    DEGRADED_REASON_NOT_EXPLAINED: _ClassVar[DegradedReason]
 
 class ReleaseAlias(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -30,10 +31,12 @@ class WarningReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     WARNING_REASON_UNKNOWN_ITEM: _ClassVar[WarningReason]
     WARNING_REASON_UNKNOWN_ACTION: _ClassVar[WarningReason]
     WARNING_REASON_UNKNOWN_CATEGORY: _ClassVar[WarningReason]
+    WARNING_REASON_HISTORY_NOT_ALLOWED: _ClassVar[WarningReason]
 DEGRADED_REASON_UNSPECIFIED: DegradedReason
 DEGRADED_REASON_STALE_EMBEDDING: DegradedReason
 DEGRADED_REASON_ENCODER_UNAVAILABLE: DegradedReason
 DEGRADED_REASON_STORE_UNAVAILABLE: DegradedReason
+DEGRADED_REASON_NOT_EXPLAINED: DegradedReason
 RELEASE_ALIAS_UNSPECIFIED: ReleaseAlias
 RELEASE_ALIAS_STABLE: ReleaseAlias
 RELEASE_ALIAS_CANARY: ReleaseAlias
@@ -41,6 +44,7 @@ WARNING_REASON_UNSPECIFIED: WarningReason
 WARNING_REASON_UNKNOWN_ITEM: WarningReason
 WARNING_REASON_UNKNOWN_ACTION: WarningReason
 WARNING_REASON_UNKNOWN_CATEGORY: WarningReason
+WARNING_REASON_HISTORY_NOT_ALLOWED: WarningReason
 
 class Event(_message.Message):
     __slots__ = ("item_id", "action", "value", "timestamp", "event_id")

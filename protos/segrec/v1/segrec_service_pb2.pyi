@@ -112,13 +112,27 @@ class ScorePartValue(_message.Message):
     value: float
     def __init__(self, part: _Optional[_Union[ScorePart, str]] = ..., value: _Optional[float] = ...) -> None: ...
 
+class HistoryItem(_message.Message):
+    __slots__ = ("item_id", "title", "event_count", "value")
+    ITEM_ID_FIELD_NUMBER: _ClassVar[int]
+    TITLE_FIELD_NUMBER: _ClassVar[int]
+    EVENT_COUNT_FIELD_NUMBER: _ClassVar[int]
+    VALUE_FIELD_NUMBER: _ClassVar[int]
+    item_id: str
+    title: str
+    event_count: int
+    value: float
+    def __init__(self, item_id: _Optional[str] = ..., title: _Optional[str] = ..., event_count: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+
 class ScoreExplanation(_message.Message):
-    __slots__ = ("base", "parts")
+    __slots__ = ("base", "parts", "history_items")
     BASE_FIELD_NUMBER: _ClassVar[int]
     PARTS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ITEMS_FIELD_NUMBER: _ClassVar[int]
     base: float
     parts: _containers.RepeatedCompositeFieldContainer[ScorePartValue]
-    def __init__(self, base: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ScorePartValue, _Mapping]]] = ...) -> None: ...
+    history_items: _containers.RepeatedCompositeFieldContainer[HistoryItem]
+    def __init__(self, base: _Optional[float] = ..., parts: _Optional[_Iterable[_Union[ScorePartValue, _Mapping]]] = ..., history_items: _Optional[_Iterable[_Union[HistoryItem, _Mapping]]] = ...) -> None: ...
 
 class RecommendedItem(_message.Message):
     __slots__ = ("item_id", "title", "score", "reason", "seen", "explanation", "rule_ids")

@@ -35,7 +35,7 @@ class Part(Enum):
 class Query:
     """What to recommend. `exclude_seen` None means the default of the release; `diversity` is 0 to 1.
 
-    Without `include_variants` the best item of a group stands for all its items. With `explain` the answer has parts.
+    Without `include_variants` the best item of a group stands for all its items. With `explain` scores are explained.
     """
 
     top_k: int = 10
@@ -65,11 +65,22 @@ class Subject:
     past: PastEvents
 
 
+class HistoryItem(NamedTuple):
+    """An item of the user's history, `row` is the item index - 1, with the number of its events there, from 1, and what
+    it adds to a score, in nats; see `server.core.ranking.contributions`.
+    """
+
+    row: int
+    event_count: int
+    value: float
+
+
 class Explanation(NamedTuple):
-    """A score as `base` + the sum of `parts`; see `server.core.ranking.reasons`."""
+    """A score as `base` + the sum of `parts`; see `server.core.ranking.reasons`. `history_items` change it most."""
 
     base: float
     parts: dict[Part, float]
+    history_items: tuple[HistoryItem, ...] = ()
 
 
 class Ranked(NamedTuple):

@@ -224,16 +224,22 @@ def _personal_scorer(plan: Plan, embedding: NDArray[np.float32], passes: Filter)
 def _hybrid_scorer(plan: Plan, embedding: NDArray[np.float32], segment_id: int, passes: Filter) -> _Scorer:
     """Log-linear mix of personal scores and log-probabilities of the segment, over the best items of both."""
     release, segment = plan.release, segment_list(plan.release, segment_id)
-    listed, weight = segment.rows[passes.of(segment.rows)], plan.release.manifest.hybrid_weight
+    listed = segment.rows[passes.of(segment.rows)]
 
     def scored(pool: NDArray[np.intp]) -> Scored:
         personal = pool[passes.of(pool)]
         rows = np.union1d(personal, listed[: max(SMALLEST_POOL, len(personal))])
-        log_probability = segment_scores(segment, release.popularity, rows)
-        scores = weight * release.personal_scores(embedding, rows) + (1.0 - weight) * log_probability
-        return plan.best(rows, scores, Strategy.HYBRID)
+        return plan.best(rows, _mixed_scores(release, embedding, segment, rows), Strategy.HYBRID)
 
     return scored
+
+
+def _mixed_scores(
+    release: Release, embedding: NDArray[np.float32], segment: SegmentList, rows: NDArray[np.intp]
+) -> NDArray[np.float32]:
+    weight, log_probability = release.manifest.hybrid_weight, segment_scores(segment, release.popularity, rows)
+    scores: NDArray[np.float32] = weight * release.personal_scores(embedding, rows) + (1.0 - weight) * log_probability
+    return scores
 
 
 def _next_visit_scorers(
@@ -245,17 +251,26 @@ def _next_visit_scorers(
     known: Sequence[int],
 ) -> list[_Scorer]:
     """Scorers by the log-probability that an item is in the user's next visit."""
-    release = plan.release
-    past = Behaviour.of([subject.past for subject in subjects], release.preprocessing.has_clock)
-    own = own_items(past, len(release.item_ids))
     # The personal scores are relative to the best of all items, whatever the filters of the query.
     is_whole = plan.mask is None and plan.rules is None
-    best = [pool[:POOL] for pool in pools] if is_whole else release.search(embeddings, POOL)
-    scorers = []
-    for row, (subject, place) in enumerate(zip(subjects, known, strict=True)):
-        person = Person(row, embeddings[row], best[row], segment_list(release, subject.segment_id))
-        scorers.append(_next_visit_scorer(plan, own, person, filters[place]))
-    return scorers
+    best = [pool[:POOL] for pool in pools] if is_whole else plan.release.search(embeddings, POOL)
+    own, people = _people(plan.release, subjects, embeddings, best)
+    return [_next_visit_scorer(plan, own, person, filters[place]) for person, place in zip(people, known, strict=True)]
+
+
+def _people(
+    release: Release,
+    subjects: Sequence[Subject],
+    embeddings: NDArray[np.float32],
+    best: Sequence[NDArray[np.integer]] | NDArray[np.integer],
+) -> tuple[OwnItems, list[Person]]:
+    """What the subjects had before, and each of them with the rows of the `best` items by personal score."""
+    past = Behaviour.of([subject.past for subject in subjects], release.preprocessing.has_clock)
+    people = [
+        Person(row, embeddings[row], best[row], segment_list(release, subject.segment_id))
+        for row, subject in enumerate(subjects)
+    ]
+    return own_items(past, len(release.item_ids)), people
 
 
 def _next_visit_scorer(plan: Plan, own: OwnItems, person: Person, passes: Filter) -> _Scorer:
@@ -280,6 +295,27 @@ def _next_visit_scorer(plan: Plan, own: OwnItems, person: Person, passes: Filter
 def _log_probability(log_odds: NDArray[np.float32]) -> NDArray[np.float64]:
     log_probability: NDArray[np.float64] = -np.logaddexp(0.0, -log_odds.astype(np.float64))
     return log_probability
+
+
+def scored_rows(
+    release: Release, strategy: Strategy, subjects: Sequence[Subject], rows: NDArray[np.intp]
+) -> list[Scored]:
+    """The same item rows (R,) for subjects with embeddings, in the order given, by the strategy hybrid or personal.
+
+    `strategy` is that of a ranking: the scores are those of the ranking, but for what rules add.
+    """
+    embeddings = np.stack([one for subject in subjects if (one := subject.embedding) is not None]).astype(np.float32)
+    if strategy is Strategy.PERSONAL:
+        return [
+            Scored(rows, scores.astype(np.float64), strategy) for scores in release.personal_scores(embeddings, rows)
+        ]
+    if release.next_visit is None:
+        lists = [segment_list(release, subject.segment_id) for subject in subjects]
+        mixed = (_mixed_scores(release, *pair, rows) for pair in zip(embeddings, lists, strict=True))
+        return [Scored(rows, scores.astype(np.float64), strategy) for scores in mixed]
+    own, people = _people(release, subjects, embeddings, release.search(embeddings, POOL))
+    features = [features_of(release.item_tables, own, person, rows) for person in people]
+    return [Scored(rows, _log_probability(release.next_visit.log_odds(one)), strategy, one) for one in features]
 
 
 def _listed(plan: Plan, subject: Subject, passes: Filter) -> Scored:

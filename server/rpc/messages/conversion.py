@@ -41,6 +41,7 @@ _DEGRADED = {
     Degraded.STALE_EMBEDDING: common_pb2.DEGRADED_REASON_STALE_EMBEDDING,
     Degraded.ENCODER_UNAVAILABLE: common_pb2.DEGRADED_REASON_ENCODER_UNAVAILABLE,
     Degraded.STORE_UNAVAILABLE: common_pb2.DEGRADED_REASON_STORE_UNAVAILABLE,
+    Degraded.NOT_EXPLAINED: common_pb2.DEGRADED_REASON_NOT_EXPLAINED,
 }
 _TRAIT_KINDS = {
     "category": segrec_service_pb2.TRAIT_KIND_CATEGORY,
@@ -137,6 +138,10 @@ def fill_recommend(
             item.explanation.base = explanation.base
             for part, value in explanation.parts.items():
                 item.explanation.parts.add(part=_PARTS[part], value=value)
+            for place, event_count, value in explanation.history_items:
+                item.explanation.history_items.add(
+                    item_id=item_ids[place], title=titles[place], event_count=event_count, value=value
+                )
     response.strategy = _STRATEGIES[ranking.strategy]
     response.removed_item_count = ranking.removed_count
     _fill_assignment(response.assignment, release, answer)

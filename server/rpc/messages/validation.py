@@ -240,6 +240,16 @@ def pin_of(message: Pinning) -> Pin:
     return NO_PIN
 
 
+def routing_key(request: SegmentRequest | RecommendRequest) -> str:
+    """What the traffic chooses the release by: the user id, or the session key; empty for a history without a key."""
+    if request.WhichOneof("subject") == "user_id":
+        if request.session_key:
+            message = "session_key is for a history given in the request: the id of a stored user chooses the release"
+            raise InvalidArgument(message, "session_key", reason="SESSION_KEY_WITHOUT_EVENTS")
+        return request.user_id
+    return checked_id(request.session_key, "session_key") if request.session_key else ""
+
+
 def in_range(value: int, smallest: int, largest: int, field: str, reason: str) -> int:
     """The value itself. Raises `InvalidArgument` when the value is out of range."""
     if not smallest <= value <= largest:

@@ -77,7 +77,8 @@ def test_parts_sum_to_the_score_and_the_reason_is_the_largest(release: Release, 
         assert items
         for item in items:
             assert item.explanation is not None
-            base, parts = item.explanation
+            base, parts, history_items = item.explanation
+            assert history_items == ()
             assert base + sum(parts.values()) == pytest.approx(item.score, abs=1e-5)
             assert parts[item.reason] == max(parts.values())
 
