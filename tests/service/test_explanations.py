@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
-from segrec import Event, ModelClient, SegrecClient, UserEvent, enum_name
+from segrec import Event, ModelClient, SegrecClient, UserEvent, enum_name, warning_sentence
 from segrec.cli import main
 from segrec.v1.segrec_service_pb2 import RecommendedItem, RecommendResponse
 
@@ -131,6 +131,7 @@ def test_only_callers_who_may_read_a_history_are_told(start_server: StartServer,
         record(client, "u")
         answer = client.recommend("u", explain=True)
         assert [enum_name(one, "reason") for one in answer.warnings] == ["history_not_allowed"]
+        assert "only callers with the role erase" in warning_sentence(answer.warnings[0])
         assert not any(told(answer.items).values())
         assert answer.items[0].explanation.parts
         assert not client.recommend("u", strategy="popular", explain=True).warnings

@@ -41,6 +41,11 @@ def test_quality_may_not_be_lower_unless_by_chance(
     assert gate.can_be_forced
     assert gate.figures is not None
     assert gate.figures["active_ndcg@10"] == pytest.approx(active.mean())
+    assert gate.name == "quality of the encoder", "not of what is served, which stands beside rules"
+    assert gate.measured.startswith(
+        f"NDCG@10 of the encoder alone {found.mean():.4f}, release 7 {active.mean():.4f} (p "
+    )
+    assert not problem or gate.problem.startswith("NDCG@10 of the encoder alone is ")
 
 
 def test_users_who_move_and_whose_segment_is_no_more_are_counted(tmp_path: Path) -> None:

@@ -114,7 +114,11 @@ def test_trust_and_time_zone_and_a_training_out_of_time_are_told(own: Run) -> No
     (own.path / "run.json").write_text(json.dumps(record))
     settings = ReportSettings(time_zone="Asia/Tokyo", value_unit="$")
     text = report(own, own.path.parents[1] / "repository", settings=settings).read_text(encoding="utf-8")
-    assert "its time was up (<code>[train] max_minutes</code>)" in text
+    # At the top in words that everybody understands; the setting stands with the training.
+    order = ["the segments can be used for", "was still learning when its time was up: more time", 'id="h-training"']
+    order.append("its time was up (<code>[train] max_minutes</code>)")
+    assert sorted(order, key=text.index) == order
+    assert text.count("max_minutes") == 1
     assert "What the segments can be used for" in text
     assert text.count('class="trust ') == GROUPS
     assert "h Asia/Tokyo (" in text
