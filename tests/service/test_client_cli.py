@@ -32,6 +32,16 @@ def test_a_bad_user_does_not_stop_the_answers_of_the_others(
     assert [record["user_id"] for record in records(output.out)] == ["ab"]
 
 
+@pytest.mark.parametrize("command", ["segment", "recommend"])
+def test_a_degraded_answer_has_its_own_exit_code(
+    fake: FakeSegrec, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main.main([command, "ab"]) == 0
+    assert main.main([command, "ab", "slow-1"]) == 7
+    assert "degraded: " in capsys.readouterr().out
+    assert main.main([command, "slow-1", "bad"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -6,7 +6,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from segrec.cli.exit_codes import OK, exit_code
+from segrec.cli.exit_codes import OK, ROWS_DEGRADED, exit_code
 from segrec.cli.figure_tables import figure_tables
 from segrec.cli.records import iso_time, json_line, plain_float, segment_record, table
 from segrec.cli.release_stats import live_record, live_sentences
@@ -23,7 +23,7 @@ _ITEM_FIELDS = ("item_id", "title", "user_share", "lift", "lift_low")
 
 
 def segment(client: SegrecClient, options: argparse.Namespace) -> int:
-    """Prints the segment of each user; returns the exit code of the first failure."""
+    """Prints the segment of each user; returns the exit code, see `answers_of`."""
     rows, code = answers_of(options.users, lambda user: client.segment(user, release=options.release))
     records = [segment_record(SegmentRow(user_id=user, result=answer)) for user, answer in rows]
     if options.json:
@@ -42,7 +42,8 @@ def segment(client: SegrecClient, options: argparse.Namespace) -> int:
 def answers_of(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple[str, Any]], int]:
     """The answers by user, and the exit code. A refused user is reported on stderr; the other users are answered.
 
-    What the release does not know of the options is reported there too, once.
+    The code is that of the first refusal; without one it says whether an answer is degraded. What the release does not
+    know of the options is reported on stderr too, once.
     """
     rows, code = [], OK
     for user in users:
@@ -53,7 +54,8 @@ def answers_of(users: list[str], call: Callable[[str], Any]) -> tuple[list[tuple
             code = code or exit_code(error)
     for sentence in dict.fromkeys(warning_sentence(warning) for _, answer in rows for warning in answer.warnings):
         complain(f"segrec: warning: {sentence}")
-    return rows, code
+    is_degraded = any(answer.info.degraded for _, answer in rows)
+    return rows, code or (ROWS_DEGRADED if is_degraded else OK)
 
 
 def note_of(record: dict[str, Any]) -> str:

@@ -33,7 +33,7 @@ exit codes:
   4    no server answers, it is not ready, or the answer is too late
   5    done, but some users failed or some events were refused
   6    the answers or counts of a stream do not match
-  7    done, but more users than --max-degraded have a degraded answer (and none failed)
+  7    done, but an answer is degraded, or of a stream more than --max-degraded (and none failed)
   130  interrupted (Ctrl-C)"""
 
 

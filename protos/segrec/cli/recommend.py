@@ -22,7 +22,7 @@ _PART_HEADERS = {
 
 
 def recommend(client: SegrecClient, options: argparse.Namespace, arguments: RecommendArguments) -> int:
-    """Prints the items for each user; returns the exit code of the first failure."""
+    """Prints the items for each user; returns the exit code, see `answers_of`."""
     if options.explain:
         arguments = {**arguments, "explain": True}
     rows, code = answers_of(options.users, lambda user: client.recommend(user, release=options.release, **arguments))
