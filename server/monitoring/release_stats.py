@@ -210,7 +210,7 @@ class ReleaseStats:
     def _add(self, buckets: _SecondBuckets, second: int, answers: Sequence[Answer], *, are_sent: bool) -> int:
         """Add answers to the buckets; returns how many were counted."""
         counted, degraded, placed, unconfident = len(answers), 0, 0, 0
-        for embedded, _, degradation, tells_of_release in answers:
+        for embedded, _, degradation, tells_of_release, _ in answers:
             if not tells_of_release:
                 counted -= 1
                 continue

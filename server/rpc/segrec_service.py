@@ -21,10 +21,11 @@ from server.releases.routing import NO_PIN, Pin, Route, Routing
 from server.rpc.deadlines import seconds_left
 from server.rpc.explanations import explained
 from server.rpc.grpc_types import Context
-from server.rpc.messages.conversion import fill_recommend, fill_segment, migration_message, profile_of, segment_state
+from server.rpc.messages.conversion import fill_recommend, migration_message, profile_of, segment_state
 from server.rpc.messages.errors import status_of
 from server.rpc.messages.listing import page_of
 from server.rpc.messages.request_warnings import RequestWarnings, warnings_of
+from server.rpc.messages.segment_response import segment_response
 from server.rpc.messages.validation import (
     MAX_USERS_PER_CHUNK,
     Clock,
@@ -101,12 +102,12 @@ class SegrecServicer(segrec_service_pb2_grpc.SegrecServiceServicer):
         self._memory = HistoryMemory(STREAM_MEMORY_BYTES)
         self._stopping = stopping
 
-    async def Segment(self, request: pb.SegmentRequest, context: Context) -> pb.SegmentResponse:
-        async def respond(release: Release, answer: Answer) -> pb.SegmentResponse:
-            response = pb.SegmentResponse()
-            fill_segment(response, release, answer)
-            response.warnings.extend(warnings_of(release, request))
-            return response
+    async def Segment(self, request: pb.SegmentRequest, context: Context) -> bytes:  # type: ignore[override]
+        async def respond(release: Release, answer: Answer) -> bytes:
+            prepared = segment_response(release, answer, request)
+            if prepared is not answer.prepared and request.user_id:
+                self._pipeline.keep_prepared(release, request.user_id, answer, prepared)
+            return prepared[1]
 
         return await self._respond(request, context, respond)
 

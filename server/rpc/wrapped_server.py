@@ -69,7 +69,7 @@ class WrappedServer:
             return _NO_ROOM if calls.is_full else deserializer(data)
 
         return grpc.unary_unary_rpc_method_handler(
-            self._unary(handler.unary_unary, name, path), deserialize, handler.response_serializer
+            self._unary(handler.unary_unary, name, path), deserialize, _bytes_or(handler.response_serializer)
         )
 
     def _unary(self, handler: Callable[[Any, Any], Awaitable[Any]], name: str, path: str) -> Any:
@@ -153,6 +153,11 @@ class _Handlers:
 
     def add_registered_method_handlers(self, _: str, handlers: dict[str, Handler]) -> None:
         self.handlers.update(handlers)
+
+
+def _bytes_or(serialize: Callable[[Any], bytes]) -> Callable[[Any], bytes]:
+    """A serializer that passes on what a handler has serialized itself."""
+    return lambda response: response if type(response) is bytes else serialize(response)
 
 
 def _readable(request: Any) -> Any:

@@ -45,6 +45,10 @@ class Degraded(Enum):
     """Only the items of the history are missing that explain the scores."""
 
 
+PreparedSegment = tuple[str, bytes]
+"""The label of the segment, empty without one, and the response of `Segment` that shows this label, as it is sent."""
+
+
 class Answer(NamedTuple):
     """The embedding and the history of one user, and why they are degraded."""
 
@@ -53,3 +57,5 @@ class Answer(NamedTuple):
     degraded: Degraded = Degraded.NO
     tells_of_release: bool = True
     """Whether the answer says something about its release; False where another part of the system failed."""
+    prepared: PreparedSegment | None = None
+    """The response of `Segment`, if it was kept with the embedding."""

@@ -18,7 +18,7 @@ from server.core.ranking.contributions import left_out, reads_history, with_hist
 from server.core.ranking.query import Query, Ranking, Subject
 from server.core.ranking.rank import past_events, rank
 from server.core.release import Release
-from server.serving.answer import Answer, Degraded, Embedded
+from server.serving.answer import Answer, Degraded, Embedded, PreparedSegment
 from server.serving.batching import MicroBatcher
 from server.serving.bounded_store import BoundedStore
 from server.serving.breaker import SLOW_SECONDS, Breaker
@@ -128,9 +128,9 @@ class Pipeline:
             history = await self._store.get(user_id, timeout_seconds)
         except StoreUnavailable:
             return _UNREADABLE
-        cached = self._cache.get(release.number, user_id, history)
+        cached = self._cache.answer(release.number, user_id, history)
         if cached is not None:
-            return Answer(cached, history)
+            return cached
         if not history:
             return Answer(_NO_EMBEDDING, history)
         try:
@@ -139,6 +139,11 @@ class Pipeline:
             return self._fallback(release, user_id, history, error)
         self._cache.put(release.number, user_id, history, embedded, erasure_count)
         return Answer(embedded, history)
+
+    def keep_prepared(self, release: Release, user_id: str, answer: Answer, prepared: PreparedSegment) -> None:
+        """Have later answers for this revision of the user's history carry the response that was made of this one."""
+        if answer.degraded is Degraded.NO:
+            self._cache.prepare(release.number, user_id, answer.history, prepared)
 
     async def answer_events(self, release: Release, history: History, timeout_seconds: float) -> Answer:
         """The answer for an inline history. `ignored_count` counts events of the whole history."""

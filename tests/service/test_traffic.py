@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from segrec import Event, ModelClient, SegrecClient
+from segrec import Event, ModelClient, SegrecClient, UserEvent
 from segrec.cli import main
 from segrec.errors import FailedPrecondition, InvalidArgument, NotFound
 from segrec.v1.model_service_pb2 import Guard, ReleaseState
@@ -271,10 +271,15 @@ def test_a_new_name_of_a_segment_is_in_all_answers_of_all_servers(pair: Pair) ->
         listed = [client.list_segments() for client in pair.clients]
         return {segment.label for answer in listed for segment in answer.segments if segment.segment_id == 2}
 
+    event = Event(item_id=item_id(2), action="view")
+    for client in pair.clients:
+        client.record([UserEvent(user_id="named", event=event)])
+        labels_before = [client.segment("named").assignment.label for _ in range(2)]  # the second one is cached
+        assert labels_before[0] == labels_before[1] != "Weekend families"
     rename_segment(pair.repository, 2, "Weekend families")
     try:
         wait_until(lambda: labels() == {"Weekend families"}, 10)
-        event = Event(item_id=item_id(2), action="view")
+        assert {client.segment("named").assignment.label for client in pair.clients} == {"Weekend families"}
         assert pair.clients[0].segment(events=[event]).assignment.label == "Weekend families"
         (pair.repository / SEGMENT_NOTES).write_text("[segments.2\n")
         pair.servers[0].wait_until_said("is no TOML file", 10)

@@ -9,7 +9,7 @@ from server.adapters import valkey_store
 from server.adapters.triton import TritonEncoder
 from server.core.history import History
 from server.monitoring.release_stats import ReleaseStats
-from server.serving.answer import Answer, Embedded
+from server.serving.answer import Answer
 from server.serving.cache import EmbeddingCache
 
 
@@ -17,11 +17,11 @@ from server.serving.cache import EmbeddingCache
 def cache_of_all_releases() -> Iterator[None]:
     """The cache gives the embedding of whichever release put it in."""
 
-    def get(self: EmbeddingCache, release: int, user_id: str, history: History) -> Embedded | None:
+    def current(self: EmbeddingCache, release: int, user_id: str, history: History) -> Any:
         entries = [entry for (_, user), entry in self._entries.items() if user == user_id]
-        return next((entry.embedded for entry in entries if entry.revision == history.revision), None)
+        return next((entry for entry in entries if entry[0] == history.revision), None)
 
-    with patch.object(EmbeddingCache, "get", get):
+    with patch.object(EmbeddingCache, "_current", current):
         yield
 
 

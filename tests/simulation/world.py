@@ -419,6 +419,8 @@ class World:
         request = segrec_service_pb2.SegmentRequest(user_id=user)
         since = self.loop.time()
         answer = await self._ask(server, server.segrec.Segment(request, Context()))  # type: ignore[arg-type]
+        if isinstance(answer, bytes):
+            answer = segrec_service_pb2.SegmentResponse.FromString(answer)
         if answer is not None:
             self.rules.check_answer(server, user, since, answer)
 

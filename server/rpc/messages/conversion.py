@@ -94,6 +94,12 @@ def segment_state(answer: Answer) -> segrec_service_pb2.SegmentState:
     return segrec_service_pb2.SEGMENT_STATE_UNAVAILABLE
 
 
+def label_of(release: Release, answer: Answer) -> str:
+    """The label of the user's segment, which people may change at any time; empty without a segment."""
+    embedded = answer.embedded
+    return "" if embedded.embedding is None else release.names.of(release.segments[embedded.segment_index])
+
+
 def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: Release, answer: Answer) -> None:
     embedded = answer.embedded
     assignment.state = segment_state(answer)
@@ -104,7 +110,7 @@ def _fill_assignment(assignment: segrec_service_pb2.SegmentAssignment, release: 
         return
     segment = release.segments[embedded.segment_index]
     assignment.segment_id = segment.segment_id
-    assignment.label = release.names.of(segment)
+    assignment.label = label_of(release, answer)
     assignment.distance = embedded.distance
     if embedded.runner_up_index != embedded.segment_index:
         assignment.runner_up_segment_id = release.segments[embedded.runner_up_index].segment_id
