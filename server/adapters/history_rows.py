@@ -32,8 +32,11 @@ class Retention:
 
     def view(self, history: History) -> History:
         """The events that are kept, as a history with a revision of its own where some are not; `EMPTY` without any."""
-        oldest_ms, oldest = self.oldest_ms, oldest_timestamp(history.row)
-        if oldest_ms is None or oldest is None or oldest >= oldest_ms:
+        oldest_ms = self.oldest_ms
+        if oldest_ms is None:
+            return history
+        oldest = oldest_timestamp(history.row)
+        if oldest is None or oldest >= oldest_ms:
             return history
         kept = history.since(oldest_ms)
         if not kept:

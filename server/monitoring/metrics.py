@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from segrec.v1.segrec_service_pb2 import SegmentState
 
+from server.monitoring.plain_metrics import Count, PlainCounter, PlainHistogram
 from server.monitoring.release_metrics import ReleaseCollector
 from server.monitoring.release_stats import ReleaseStats
 
@@ -18,14 +19,14 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.release_stats = ReleaseStats()
         self.registry.register(ReleaseCollector(self.release_stats))
-        self.calls = Counter(
+        self.calls = PlainCounter(
             "segrec_calls", "RPCs ended, by method and status code.", ["method", "code"], registry=self.registry
         )
-        self.call_seconds = Histogram(
+        self.call_seconds = PlainHistogram(
             "segrec_call_seconds",
             "Time from the start of a handler to its end; a stream counts once, as a whole.",
-            ["method"],
-            buckets=_SECONDS,
+            "method",
+            _SECONDS,
             registry=self.registry,
         )
         self.certificate_ends = Gauge(
@@ -33,7 +34,7 @@ class Metrics:
             "When the server's certificate expires, in seconds since 1970; 0 without TLS.",
             registry=self.registry,
         )
-        self.caller_calls = Counter(
+        self.caller_calls = PlainCounter(
             "segrec_caller_calls",
             "Calls and messages of streams, by the caller's name in the access file and by outcome: ADMITTED, or the "
             "reason of the refusal. The name is empty for callers without valid credentials.",
@@ -44,18 +45,18 @@ class Metrics:
             "segrec_stream_rows", "Rows of streams, by outcome.", ["method", "outcome"], registry=self.registry
         )
         self.degraded = Counter("segrec_degraded", "Degraded answers, by reason.", ["reason"], registry=self.registry)
-        self.segment_states = Counter(
+        self.segment_states = PlainCounter(
             "segrec_segment_states",
             "Answers by the state of their segment; divide by their sum for the share of each state.",
             ["state"],
             registry=self.registry,
         )
-        self._by_state: dict[SegmentState, Counter] = {}
-        self.store_seconds = Histogram(
+        self._by_state: dict[SegmentState, Count] = {}
+        self.store_seconds = PlainHistogram(
             "segrec_store_seconds",
             "Time of an operation of the history store, by operation; failed ones count too.",
-            ["operation"],
-            buckets=_SECONDS,
+            "operation",
+            _SECONDS,
             registry=self.registry,
         )
         self.waiting_calls = Gauge(
@@ -140,7 +141,7 @@ class Metrics:
         for state in set(states):
             self._of_state(state).inc(states.count(state))
 
-    def _of_state(self, state: SegmentState) -> Counter:
+    def _of_state(self, state: SegmentState) -> Count:
         counter = self._by_state.get(state)
         if counter is None:
             name = SegmentState.Name(state).removeprefix("SEGMENT_STATE_")

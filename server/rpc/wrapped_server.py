@@ -1,7 +1,7 @@
 """What every RPC has in common: request id, trace, decoding, errors as gRPC status, metrics and access log."""
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from time import monotonic
 from typing import Any
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 _LONGEST_REQUEST_ID = 128
 _NO_ROOM = object()
 
+Metadata = Iterable[tuple[str, str | bytes]]
 Trailing = tuple[tuple[str, str | bytes], ...]
 
 
@@ -79,8 +80,9 @@ class WrappedServer:
 
         async def call(request: Any, context: Context) -> Any:
             start = monotonic()
-            request_id = self._begin(context)
-            with tracing.call_span(path, context.invocation_metadata()):
+            metadata = context.invocation_metadata() or ()
+            request_id = self._begin(context, metadata)
+            with tracing.call_span(path, metadata):
                 try:
                     self._access.admit(path, context)
                     if request is _NO_ROOM:
@@ -91,10 +93,11 @@ class WrappedServer:
                 except Exception as error:
                     await self._abort(context, name, error, request_id, start)
                 finally:
-                    seconds.observe(monotonic() - start)
-                pace.add(monotonic() - start)
+                    taken = monotonic() - start
+                    seconds.observe(taken)
+                pace.add(taken)
                 succeeded.inc()
-                logs.log_call(name, "OK", monotonic() - start)
+                logs.log_call(name, "OK", taken)
                 return response
 
         return call
@@ -105,8 +108,9 @@ class WrappedServer:
 
         async def call(requests: Any, context: Context) -> AsyncIterator[Any]:
             start = monotonic()
-            request_id = self._begin(context)
-            with tracing.call_span(path, context.invocation_metadata()):
+            metadata = context.invocation_metadata() or ()
+            request_id = self._begin(context, metadata)
+            with tracing.call_span(path, metadata):
                 try:
                     self._access.admit_stream(path, context)
                     with self._streams:
@@ -123,9 +127,9 @@ class WrappedServer:
 
         return call
 
-    def _begin(self, context: Context) -> str:
+    def _begin(self, context: Context, metadata: Metadata) -> str:
         """The id of a call, which its answer also carries."""
-        request_id = logs.begin_request(_request_id(context))
+        request_id = logs.begin_request(_request_id(metadata))
         context.set_trailing_metadata(((REQUEST_ID_KEY, request_id),))
         return request_id
 
@@ -173,8 +177,8 @@ async def _all_readable(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         yield _readable(request)
 
 
-def _request_id(context: Context) -> str:
-    for key, value in context.invocation_metadata() or ():
+def _request_id(metadata: Metadata) -> str:
+    for key, value in metadata:
         if key == REQUEST_ID_KEY and isinstance(value, str):
             return value[:_LONGEST_REQUEST_ID]
     return ""

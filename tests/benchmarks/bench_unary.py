@@ -123,7 +123,9 @@ def segrec(
 ) -> Iterator[ServerProcess]:
     """A server that answers, with the histories of the log."""
     environment = options.triton_environment.absolute() if code is None else code / ".triton"
-    server = ServerProcess(directory, environment, "--bootstrap-events", str(events), code=code)
+    server = ServerProcess(
+        directory, environment, "--bootstrap-events", str(events), "--poll-seconds", "0.5", code=code
+    )
     try:
         server.wait_until_serving()
         yield server
