@@ -66,6 +66,9 @@ class MicroBatcher:
         self._waiting_count = 0
         self._running: dict[int, _Running] = {}
         self._late_start: asyncio.TimerHandle | None = None
+        self._unanswered: dict[_Call, None] = {}
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_end = 0.0
         self._last_end = 0.0
         self._call_seconds = 0.0
 
@@ -84,13 +87,35 @@ class MicroBatcher:
         call = _Call(history, future, monotonic() + timeout_seconds, tracing.current())
         pending.calls.append(call)
         self._waiting_count += 1
+        self._unanswered[call] = None
+        self._expire_at(call.end)
         loop.call_soon(self._start)
         try:
-            return await asyncio.wait_for(future, timeout_seconds)
-        except TimeoutError as error:
-            raise EncoderUnavailable("the encoder did not answer in time") from error
+            return await future
         finally:
+            del self._unanswered[call]
             self._stop_waiting(call)
+
+    def _expire_at(self, end: float) -> None:
+        """Set the timer to `end` unless it ends earlier; one timer for all calls costs less than one for each."""
+        if self._expiry is not None:
+            if self._expiry_end <= end:
+                return
+            self._expiry.cancel()
+        self._expiry_end = end
+        self._expiry = asyncio.get_running_loop().call_later(max(0.0, end - monotonic()), self._expire)
+
+    def _expire(self) -> None:
+        """Fail the calls whose time is up, and set the timer to the next of the others."""
+        self._expiry = None
+        now = monotonic()
+        unanswered = [call for call in self._unanswered if not call.future.done()]
+        for call in unanswered:
+            if call.end <= now:
+                call.future.set_exception(EncoderUnavailable("the encoder did not answer in time"))
+        later = [call.end for call in unanswered if call.end > now]
+        if later:
+            self._expire_at(min(later))
 
     def _stop_waiting(self, call: _Call) -> None:
         self._waiting_count -= call.is_waiting

@@ -107,6 +107,26 @@ async def test_a_micro_batch_is_no_larger_than_max_batch(
     assert sum(encoder.call_sizes) == 50
 
 
+async def test_each_call_fails_when_its_own_time_is_up(
+    release: Release, embedder: Embedder, encoder: OnnxEncoder
+) -> None:
+    batcher = MicroBatcher(embedder, max_batch=8)
+    encoder.gate = asyncio.Event()
+    failed: list[float] = []
+
+    async def ask(seconds: float) -> None:
+        with pytest.raises(EncoderUnavailable, match="in time"):
+            await batcher.embed(release, group_history(0), seconds)
+        failed.append(seconds)
+
+    patient = asyncio.ensure_future(batcher.embed(release, group_history(1), 30.0))
+    await encoder.until_asked()
+    await asyncio.gather(*map(ask, (0.09, 0.03, 0.06)))
+    assert failed == [0.03, 0.06, 0.09]
+    encoder.gate.set()
+    assert (await patient).segment_index == 1
+
+
 async def test_calls_whose_callers_have_gone_are_not_encoded(
     release: Release, embedder: Embedder, encoder: OnnxEncoder
 ) -> None:
